@@ -1,0 +1,89 @@
+"""The tree of errors: each class carries the exit code and the HTTP status it answers with.
+
+A message says what was found, what was wanted and what to do, and names the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class NotanError(Exception):
+    """Any error that notan raises on purpose; its text is one line written for the user."""
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+
+class ConfigError(NotanError):
+    """A setting, flag or name that does not exist or does not fit."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class DataError(NotanError):
+    """A picture, mask or data folder that is missing, unreadable or ambiguous."""
+
+    exit_code = 3
+    http_status = 422
+
+
+class ShapeError(NotanError):
+    """An array or tensor of another shape than the one asked for."""
+
+    exit_code = 4
+    http_status = 422
+
+
+class CheckpointError(NotanError):
+    """A checkpoint that is missing, damaged, untrusted or of another network."""
+
+    exit_code = 5
+    http_status = 422
+
+
+class DivergedError(NotanError):
+    """A training whose loss is no longer a number."""
+
+    exit_code = 6
+
+
+class ExportError(NotanError):
+    """An export that cannot be made or does not agree with its model."""
+
+    exit_code = 7
+
+
+class MissingExtraError(NotanError):
+    """An optional package that a feature needs and that is not installed."""
+
+    exit_code = 8
+    http_status = 501
+
+
+class StorageError(NotanError):
+    """A file that could not be written: full disk, no permission, not a folder."""
+
+    exit_code = 9
+    http_status = 507
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return the tail of a message that offers the valid name nearest to a wrong one.
+
+    Args:
+        name: The name that was given.
+        options: The names that would have been valid.
+
+    Returns:
+        ``"; did you mean 'unet'? (attention_unet, unet)"``, or only the list when nothing is near.
+    """
+    names = sorted(options)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else "; choose one of"
+    return f"{hint} ({', '.join(names)})" if names else ""

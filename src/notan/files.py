@@ -1,0 +1,91 @@
+"""Writing files whole or not at all, and finding folders that nothing is in yet."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from notan.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the place of ``path`` only when it is complete.
+
+    The data are flushed to the disk before the rename, so that a crash leaves either the old
+    file or the new one, never a part of it. Missing parent folders are made.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        A binary file to write into.
+
+    Raises:
+        StorageError: The disk is full, or the place cannot be written; nothing is left behind.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _give_usual_permissions(temporary)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file, or leave what was there.
+
+    Raises:
+        StorageError: The file could not be written.
+    """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write ``path`` into a StorageError that names it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"{path}: could not be written ({reason}); "
+            "free some space or choose another place with --out"
+        ) from error
+
+
+def fresh_folder(base: Path) -> Path:
+    """Return ``base``, or ``base-2``, ``base-3`` ... : the first that holds nothing yet."""
+    candidate, number = base, 1
+    while holds_something(candidate):
+        number += 1
+        candidate = base.with_name(f"{base.name}-{number}")
+    return candidate
+
+
+def holds_something(folder: Path) -> bool:
+    """Say whether a path is taken: a file, or a folder with anything in it."""
+    if not folder.is_dir():
+        return folder.exists()
+    return any(folder.iterdir())
+
+
+def _give_usual_permissions(temporary: str) -> None:
+    """Undo mkstemp's owner-only mode, so that the file is as readable as any other."""
+    mask = os.umask(0)
+    os.umask(mask)
+    Path(temporary).chmod(0o666 & ~mask)

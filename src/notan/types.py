@@ -1,0 +1,27 @@
+"""Shape-annotated names for the arrays and tensors that pass between the rooms.
+
+The tensor names are strings to the interpreter, so that this module never imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Size: TypeAlias = tuple[int, int]
+"""(height, width) in pixels."""
+
+Picture: TypeAlias = Annotated[npt.NDArray[np.uint8], "height width 3, RGB"]
+Mask: TypeAlias = Annotated[npt.NDArray[np.bool_], "height width, True = figure"]
+Probability: TypeAlias = Annotated[npt.NDArray[np.float32], "height width, 0..1"]
+ModelInput: TypeAlias = Annotated[npt.NDArray[np.float32], "3 height width, normalised"]
+
+Images: TypeAlias = "Annotated[Tensor, 'n 3 h w, float']"
+Logits: TypeAlias = "Annotated[Tensor, 'n 1 h w, float']"
+Probabilities: TypeAlias = "Annotated[Tensor, 'n 1 h w, 0..1']"
+Masks: TypeAlias = "Annotated[Tensor, 'n 1 h w, 0 or 1, float']"
