@@ -1,0 +1,26 @@
+"""Every setting of a run, and how a recipe, flags and overrides become one Run."""
+
+from notan.config.load import load_run, run_to_toml
+from notan.config.sections import (
+    Augment,
+    Border,
+    Data,
+    LossTerms,
+    Model,
+    Preprocess,
+    Run,
+    Train,
+)
+
+__all__ = [
+    "Augment",
+    "Border",
+    "Data",
+    "LossTerms",
+    "Model",
+    "Preprocess",
+    "Run",
+    "Train",
+    "load_run",
+    "run_to_toml",
+]

@@ -1,0 +1,112 @@
+"""A recipe, flags and ``section.key=value`` overrides become one Run; the later one wins."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from notan.config.sections import Run
+from notan.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+def load_run(
+    recipe: Path | None = None,
+    *,
+    flags: Mapping[str, object] | None = None,
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Build the settings of a run: defaults, then the recipe, then flags, then overrides.
+
+    Args:
+        recipe: A TOML file with some of the sections of Run, or None.
+        flags: Dotted names (``"train.epochs"``) and values; None values count as not given.
+        overrides: Words such as ``"model.width=16"``; the value is read as TOML, else as text.
+
+    Returns:
+        The whole, checked Run.
+
+    Raises:
+        ConfigError: The recipe is missing or not TOML, or a name or value does not exist or fit.
+    """
+    settings = _read_recipe(recipe) if recipe else {}
+    for name, value in (flags or {}).items():
+        if value is not None:
+            _put(settings, name, value)
+    for word in overrides:
+        name, value = _split_override(word)
+        _put(settings, name, value)
+    try:
+        return Run.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from error
+
+
+def run_to_toml(run: Run) -> str:
+    """Write a Run as TOML that ``load_run`` reads back to the same Run."""
+    return tomli_w.dumps(run.model_dump(mode="json", exclude_none=True))
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such recipe") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the recipe cannot be read ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _split_override(word: str) -> tuple[str, object]:
+    name, equals, text = word.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"'{word}': an override looks like section.key=value, say model.width=16")
+    return name.strip(), _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> object:
+    """Read a value as TOML; a bare word that is not TOML is text."""
+    if text.lower() == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(settings: dict[str, Any], dotted: str, value: object) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        inner = settings.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{dotted}: '{section}' is a value, not a section of settings")
+        settings = inner
+    settings[key] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    dotted = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"{dotted}: there is no such setting{nearest(location[-1], _siblings(location))}"
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{dotted}: {reason} (found {problem['input']!r})"
+
+
+def _siblings(location: list[str]) -> list[str]:
+    """Names that would have been valid in the place of an unknown one."""
+    section: type[BaseModel] = Run
+    for part in location[:-1]:
+        inner = section.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        section = inner
+    return list(section.model_fields)

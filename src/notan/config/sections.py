@@ -1,0 +1,155 @@
+"""Run and its sections: every setting, its type, its bounds and its default, in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Border: TypeAlias = Literal["figure", "ground", "ignore"]
+Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight: TypeAlias = Annotated[float, Field(ge=0.0)]
+PerChannel: TypeAlias = tuple[float, float, float]
+
+
+def _square(value: object) -> object:
+    return (value, value) if isinstance(value, int | str) else value
+
+
+Side: TypeAlias = Annotated[int, Field(ge=1, le=8192)]
+ImageSize: TypeAlias = Annotated[tuple[Side, Side], BeforeValidator(_square)]
+
+
+class Section(BaseModel):
+    """A group of settings that cannot change and knows no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Section):
+    """Which pictures, and how their masks are read."""
+
+    path: Path | None = None
+    """The data folder."""
+    layout: Literal["auto", "pets", "folder"] = "auto"
+    """``pets``: the Oxford-IIIT Pet layout; ``folder``: images/ + masks/; ``auto``: look."""
+    border: Border = "figure"
+    """What the trimap's border (value 3) counts as; data without trimaps have no border."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """The share of training pictures set aside where the data have no validation part."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Train on the first so many training pictures only, for trying things out."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that read and augment pictures; None: none on a CPU, up to 8 beside a GPU."""
+
+
+class Preprocess(Section):
+    """How a picture becomes a model's input."""
+
+    image_size: ImageSize = (256, 256)
+    """(height, width) that every picture is resized to; one number means a square."""
+    mean: PerChannel = (0.485, 0.456, 0.406)
+    """Mean of the red, green and blue channel (0..1) to subtract; ImageNet's by default."""
+    std: Annotated[PerChannel, Field()] = (0.229, 0.224, 0.225)
+    """Standard deviation to divide by; ImageNet's by default."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Preprocess:
+        if min(self.std) <= 0:
+            raise ValueError("every channel's std must be above 0")
+        return self
+
+
+class Augment(Section):
+    """How training pictures are varied; the values are the reference recipe's."""
+
+    enabled: bool = True
+    scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Zoom by up to this fraction, in or out."""
+    scale_probability: Fraction = 0.5
+    flip_probability: Fraction = 0.5
+    affine_scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """The affine step's own zoom, at every picture."""
+    affine_shift: Fraction = 0.1
+    """Shift by up to this fraction of height and width."""
+    affine_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 30.0
+    """Rotate by up to so many degrees, either way."""
+    crop_area: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """The random resized crop keeps at least this share of the area."""
+    crop_probability: Fraction = 0.5
+    brightness: Fraction = 0.2
+    contrast: Fraction = 0.2
+    light_probability: Fraction = 0.5
+    dropout_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """Side of each hole of the grid dropout, as a share of the grid's unit."""
+    dropout_probability: Fraction = 0.5
+
+
+class Model(Section):
+    """Which network, built from scratch."""
+
+    name: str = "unet"
+    """``unet``, ``resnet34_unet`` or ``attention_unet``."""
+    width: Annotated[int, Field(ge=1, le=512)] = 64
+    """Channels of the finest level; every other level is a multiple of it."""
+    residual: Literal["standard", "report"] = "standard"
+    """The residual block of ``resnet34_unet``: He et al.'s, or the reference report's."""
+
+
+class LossTerms(Section):
+    """The weight of each term of the loss, and the terms' own settings."""
+
+    bce: Weight = 1.0
+    dice: Weight = 1.0
+    focal: Weight = 0.0
+    tversky: Weight = 0.0
+    lovasz: Weight = 0.0
+    focal_gamma: Weight = 2.0
+    tversky_alpha: Weight = 0.3
+    tversky_beta: Weight = 0.7
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The terms that count, with their weights."""
+        names = ("bce", "dice", "focal", "tversky", "lovasz")
+        return {name: weight for name in names if (weight := float(getattr(self, name))) > 0}
+
+
+class Train(Section):
+    """How long and how fast to train."""
+
+    epochs: Annotated[int, Field(ge=1)] = 100
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    schedule: Literal["exponential", "cosine"] = "exponential"
+    """``exponential``: times ``gamma`` each epoch; ``cosine``: warm-up, then down to zero."""
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    """Epochs over which the cosine schedule rises to the learning rate."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many epochs without a better validation Dice; None: never."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; ``auto``: bf16 where a GPU has it, else fp32."""
+    detect_anomaly: bool = False
+    """Stop at the operation that made a NaN; slow."""
+    overlays: Annotated[int, Field(ge=0)] = 4
+    """Validation pictures shown in TensorBoard."""
+    tensorboard: bool = True
+    """Write TensorBoard events where the package is installed."""
+
+
+class Run(Section):
+    """All settings of one training."""
+
+    data: Data = Data()
+    preprocess: Preprocess = Preprocess()
+    augment: Augment = Augment()
+    model: Model = Model()
+    loss: LossTerms = LossTerms()
+    train: Train = Train()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides weights, order, augmentation and split."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
