@@ -1,0 +1,354 @@
+"""Losses of a two-class segmenter, and the weighted sum of named losses that a run trains on.
+
+Every loss takes the same three tensors of shape (n, 1, h, w) and returns a scalar of at least 0:
+
+- logits: any float type; computed in float32, or in float64 when that is what came in.
+- targets: 0 = ground, 1 = figure.
+- valid: 1 (or True) where a pixel counts, 0 (or False) where it is ignored. What logits and
+  targets hold at an ignored pixel changes nothing, and its gradient is exactly zero.
+
+Means over pictures run over the pictures that have a valid pixel; with none at all a loss is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from notan.errors import ConfigError, ShapeError, nearest
+
+if TYPE_CHECKING:
+    from notan.types import Logits, Masks
+
+LossTerm: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits, targets, valid) -> scalar loss."""
+
+
+def bce(logits: Logits, targets: Masks, valid: Masks) -> Tensor:
+    """Return the binary cross entropy, averaged over the valid pixels of the batch.
+
+    Args:
+        logits: (n, 1, h, w), any range.
+        targets: (n, 1, h, w), 0 or 1.
+        valid: (n, 1, h, w), 0 or 1, or bool.
+
+    Returns:
+        A scalar in 0..inf.
+
+    Raises:
+        ShapeError: The three tensors are not all of one shape (n, 1, h, w).
+
+    Source:
+        Ronneberger, Fischer and Brox 2015, arXiv 1505.04597. There: a softmax over two channels
+        and a weight for each pixel; here: a sigmoid over one channel, every valid pixel alike.
+    """
+    pixels = _pixels(logits, targets, valid)
+    losses = functional.binary_cross_entropy_with_logits(
+        pixels.logits, pixels.targets, reduction="none"
+    )
+    return _mean_over_pixels(losses, pixels.valid)
+
+
+def dice(logits: Logits, targets: Masks, valid: Masks, *, smooth: float = 1.0) -> Tensor:
+    """Return the soft Dice loss of each picture, averaged over the pictures.
+
+    Args:
+        logits: (n, 1, h, w), any range.
+        targets: (n, 1, h, w), 0 or 1.
+        valid: (n, 1, h, w), 0 or 1, or bool.
+        smooth: Pixels added to both parts of the ratio, above 0; it gives an empty picture a
+            loss of ``false_alarm / (false_alarm + smooth)`` and so a gradient.
+
+    Returns:
+        A scalar in 0..1.
+
+    Raises:
+        ShapeError: The three tensors are not all of one shape (n, 1, h, w).
+
+    Source:
+        Milletari, Navab and Ahmadi 2016, arXiv 1606.04797. Here the denominator holds plain sums
+        instead of sums of squares, and ``smooth`` is added. As there, and unlike much code, the
+        ratio is taken per picture and not over the batch: a small figure weighs as much as a
+        large one, and an empty picture still pushes down its own false alarms.
+    """
+    # Tversky with both weights at one half is Dice with every part of the ratio halved
+    return tversky(logits, targets, valid, alpha=0.5, beta=0.5, smooth=smooth / 2)
+
+
+def focal(
+    logits: Logits,
+    targets: Masks,
+    valid: Masks,
+    *,
+    gamma: float = 2.0,
+    alpha: float | None = None,
+) -> Tensor:
+    """Return the focal loss, averaged over the valid pixels: cross entropy, easy pixels faded.
+
+    Args:
+        logits: (n, 1, h, w), any range.
+        targets: (n, 1, h, w), 0 or 1; in-between values have no meaning here.
+        valid: (n, 1, h, w), 0 or 1, or bool.
+        gamma: How strongly easy pixels fade, at least 0; 0 gives plain cross entropy.
+        alpha: Weight of the figure's pixels in 0..1, the ground's being ``1 - alpha``; None
+            gives both the weight 1.
+
+    Returns:
+        A scalar in 0..inf.
+
+    Raises:
+        ShapeError: The three tensors are not all of one shape (n, 1, h, w).
+
+    Source:
+        Lin, Goyal, Girshick, He and Dollar 2017, arXiv 1708.02002. There the sum is divided by
+        the number of matched boxes; here by the number of valid pixels.
+    """
+    pixels = _pixels(logits, targets, valid)
+    margin = (2 * pixels.targets - 1) * pixels.logits
+    # (1 - p) ** gamma as an exponential: the power's own gradient is infinite or NaN at 0
+    fade = torch.exp(gamma * functional.logsigmoid(-margin))
+    losses = -fade * functional.logsigmoid(margin)
+    if alpha is not None:
+        losses = losses * (alpha * pixels.targets + (1 - alpha) * (1 - pixels.targets))
+    return _mean_over_pixels(losses, pixels.valid)
+
+
+def tversky(
+    logits: Logits,
+    targets: Masks,
+    valid: Masks,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    smooth: float = 1.0,
+) -> Tensor:
+    """Return the soft Tversky loss of each picture, averaged over the pictures.
+
+    Args:
+        logits: (n, 1, h, w), any range.
+        targets: (n, 1, h, w), 0 or 1.
+        valid: (n, 1, h, w), 0 or 1, or bool.
+        alpha: Weight of the false positives, at least 0.
+        beta: Weight of the false negatives, at least 0; above ``alpha`` it favours recall.
+        smooth: Pixels added to both parts of the ratio, above 0.
+
+    Returns:
+        A scalar in 0..1.
+
+    Raises:
+        ShapeError: The three tensors are not all of one shape (n, 1, h, w).
+
+    Source:
+        Salehi, Erdogmus and Gholipour 2017, arXiv 1706.05721. Here ``smooth`` is added, and the
+        ratio is taken per picture. It is written as (weighted errors) / (whole): one minus a
+        ratio near one would lose its digits in float32 and could fall below zero.
+    """
+    pixels = _pixels(logits, targets, valid)
+    figure = torch.sigmoid(pixels.logits)
+    ground = torch.sigmoid(-pixels.logits)
+    true_positive = (pixels.valid * pixels.targets * figure).sum(dim=1)
+    false_positive = (pixels.valid * (1 - pixels.targets) * figure).sum(dim=1)
+    false_negative = (pixels.valid * pixels.targets * ground).sum(dim=1)
+    errors = alpha * false_positive + beta * false_negative
+    return _mean_over_pictures(errors / (true_positive + errors + smooth), pixels.valid)
+
+
+def lovasz(logits: Logits, targets: Masks, valid: Masks) -> Tensor:
+    """Return the binary Lovasz hinge of each picture, averaged over the pictures.
+
+    It is a convex stand-in for 1 - IoU that works on logits, not on probabilities: a pixel stops
+    costing once its logit is beyond 1 on the right side.
+
+    Args:
+        logits: (n, 1, h, w), any range.
+        targets: (n, 1, h, w), 0 or 1; in-between values have no meaning here.
+        valid: (n, 1, h, w), 0 or 1, or bool.
+
+    Returns:
+        A scalar in 0..inf. A picture without figure costs its single worst false alarm.
+
+    Raises:
+        ShapeError: The three tensors are not all of one shape (n, 1, h, w).
+
+    Source:
+        Berman, Rannen Triki and Blaschko 2018, arXiv 1705.08790. Their code takes differences of
+        neighbouring Jaccard values; here the same steps come from counts in closed form, which
+        keeps their digits on large pictures, and the batch is sorted at once.
+    """
+    pixels = _pixels(logits, targets, valid)
+    errors = 1 - (2 * pixels.targets - 1) * pixels.logits
+    weights = _jaccard_steps(errors.detach(), pixels.targets, pixels.valid)
+    return _mean_over_pictures((functional.relu(errors) * weights).sum(dim=1), pixels.valid)
+
+
+LOSSES: Mapping[str, LossTerm] = MappingProxyType(
+    {"bce": bce, "dice": dice, "focal": focal, "tversky": tversky, "lovasz": lovasz}
+)
+"""Every loss by the name that recipes use."""
+
+
+class LossValue(NamedTuple):
+    """What a Loss says about one batch.
+
+    Attributes:
+        total: Scalar, the weighted sum of the terms; the tensor to call ``backward`` on.
+        terms: Each term before its weight, by name, in the order of the weights.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A weighted sum of named losses.
+
+    Attributes:
+        weights: Name of a loss in LOSSES -> its weight, at least 0; a loss of weight 0 is not
+            computed.
+        focal_gamma: ``gamma`` of the focal loss, at least 0.
+        tversky_alpha: Weight of false positives in the Tversky loss, at least 0.
+        tversky_beta: Weight of false negatives in the Tversky loss, at least 0.
+
+    Raises:
+        ConfigError: A name is unknown, a number is negative or not finite, or no weight is
+            above 0.
+    """
+
+    weights: Mapping[str, float]
+    focal_gamma: float = 2.0
+    tversky_alpha: float = 0.3
+    tversky_beta: float = 0.7
+
+    def __post_init__(self) -> None:
+        # A copy: the caller's mapping may change after it was checked
+        object.__setattr__(self, "weights", dict(self.weights))
+        for name, weight in self.weights.items():
+            if name not in LOSSES:
+                raise ConfigError(f"there is no loss '{name}'{nearest(name, LOSSES)}")
+            _require_at_least_zero(f"the weight of loss '{name}'", weight)
+        if not any(weight > 0 for weight in self.weights.values()):
+            raise ConfigError(
+                f"no loss has a weight above 0 (found {self.weights}); "
+                "give at least one, for example bce = 1.0"
+            )
+        for setting in ("focal_gamma", "tversky_alpha", "tversky_beta"):
+            _require_at_least_zero(setting, getattr(self, setting))
+
+    def __call__(self, logits: Logits, targets: Masks, valid: Masks) -> LossValue:
+        """Compute the terms and their weighted sum.
+
+        Args:
+            logits: (n, 1, h, w), any range.
+            targets: (n, 1, h, w), 0 or 1.
+            valid: (n, 1, h, w), 0 or 1, or bool.
+
+        Returns:
+            The weighted sum, and each term before its weight.
+
+        Raises:
+            ShapeError: The three tensors are not all of one shape (n, 1, h, w).
+        """
+        terms = {name: term(logits, targets, valid) for name, term in self._terms().items()}
+        weighted = [self.weights[name] * term for name, term in terms.items()]
+        return LossValue(torch.stack(weighted).sum(), terms)
+
+    def _terms(self) -> dict[str, LossTerm]:
+        """Return the losses of positive weight, with their settings filled in."""
+        tuned: dict[str, LossTerm] = {
+            "focal": partial(focal, gamma=self.focal_gamma),
+            "tversky": partial(tversky, alpha=self.tversky_alpha, beta=self.tversky_beta),
+        }
+        return {
+            name: tuned.get(name, LOSSES[name])
+            for name, weight in self.weights.items()
+            if weight > 0
+        }
+
+
+class _Pixels(NamedTuple):
+    """A batch ready to be compared: each (n, h * w), float32 or float64."""
+
+    logits: Tensor
+    targets: Tensor
+    valid: Tensor
+
+
+def _pixels(logits: Tensor, targets: Tensor, valid: Tensor) -> _Pixels:
+    """Check the shapes, cast, and blank the ignored pixels before any arithmetic sees them."""
+    _check_shapes(logits, targets, valid)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    # A product with zero would let a NaN or a 255 through from the ignored area
+    ignored = valid == 0
+    return _Pixels(
+        logits.to(dtype).masked_fill(ignored, 0).flatten(1),
+        targets.to(dtype).masked_fill(ignored, 0).flatten(1),
+        (~ignored).to(dtype).flatten(1),
+    )
+
+
+def _check_shapes(logits: Tensor, targets: Tensor, valid: Tensor) -> None:
+    """Raise ShapeError unless all three are (n, 1, h, w): broadcasting would hide the mistake."""
+    if logits.ndim != 4 or logits.shape[1] != 1:
+        raise ShapeError(f"the logits have shape {tuple(logits.shape)}; a loss takes (n, 1, h, w)")
+    for name, tensor in (("targets", targets), ("valid mask", valid)):
+        if tensor.shape != logits.shape:
+            raise ShapeError(
+                f"the logits have shape {tuple(logits.shape)} and the {name} "
+                f"{tuple(tensor.shape)}; a loss takes all of one shape (n, 1, h, w)"
+            )
+
+
+def _mean_over_pixels(losses: Tensor, valid: Tensor) -> Tensor:
+    """Average (n, pixels) over the valid pixels; 0 when there is none."""
+    return (losses * valid).sum() / valid.sum().clamp(min=1)
+
+
+def _mean_over_pictures(losses: Tensor, valid: Tensor) -> Tensor:
+    """Average (n,) over the pictures with a valid pixel; 0 when there is none."""
+    seen = valid.any(dim=1)
+    return losses.masked_fill(~seen, 0).sum() / seen.sum().clamp(min=1)
+
+
+def _jaccard_steps(errors: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Return what each pixel adds to the Jaccard loss when pixels go wrong in order of error.
+
+    With the k worst pixels wrong, the intersection is the figure still right and the union is
+    the figure and the ground already wrong. One more figure pixel takes 1 from the intersection
+    (a step of 1 / union); one more ground pixel adds 1 to the union (a step of
+    intersection / union - intersection / (union + 1)).
+
+    Args:
+        errors: (n, pixels), without gradient.
+        targets: (n, pixels), 0 or 1; 0 where not valid.
+        valid: (n, pixels), 0 or 1.
+
+    Returns:
+        (n, pixels), at least 0, in the order of the input; 0 where not valid.
+    """
+    # Ignored pixels go last, where they change no count of a valid one
+    order = errors.masked_fill(valid == 0, -math.inf).argsort(dim=1, descending=True, stable=True)
+    # Whole numbers: exact, and the same on every run (a float cumsum on CUDA is not)
+    figure = targets.gather(1, order).long()
+    total = figure.sum(dim=1, keepdim=True)
+    intersection = (total - figure.cumsum(dim=1)).to(errors.dtype)
+    union = (total + (1 - figure).cumsum(dim=1)).to(errors.dtype)
+    # The first false alarm of a picture without figure takes the Jaccard loss from 0 to 1
+    first_alarm = (union == 1).to(errors.dtype)
+    ground_steps = intersection / union / (union - 1).clamp(min=1) + first_alarm
+    steps = torch.where(figure == 1, 1 / union, ground_steps)
+    return torch.zeros_like(errors).scatter(1, order, steps) * valid
+
+
+def _require_at_least_zero(name: str, value: float) -> None:
+    """Raise ConfigError for a number that is negative, infinite or not a number."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{name} is {value}; it must be a finite number of at least 0")
