@@ -1,0 +1,1 @@
+"""Networks, written here and trained from scratch by default; pictures in, logits out."""

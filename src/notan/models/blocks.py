@@ -1,0 +1,118 @@
+"""The pieces that the networks are made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from notan.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from notan.types import Images
+
+
+class DoubleConv(nn.Sequential):
+    """Twice: 3x3 convolution without bias, batch norm, ReLU.
+
+    Source: Ronneberger, Fischer, Brox 2015, arXiv:1505.04597; here padded, so that the size
+    stays, and with batch norm (Ioffe and Szegedy 2015), which the paper did not have.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(*_conv_norm_relu(inputs, outputs), *_conv_norm_relu(outputs, outputs))
+
+
+def _conv_norm_relu(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    return (
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Up(nn.Module):
+    """One step up: a 2x2 transposed convolution, the skip beside it, a double convolution."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        self.enlarge = nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
+        self.convolve = DoubleConv(outputs + skip, outputs)
+
+    def forward(self, coarse: Images, skip: Images) -> Images:
+        """Join (n, inputs, h, w) with the skip (n, skip, 2h, 2w) to (n, outputs, 2h, 2w)."""
+        joined: Images = self.convolve(torch.cat([skip, self.enlarge(coarse)], dim=1))
+        return joined
+
+
+class AttentionGate(nn.Module):
+    """Weigh a skip by what the coarser level says of it.
+
+    Source: Oktay et al. 2018, Attention U-Net, arXiv:1804.03999, equations 1 and 2, in two
+    dimensions: additive attention on the grid of the coarser level, enlarged bilinearly.
+    """
+
+    def __init__(self, skip: int, gate: int) -> None:
+        super().__init__()
+        inner = skip
+        self.from_skip = nn.Conv2d(skip, inner, 2, stride=2, bias=False)
+        self.from_gate = nn.Conv2d(gate, inner, 1)
+        self.weigh = nn.Conv2d(inner, 1, 1)
+        self.finish = nn.Sequential(nn.Conv2d(skip, skip, 1, bias=False), nn.BatchNorm2d(skip))
+
+    def forward(self, skip: Images, gate: Images) -> Images:
+        """Weigh the skip (n, skip, 2h, 2w) by the gate (n, gate, h, w); the size stays."""
+        score = self.weigh(torch.relu(self.from_skip(skip) + self.from_gate(gate)))
+        attention = nn.functional.interpolate(
+            torch.sigmoid(score), size=skip.shape[2:], mode="bilinear", align_corners=False
+        )
+        weighed: Images = self.finish(skip * attention)
+        return weighed
+
+
+class Decoder(nn.Module):
+    """The upward half of a U-Net, for any encoder whose strides double from level to level.
+
+    The head and any steps from the finest level back to the picture's size are the model's.
+    """
+
+    def __init__(
+        self, encoder_channels: Sequence[int], channels: Sequence[int], *, gated: bool = False
+    ) -> None:
+        """Build one step up for each pair of neighbouring levels.
+
+        Args:
+            encoder_channels: Channels of the encoder's feature maps, finest first.
+            channels: Channels after each step up, coarsest first; one fewer than levels.
+            gated: Put an attention gate on every skip but the finest, as Oktay et al. do.
+
+        Raises:
+            ConfigError: The two do not fit.
+        """
+        super().__init__()
+        *skips, bottom = encoder_channels
+        if len(channels) != len(skips):
+            raise ConfigError(
+                f"a decoder of {len(channels)} steps on an encoder of {len(encoder_channels)} "
+                f"levels; {len(skips)} steps are wanted"
+            )
+        coarse_first = skips[::-1]
+        inputs = [bottom, *channels[:-1]]
+        self.steps = nn.ModuleList(map(Up, inputs, coarse_first, channels))
+        self.gates = nn.ModuleList(
+            AttentionGate(skip, gate)
+            for skip, gate in zip(coarse_first[:-1] if gated else [], inputs, strict=False)
+        )
+
+    def forward(self, features: Sequence[Images]) -> Images:
+        """Map the encoder's feature maps, finest first, to one of the finest map's size."""
+        *skips, result = features
+        for number, step in enumerate(self.steps):
+            skip = skips[-1 - number]
+            if number < len(self.gates):
+                skip = self.gates[number](skip, result)
+            result = step(result, skip)
+        return result
