@@ -1,0 +1,193 @@
+"""Batches of tensors from a source, in an order and variation that the seed alone decides.
+
+The order is a function of (seed, epoch) and the variation of (seed, epoch, index), never of a
+worker's history, so that any number of workers gives the same training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from notan.data.transforms import vary
+from notan.errors import NotanError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from notan.data.sample import Sample, Source
+    from notan.data.transforms import Transform
+    from notan.preprocess import Placement, Preprocessor
+    from notan.types import Images, Mask, Masks
+
+Key: TypeAlias = tuple[int, int]
+"""(epoch, index of the sample)."""
+
+
+class Truth(NamedTuple):
+    """A sample's mask at the picture's own size, and the way there from the model's size."""
+
+    name: str
+    mask: Mask
+    ignore: Mask | None
+    placement: Placement
+
+
+class Batch(NamedTuple):
+    """What one step works on.
+
+    Attributes:
+        images: float32, (n, 3, h, w), normalised.
+        targets: float32, (n, 1, h, w), 1 = figure.
+        valid: float32, (n, 1, h, w), 0 = ignored or padding.
+        truths: One for each picture.
+    """
+
+    images: Images
+    targets: Masks
+    valid: Masks
+    truths: tuple[Truth, ...]
+
+
+class Pictures(Dataset["Batch | NotanError"]):
+    """Samples as batches of one, varied by transforms where there are any.
+
+    An error is handed on as a value: raised in a worker, PyTorch would bury its one line in a
+    trace.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessor: Preprocessor,
+        *,
+        transforms: Sequence[Transform[Any]] = (),
+        seed: int = 0,
+    ) -> None:
+        self.source = source
+        self.preprocessor = preprocessor
+        self.transforms = tuple(transforms)
+        self.seed = seed
+
+    def __getitem__(self, key: Key) -> Batch | NotanError:
+        """Read, vary and normalise one sample."""
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        try:
+            sample = vary(self.source[index], self.transforms, rng)
+        except NotanError as error:
+            return error
+        return one_batch(sample, self.preprocessor)
+
+
+class EvenBatches(Sampler[list[Key]]):
+    """Batches of nearly equal size, at most ``batch_size``, in a new order each epoch.
+
+    A last batch of one or two pictures would upset batch norm; here sizes differ by one at most.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int, shuffle: bool) -> None:
+        self.count = count
+        self.batches = -(-count // batch_size)
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.arange(self.count)
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        for part in np.array_split(order, self.batches):
+            yield [(self.epoch, int(index)) for index in part]
+
+
+def one_batch(sample: Sample, preprocessor: Preprocessor) -> Batch:
+    """Turn a sample into a batch of one picture."""
+    image, placement = preprocessor(sample.image)
+    inside = np.ones(sample.size, bool) if sample.ignore is None else ~sample.ignore
+    truth = Truth(sample.name, sample.mask, sample.ignore, placement)
+    return Batch(
+        torch.from_numpy(image)[None],
+        _as_tensor(preprocessor.mask(sample.mask)),
+        _as_tensor(preprocessor.mask(inside)),
+        (truth,),
+    )
+
+
+def join(items: Sequence[Batch | NotanError]) -> Batch | NotanError:
+    """Put batches of one model size together into one; an error among them wins."""
+    batches: list[Batch] = []
+    for item in items:
+        if isinstance(item, NotanError):
+            return item
+        batches.append(item)
+    return Batch(
+        torch.cat([batch.images for batch in batches]),
+        torch.cat([batch.targets for batch in batches]),
+        torch.cat([batch.valid for batch in batches]),
+        tuple(truth for batch in batches for truth in batch.truths),
+    )
+
+
+class BatchLoader:
+    """Reads batches, ahead of time where there are workers; iterate once for each epoch.
+
+    Attributes:
+        epoch: The number of the epoch to read next; decides order and variation.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            pictures: What to read.
+            batch_size: At most so many pictures in a batch.
+            shuffle: Whether each epoch has an order of its own.
+            workers: Processes that read; 0 reads in this one.
+            pin_memory: Whether batches go to page-locked memory, for faster copies to a GPU.
+        """
+        self.epoch = 0
+        self._order = EvenBatches(
+            len(pictures.source), batch_size, seed=pictures.seed, shuffle=shuffle
+        )
+        self._loader: DataLoader[Batch | NotanError] = DataLoader(
+            pictures,
+            batch_sampler=self._order,
+            num_workers=workers,
+            collate_fn=join,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+        )
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Read one epoch.
+
+        Raises:
+            NotanError: A picture could not be read or varied.
+        """
+        self._order.epoch = self.epoch
+        for batch in self._loader:
+            if isinstance(batch, NotanError):
+                raise batch
+            yield batch
+
+
+def _as_tensor(mask: Mask) -> Masks:
+    return torch.from_numpy(mask.astype(np.float32))[None, None]

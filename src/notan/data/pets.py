@@ -1,0 +1,98 @@
+"""The Oxford-IIIT Pet dataset in its own layout, with its official lists and trimaps.
+
+Source: Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from notan.data.files import FileSource, Labels, Pair
+from notan.data.formats import read_trimap
+from notan.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from notan.config import Border
+
+VALIDATION_EVERY = 10
+"""Every tenth line of trainval.txt is validation: the rule behind the published numbers."""
+
+
+def looks_like_pets(folder: Path) -> bool:
+    """Say whether a folder has the dataset's own layout."""
+    return (folder / "annotations" / "trimaps").is_dir() and (folder / "images").is_dir()
+
+
+def pets_source(folder: Path, split: str, border: Border) -> FileSource:
+    """Return one part of the dataset.
+
+    Args:
+        folder: Holds ``images/`` and ``annotations/`` with ``trainval.txt``, ``test.txt`` and
+            ``trimaps/``.
+        split: ``train`` and ``validation`` share ``trainval.txt`` (nine lines to one), ``test``
+            is ``test.txt``, ``all`` is both lists.
+        border: What the trimap's border counts as.
+
+    Raises:
+        DataError: A list, picture or trimap is missing; the message names the first.
+    """
+    names = _split_names(folder / "annotations", split)
+    pairs = [_pair(folder, name) for name in names]
+    return FileSource(pairs, partial(trimap_labels, border=border))
+
+
+def trimap_labels(path: Path, *, border: Border) -> Labels:
+    """Read a trimap: 1 is figure, 2 is ground, 3 (the border) is what ``border`` says.
+
+    Raises:
+        DataError: The file is unreadable or holds other values.
+    """
+    mask, ignore = read_trimap(path, border)
+    return Labels(mask, ignore, f"trimap, border = {border}")
+
+
+def _split_names(annotations: Path, split: str) -> Sequence[str]:
+    if split == "test":
+        return _read_list(annotations / "test.txt")
+    listed = _read_list(annotations / "trainval.txt")
+    if split == "all":
+        return [*listed, *_read_list(annotations / "test.txt")]
+    validation = listed[::VALIDATION_EVERY]
+    if split == "validation":
+        return validation
+    held_back = set(validation)
+    return [name for name in listed if name not in held_back]
+
+
+def _read_list(path: Path) -> list[str]:
+    """Read the first word of every line: the picture's name."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: the dataset's list cannot be read ({error}); "
+            "get a whole copy with: notan download oxford-iiit-pet"
+        ) from error
+    names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+    if not names:
+        raise DataError(f"{path}: the list is empty; at least one picture's name was wanted")
+    return names
+
+
+def _pair(folder: Path, name: str) -> Pair:
+    pair = Pair(
+        name,
+        folder / "images" / f"{name}.jpg",
+        folder / "annotations" / "trimaps" / f"{name}.png",
+    )
+    for path in (pair.image, pair.mask):
+        if not path.is_file():
+            raise DataError(
+                f"{path}: the list names {name}, but this file is missing; "
+                "get a whole copy with: notan download oxford-iiit-pet"
+            )
+    return pair

@@ -1,0 +1,72 @@
+"""Sample, one picture with its mask, and Source, a sequence of samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from notan.errors import ShapeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from notan.types import Mask, Picture, Size
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its mask, in memory.
+
+    Attributes:
+        name: Unique within its source; names output files and table rows.
+        image: uint8, (height, width, 3), RGB, upright.
+        mask: bool, (height, width), True = figure.
+        ignore: bool, (height, width), True = left out of loss and score; None = nothing is.
+
+    Raises:
+        ShapeError: Picture and mask are not of one size.
+    """
+
+    name: str
+    image: Picture
+    mask: Mask
+    ignore: Mask | None = None
+
+    def __post_init__(self) -> None:
+        size = self.image.shape[:2]
+        for part, array in (("mask", self.mask), ("ignored area", self.ignore)):
+            if array is not None and array.shape != size:
+                raise ShapeError(
+                    f"{self.name}: the picture is {size[0]}x{size[1]} (height x width) and its "
+                    f"{part} has shape {array.shape}; both must be of one size"
+                )
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the picture in pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+class Source(ABC):
+    """A sequence of samples, read when asked for; the same index always gives the same sample."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """The samples' names, in order, without reading any picture."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            DataError: A file is missing, unreadable or ambiguous; the message names it.
+            IndexError: There is no such sample.
+        """
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))

@@ -1,0 +1,363 @@
+"""Drawn data: seeded figures on textured grounds with exact masks, for demos, docs and tests.
+
+The pictures are made so that neither a colour nor a shade gives the figure away: both classes take
+their colours from one palette, the ground is littered with strokes in the figure's colour, and the
+figure's pattern in turn borrows from the ground. What tells them apart is form and relief.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from notan.data.sample import Sample, Source
+from notan.errors import ConfigError, DataError
+from notan.files import write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from notan.types import Mask, Picture, Size
+
+Plane = npt.NDArray[np.float32]
+"""(height, width), one number for each pixel."""
+
+Colours = npt.NDArray[np.float32]
+"""(..., 3), RGB, 0..255."""
+
+Pixels = npt.NDArray[np.integer | np.floating]  # as OpenCV declares what it returns
+
+MINIMUM_SIDE = 8
+EMPTY_SHARE = 0.05
+SUBPIXEL_BITS = 4  # OpenCV's fixed-point places: smooth strokes at small sizes
+ANGLES = np.linspace(0, 2 * np.pi, 361)
+
+PALETTE: Colours = np.array(
+    [
+        (43, 48, 66),  # ink
+        (44, 78, 124),  # indigo
+        (56, 126, 128),  # teal
+        (98, 112, 70),  # moss
+        (146, 166, 128),  # sage
+        (112, 70, 98),  # plum
+        (118, 132, 148),  # slate
+        (204, 84, 62),  # vermilion
+        (214, 164, 80),  # ochre
+        (222, 156, 150),  # rose
+        (216, 200, 166),  # sand
+        (240, 228, 206),  # cream
+    ],
+    dtype=np.float32,
+)
+NEAREST_PAIR = 75.0  # closer colours (distance in RGB) make figures that people cannot see either
+
+
+class Grid(NamedTuple):
+    """The pixels' places: centres in pixels, and the short side that everything scales with."""
+
+    x: Plane
+    y: Plane
+    short: int
+
+
+class Light(NamedTuple):
+    """Where the light comes from: a unit vector in the picture's plane."""
+
+    x: float
+    y: float
+
+
+class DrawnSource(Source):
+    """A stretch of an endless row of drawn pictures.
+
+    Picture ``i`` depends on the seed, on ``i`` and on the size, and on nothing else. Training,
+    validation and test parts are therefore stretches of one seed that do not overlap.
+
+    Args:
+        count: How many pictures, at least 1.
+        size: (height, width) in pixels, each at least 8.
+        seed: Which row of pictures, 0 or more.
+        first: The index of the first picture in its row, 0 or more; it is part of the name.
+
+    Raises:
+        ConfigError: A number is below its least value.
+
+    Example:
+        >>> train = DrawnSource(200, size=(64, 64))
+        >>> test = DrawnSource(50, size=(64, 64), first=200)
+        >>> test.names[0], test[0].size
+        ('drawn-0200', (64, 64))
+    """
+
+    def __init__(
+        self, count: int, *, size: Size = (128, 128), seed: int = 0, first: int = 0
+    ) -> None:
+        for name, value, least in (
+            ("count", count, 1),
+            ("height", size[0], MINIMUM_SIDE),
+            ("width", size[1], MINIMUM_SIDE),
+            ("seed", seed, 0),
+            ("first", first, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"drawn pictures: {name} is {value}; give {least} or more")
+        self.size = size
+        self.seed = seed
+        self._indices = range(first, first + count)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """``drawn-0000`` and so on, counted from ``first``."""
+        return [_name(index) for index in self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Draw one sample.
+
+        Raises:
+            IndexError: There is no such sample.
+        """
+        place = self._indices[index]
+        image, mask = _draw(np.random.default_rng((self.seed, place)), self.size)
+        return Sample(_name(place), image, mask)
+
+
+def write_folder(source: Source, folder: Path) -> None:
+    """Write any source as ``images/NAME.png`` and ``masks/NAME.png`` (0 ground, 255 figure).
+
+    Args:
+        source: The samples to write.
+        folder: Where to; made if missing. Files of the same names are replaced.
+
+    Raises:
+        DataError: A sample leaves an area out of the score, which such masks cannot express.
+        StorageError: A file could not be written.
+    """
+    for sample in source:
+        if sample.ignore is not None and sample.ignore.any():
+            raise DataError(
+                f"{sample.name}: its mask has an ignored area, for which 0/255 has no value; "
+                'count that area as one of the classes (border = "figure" or "ground")'
+            )
+        bgr = cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR)
+        write_bytes(folder / "images" / f"{sample.name}.png", _png(bgr))
+        write_bytes(folder / "masks" / f"{sample.name}.png", _png(sample.mask * np.uint8(255)))
+
+
+def _png(pixels: Pixels) -> bytes:
+    _, encoded = cv2.imencode(".png", pixels)
+    return encoded.tobytes()
+
+
+def _name(index: int) -> str:
+    return f"drawn-{index:04d}"
+
+
+def _draw(rng: np.random.Generator, size: Size) -> tuple[Picture, Mask]:
+    """Draw one picture: ground, then shapes over it, then one light and grain over both."""
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+    grid = Grid(x, y, min(size))
+    ground, figure = _two_colours(rng)
+    angle = rng.uniform(-2.6, -0.6)  # from above, as eyes expect
+    light = Light(float(np.cos(angle)), float(np.sin(angle)))
+
+    canvas = _ground(rng, grid, ground, figure)
+    mask: Mask = np.zeros(size, dtype=np.bool_)
+    shapes = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, 4))
+    pattern = rng.choice(["dots", "stripes", "rings", "mottled"])
+    for _ in range(shapes):
+        distance = _distance_inside(rng, grid)
+        canvas = _cast_shadow(canvas, distance, grid, light)
+        coat = _coat(rng, grid, distance, pattern, figure, ground)
+        coat *= _relief(distance, grid, light)[..., None]
+        coverage = np.clip(distance + 0.5, 0, 1)[..., None]
+        canvas += coverage * (coat - canvas)
+        mask |= distance >= 0  # where the shape covers at least half of the pixel
+    return _photograph(rng, canvas, grid), mask
+
+
+def _two_colours(rng: np.random.Generator) -> tuple[Colours, Colours]:
+    """Pick the ground's and the figure's colour; either may be the lighter one."""
+    ground = PALETTE[rng.integers(len(PALETTE))]
+    others = PALETTE[np.linalg.norm(PALETTE - ground, axis=1) > NEAREST_PAIR]
+    figure = others[rng.integers(len(others))]
+    wobble = rng.normal(0, 7, size=(2, 3)).astype(np.float32)
+    return ground + wobble[0], figure + wobble[1]
+
+
+def _ground(rng: np.random.Generator, grid: Grid, ground: Colours, figure: Colours) -> Colours:
+    """Paint a blotched wash with raked ripples, sometimes a band across it, and clutter."""
+    size = grid.x.shape
+    other = PALETTE[rng.integers(len(PALETTE))]
+    wash = np.clip(0.5 + 0.28 * _clouds(rng, size, 4), 0, 1)
+    canvas = _blend(ground, _blend(ground, other, np.float32(0.35)), wash)
+    if rng.random() < 0.4:
+        edge = _along(grid, rng.uniform(0, np.pi)) + 0.12 * _clouds(rng, size, 4)
+        band = np.clip((edge - rng.uniform(-0.3, 0.3)) * grid.short / 2, 0, 1)
+        tone = _blend(ground, figure, np.float32(rng.uniform(0.3, 0.6)))
+        canvas += band[..., None] * (tone - canvas)
+    waves = _along(grid, rng.uniform(0, np.pi)) + 0.05 * _clouds(rng, size, 5)
+    ripple = np.sin(waves * np.float32(2 * np.pi * rng.uniform(7, 13)))
+    canvas *= 1 + np.float32(rng.uniform(0.02, 0.07)) * ripple[..., None]
+    return _clutter(rng, canvas, (figure, other), grid)
+
+
+def _clutter(
+    rng: np.random.Generator, canvas: Colours, colours: tuple[Colours, ...], grid: Grid
+) -> Colours:
+    """Scatter thin twigs and small dots: the figure's colours without its form."""
+    height, width = canvas.shape[:2]
+    average = np.array(cv2.mean(canvas)[:3], dtype=np.float32)
+    flat = np.clip(canvas, 0, 255).astype(np.uint8)
+    for _ in range(rng.integers(4, 13)):
+        colour = _blend(colours[rng.integers(2)], average, np.float32(0.15)).tolist()
+        start = rng.uniform((0, 0), (width, height))
+        if rng.random() < 0.4:
+            radius = grid.short * rng.uniform(0.008, 0.022)
+            turns = np.linspace(0, 2 * np.pi, 16)
+            dot = _fixed_point(start + radius * _unit(turns))
+            cv2.fillConvexPoly(flat, dot, colour, cv2.LINE_AA, SUBPIXEL_BITS)
+        else:
+            headings = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(-2, 2), 8)
+            step = grid.short * rng.uniform(0.015, 0.05)
+            twig = _fixed_point(start + step * np.cumsum(_unit(headings), axis=0))
+            thick = max(1, round(grid.short * rng.uniform(0.006, 0.016)))
+            cv2.polylines(flat, [twig], False, colour, thick, cv2.LINE_AA, SUBPIXEL_BITS)
+    return flat.astype(np.float32)
+
+
+def _unit(angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _fixed_point(points: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+    places: npt.NDArray[np.int32] = np.round(points * 2**SUBPIXEL_BITS).astype(np.int32)
+    return places
+
+
+def _distance_inside(rng: np.random.Generator, grid: Grid) -> Plane:
+    """Place one shape; return each pixel's distance from its outline, positive inside.
+
+    Mask and smooth edge both come from this one plane, so they cannot disagree.
+    """
+    height, width = grid.x.shape
+    radii = _outline(rng) * grid.short * rng.uniform(0.15, 0.29)
+    centre_x, centre_y = rng.uniform(0.16, 0.84, size=2) * (width - 1, height - 1)
+    reach, angle = cv2.cartToPolar(
+        grid.x - np.float32(centre_x), grid.y - np.float32(centre_y), angleInDegrees=False
+    )
+    # A slanted outline is nearer than it looks along the ray from the centre.
+    slant = np.hypot(1, np.gradient(radii, ANGLES) / radii)
+    shrink = np.interp(angle, ANGLES, 1 / slant)
+    distance: Plane = ((np.interp(angle, ANGLES, radii) - reach) * shrink).astype(np.float32)
+    return distance
+
+
+def _outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Return a closed outline as radii (about 1) over ANGLES: pebble, polygon, ellipse or star."""
+    angles = ANGLES + rng.uniform(0, 2 * np.pi)
+    corners = int(rng.integers(3, 7))
+    kind = rng.choice(["pebble", "polygon", "ellipse", "star"], p=[0.4, 0.25, 0.2, 0.15])
+    if kind == "pebble":
+        waves = range(2, 6)
+        radii = 1 + sum(
+            rng.normal(0, 0.32 / wave) * np.cos(wave * angles + rng.uniform(0, 6)) for wave in waves
+        )
+        radii = np.maximum(radii, 0.45)
+    elif kind == "polygon":
+        turn = np.mod(angles, 2 * np.pi / corners) - np.pi / corners
+        # The power mean of a polygon and a circle: straight sides, rounded corners.
+        radii = (0.75 * (np.cos(np.pi / corners) / np.cos(turn)) ** -3 + 0.25) ** (-1 / 3) * 1.15
+    elif kind == "star":
+        radii = 1 + rng.uniform(0.2, 0.36) * np.cos((corners + 2) * angles)
+    else:
+        radii = np.ones_like(angles)
+    aspect = rng.uniform(1.2, 1.9) if kind == "ellipse" else rng.uniform(1, 1.3)
+    tilted = ANGLES + rng.uniform(0, np.pi)
+    stretched: npt.NDArray[np.float64] = radii / np.hypot(
+        np.cos(tilted) / aspect**0.5, np.sin(tilted) * aspect**0.5
+    )
+    return stretched
+
+
+def _coat(
+    rng: np.random.Generator,
+    grid: Grid,
+    distance: Plane,
+    pattern: str,
+    figure: Colours,
+    ground: Colours,
+) -> Colours:
+    """Colour a shape: the figure's colour under a pattern that borrows from the ground."""
+    turn = rng.uniform(0, np.pi)
+    pitch = np.float32(2 * np.pi * rng.uniform(5, 9))
+    along, across = _along(grid, turn) * pitch, _along(grid, turn + np.pi / 2) * pitch
+    if pattern == "dots":
+        wave = np.cos(along) * np.cos(across) * 2.2 - 0.9
+    elif pattern == "stripes":
+        wave = np.sin(along) * 2 - 0.4
+    elif pattern == "rings":
+        wave = np.sin(distance / grid.short * pitch * np.float32(1.6)) * 2 - 0.4
+    else:
+        wave = _clouds(rng, grid.x.shape, 10) - 0.3
+    accent = _blend(figure, ground, np.float32(rng.uniform(0.35, 0.75)))
+    own = figure * np.float32(rng.uniform(0.9, 1.1))
+    return _blend(own, accent, np.clip(wave * 0.5 + 0.5, 0, 1).astype(np.float32))
+
+
+def _relief(distance: Plane, grid: Grid, light: Light) -> Plane:
+    """Shade a shape like a pebble: bright where its shoulder faces the light, dark opposite."""
+    depth = np.clip(distance / (0.13 * grid.short), 0, 1)
+    height = np.sqrt(1 - (1 - depth) ** 2)
+    soft = cv2.GaussianBlur(height, (0, 0), max(0.5, 0.02 * grid.short))
+    slope_x = cv2.Sobel(soft, cv2.CV_32F, 1, 0, scale=grid.short / 8)
+    slope_y = cv2.Sobel(soft, cv2.CV_32F, 0, 1, scale=grid.short / 8)
+    towards = -(slope_x * np.float32(light.x) + slope_y * np.float32(light.y))
+    shade: Plane = 1 + 0.045 * np.clip(towards, -7, 7)
+    return shade
+
+
+def _cast_shadow(canvas: Colours, distance: Plane, grid: Grid, light: Light) -> Colours:
+    """Darken what lies behind a shape, away from the light."""
+    length = 0.035 * grid.short
+    shift = np.array([[1, 0, -light.x * length], [0, 1, -light.y * length]], dtype=np.float32)
+    height, width = distance.shape
+    moved = cv2.warpAffine(distance, shift, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    shade = np.clip(0.5 + moved / (0.06 * grid.short), 0, 1)
+    darker: Colours = canvas * (1 - 0.38 * shade[..., None])
+    return darker
+
+
+def _photograph(rng: np.random.Generator, canvas: Colours, grid: Grid) -> Picture:
+    """Lay one uneven light and fine grain over figure and ground alike."""
+    fall = _along(grid, rng.uniform(0, 2 * np.pi)) * np.float32(rng.uniform(0.1, 0.45))
+    grain = rng.normal(0, rng.uniform(2, 6), size=canvas.shape[:2]).astype(np.float32)
+    exposed = canvas * (1 + fall[..., None]) + grain[..., None]
+    picture: Picture = np.clip(exposed, 0, 255).astype(np.uint8)
+    return picture
+
+
+def _along(grid: Grid, angle: float) -> Plane:
+    """Return how far each pixel lies from the middle along a direction, in short sides."""
+    height, width = grid.x.shape
+    x, y = grid.x - (width - 1) / 2, grid.y - (height - 1) / 2
+    place: Plane = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
+    return place / np.float32(grid.short)
+
+
+def _clouds(rng: np.random.Generator, size: tuple[int, ...], cells: int) -> Plane:
+    """Return smooth noise of about unit deviation with ``cells`` lumps on a side."""
+    coarse = rng.normal(size=(cells, cells)).astype(np.float32)
+    clouds = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(clouds, dtype=np.float32)
+
+
+def _blend(one: Colours, other: Colours, share: Plane | np.float32) -> Colours:
+    """Mix two colours; ``share`` of the other, one number or a plane of them."""
+    return one + np.asarray(share)[..., None] * (other - one)

@@ -1,0 +1,246 @@
+"""Augmentation: each transform draws its random numbers in one method and works in another.
+
+So every variation can be replayed and tested. All geometry is composed into one matrix and done
+in one warp of the original pixels, which is faster and sharper than one resampling a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from notan.data.sample import Sample
+from notan.errors import DataError
+from notan.preprocess import resize, resize_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from notan.config import Augment
+    from notan.types import Mask, Picture, Size
+
+Draw = TypeVar("Draw")
+Matrix: TypeAlias = npt.NDArray[np.float64]
+"""3x3, homogeneous; maps (x, y) in pixels, where a picture spans 0..width and 0..height."""
+
+
+class Transform(ABC, Generic[Draw]):
+    """A random change of a sample: ``draw`` holds the randomness, ``apply`` the work."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, size: Size) -> Draw:
+        """Draw the random numbers for a sample of (height, width)."""
+
+    @abstractmethod
+    def apply(self, sample: Sample, draw: Draw) -> Sample:
+        """Change a sample as drawn; the same draw always gives the same sample."""
+
+
+def vary(sample: Sample, transforms: Sequence[Transform[Any]], rng: np.random.Generator) -> Sample:
+    """Put a sample through transforms in their order."""
+    for transform in transforms:
+        sample = transform.apply(sample, transform.draw(rng, sample.size))
+    return sample
+
+
+def build_transforms(settings: Augment, image_size: Size) -> tuple[Transform[Any], ...]:
+    """Return the transforms of a training: geometry, then light, then grid dropout.
+
+    Args:
+        settings: Ranges and probabilities.
+        image_size: (height, width) that the geometry's warp ends at.
+    """
+    if not settings.enabled:
+        return ()
+    return (Geometry(settings, image_size), Light(settings), GridDropout(settings))
+
+
+class Geometry(Transform[Matrix]):
+    """Zoom, flip, affine and resized crop as one warp of picture and mask alike.
+
+    What comes from outside the picture is black and ground.
+    """
+
+    def __init__(self, settings: Augment, image_size: Size) -> None:
+        self.settings = settings
+        self.image_size = image_size
+
+    def draw(self, rng: np.random.Generator, size: Size) -> Matrix:
+        """Draw the matrix that maps the picture's pixels to the output's."""
+        settings = self.settings
+        height, width = size
+        centre = _shift(width / 2, height / 2)
+        steps = np.eye(3)
+        if rng.random() < settings.scale_probability:
+            zoom = rng.uniform(1 - settings.scale, 1 + settings.scale)
+            steps = _scale(zoom, zoom) @ steps
+        if rng.random() < settings.flip_probability:
+            steps = _scale(-1, 1) @ steps
+        steps = self._draw_affine(rng, size) @ steps
+        return self._draw_crop(rng, size) @ centre @ steps @ np.linalg.inv(centre)
+
+    def _draw_affine(self, rng: np.random.Generator, size: Size) -> Matrix:
+        settings = self.settings
+        zoom = rng.uniform(1 - settings.affine_scale, 1 + settings.affine_scale)
+        angle = math.radians(rng.uniform(-settings.affine_degrees, settings.affine_degrees))
+        shift_y, shift_x = rng.uniform(-settings.affine_shift, settings.affine_shift, 2) * size
+        return _shift(shift_x, shift_y) @ _rotation(angle) @ _scale(zoom, zoom)
+
+    def _draw_crop(self, rng: np.random.Generator, size: Size) -> Matrix:
+        """Map a box of the picture, or all of it, onto the output."""
+        height, width = size
+        box_height, box_width, top, left = float(height), float(width), 0.0, 0.0
+        if rng.random() < self.settings.crop_probability:
+            area = rng.uniform(self.settings.crop_area, 1.0)
+            stretch = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)) / 2)
+            box_height = min(height, height * math.sqrt(area) / stretch)
+            box_width = min(width, width * math.sqrt(area) * stretch)
+            top, left = rng.uniform(0, 1, 2) * (height - box_height, width - box_width)
+        out_height, out_width = self.image_size
+        return _scale(out_width / box_width, out_height / box_height) @ _shift(-left, -top)
+
+    def apply(self, sample: Sample, draw: Matrix) -> Sample:
+        """Warp picture, mask and ignored area by the drawn matrix."""
+        return Sample(
+            name=sample.name,
+            image=self._warp(sample.image, draw),
+            mask=self._warp_mask(sample.mask, draw),
+            ignore=None if sample.ignore is None else self._warp_mask(sample.ignore, draw),
+        )
+
+    def _warp(self, image: Picture, matrix: Matrix) -> Picture:
+        """Warp without aliasing: where the warp shrinks, area averaging goes before it."""
+        height, width = image.shape[:2]
+        stretch_x, stretch_y = np.linalg.norm(matrix[:2, :2], axis=0)
+        small = (_shrunk(height, stretch_y), _shrunk(width, stretch_x))
+        from_small = matrix @ _scale(width / small[1], height / small[0])
+        # OpenCV puts pixel centres at whole numbers, our matrices at halves.
+        to_centres = _shift(-0.5, -0.5) @ from_small @ _shift(0.5, 0.5)
+        out_height, out_width = self.image_size
+        warped = cv2.warpAffine(
+            resize(image, small), to_centres[:2], (out_width, out_height), flags=cv2.INTER_LINEAR
+        )
+        return cast("Picture", warped)
+
+    def _warp_mask(self, mask: Mask, matrix: Matrix) -> Mask:
+        warped: Mask = self._warp(np.where(mask, np.uint8(255), np.uint8(0)), matrix) >= 128
+        return warped
+
+
+class Light(Transform["tuple[float, float] | None"]):
+    """Brightness and contrast; picture only."""
+
+    def __init__(self, settings: Augment) -> None:
+        self.settings = settings
+
+    def draw(self, rng: np.random.Generator, size: Size) -> tuple[float, float] | None:
+        """Draw (contrast factor, brightness offset in grey levels), or None for no change."""
+        del size  # light is the same at every size
+        if rng.random() >= self.settings.light_probability:
+            return None
+        contrast = 1 + rng.uniform(-self.settings.contrast, self.settings.contrast)
+        return contrast, 255 * rng.uniform(-self.settings.brightness, self.settings.brightness)
+
+    def apply(self, sample: Sample, draw: tuple[float, float] | None) -> Sample:
+        """Scale and offset every grey level; clipped to 0..255."""
+        if draw is None:
+            return sample
+        levels = np.arange(256) * draw[0] + draw[1]
+        table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+        return dataclasses.replace(sample, image=table[sample.image])
+
+
+class GridDropout(Transform["tuple[int, int, int, int] | None"]):
+    """Black holes on a grid; picture only.
+
+    Source: Chen et al. 2020, GridMask, arXiv:2001.04086; the unit is a tenth of the shorter side.
+    """
+
+    def __init__(self, settings: Augment) -> None:
+        self.settings = settings
+
+    def draw(self, rng: np.random.Generator, size: Size) -> tuple[int, int, int, int] | None:
+        """Draw (unit, hole, top, left) in pixels, or None for no holes."""
+        if rng.random() >= self.settings.dropout_probability or self.settings.dropout_ratio == 0:
+            return None
+        unit = max(2, min(size) // 10)
+        hole = min(max(1, round(unit * self.settings.dropout_ratio)), unit - 1)
+        top, left = (int(value) for value in rng.integers(0, unit, 2))
+        return unit, hole, top, left
+
+    def apply(self, sample: Sample, draw: tuple[int, int, int, int] | None) -> Sample:
+        """Blacken the holes."""
+        if draw is None:
+            return sample
+        unit, hole, top, left = draw
+        rows = (np.arange(sample.size[0]) + top) % unit < hole
+        columns = (np.arange(sample.size[1]) + left) % unit < hole
+        image = sample.image.copy()
+        image[np.ix_(rows, columns)] = 0
+        return dataclasses.replace(sample, image=image)
+
+
+class OwnPipeline(Transform[None]):
+    """A user's own augmentation: any callable ``transform(image=, mask=) -> dict``.
+
+    The mask it gets is uint8: 0 ground, 1 figure, 255 ignored. Albumentations pipelines fit.
+    Its randomness is its own, so ``Run.seed`` does not reach it.
+    """
+
+    def __init__(self, pipeline: Callable[..., Mapping[str, Any]], image_size: Size) -> None:
+        self.pipeline = pipeline
+        self.image_size = image_size
+
+    def draw(self, rng: np.random.Generator, size: Size) -> None:
+        """Draw nothing: the pipeline has randomness of its own."""
+        del rng, size
+
+    def apply(self, sample: Sample, draw: None) -> Sample:
+        """Call the pipeline and bring what it returns to the model's size.
+
+        Raises:
+            DataError: It did not return a uint8 picture and a mask of one size.
+        """
+        del draw
+        codes = sample.mask.astype(np.uint8)
+        if sample.ignore is not None:
+            codes[sample.ignore] = 255
+        result = self.pipeline(image=sample.image, mask=codes)
+        image, codes = np.asarray(result["image"]), np.asarray(result["mask"])
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[:2] != codes.shape:
+            raise DataError(
+                f"{sample.name}: your transform returned a picture of {image.dtype} "
+                f"{image.shape} and a mask of {codes.shape}; a uint8 (height, width, 3) picture "
+                "and a (height, width) mask of one size are wanted: leave normalising and "
+                "tensors to notan"
+            )
+        ignore = None if sample.ignore is None else resize_mask(codes == 255, self.image_size)
+        return Sample(
+            sample.name,
+            np.ascontiguousarray(resize(image, self.image_size)),
+            resize_mask(codes == 1, self.image_size),
+            ignore,
+        )
+
+
+def _shift(x: float, y: float) -> Matrix:
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
+
+def _scale(x: float, y: float) -> Matrix:
+    return np.diag([x, y, 1.0])
+
+
+def _rotation(angle: float) -> Matrix:
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+
+
+def _shrunk(side: int, stretch: float) -> int:
+    return side if stretch >= 1 else max(1, round(side * stretch))

@@ -1,0 +1,139 @@
+"""Preprocessor (picture -> model input) and Placement (the way back to original pixels).
+
+The one place that resizes, pads and normalises: training, evaluation, prediction and export all
+go through it, so they cannot disagree. NumPy and OpenCV only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import cv2
+import numpy as np
+
+from notan.config.sections import ImageSize, PerChannel, Section
+from notan.errors import ShapeError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from notan.types import Mask, ModelInput, Picture, Probability, Size
+
+Pixel = TypeVar("Pixel", np.uint8, np.float32)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies inside its model input, and so the way back.
+
+    Attributes:
+        original: (height, width) of the picture.
+        resized: (height, width) after resizing.
+        padded: (height, width) of the model input; padding is below and to the right.
+    """
+
+    original: Size
+    resized: Size
+    padded: Size
+
+    def restore(self, probability: Probability) -> Probability:
+        """Cut off the padding and resize a map back to the picture's own size.
+
+        Args:
+            probability: float32, of the padded size.
+
+        Returns:
+            float32, of the original size.
+
+        Raises:
+            ShapeError: The map is not of the padded size.
+        """
+        if probability.shape != self.padded:
+            raise ShapeError(
+                f"a map of shape {probability.shape} came back from the model, "
+                f"{self.padded} (the size of its input) was wanted"
+            )
+        return resize(probability[: self.resized[0], : self.resized[1]], self.original)
+
+
+class Preprocessor(Section):
+    """Resize to a fixed size (or not), normalise, pad to the model's stride.
+
+    Attributes:
+        image_size: (height, width) every picture is resized to; None keeps its own size.
+        mean: Per channel (0..1), subtracted.
+        std: Per channel (0..1), divided by.
+        stride: Model inputs are padded to multiples of this.
+    """
+
+    image_size: ImageSize | None = (256, 256)
+    mean: PerChannel = (0.485, 0.456, 0.406)
+    std: PerChannel = (0.229, 0.224, 0.225)
+    stride: int = 16
+
+    def __call__(self, image: Picture) -> tuple[ModelInput, Placement]:
+        """Turn a picture into a model input.
+
+        Args:
+            image: uint8, (height, width, 3), RGB; any size from 1x1 up.
+
+        Returns:
+            float32 (3, padded height, padded width), and the way back.
+
+        Raises:
+            ShapeError: Not a uint8 picture with three channels.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ShapeError(
+                f"a picture of shape {image.shape} and type {image.dtype} was given; "
+                "uint8 of shape (height, width, 3) is wanted"
+            )
+        placement = self.place((image.shape[0], image.shape[1]))
+        resized = resize(image, placement.resized)
+        return self.normalize(pad(resized, placement.padded)), placement
+
+    def place(self, size: Size) -> Placement:
+        """Say where a picture of a given (height, width) will lie."""
+        resized = self.image_size or size
+        height, width = (-(-side // self.stride) * self.stride for side in resized)
+        return Placement(original=size, resized=resized, padded=(height, width))
+
+    def mask(self, mask: Mask) -> Mask:
+        """Bring a mask to the model input's geometry; padding is False."""
+        placement = self.place((mask.shape[0], mask.shape[1]))
+        resized = resize_mask(mask, placement.resized)
+        below, right = (p - r for p, r in zip(placement.padded, placement.resized, strict=True))
+        return np.pad(resized, ((0, below), (0, right)))
+
+    def normalize(self, image: Picture) -> ModelInput:
+        """Scale a uint8 (height, width, 3) to zero mean, unit variance, as (3, height, width)."""
+        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
+        shift = (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
+        return np.ascontiguousarray((image * scale + shift).transpose(2, 0, 1))
+
+
+def resize(image: npt.NDArray[Pixel], size: Size) -> npt.NDArray[Pixel]:
+    """Resize an array (height, width, ...) by area averaging where it shrinks, else linearly."""
+    if image.shape[:2] == size:
+        return image
+    height, width = size
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=method)
+    return cast("npt.NDArray[Pixel]", resized)
+
+
+def resize_mask(mask: Mask, size: Size) -> Mask:
+    """Resize a mask; a pixel is figure where at least half of what it covers is."""
+    if mask.shape == size:
+        return mask
+    levels = np.where(mask, np.uint8(255), np.uint8(0))
+    resized: Mask = resize(levels, size) >= 128
+    return resized
+
+
+def pad(image: Picture, size: Size) -> Picture:
+    """Repeat the last row and column until a picture has the (height, width) asked for."""
+    below, right = size[0] - image.shape[0], size[1] - image.shape[1]
+    return np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")
