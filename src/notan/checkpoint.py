@@ -1,0 +1,187 @@
+"""One safe file in and out: weights as safetensors, with the card as JSON in their metadata.
+
+Never a pickle. The card can be read without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+import notan
+from notan.config import Border, Model, Run
+from notan.config.sections import Section
+from notan.errors import CheckpointError
+from notan.files import write_bytes
+from notan.preprocess import Preprocessor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+FORMAT = 1
+KEY = "notan"
+LONGEST_HEADER = 100_000_000
+"""safetensors' own limit; a longer claim is a damaged or foreign file."""
+
+
+class DataCard(Section):
+    """Which pictures a model was trained and validated on."""
+
+    layout: str
+    training_pictures: int
+    training_fingerprint: str
+    validation_pictures: int
+    validation_fingerprint: str
+    validation_names: tuple[str, ...] | None = None
+    """The validation split, where it was made by us and not by the data's own layout."""
+
+
+class Card(Section):
+    """All that a model file says of itself.
+
+    Attributes:
+        format: Version of this card.
+        model: Settings to build the network from; None for a module of the user's own.
+        model_class: Name of the network's class.
+        preprocess: How pictures become inputs, and masks come back.
+        border: What the trimap's border counted as; None where the masks had none.
+        threshold: Probability from which a pixel is figure.
+        epoch: The epoch that these weights are from, counted from 1.
+        scores: Scores on the validation split, by name.
+        data: The pictures.
+        run: All settings of the training.
+        versions: Of notan, PyTorch and Python.
+        sha256: Of the weights.
+    """
+
+    format: int = FORMAT
+    model: Model | None
+    model_class: str
+    preprocess: Preprocessor
+    border: Border | None
+    threshold: float = 0.5
+    epoch: int
+    scores: dict[str, float]
+    data: DataCard
+    run: Run
+    versions: dict[str, str]
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A card with its weights."""
+
+    card: Card
+    weights: Mapping[str, Tensor]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Raises:
+        StorageError: The file could not be written; an older one is left as it was.
+    """
+    from safetensors.torch import save  # imports torch, which reading a card must not
+
+    weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
+    card = checkpoint.card.model_copy(update={"sha256": hash_weights(weights)})
+    metadata = {KEY: card.model_dump_json(), "format": "pt"}
+    write_bytes(path, save(weights, metadata=metadata))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint and check its weights against the card's SHA-256.
+
+    Raises:
+        CheckpointError: Missing, damaged, foreign or from a newer notan.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    card = read_card(path)
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: the weights cannot be read ({error})") from error
+    if hash_weights(weights) != card.sha256:
+        raise CheckpointError(
+            f"{path}: the weights are not those that were saved (SHA-256 differs): the file is "
+            "damaged; use another copy"
+        )
+    return Checkpoint(card, weights)
+
+
+def read_card(path: Path) -> Card:
+    """Read the card alone, without torch.
+
+    Raises:
+        CheckpointError: Missing, damaged, foreign or from a newer notan.
+    """
+    text = _read_metadata(path).get(KEY)
+    if not isinstance(text, str):
+        raise CheckpointError(f"{path}: weights without a notan card; train with notan to get one")
+    try:
+        fields = json.loads(text)
+        version = fields.get("format")
+        if isinstance(version, int) and version > FORMAT:
+            raise CheckpointError(
+                f"{path}: card format {version} is newer than notan {notan.__version__} "
+                f"reads ({FORMAT}); upgrade notan"
+            )
+        return Card.model_validate(fields)
+    except (ValueError, AttributeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: the card cannot be read ({reason})") from error
+
+
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, shapes, types and values, whatever the order."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(_bytes_type()).numpy().data)
+    return digest.hexdigest()
+
+
+def _bytes_type() -> Any:  # noqa: ANN401 - torch.dtype, without importing torch above
+    import torch
+
+    return torch.uint8
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """Read the JSON header of a safetensors file: 8 bytes of length, then the header."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: there is no such model file; train writes one as RUN/best.safetensors"
+        )
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else LONGEST_HEADER + 1
+            header = json.loads(file.read(length)) if length <= LONGEST_HEADER else None
+    except OSError as error:
+        raise CheckpointError(f"{path}: the file cannot be read ({error})") from error
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: {_foreign(start)}; a notan .safetensors file is wanted")
+    metadata = header.get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _foreign(start: bytes) -> str:
+    """Say what a file that is no safetensors file looks like."""
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return "this is a PyTorch pickle, which can run any code when opened, so it is not opened"
+    return "not a safetensors file, or a damaged one"

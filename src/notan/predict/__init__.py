@@ -1,0 +1,1 @@
+"""From a picture to its mask, at the picture's own size."""

@@ -1,0 +1,129 @@
+"""Predictor: any picture in, its probability map and mask at its own size out."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from notan.checkpoint import load_checkpoint
+from notan.errors import DivergedError
+from notan.predict.backends import TorchBackend, rebuild
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from notan.checkpoint import Card
+    from notan.predict.backends import Array, Backend
+    from notan.preprocess import Placement, Preprocessor
+    from notan.types import Mask, ModelInput, Picture, Probability
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one picture.
+
+    Attributes:
+        probability: float32, (height, width) of the picture; the chance of figure, 0..1.
+        threshold: Probability from which a pixel is figure.
+    """
+
+    probability: Probability
+    threshold: float
+
+    @cached_property
+    def mask(self) -> Mask:
+        """bool, (height, width), True = figure."""
+        return self.probability >= self.threshold
+
+
+class Predictor:
+    """A backend with the preprocessing that its network was trained with."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        preprocessor: Preprocessor,
+        *,
+        threshold: float = 0.5,
+        card: Card | None = None,
+    ) -> None:
+        """Join a network and its preprocessing.
+
+        Args:
+            backend: Maps model inputs to logits.
+            preprocessor: Makes model inputs, and knows the way back.
+            threshold: Probability from which a pixel is figure.
+            card: The card of the model file, where there is one.
+        """
+        self.backend = backend
+        self.preprocessor = preprocessor
+        self.threshold = threshold
+        self.card = card
+
+    @classmethod
+    def load(
+        cls, path: Path, *, device: str | torch.device = "cpu", model: torch.nn.Module | None = None
+    ) -> Predictor:
+        """Open a checkpoint.
+
+        Args:
+            path: A ``.safetensors`` file that ``train`` wrote.
+            device: Where to run.
+            model: A fresh instance, where the checkpoint is of a class of your own.
+
+        Raises:
+            CheckpointError: Missing, damaged, foreign, or of a network that was not given.
+        """
+        checkpoint = load_checkpoint(path)
+        card = checkpoint.card
+        backend = TorchBackend(rebuild(checkpoint, model), device)
+        return cls(backend, card.preprocess, threshold=card.threshold, card=card)
+
+    def __call__(self, image: Picture) -> Prediction:
+        """Segment one picture: uint8, (height, width, 3), RGB, from 1x1 up.
+
+        Raises:
+            ShapeError: Not such a picture.
+        """
+        return next(self.predict_many([image]))
+
+    def predict_many(
+        self, images: Iterable[Picture], *, batch_size: int = 1
+    ) -> Iterator[Prediction]:
+        """Segment pictures in their order, several at once where their inputs are of one size.
+
+        Args:
+            images: Read as they are needed, so a generator keeps the memory small.
+            batch_size: At most so many at once.
+
+        Raises:
+            ShapeError: Something that is no picture.
+            DivergedError: The network returned NaN or infinity.
+        """
+        inputs = (self.preprocessor(image) for image in images)
+        for _, same_size in itertools.groupby(inputs, key=lambda pair: pair[1].padded):
+            while batch := list(itertools.islice(same_size, batch_size)):
+                yield from self._predict_batch(batch)
+
+    def _predict_batch(self, batch: Sequence[tuple[ModelInput, Placement]]) -> Iterator[Prediction]:
+        logits = self.backend(np.stack([array for array, _ in batch]))
+        if not np.isfinite(logits).all():
+            raise DivergedError(
+                "the network returned values that are no numbers; its weights are spoilt: "
+                "use another checkpoint"
+            )
+        for probability, (_, placement) in zip(sigmoid(logits[:, 0]), batch, strict=True):
+            yield Prediction(placement.restore(probability), self.threshold)
+
+
+def sigmoid(logits: Array) -> Array:
+    """Map logits to probabilities; the only place outside the losses that does."""
+    probabilities = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
+    return cast("Array", probabilities)

@@ -1,0 +1,107 @@
+"""The machine under a run: device, precision, seed and random states."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from notan.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The arithmetic of a network on a device, and why it was chosen.
+
+    Attributes:
+        device: Where the network runs.
+        dtype: float32, bfloat16 or float16; weights stay float32.
+        why: A few words for the log.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    why: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context to run the network in."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    @property
+    def needs_scaler(self) -> bool:
+        """Whether gradients must be scaled not to vanish: float16 only."""
+        return self.dtype is torch.float16
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of a name: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Raises:
+        ConfigError: There is no such name, or no such device on this machine.
+    """
+    present = _present_devices()
+    if name == "auto":
+        return torch.device(present[-1] if len(present) > 1 else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdigit()):
+        raise ConfigError(
+            f"--device {name}: there is no such device"
+            + nearest(name, ("auto", "cpu", "cuda", "cuda:1", "mps"))
+        )
+    if (f"{kind}:{number or 0}" if kind == "cuda" else name) not in present:
+        raise ConfigError(
+            f"--device {name}: this machine and its PyTorch ({torch.__version__}) offer "
+            f"{', '.join(present)}; choose one of them, or auto"
+        )
+    return torch.device(name)
+
+
+def _present_devices() -> list[str]:
+    """Name the devices of this machine, the one to prefer last."""
+    devices = ["cpu"]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return devices + [f"cuda:{number}" for number in reversed(range(torch.cuda.device_count()))]
+
+
+def choose_precision(wanted: str, device: torch.device) -> Precision:
+    """Choose the arithmetic of a network.
+
+    Args:
+        wanted: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        device: Where the network will run.
+
+    Raises:
+        ConfigError: The device cannot do what is wanted.
+    """
+    if wanted == "auto":
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(device, torch.bfloat16, "this GPU computes in bf16")
+        return Precision(device, torch.float32, f"the safe choice on {device.type}")
+    if wanted == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision=fp16: not on a CPU; choose bf16 or fp32")
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return Precision(device, names[wanted], "as asked for")
+
+
+def choose_workers(wanted: int | None, device: torch.device) -> int:
+    """Choose how many processes read pictures: None means none on a CPU, else up to 8."""
+    if wanted is not None:
+        return wanted
+    return 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+def seed_everything(seed: int) -> None:
+    """Set the random states of Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - a user's own pipeline may draw from the global state
+    torch.manual_seed(seed)
