@@ -1,0 +1,236 @@
+"""Parts: everything a training needs, built from a Run and checked before the first step."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import notan
+from notan.checkpoint import Card, DataCard
+from notan.data.batches import BatchLoader, Pictures
+from notan.data.build import find_layout, makes_validation, open_split
+from notan.data.files import FileSource, fingerprint
+from notan.data.survey import look_over
+from notan.data.transforms import OwnPipeline, build_transforms
+from notan.errors import ConfigError, DataError
+from notan.losses import Loss
+from notan.models.base import stride_of
+from notan.models.build import build_model
+from notan.preprocess import Preprocessor
+from notan.runtime import (
+    Precision,
+    choose_precision,
+    choose_workers,
+    find_device,
+    seed_everything,
+)
+from notan.train.optim import build_optimizer, build_scheduler
+from notan.train.steps import Optimization
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from notan.config import Run
+    from notan.data.sample import Source
+
+logger = logging.getLogger("notan")
+
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What ``prepare`` builds.
+
+    Attributes:
+        run: The settings all of it was built from.
+        model: On its device, in channels-last layout.
+        own_model: Whether the model is the caller's and not one of ours.
+        device: Where the model is.
+        preprocessor: Saved in the card.
+        training: The pictures trained on.
+        validation: The pictures that choose the best checkpoint.
+        data_card: What the card says of both.
+        training_batches: Shuffled and varied.
+        validation_batches: Neither.
+        loss: What is made small.
+        optimization: What it is made small with.
+    """
+
+    run: Run
+    model: nn.Module
+    own_model: bool
+    device: torch.device
+    preprocessor: Preprocessor
+    training: Source
+    validation: Source
+    data_card: DataCard
+    training_batches: BatchLoader
+    validation_batches: BatchLoader
+    loss: Loss
+    optimization: Optimization
+
+    def card(self, epoch: int, scores: Mapping[str, float]) -> Card:
+        """Return the card of a checkpoint of this training."""
+        return Card(
+            model=None if self.own_model else self.run.model,
+            model_class=type(self.model).__name__,
+            preprocess=self.preprocessor,
+            border=self.run.data.border if self.data_card.layout == "pets" else None,
+            threshold=THRESHOLD,
+            epoch=epoch,
+            scores=dict(scores),
+            data=self.data_card,
+            run=self.run,
+            versions={
+                "notan": notan.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        )
+
+    def describe(self) -> str:
+        """Say in a line what will be trained on what, where."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        precision = self.optimization.precision
+        name = str(precision.dtype).removeprefix("torch.")
+        return (
+            f"{type(self.model).__name__}, {parameters:,} parameters; "
+            f"{len(self.training)} pictures to train on, {len(self.validation)} to validate on; "
+            f"{self.device}, {name} ({precision.why})"
+        )
+
+
+def prepare(
+    run: Run,
+    *,
+    training: Source | None = None,
+    validation: Source | None = None,
+    model: nn.Module | None = None,
+    transform: Callable[..., Mapping[str, Any]] | None = None,
+) -> Parts:
+    """Build and check everything; see ``notan.train.train`` for the arguments.
+
+    Raises:
+        ConfigError: A setting does not fit.
+        DataError: A picture or mask is missing, unreadable or ambiguous.
+    """
+    device = find_device(run.device)
+    precision = choose_precision(run.train.precision, device)
+    seed_everything(run.seed)
+    network = (model or build_model(run.model)).to(
+        device,
+        memory_format=torch.channels_last,  # type: ignore[call-overload]
+    )
+    preprocessor = Preprocessor(**run.preprocess.model_dump(), stride=stride_of(network))
+    training, validation, data_card = _open_sources(run, training, validation)
+    _require_statistics(run, preprocessor, len(training))
+    batches = _load(run, device, preprocessor, training, validation, transform)
+    return Parts(
+        run=run,
+        model=network,
+        own_model=model is not None,
+        device=device,
+        preprocessor=preprocessor,
+        training=training,
+        validation=validation,
+        data_card=data_card,
+        training_batches=batches[0],
+        validation_batches=batches[1],
+        loss=_build_loss(run),
+        optimization=_optimization(run, network, precision, len(batches[0])),
+    )
+
+
+def _open_sources(
+    run: Run, training: Source | None, validation: Source | None
+) -> tuple[Source, Source, DataCard]:
+    if (training is None) != (validation is None):
+        raise ConfigError(
+            "training and validation pictures of your own come together or not at all"
+        )
+    layout, own_split = "own source", False
+    if training is None or validation is None:
+        layout, own_split = find_layout(run.data), makes_validation(run.data)
+        training, validation = (_open_and_survey(run, part) for part in ("train", "validation"))
+    for part, pictures in (("train on", training), ("validate on", validation)):
+        if len(pictures) == 0:
+            raise DataError(f"there are no pictures to {part}")
+    card = DataCard(
+        layout=layout,
+        training_pictures=len(training),
+        training_fingerprint=fingerprint(training),
+        validation_pictures=len(validation),
+        validation_fingerprint=fingerprint(validation),
+        validation_names=tuple(validation.names) if own_split else None,
+    )
+    return training, validation, card
+
+
+def _open_and_survey(run: Run, split: str) -> FileSource:
+    source = open_split(run.data, split, seed=run.seed)
+    found = look_over(source)
+    readings = ", ".join(f"{encoding} ({count})" for encoding, count in found.items())
+    logger.info(f"{split} masks read as: {readings}")
+    return source
+
+
+def _require_statistics(run: Run, preprocessor: Preprocessor, pictures: int) -> None:
+    """Refuse batches in which batch norm would see a single value of each channel."""
+    padded = preprocessor.place(run.preprocess.image_size).padded
+    smallest = pictures // -(-pictures // run.train.batch_size)
+    if smallest == 1 and max(padded) <= preprocessor.stride:
+        raise ConfigError(
+            f"batches of one picture at {padded[0]}x{padded[1]} leave batch norm one value a "
+            f"channel; raise --batch-size, or --image-size above {preprocessor.stride}"
+        )
+
+
+def _load(
+    run: Run,
+    device: torch.device,
+    preprocessor: Preprocessor,
+    training: Source,
+    validation: Source,
+    transform: Callable[..., Mapping[str, Any]] | None,
+) -> tuple[BatchLoader, BatchLoader]:
+    size = run.preprocess.image_size
+    transforms = (
+        (OwnPipeline(transform, size),) if transform else build_transforms(run.augment, size)
+    )
+    varied = Pictures(training, preprocessor, transforms=transforms, seed=run.seed)
+    workers = choose_workers(run.data.workers, device)
+    pin = device.type == "cuda"
+    batch_size = run.train.batch_size
+    return (
+        BatchLoader(varied, batch_size, shuffle=True, workers=workers, pin_memory=pin),
+        BatchLoader(Pictures(validation, preprocessor), batch_size, shuffle=False, workers=workers),
+    )
+
+
+def _build_loss(run: Run) -> Loss:
+    settings = run.loss
+    return Loss(
+        settings.weights,
+        focal_gamma=settings.focal_gamma,
+        tversky_alpha=settings.tversky_alpha,
+        tversky_beta=settings.tversky_beta,
+    )
+
+
+def _optimization(
+    run: Run, model: nn.Module, precision: Precision, steps_per_epoch: int
+) -> Optimization:
+    optimizer = build_optimizer(model, run.train)
+    return Optimization(
+        optimizer,
+        build_scheduler(optimizer, run.train, steps_per_epoch),
+        torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler),
+        precision,
+    )
