@@ -1,0 +1,1 @@
+"""The command line: typed functions, one file for each command."""

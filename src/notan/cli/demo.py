@@ -1,0 +1,95 @@
+"""``notan demo``: the whole path on drawn pictures, in a minute or two, without any data."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PARTS = {"train": 320, "val": 32, "test": 48}
+"""Drawn pictures in each part."""
+
+SIDE = 64
+SETTINGS = (
+    "model.width=16",
+    "train.schedule=cosine",
+    "augment.affine_degrees=180",
+    "augment.dropout_probability=0",
+)
+SHOWN = 12
+
+
+def demo(*, out: Annotated[Path | None, arg(metavar="FOLDER")] = None, seed: int = 0) -> None:
+    """Draw pictures, train on them, evaluate, predict, and say where to look.
+
+    Every step is an ordinary command on ordinary files and is printed before it runs, so that
+    you can give the same commands with a folder of your own.
+
+    Args:
+        out: Where everything goes; by default a fresh folder, runs/demo.
+        seed: Draws other pictures and starts from other weights.
+    """
+    from notan.cli.evaluate import inference
+    from notan.cli.predict import predict
+    from notan.cli.train import train
+    from notan.files import fresh_folder
+
+    folder = out or fresh_folder(Path("runs") / "demo")
+    data, run = folder / "data", folder / "run"
+    model = run / "best.safetensors"
+    _draw(data, seed)
+    _say(
+        train,
+        *("--data-path", data, "--out", run, "--image-size", SIDE, "--epochs", 16),
+        *("--batch-size", 16, "--learning-rate", 0.003, "--seed", seed, *SETTINGS),
+    )
+    train(
+        SETTINGS,
+        data_path=data,
+        out=run,
+        image_size=SIDE,
+        epochs=16,
+        batch_size=16,
+        learning_rate=0.003,
+        seed=seed,
+    )
+    _say(inference, "--model", model, "--data-path", data, "--out", folder / "test")
+    inference(model=model, data_path=data, out=folder / "test")
+    photos = data / "test" / "images"
+    _say(predict, photos, "--model", model, "--out", folder / "predictions")
+    predict((photos,), model=model, out=folder / "predictions")
+    _show(folder)
+    print(f"\nPictures to look at: {folder / 'overview.png'} and {folder / 'test' / 'overlays'}")
+    print("Orange is the model's figure, the blue line is the truth.")
+
+
+def _draw(data: Path, seed: int) -> None:
+    from notan.data.synthetic import DrawnSource, write_folder
+
+    first = 0
+    for part, count in PARTS.items():
+        source = DrawnSource(count, size=(SIDE, SIDE), seed=seed, first=first)
+        write_folder(source, data / part)
+        first += count
+    print(f"Drew {first} pictures with exact masks: {data}")
+
+
+def _say(command: Callable[..., None], *words: object) -> None:
+    line = shlex.join(str(word) for word in words)
+    print(f"\n$ notan {command.__name__} {line}", flush=True)
+
+
+def _show(folder: Path) -> None:
+    """Put the first test pictures with their overlays onto one sheet."""
+    from notan.data.folder import picture_files
+    from notan.data.formats import read_picture
+    from notan.predict.formats import contact_sheet, write_png
+
+    overlays = picture_files(folder / "test" / "overlays")[:SHOWN]
+    sheet = contact_sheet([read_picture(path) for path in overlays], columns=SHOWN // 2)
+    write_png(folder / "overview.png", sheet)

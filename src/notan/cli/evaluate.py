@@ -1,0 +1,125 @@
+"""``notan evaluate`` and ``notan inference``: score a model on a split; write its masks too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, shows
+
+if TYPE_CHECKING:
+    from notan.data.sample import Sample
+    from notan.metrics import Score
+    from notan.predict.predictor import Prediction
+
+OutFolder = Annotated[Path | None, shows("a fresh folder beside the model", "FOLDER")]
+
+
+def evaluate(
+    *,
+    model: ModelFile,
+    data_path: DataPath = None,
+    split: Split = "test",
+    border: BorderFlag = None,
+    batch_size: int = 8,
+    device: Device = "auto",
+    out: OutFolder = None,
+) -> None:
+    """Score a model on a split, at the pictures' own size, and write a table of the pictures.
+
+    Prints mean and pooled Dice and IoU with the rules they were taken by; writes pictures.csv
+    and score.json.
+
+    Args:
+        model: A best.safetensors that train wrote.
+        data_path: The folder with the pictures and masks.
+        split: Which pictures; all takes every picture of a folder that has no parts.
+        border: What the border of Oxford's trimaps counts as.
+        batch_size: Pictures predicted at once; changes the speed, not the score.
+        device: Where to compute.
+        out: Where the table goes.
+    """
+    score, folder = _score(
+        model, data_path, split, border, batch_size, device, out, write_pictures=False
+    )
+    print(score.summary())
+    print(folder)
+
+
+def inference(
+    *,
+    model: ModelFile,
+    data_path: DataPath = None,
+    split: Split = "test",
+    border: BorderFlag = None,
+    batch_size: int = 1,
+    device: Device = "auto",
+    out: OutFolder = None,
+) -> None:
+    """Score a model on a split and write every mask and overlay as PNG.
+
+    Does what evaluate does, prints "Mean Dice Score: ..." first, and writes masks/NAME.png
+    (0 / 255) and overlays/NAME.png (prediction orange, outline of the truth blue) at the
+    pictures' own size.
+
+    Args:
+        model: A best.safetensors that train wrote.
+        data_path: The folder with the pictures and masks.
+        split: Which pictures; all takes every picture of a folder that has no parts.
+        border: What the border of Oxford's trimaps counts as.
+        batch_size: Pictures predicted at once; changes the speed, not the masks.
+        device: Where to compute.
+        out: Where masks, overlays and table go.
+    """
+    score, folder = _score(
+        model, data_path, split, border, batch_size, device, out, write_pictures=True
+    )
+    print(f"Mean Dice Score: {score.mean_dice:.4f}")
+    print(score.summary())
+    print(folder)
+
+
+def _score(
+    model: Path,
+    data_path: Path | None,
+    split: str,
+    border: BorderFlag,
+    batch_size: int,
+    device: str,
+    out: Path | None,
+    *,
+    write_pictures: bool,
+) -> tuple[Score, Path]:
+    from notan.checkpoint import read_card
+    from notan.config import load_run
+    from notan.data.build import find_layout, open_split
+    from notan.evaluate import evaluate as score_all
+    from notan.evaluate import write_score
+    from notan.files import fresh_folder
+    from notan.predict.formats import write_overlay_and_mask
+    from notan.predict.predictor import Predictor
+    from notan.runtime import find_device
+
+    card = read_card(model)
+    flags = {"data.path": data_path, "data.border": border or card.border}
+    data = load_run(flags=flags).data
+    names = frozenset(card.data.validation_names or ()) or None
+    source = open_split(data, split, seed=card.run.seed, validation_names=names)
+    predictor = Predictor.load(model, device=find_device(device))
+    folder = out or fresh_folder(
+        model.parent / f"{'inference' if write_pictures else 'evaluate'}-{split}"
+    )
+
+    def write(sample: Sample, prediction: Prediction) -> None:
+        write_overlay_and_mask(folder, sample.name, sample.image, prediction.mask, sample.mask)
+
+    score = score_all(
+        predictor,
+        source,
+        split=split,
+        border=data.border if find_layout(data) == "pets" else None,
+        batch_size=batch_size,
+        witness=write if write_pictures else None,
+    )
+    write_score(folder, score)
+    return score, folder

@@ -1,0 +1,110 @@
+"""The entry point: finds the command, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+import notan
+from notan.cli.demo import demo
+from notan.cli.download import download
+from notan.cli.evaluate import evaluate, inference
+from notan.cli.predict import predict
+from notan.cli.train import train
+from notan.errors import ConfigError, NotanError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+COMMANDS = (train, evaluate, inference, predict, download, demo)
+INTERRUPTED = 130
+DESCRIPTION = f"""notan {notan.__version__}: two-class image segmentation, figure against ground.
+
+Start with: notan demo
+Then, on pictures of your own: notan train --data-path FOLDER
+Each command explains itself: notan train --help
+With --debug an error shows its whole trace; --version prints the version."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code.
+
+    Args:
+        arguments: The words after ``notan``; None takes them from the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words == ["--version"]:
+        print(notan.__version__)
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        parse(words)()
+    except NotanError as error:
+        if debug:
+            raise
+        print(f"notan: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("notan: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def parse(words: Sequence[str]) -> Callable[[], None]:
+    """Return the command that the words ask for, ready to be called.
+
+    Raises:
+        ConfigError: A command, flag or value does not exist or is missing.
+        SystemExit: Help was asked for and has been printed.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
+                {command.__name__: _prepared(command) for command in COMMANDS},
+                prog="notan",
+                description=DESCRIPTION,
+                args=list(words) or ["--help"],
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_in_one_line(complaint.getvalue(), words)) from None
+    return command
+
+
+def _prepared(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """Let tyro fill in a command's arguments without running it yet."""
+
+    @functools.wraps(command)
+    def prepare(*arguments: Any, **flags: Any) -> Callable[[], None]:  # noqa: ANN401
+        return functools.partial(command, *arguments, **flags)
+
+    return prepare
+
+
+def _in_one_line(complaint: str, words: Sequence[str]) -> str:
+    """Take the message out of tyro's box, and offer the nearest flag or command."""
+    lines = [line.strip("│ ") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
+    text = " ".join(lines).split("───")[0].split("Got errors:")[0].strip().rstrip(".")
+    command = next((word for word in words if not word.startswith("-")), "")
+    names = {known.__name__: known for known in COMMANDS}
+    if command not in names:
+        return f"{text}{nearest(command, names)}"
+    unknown = re.search(r"Unrecognized options: (-[\w-]+)", text)
+    hint = f"; see notan {command} --help"
+    if unknown:
+        flags = {f"--{name.replace('_', '-')}" for name in names[command].__annotations__}
+        hint = nearest(unknown[1].replace("_", "-"), flags - {"--return"}) or hint
+    return f"{text}{hint}"

@@ -1,0 +1,78 @@
+"""``notan train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from notan.cli.flags import DEFAULT, DataPath, Overrides, shows
+
+
+def train(
+    overrides: Overrides = (),
+    *,
+    data_path: DataPath = None,
+    model: Annotated[str | None, shows(DEFAULT.model.name, "NAME")] = None,
+    recipe: Annotated[Path | None, shows("none", "FILE")] = None,
+    out: Annotated[Path | None, shows("a fresh folder under runs/", "FOLDER")] = None,
+    overwrite: bool = False,
+    device: Annotated[str | None, shows(DEFAULT.device, "auto|cpu|cuda|cuda:1|mps")] = None,
+    epochs: Annotated[int | None, shows(DEFAULT.train.epochs, "N")] = None,
+    batch_size: Annotated[int | None, shows(DEFAULT.train.batch_size, "N")] = None,
+    learning_rate: Annotated[float | None, shows(DEFAULT.train.learning_rate, "RATE")] = None,
+    image_size: Annotated[int | None, shows(DEFAULT.preprocess.image_size[0], "PIXELS")] = None,
+    border: Annotated[
+        Literal["figure", "ground", "ignore"] | None,
+        shows(DEFAULT.data.border, "figure|ground|ignore"),
+    ] = None,
+    patience: Annotated[int | None, shows("never stop early", "EPOCHS")] = None,
+    seed: Annotated[int | None, shows(DEFAULT.seed, "N")] = None,
+    detect_anomaly: Annotated[bool, arg(help_behavior_hint="(slow)")] = False,
+) -> None:
+    """Train a model on pictures and masks, and keep the best by validation Dice.
+
+    The data folder is the Oxford-IIIT Pet dataset in its own layout, or any folder with images/
+    and masks/ (matched by name), alone or inside train/, val/ and test/. No test picture is
+    read. The run folder receives best.safetensors, run.toml, history.jsonl and curves.
+
+    Args:
+        overrides: Any other setting: model.width=16 train.precision=bf16 data.limit=40
+            train.schedule=cosine loss.focal=1 augment.enabled=false. The last word on a setting
+            wins: defaults, then the recipe, then flags, then these.
+        data_path: The folder with the pictures and masks.
+        model: unet, resnet34_unet or attention_unet.
+        recipe: A .toml file of settings, such as recipes/oxford-unet.toml.
+        out: Where the run is kept.
+        overwrite: Replace the run that is already in --out.
+        device: Where to compute.
+        epochs: Passes over the training pictures.
+        batch_size: Pictures in a step.
+        learning_rate: Of AdamW, at its highest.
+        image_size: Side of the square that pictures are resized to, in pixels.
+        border: What the border of Oxford's trimaps counts as; other masks have none.
+        patience: Stop after so many epochs without a better validation Dice.
+        seed: Decides weights, order, augmentation and split.
+        detect_anomaly: Stop at the very operation that made a NaN.
+    """
+    from notan.config import load_run
+    from notan.train import train as run_training
+
+    flags = {
+        "data.path": data_path,
+        "data.border": border,
+        "model.name": model,
+        "preprocess.image_size": image_size,
+        "train.epochs": epochs,
+        "train.batch_size": batch_size,
+        "train.learning_rate": learning_rate,
+        "train.patience": patience,
+        "train.detect_anomaly": detect_anomaly or None,
+        "seed": seed,
+        "device": device,
+    }
+    run = load_run(recipe, flags=flags, overrides=overrides)
+    result = run_training(run, out=out, overwrite=overwrite)
+    print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})")
+    print(result.checkpoint)
