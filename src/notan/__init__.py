@@ -1,3 +1,81 @@
-"""notan: two-class image segmentation, figure against ground."""
+"""notan: two-class image segmentation, figure against ground.
 
-__version__ = "0.1.0"
+The nouns are here, loaded when they are first asked for, so that ``import notan`` is quick::
+
+    from notan import Predictor, load_run
+
+The verbs live in their rooms: ``notan.train.train``, ``notan.evaluate.evaluate``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from notan.version import __version__
+
+if TYPE_CHECKING:
+    from notan.checkpoint import Card, Checkpoint, load_checkpoint, read_card
+    from notan.config import Run, load_run
+    from notan.data.sample import Sample, Source
+    from notan.errors import NotanError
+    from notan.losses import Loss
+    from notan.metrics import Counts, Score
+    from notan.models.base import SegmentationModel
+    from notan.predict.predictor import Prediction, Predictor
+    from notan.preprocess import Placement, Preprocessor
+    from notan.train import Trainer
+
+_HOMES = {
+    "Card": "notan.checkpoint",
+    "Checkpoint": "notan.checkpoint",
+    "Counts": "notan.metrics",
+    "Loss": "notan.losses",
+    "NotanError": "notan.errors",
+    "Placement": "notan.preprocess",
+    "Prediction": "notan.predict.predictor",
+    "Predictor": "notan.predict.predictor",
+    "Preprocessor": "notan.preprocess",
+    "Run": "notan.config",
+    "Sample": "notan.data.sample",
+    "Score": "notan.metrics",
+    "SegmentationModel": "notan.models.base",
+    "Source": "notan.data.sample",
+    "Trainer": "notan.train",
+    "load_checkpoint": "notan.checkpoint",
+    "load_run": "notan.config",
+    "read_card": "notan.checkpoint",
+}
+
+__all__ = [
+    "Card",
+    "Checkpoint",
+    "Counts",
+    "Loss",
+    "NotanError",
+    "Placement",
+    "Prediction",
+    "Predictor",
+    "Preprocessor",
+    "Run",
+    "Sample",
+    "Score",
+    "SegmentationModel",
+    "Source",
+    "Trainer",
+    "__version__",
+    "load_checkpoint",
+    "load_run",
+    "read_card",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its room the first time that it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'notan' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

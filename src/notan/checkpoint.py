@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-import notan
 from notan.config import Border, Model, Run
 from notan.config.sections import Section
 from notan.errors import CheckpointError
 from notan.files import write_bytes
 from notan.preprocess import Preprocessor
+from notan.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,7 +134,7 @@ def read_card(path: Path) -> Card:
         version = fields.get("format")
         if isinstance(version, int) and version > FORMAT:
             raise CheckpointError(
-                f"{path}: card format {version} is newer than notan {notan.__version__} "
+                f"{path}: card format {version} is newer than notan {__version__} "
                 f"reads ({FORMAT}); upgrade notan"
             )
         return Card.model_validate(fields)

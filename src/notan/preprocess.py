@@ -114,14 +114,18 @@ class Preprocessor(Section):
 
 
 def resize(image: npt.NDArray[Pixel], size: Size) -> npt.NDArray[Pixel]:
-    """Resize an array (height, width, ...) by area averaging where it shrinks, else linearly."""
-    if image.shape[:2] == size:
-        return image
+    """Resize an array (height, width, ...): area averaging where a side shrinks, else linear.
+
+    One step for each, because OpenCV's area averaging needs both sides to shrink, and linear
+    interpolation of a shrinking side would drop pixels.
+    """
     height, width = size
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (width, height), interpolation=method)
-    return cast("npt.NDArray[Pixel]", resized)
+    smaller = (min(height, image.shape[0]), min(width, image.shape[1]))
+    for (rows, columns), method in ((smaller, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
+        if image.shape[:2] != (rows, columns):
+            resized = cv2.resize(image, (columns, rows), interpolation=method)
+            image = cast("npt.NDArray[Pixel]", resized)
+    return image
 
 
 def resize_mask(mask: Mask, size: Size) -> Mask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import io
 import logging
 import re
@@ -12,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-import notan
 from notan.cli.demo import demo
 from notan.cli.download import download
 from notan.cli.evaluate import evaluate, inference
 from notan.cli.predict import predict
 from notan.cli.train import train
 from notan.errors import ConfigError, NotanError, nearest
+from notan.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 COMMANDS = (train, evaluate, inference, predict, download, demo)
 INTERRUPTED = 130
-DESCRIPTION = f"""notan {notan.__version__}: two-class image segmentation, figure against ground.
+DESCRIPTION = f"""notan {__version__}: two-class image segmentation, figure against ground.
 
 Start with: notan demo
 Then, on pictures of your own: notan train --data-path FOLDER
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if words == ["--version"]:
-        print(notan.__version__)
+        print(__version__)
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -105,6 +106,15 @@ def _in_one_line(complaint: str, words: Sequence[str]) -> str:
     unknown = re.search(r"Unrecognized options: (-[\w-]+)", text)
     hint = f"; see notan {command} --help"
     if unknown:
-        flags = {f"--{name.replace('_', '-')}" for name in names[command].__annotations__}
-        hint = nearest(unknown[1].replace("_", "-"), flags - {"--return"}) or hint
+        hint = nearest(unknown[1].replace("_", "-"), _flags(names[command])) or hint
     return f"{text}{hint}"
+
+
+def _flags(command: Callable[..., None]) -> list[str]:
+    """Name a command's flags; its positional words have none."""
+    parameters = inspect.signature(command).parameters.values()
+    return [
+        f"--{parameter.name.replace('_', '-')}"
+        for parameter in parameters
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]

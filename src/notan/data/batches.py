@@ -78,9 +78,9 @@ class Pictures(Dataset["Batch | NotanError"]):
         rng = np.random.default_rng((self.seed, epoch, index))
         try:
             sample = vary(self.source[index], self.transforms, rng)
+            return one_batch(sample, self.preprocessor)
         except NotanError as error:
             return error
-        return one_batch(sample, self.preprocessor)
 
 
 class EvenBatches(Sampler[list[Key]]):

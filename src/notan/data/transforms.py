@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 import cv2
@@ -20,7 +21,7 @@ from notan.errors import DataError
 from notan.preprocess import resize, resize_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from notan.config import Augment
     from notan.types import Mask, Picture, Size
@@ -98,9 +99,11 @@ class Geometry(Transform[Matrix]):
         box_height, box_width, top, left = float(height), float(width), 0.0, 0.0
         if rng.random() < self.settings.crop_probability:
             area = rng.uniform(self.settings.crop_area, 1.0)
-            stretch = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)) / 2)
-            box_height = min(height, height * math.sqrt(area) / stretch)
-            box_width = min(width, width * math.sqrt(area) * stretch)
+            # no further than the picture reaches, so that the box keeps its area
+            furthest = min(math.log(4 / 3), -math.log(area)) / 2
+            stretch = math.exp(rng.uniform(-furthest, furthest))
+            box_height = height * math.sqrt(area) / stretch
+            box_width = width * math.sqrt(area) * stretch
             top, left = rng.uniform(0, 1, 2) * (height - box_height, width - box_width)
         out_height, out_width = self.image_size
         return _scale(out_width / box_width, out_height / box_height) @ _shift(-left, -top)
@@ -205,15 +208,20 @@ class OwnPipeline(Transform[None]):
         """Call the pipeline and bring what it returns to the model's size.
 
         Raises:
-            DataError: It did not return a uint8 picture and a mask of one size.
+            DataError: It did not return a uint8 RGB picture and a mask of one size.
         """
         del draw
         codes = sample.mask.astype(np.uint8)
         if sample.ignore is not None:
             codes[sample.ignore] = 255
-        result = self.pipeline(image=sample.image, mask=codes)
+        result: object = self.pipeline(image=sample.image, mask=codes)
+        if not isinstance(result, Mapping) or not {"image", "mask"} <= set(result):
+            raise DataError(
+                f"{sample.name}: your transform returned no mapping with 'image' and 'mask'; "
+                "return dict(image=..., mask=...)"
+            )
         image, codes = np.asarray(result["image"]), np.asarray(result["mask"])
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[:2] != codes.shape:
+        if image.dtype != np.uint8 or image.shape != (*codes.shape[:2], 3) or codes.ndim != 2:
             raise DataError(
                 f"{sample.name}: your transform returned a picture of {image.dtype} "
                 f"{image.shape} and a mask of {codes.shape}; a uint8 (height, width, 3) picture "

@@ -69,19 +69,26 @@ class RunLog:
 
 
 def claim_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make sure that a run writes over no other run.
+    """Make sure that a run writes over no other run; nothing is removed yet.
 
     Raises:
         ConfigError: The folder holds something and ``overwrite`` is False.
     """
-    if not holds_something(folder):
-        return
-    if not overwrite:
+    if holds_something(folder) and not overwrite:
         raise ConfigError(
             f"{folder}: something is here already; choose another --out, or --overwrite it"
         )
-    for name in (BEST, HISTORY, SETTINGS, SPLIT):
-        (folder / name).unlink(missing_ok=True)
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove what an earlier run left, so that nothing of it is taken for the new one's.
+
+    Raises:
+        StorageError: The folder is a file, or may not be changed.
+    """
+    with storage_errors(folder):
+        for name in (BEST, HISTORY, SETTINGS, SPLIT):
+            (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / EVENTS, ignore_errors=True)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import notan
 from notan.checkpoint import Card, DataCard
 from notan.data.batches import BatchLoader, Pictures
 from notan.data.build import find_layout, makes_validation, open_split
@@ -30,6 +29,7 @@ from notan.runtime import (
 )
 from notan.train.optim import build_optimizer, build_scheduler
 from notan.train.steps import Optimization
+from notan.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,7 +89,7 @@ class Parts:
             data=self.data_card,
             run=self.run,
             versions={
-                "notan": notan.__version__,
+                "notan": __version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },

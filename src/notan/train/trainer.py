@@ -15,7 +15,7 @@ from notan.files import fresh_folder, write_bytes
 from notan.predict.backends import TorchBackend
 from notan.predict.formats import overlay_picture
 from notan.predict.predictor import Predictor
-from notan.train.log import BEST, SPLIT, RunLog, claim_folder
+from notan.train.log import BEST, SPLIT, RunLog, claim_folder, clear_folder
 from notan.train.parts import THRESHOLD, Parts, prepare
 from notan.train.steps import Validation, train_epoch, validate
 
@@ -78,6 +78,7 @@ def train(
     folder = out or fresh_folder(Path("runs") / _folder_name(run, model))
     claim_folder(folder, overwrite=overwrite)
     parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
+    clear_folder(folder)  # only now: a wrong setting must not cost the earlier run
     return Trainer(parts).train(folder)
 
 

@@ -1,0 +1,81 @@
+"""Fixtures that several rooms' tests share: real pictures, a drawn folder, a small checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from notan.config import load_run
+from notan.data.synthetic import DrawnSource, write_folder
+from notan.train import train
+
+if TYPE_CHECKING:
+    from notan.config import Run
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SMALL = {
+    "model.width": 4,
+    "preprocess.image_size": 32,
+    "train.epochs": 2,
+    "train.batch_size": 8,
+    "train.learning_rate": 3e-3,
+    "train.tensorboard": False,
+}
+"""Flags of a training that takes about a second."""
+
+
+def pytest_configure() -> None:
+    """Keep runs on a shared machine from fighting over its cores."""
+    torch.set_num_threads(2)
+
+
+def real_folder(name: str) -> Path:
+    """Return a folder of real pictures, or skip the test where they are absent."""
+    folder = REAL_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"real pictures are absent: ../shared/data/{name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pets_folder() -> Path:
+    """Three breeds of the Oxford-IIIT Pet dataset."""
+    return real_folder("oxford-iiit-pet")
+
+
+@pytest.fixture(scope="session")
+def nuclei_folder() -> Path:
+    """Cell nuclei under the microscope, train/ and test/."""
+    return real_folder("nuclei")
+
+
+@pytest.fixture(scope="session")
+def road_folder() -> Path:
+    """Street scenes with the road as figure, train/ and test/."""
+    return real_folder("camvid-road")
+
+
+@pytest.fixture(scope="session")
+def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn pictures in train/ (24), val/ (6) and test/ (6), each with images/ and masks/."""
+    folder = tmp_path_factory.mktemp("drawn")
+    first = 0
+    for part, count in (("train", 24), ("val", 6), ("test", 6)):
+        write_folder(DrawnSource(count, size=(40, 48), seed=1, first=first), folder / part)
+        first += count
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(drawn_folder: Path) -> Run:
+    """Settings of a training on the drawn folder that takes about a second."""
+    return load_run(flags={**SMALL, "data.path": drawn_folder})
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The best checkpoint of that training; not to be changed."""
+    return train(small_run, out=tmp_path_factory.mktemp("run") / "small").checkpoint
