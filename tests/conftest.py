@@ -28,8 +28,8 @@ SMALL = {
 
 
 def pytest_configure() -> None:
-    """Keep runs on a shared machine from fighting over its cores."""
-    torch.set_num_threads(2)
+    """Use one core: on a busy machine, threads that wait for each other cost seconds a step."""
+    torch.set_num_threads(1)
 
 
 def real_folder(name: str) -> Path:

@@ -11,8 +11,6 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from notan.config import Border, Model, Run
 from notan.config.sections import Section
 from notan.errors import CheckpointError
@@ -92,7 +90,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     from safetensors.torch import save  # imports torch, which reading a card must not
 
-    weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
+    # Copies: safetensors refuses tensors that share memory, and tied weights do
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in checkpoint.weights.items()}
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     card = checkpoint.card.model_copy(update={"sha256": hash_weights(weights)})
     metadata = {KEY: card.model_dump_json(), "format": "pt"}
     write_bytes(path, save(weights, metadata=metadata))
@@ -138,7 +138,7 @@ def read_card(path: Path) -> Card:
                 f"reads ({FORMAT}); upgrade notan"
             )
         return Card.model_validate(fields)
-    except (ValueError, AttributeError, ValidationError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: the card cannot be read ({reason})") from error
 
@@ -172,7 +172,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(length)) if length <= LONGEST_HEADER else None
     except OSError as error:
         raise CheckpointError(f"{path}: the file cannot be read ({error})") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: {_foreign(start)}; a notan .safetensors file is wanted")

@@ -132,8 +132,7 @@ def resize_mask(mask: Mask, size: Size) -> Mask:
     """Resize a mask; a pixel is figure where at least half of what it covers is."""
     if mask.shape == size:
         return mask
-    levels = np.where(mask, np.uint8(255), np.uint8(0))
-    resized: Mask = resize(levels, size) >= 128
+    resized: Mask = resize(mask.astype(np.uint8) * np.uint8(255), size) >= 128
     return resized
 
 

@@ -6,8 +6,10 @@ worker's history, so that any number of workers gives the same training.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -16,7 +18,7 @@ from notan.data.transforms import vary
 from notan.errors import NotanError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from notan.data.sample import Sample, Source
     from notan.data.transforms import Transform
@@ -164,14 +166,17 @@ class BatchLoader:
         self._order = EvenBatches(
             len(pictures.source), batch_size, seed=pictures.seed, shuffle=shuffle
         )
-        self._loader: DataLoader[Batch | NotanError] = DataLoader(
+        self._open: Callable[[], DataLoader[Batch | NotanError]] = partial(
+            DataLoader,
             pictures,
             batch_sampler=self._order,
             num_workers=workers,
             collate_fn=join,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            worker_init_fn=_use_one_thread,
         )
+        self._loader = self._open()
 
     def __len__(self) -> int:
         return len(self._order)
@@ -185,8 +190,16 @@ class BatchLoader:
         self._order.epoch = self.epoch
         for batch in self._loader:
             if isinstance(batch, NotanError):
+                # Lets the workers go now: left to the garbage collector, each takes 5 seconds.
+                self._loader = self._open()
                 raise batch
             yield batch
+
+
+def _use_one_thread(worker: int) -> None:
+    """Keep a worker to one core: by itself OpenCV would take them all in each of the workers."""
+    del worker
+    cv2.setNumThreads(1)
 
 
 def _as_tensor(mask: Mask) -> Masks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from notan.data.folder import folder_source, looks_like_folder, part_folder
+from notan.data.folder import folder_source, has_pairs, looks_like_folder, part_folder
 from notan.data.pets import looks_like_pets, pets_source
 from notan.data.splits import choose_validation
 from notan.errors import ConfigError, DataError, nearest
@@ -73,7 +73,7 @@ def makes_validation(data: Data) -> bool:
     folder = _existing(data.path)
     if find_layout(data) == "pets":
         return False
-    return not (part_folder(folder, "train") and part_folder(folder, "validation"))
+    return has_pairs(folder) or part_folder(folder, "validation") is None
 
 
 def _existing(path: Path | None) -> Path:
@@ -89,18 +89,15 @@ def _existing(path: Path | None) -> Path:
 def _folder_split(
     folder: Path, split: str, data: Data, seed: int, validation_names: frozenset[str] | None
 ) -> FileSource:
-    training_folder = part_folder(folder, "train")
     if split == "all":
         return _undivided(folder)
-    if split == "test":
+    if split == "test" or not makes_validation(data):
         return _own_part(folder, split)
-    if not makes_validation(data):
-        return _own_part(folder, split)
-    whole = folder_source(training_folder or folder)
+    whole = folder_source(folder) if has_pairs(folder) else _own_part(folder, "train")
     if len(whole) < 2:
         raise DataError(
-            f"{training_folder or folder}: only one pair of picture and mask; at least two are "
-            "wanted, one to train on and one to validate on"
+            f"{folder}: only one pair of picture and mask; at least two are wanted, "
+            "one to train on and one to validate on"
         )
     chosen = validation_names or choose_validation(
         whole.names, fraction=data.validation_fraction, seed=seed
@@ -116,10 +113,10 @@ def _folder_split(
 
 
 def _undivided(folder: Path) -> FileSource:
-    if part_folder(folder, "train"):
+    if not has_pairs(folder):
         raise DataError(
-            f"{folder}: this folder is divided into parts; "
-            f"point --data-path at one of them, say {folder / 'train'}"
+            f"{folder}: this folder is divided into parts; choose one with --split, "
+            f"or point --data-path at one of them, say {folder / 'train'}"
         )
     return folder_source(folder)
 

@@ -42,14 +42,14 @@ PART_NAMES = {
 
 
 def looks_like_folder(folder: Path) -> bool:
-    """Say whether a folder holds images/ and masks/, directly or in a train/ part."""
-    return _has_pairs(folder) or part_folder(folder, "train") is not None
+    """Say whether a folder holds images/ and masks/, directly or in a part."""
+    return has_pairs(folder) or any(part_folder(folder, split) for split in PART_NAMES)
 
 
 def part_folder(folder: Path, split: str) -> Path | None:
     """Return the folder of a part (train, validation or test), or None where there is none."""
     for name in PART_NAMES[split]:
-        if _has_pairs(folder / name):
+        if has_pairs(folder / name):
             return folder / name
     return None
 
@@ -82,7 +82,8 @@ def mask_labels(path: Path) -> Labels:
     return Labels(reading.mask, None, reading.encoding)
 
 
-def _has_pairs(folder: Path) -> bool:
+def has_pairs(folder: Path) -> bool:
+    """Say whether a folder holds images/ and masks/ itself."""
     return (folder / "images").is_dir() and (folder / "masks").is_dir()
 
 

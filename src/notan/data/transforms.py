@@ -100,7 +100,7 @@ class Geometry(Transform[Matrix]):
         if rng.random() < self.settings.crop_probability:
             area = rng.uniform(self.settings.crop_area, 1.0)
             # no further than the picture reaches, so that the box keeps its area
-            furthest = min(math.log(4 / 3), -math.log(area)) / 2
+            furthest = min(math.log(4 / 3), math.log(1 / area)) / 2
             stretch = math.exp(rng.uniform(-furthest, furthest))
             box_height = height * math.sqrt(area) / stretch
             box_width = width * math.sqrt(area) * stretch
@@ -110,30 +110,26 @@ class Geometry(Transform[Matrix]):
 
     def apply(self, sample: Sample, draw: Matrix) -> Sample:
         """Warp picture, mask and ignored area by the drawn matrix."""
+        small, matrix = _shrink_first(draw, sample.size)
+        # Edges are repeated outwards, then cut off: blended with black they would be a dark rim.
+        inside = self._warp(np.full(small, 255, np.uint8), matrix, cv2.BORDER_CONSTANT) >= 128
+
+        def warp_mask(mask: Mask) -> Mask:
+            levels = resize(mask.astype(np.uint8) * np.uint8(255), small)
+            return (self._warp(levels, matrix, cv2.BORDER_REPLICATE) >= 128) & inside
+
+        image = self._warp(resize(sample.image, small), matrix, cv2.BORDER_REPLICATE)
         return Sample(
             name=sample.name,
-            image=self._warp(sample.image, draw),
-            mask=self._warp_mask(sample.mask, draw),
-            ignore=None if sample.ignore is None else self._warp_mask(sample.ignore, draw),
+            image=image * inside[..., None],
+            mask=warp_mask(sample.mask),
+            ignore=None if sample.ignore is None else warp_mask(sample.ignore),
         )
 
-    def _warp(self, image: Picture, matrix: Matrix) -> Picture:
-        """Warp without aliasing: where the warp shrinks, area averaging goes before it."""
-        height, width = image.shape[:2]
-        stretch_x, stretch_y = np.linalg.norm(matrix[:2, :2], axis=0)
-        small = (_shrunk(height, stretch_y), _shrunk(width, stretch_x))
-        from_small = matrix @ _scale(width / small[1], height / small[0])
-        # OpenCV puts pixel centres at whole numbers, our matrices at halves.
-        to_centres = _shift(-0.5, -0.5) @ from_small @ _shift(0.5, 0.5)
+    def _warp(self, image: Picture, matrix: Matrix, border: int) -> Picture:
         out_height, out_width = self.image_size
-        warped = cv2.warpAffine(
-            resize(image, small), to_centres[:2], (out_width, out_height), flags=cv2.INTER_LINEAR
-        )
+        warped = cv2.warpAffine(image, matrix[:2], (out_width, out_height), borderMode=border)
         return cast("Picture", warped)
-
-    def _warp_mask(self, mask: Mask, matrix: Matrix) -> Mask:
-        warped: Mask = self._warp(np.where(mask, np.uint8(255), np.uint8(0)), matrix) >= 128
-        return warped
 
 
 class Light(Transform["tuple[float, float] | None"]):
@@ -192,7 +188,8 @@ class GridDropout(Transform["tuple[int, int, int, int] | None"]):
 class OwnPipeline(Transform[None]):
     """A user's own augmentation: any callable ``transform(image=, mask=) -> dict``.
 
-    The mask it gets is uint8: 0 ground, 1 figure, 255 ignored. Albumentations pipelines fit.
+    The mask it gets and gives back is uint8: 0 ground, 1 figure, 255 ignored, so a pipeline that
+    pads may fill with 255. Albumentations pipelines fit.
     Its randomness is its own, so ``Run.seed`` does not reach it.
     """
 
@@ -228,12 +225,17 @@ class OwnPipeline(Transform[None]):
                 "and a (height, width) mask of one size are wanted: leave normalising and "
                 "tensors to notan"
             )
-        ignore = None if sample.ignore is None else resize_mask(codes == 255, self.image_size)
+        ignored: Mask = codes == 255
+        if not np.isin(codes, (0, 1, 255)).all():
+            raise DataError(
+                f"{sample.name}: your transform returned a mask with other values than "
+                "0 (ground), 1 (figure) and 255 (ignored); it must not scale or blend the mask"
+            )
         return Sample(
             sample.name,
             np.ascontiguousarray(resize(image, self.image_size)),
             resize_mask(codes == 1, self.image_size),
-            ignore,
+            resize_mask(ignored, self.image_size) if ignored.any() else None,
         )
 
 
@@ -248,6 +250,20 @@ def _scale(x: float, y: float) -> Matrix:
 def _rotation(angle: float) -> Matrix:
     cos, sin = math.cos(angle), math.sin(angle)
     return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+
+
+def _shrink_first(matrix: Matrix, size: Size) -> tuple[Size, Matrix]:
+    """Split a warp that shrinks into area averaging and a warp at scale 1, against aliasing.
+
+    Returns:
+        The (height, width) to shrink to, and the matrix from there, as OpenCV counts pixels.
+    """
+    height, width = size
+    stretch_x, stretch_y = np.linalg.norm(matrix[:2, :2], axis=0)
+    small = (_shrunk(height, stretch_y), _shrunk(width, stretch_x))
+    from_small = matrix @ _scale(width / small[1], height / small[0])
+    # OpenCV puts pixel centres at whole numbers, our matrices at halves.
+    return small, _shift(-0.5, -0.5) @ from_small @ _shift(0.5, 0.5)
 
 
 def _shrunk(side: int, stretch: float) -> int:

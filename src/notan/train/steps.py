@@ -140,7 +140,7 @@ def count(probability: Array, truth: Truth, threshold: float) -> Counts:
 
 
 def _diverged(batch: Batch, value: LossValue) -> str:
-    terms = ", ".join(f"{name} {float(term):.4g}" for name, term in value.terms.items())
+    terms = ", ".join(f"{name} {term.item():.4g}" for name, term in value.terms.items())
     names = ", ".join(truth.name for truth in batch.truths[:4])
     more = f" and {len(batch.truths) - 4} more" if len(batch.truths) > 4 else ""
     return (

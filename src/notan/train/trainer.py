@@ -172,10 +172,18 @@ def _history(
     losses: Mapping[str, float], validation: Validation, rate: float, seconds: float
 ) -> dict[str, float]:
     return {
-        **{f"train/{name}": value for name, value in losses.items()},
-        **{f"validation/{name}": value for name, value in validation.losses.items()},
+        **_named("train", losses),
+        **_named("validation", validation.losses),
         "validation/dice": validation.dice,
         "validation/iou": validation.iou,
         "learning_rate": rate,
         "seconds": seconds,
+    }
+
+
+def _named(part: str, losses: Mapping[str, float]) -> dict[str, float]:
+    """Call the loss term ``dice`` dice_loss: the score of that name means the opposite."""
+    return {
+        f"{part}/{name if name == 'loss' else f'{name}_loss'}": value
+        for name, value in losses.items()
     }

@@ -1,0 +1,71 @@
+"""Compare the augmentation's single warp with the same geometry done step by step.
+
+Run by hand: python benchmarks/one_warp.py
+Prints milliseconds a picture and the sharpness kept (mean gradient magnitude against the one
+warp's), on drawn pictures, one thread. Ratios within one run are what counts.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, cast
+
+import cv2
+import numpy as np
+
+from notan.config import Augment
+from notan.data.synthetic import DrawnSource
+from notan.data.transforms import Geometry
+
+if TYPE_CHECKING:
+    from notan.types import Picture
+
+PICTURES, SIZE, OUTPUT = 100, (375, 500), 256
+ANGLE, ZOOM, AFFINE_ZOOM, CROP = 20.0, 1.1, 0.95, 0.9
+
+
+def step_by_step(picture: Picture) -> Picture:
+    """Rescale, flip, rotate and zoom, crop and resize: four resamplings."""
+    height, width = picture.shape[:2]
+    image = cv2.resize(picture, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_LINEAR)
+    image = cv2.flip(image, 1)
+    centre = (image.shape[1] / 2, image.shape[0] / 2)
+    matrix = cv2.getRotationMatrix2D(centre, ANGLE, AFFINE_ZOOM)
+    image = cv2.warpAffine(image, matrix, image.shape[1::-1])
+    rows, columns = int(height * CROP), int(width * CROP)
+    image = cv2.resize(image[:rows, :columns], (300, 300), interpolation=cv2.INTER_LINEAR)
+    result = cv2.resize(image, (OUTPUT, OUTPUT), interpolation=cv2.INTER_AREA)
+    return cast("Picture", result)
+
+
+def sharpness(image: Picture) -> float:
+    """Return the mean magnitude of a picture's grey gradient, in grey levels a pixel."""
+    rows, columns = np.gradient(image.mean(axis=2))
+    return float(np.hypot(rows, columns).mean())
+
+
+def main() -> None:
+    """Time both on the same pictures."""
+    cv2.setNumThreads(1)
+    settings = Augment(scale_probability=1, flip_probability=1, crop_probability=1)
+    geometry = Geometry(settings, (OUTPUT, OUTPUT))
+    samples = list(DrawnSource(PICTURES, size=SIZE))
+    draws = [geometry.draw(np.random.default_rng(i), SIZE) for i in range(PICTURES)]
+
+    start = time.perf_counter()
+    once = [geometry.apply(s, d) for s, d in zip(samples, draws, strict=True)]
+    middle = time.perf_counter()
+    steps = [(step_by_step(s.image), step_by_step(s.image * 0)) for s in samples]
+    end = time.perf_counter()
+
+    one, many = (1000 * seconds / PICTURES for seconds in (middle - start, end - middle))
+    kept = np.mean([sharpness(image) for image, _ in steps]) / np.mean(
+        [sharpness(sample.image) for sample in once]
+    )
+    print(f"one warp (picture and mask)     {one:.2f} ms a picture")
+    print(f"step by step (picture and mask) {many:.2f} ms a picture, {many / one:.2f}x")
+    print(f"step by step keeps {kept:.2f} of the one warp's sharpness")
+
+
+if __name__ == "__main__":
+    main()
