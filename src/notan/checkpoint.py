@@ -11,7 +11,9 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from notan.config import Border, Model, Run
+from pydantic import ValidationError
+
+from notan.config import Border, Model, Run, first_problem
 from notan.config.sections import Section
 from notan.errors import CheckpointError
 from notan.files import write_bytes
@@ -138,6 +140,9 @@ def read_card(path: Path) -> Card:
                 f"reads ({FORMAT}); upgrade notan"
             )
         return Card.model_validate(fields)
+    except ValidationError as error:
+        problem = first_problem(error, Card)
+        raise CheckpointError(f"{path}: the card cannot be read: {problem}") from error
     except (ValueError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: the card cannot be read ({reason})") from error

@@ -101,7 +101,11 @@ def _score(
     from notan.runtime import find_device
 
     card = read_card(model)
-    flags = {"data.path": data_path, "data.border": border or card.border}
+    flags = {
+        "data.path": data_path,
+        "data.border": border or card.border,
+        "data.layout": card.run.data.layout,
+    }
     data = load_run(flags=flags).data
     names = frozenset(card.data.validation_names or ()) or None
     source = open_split(data, split, seed=card.run.seed, validation_names=names)

@@ -7,6 +7,7 @@ import functools
 import inspect
 import io
 import logging
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print("notan: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # somebody's `| head` has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives as long as the process
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
@@ -99,6 +102,7 @@ def _in_one_line(complaint: str, words: Sequence[str]) -> str:
     """Take the message out of tyro's box, and offer the nearest flag or command."""
     lines = [line.strip("│ ") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
     text = " ".join(lines).split("───")[0].split("Got errors:")[0].strip().rstrip(".")
+    text = re.sub(r"Expected one of \((.*)\)", _sorted_choices, text)
     command = next((word for word in words if not word.startswith("-")), "")
     names = {known.__name__: known for known in COMMANDS}
     if command not in names:
@@ -108,6 +112,12 @@ def _in_one_line(complaint: str, words: Sequence[str]) -> str:
     if unknown:
         hint = nearest(unknown[1].replace("_", "-"), _flags(names[command])) or hint
     return f"{text}{hint}"
+
+
+def _sorted_choices(found: re.Match[str]) -> str:
+    """Give the choices of a flag an order, without the None that stands for not given."""
+    choices = sorted(set(re.findall(r"'(.*?)'", found[1])) - {"None"})
+    return f"choose one of {', '.join(choices)}"
 
 
 def _flags(command: Callable[..., None]) -> list[str]:

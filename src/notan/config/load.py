@@ -45,7 +45,7 @@ def load_run(
     try:
         return Run.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(_first_problem(error)) from error
+        raise ConfigError(first_problem(error, Run)) from error
 
 
 def run_to_toml(run: Run) -> str:
@@ -91,19 +91,26 @@ def _put(settings: dict[str, Any], dotted: str, value: object) -> None:
     settings[key] = value
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
+    """Say in one line what is wrong with the first of the fields that do not fit.
+
+    Args:
+        error: What pydantic raised.
+        root: The model that was being built, to offer its nearest valid name.
+    """
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     dotted = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"{dotted}: there is no such setting{nearest(location[-1], _siblings(location))}"
+        return (
+            f"{dotted}: there is no such setting{nearest(location[-1], _siblings(root, location))}"
+        )
     reason = problem["msg"].removeprefix("Value error, ")
     return f"{dotted}: {reason} (found {problem['input']!r})"
 
 
-def _siblings(location: list[str]) -> list[str]:
+def _siblings(section: type[BaseModel], location: list[str]) -> list[str]:
     """Names that would have been valid in the place of an unknown one."""
-    section: type[BaseModel] = Run
     for part in location[:-1]:
         inner = section.model_fields[part].annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):

@@ -6,6 +6,7 @@ worker's history, so that any number of workers gives the same training.
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -174,7 +175,6 @@ class BatchLoader:
             collate_fn=join,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            worker_init_fn=_use_one_thread,
         )
         self._loader = self._open()
 
@@ -188,18 +188,33 @@ class BatchLoader:
             NotanError: A picture could not be read or varied.
         """
         self._order.epoch = self.epoch
-        for batch in self._loader:
+        with _one_opencv_thread() if self._loader.num_workers else nullcontext():
+            batches = iter(self._loader)  # starts the workers
+        for batch in batches:
             if isinstance(batch, NotanError):
-                # Lets the workers go now: left to the garbage collector, each takes 5 seconds.
-                self._loader = self._open()
+                del batches  # the error's trace would keep them
+                self.close()
                 raise batch
             yield batch
 
+    def close(self) -> None:
+        """Let the workers go now: left to the garbage collector, each takes 5 seconds."""
+        self._loader = self._open()
 
-def _use_one_thread(worker: int) -> None:
-    """Keep a worker to one core: by itself OpenCV would take them all in each of the workers."""
-    del worker
+
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """Keep workers that start meanwhile to one core: OpenCV would take them all in each.
+
+    It must be set before the fork: in a worker, OpenCV waits for ever for the threads that the
+    fork has left behind.
+    """
+    threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _as_tensor(mask: Mask) -> Masks:

@@ -107,6 +107,9 @@ class Trainer:
             except KeyboardInterrupt:
                 logger.warning("stopped; %s", self._kept())
                 raise
+            finally:
+                parts.training_batches.close()
+                parts.validation_batches.close()
         logger.info("done; %s", self._kept())
         return best
 

@@ -1,0 +1,310 @@
+"""The commands do what their help says, and no flag is there for nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import notan
+from notan.checkpoint import read_card
+from notan.cli import demo as demo_command
+from notan.cli.main import main
+from notan.config import Run, load_run
+from notan.train import train as run_training
+
+COMMANDS = ("train", "evaluate", "inference", "predict", "download", "demo")
+FLAGS = {
+    "train": "data-path model recipe out overwrite device epochs batch-size learning-rate "
+    "image-size border patience seed detect-anomaly",
+    "evaluate": "model data-path split border batch-size device out",
+    "inference": "model data-path split border batch-size device out",
+    "predict": "model out batch-size device",
+    "download": "out",
+    "demo": "out seed",
+}
+TINY = ("model.width=2", "train.tensorboard=false")
+QUICK = ("--image-size", "16", "--epochs", "1", "--batch-size", "8")
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def read(folder: Path) -> Run:
+    return load_run(folder / "run.toml")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+    assert "--debug" in text
+    assert "--version" in text
+
+
+def test_no_words_at_all_print_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = []
+    for words in ([], ["--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert not stop.value.code
+        outputs.append(capsys.readouterr())
+    assert outputs[0] == outputs[1]
+    assert outputs[0].err == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_names_every_flag(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    shown = {word.rstrip(",") for word in text.split() if word.startswith("--")}
+    assert {f"--{flag}" for flag in FLAGS[command].split()} <= shown
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"{notan.__version__}\n"
+
+
+def test_python_m_notan_is_notan() -> None:
+    answer = run_python("-m", "notan", "--version")
+    assert (answer.returncode, answer.stdout) == (0, f"{notan.__version__}\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train", "--epoch", "1"]])
+def test_help_and_a_slip_of_the_pen_are_answered_without_torch(words: list[str]) -> None:
+    script = (
+        "import sys\nfrom notan.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    answer = run_python("-c", script, *words)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_whole_path_from_a_folder_to_masks(
+    drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, model = tmp_path / "run", str(tmp_path / "run" / "best.safetensors")
+    data = str(drawn_folder)
+    main(["train", "--data-path", data, "--out", str(run), *QUICK, *TINY])
+    assert f"Best validation Dice: 0.{''}" in capsys.readouterr().out
+
+    main(["evaluate", "--model", model, "--data-path", data, "--split", "val"])
+    text = capsys.readouterr().out
+    score = json.loads((run / "evaluate-val" / "score.json").read_text())
+    assert f"Dice {score['mean_dice']:.4f} (mean of 6 pictures)" in text
+    assert score["mean_dice"] == pytest.approx(read_card(Path(model)).scores["dice"], abs=1e-6)
+
+    main(["inference", "--model", model, "--data-path", data, "--out", str(tmp_path / "test")])
+    text = capsys.readouterr().out
+    score = json.loads((tmp_path / "test" / "score.json").read_text())
+    assert text.startswith(f"Mean Dice Score: {score['mean_dice']:.4f}\n")
+    with (tmp_path / "test" / "pictures.csv").open(newline="") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    assert names == [f"drawn-00{number}" for number in range(30, 36)]
+    check_pictures(tmp_path / "test", names)
+
+    photos = str(drawn_folder / "test" / "images")
+    main(["predict", photos, "--model", model, "--out", str(tmp_path / "out")])
+    assert "6 of 6 pictures" in capsys.readouterr().out
+    check_pictures(tmp_path / "out", names)
+    for name in names:
+        masks = [tmp_path / part / "masks" / f"{name}.png" for part in ("test", "out")]
+        assert masks[0].read_bytes() == masks[1].read_bytes()
+
+
+def check_pictures(folder: Path, names: list[str]) -> None:
+    """The masks and overlays are all there, at the drawn pictures' own 40x48."""
+    for kind, mode in (("masks", "L"), ("overlays", "RGB")):
+        assert sorted(path.stem for path in (folder / kind).iterdir()) == names
+        for name in names:
+            with Image.open(folder / kind / f"{name}.png") as picture:
+                assert (picture.size, picture.mode) == ((48, 40), mode)
+
+
+def test_hyphens_and_underscores_are_alike(drawn_folder: Path, tmp_path: Path) -> None:
+    for name, style in (("a", "-"), ("b", "_")):
+        words = ["--data-path", "--batch-size", "--image-size", "--learning-rate"]
+        path, batch, size, rate = (f"--{word[2:].replace('-', style)}" for word in words)
+        given = [path, str(drawn_folder), batch, "6", size, "16", f"{rate}=2e-4"]
+        main(["train", *given, "--epochs", "1", "--out", str(tmp_path / name), *TINY])
+    assert read(tmp_path / "a") == read(tmp_path / "b")
+    assert read(tmp_path / "a").train.batch_size == 6
+    assert read(tmp_path / "a").train.learning_rate == 2e-4
+
+
+def test_an_underscore_in_a_folder_name_stays_one(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_data").symlink_to(drawn_folder)
+    monkeypatch.chdir(tmp_path)
+    main(["train", "--data_path=my_data", "--out", "my_run", *QUICK, *TINY])
+    assert read(tmp_path / "my_run").data.path == Path("my_data")
+
+
+def test_the_later_word_wins_from_defaults_to_recipe_to_flag_to_override(
+    drawn_folder: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        "seed = 5\n[train]\nepochs = 9\nbatch_size = 7\ntensorboard = false\n"
+        "gamma = 0.5\n[model]\nwidth = 2\n[preprocess]\nimage_size = [16, 32]\n"
+    )
+    files = ["--data-path", str(drawn_folder), "--recipe", str(recipe), "--out"]
+    flags = ["--epochs", "8", "--batch-size", "6", "train.epochs=1"]
+    main(["train", *files, str(tmp_path / "run"), *flags])
+    run = read(tmp_path / "run")
+    assert run.train.epochs == 1  # the override
+    assert run.train.batch_size == 6  # the flag
+    assert (run.seed, run.train.gamma) == (5, 0.5)  # the recipe
+    assert run.preprocess.image_size == (16, 32)
+    assert run.train.learning_rate == 1e-4  # the default
+
+
+def test_every_run_gets_a_fresh_folder(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        main(["train", "--data-path", str(drawn_folder), *QUICK, *TINY])
+    model = tmp_path / "runs" / "unet-2" / "best.safetensors"
+    for _ in range(2):
+        main(["evaluate", "--model", str(model), "--data-path", str(drawn_folder)])
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"unet", "unet-2"}
+    folders = {path.name for path in model.parent.iterdir() if path.is_dir()}
+    assert folders == {"evaluate-test", "evaluate-test-2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "section", "key", "value"),
+    [
+        (["--data-path", "elsewhere"], "data", "path", Path("elsewhere")),
+        (["--border", "ignore"], "data", "border", "ignore"),
+        (["--model", "attention_unet"], "model", "name", "attention_unet"),
+        (["--image-size", "48"], "preprocess", "image_size", (48, 48)),
+        (["--epochs", "3"], "train", "epochs", 3),
+        (["--batch-size", "5"], "train", "batch_size", 5),
+        (["--learning-rate", "0.01"], "train", "learning_rate", 0.01),
+        (["--patience", "4"], "train", "patience", 4),
+        (["--detect-anomaly"], "train", "detect_anomaly", True),
+        (["--seed", "11"], None, "seed", 11),
+        (["--device", "cpu"], None, "device", "cpu"),
+        (["train.precision=bf16"], "train", "precision", "bf16"),
+        (["data.limit=40"], "data", "limit", 40),
+        (["augment.enabled=false"], "augment", "enabled", False),
+    ],
+)
+def test_every_flag_of_train_reaches_the_run(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], section: str | None, key: str, value: object
+) -> None:
+    seen: list[Run] = []
+
+    class StopError(Exception):
+        pass
+
+    def remember(run: Run, **_: object) -> None:
+        seen.append(run)
+        raise StopError
+
+    monkeypatch.setattr("notan.train.train", remember)
+    with pytest.raises(StopError):
+        main(["train", *words])
+    changed = {key: value} if section is None else {section: {key: value}}
+    assert seen == [Run.model_validate(changed)]
+    assert seen != [Run()]
+
+
+def test_out_and_overwrite_reach_the_training(
+    drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data-path", str(drawn_folder), "--out", str(tmp_path / "x"), *QUICK, *TINY]
+    main(words)
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "or --overwrite it" in capsys.readouterr().err
+    main([*words, "--seed", "3", "--overwrite"])
+    assert read(tmp_path / "x").seed == 3
+
+
+def test_a_border_given_to_evaluate_is_the_border_of_the_score(
+    pets_folder: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ["--model", str(small_checkpoint), "--data-path", str(pets_folder)]
+    for border in ("ground", "ignore"):
+        out = tmp_path / border
+        main(["evaluate", *words, "--split", "val", "--border", border, "--out", str(out)])
+    scores = [json.loads((tmp_path / b / "score.json").read_text()) for b in ("ground", "ignore")]
+    assert [score["rules"]["border"] for score in scores] == ["ground", "ignore"]
+    assert scores[0]["mean_dice"] != scores[1]["mean_dice"]
+
+
+def shrink_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("PARTS", {"train": 8, "val": 2, "test": 6}),
+        ("DRAWN_SIDE", 24),
+        ("IMAGE_SIZE", 16),
+        ("EPOCHS", 1),
+        ("SETTINGS", TINY),
+    ):
+        monkeypatch.setattr(demo_command, name, value)
+
+
+def test_the_demo_goes_the_whole_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shrink_demo(monkeypatch)
+    main(["demo", "--out", str(tmp_path / "demo"), "--seed", "4"])
+    text = capsys.readouterr().out
+    assert "Mean Dice Score: " in text
+    assert f"Pictures to look at: {tmp_path / 'demo' / 'overview.png'}" in text
+    assert [line.split()[2] for line in text.splitlines() if line.startswith("$ notan")] == [
+        "train",
+        "inference",
+        "predict",
+    ]
+    with Image.open(tmp_path / "demo" / "overview.png") as sheet:
+        assert sheet.size == (6 * 24 + 5 * 4, 24)
+    assert read(tmp_path / "demo" / "run").seed == 4
+
+
+def test_the_commands_that_the_demo_prints_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed and what is called cannot drift apart."""
+    shrink_demo(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    main(["demo"])
+    folder = tmp_path / "runs" / "demo"
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ notan")]
+    first = load_run(folder / "run" / "run.toml")
+    (folder / "run").rename(folder / "first run")
+    for line in lines:
+        main(shlex.split(line)[2:])
+    assert load_run(folder / "run" / "run.toml") == first
+    models = [read_card(folder / name / "best.safetensors") for name in ("run", "first run")]
+    assert models[0].sha256 == models[1].sha256
+
+
+def test_python_and_the_command_line_give_the_same_weights(
+    small_run: Run, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text((small_checkpoint.parent / "run.toml").read_text())
+    main(["train", "--recipe", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")])
+    direct = run_training(small_run, out=tmp_path / "direct").checkpoint
+    card = read_card(tmp_path / "run" / "best.safetensors")
+    assert card.sha256 == read_card(direct).sha256 == read_card(small_checkpoint).sha256

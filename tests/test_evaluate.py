@@ -1,0 +1,219 @@
+"""evaluate: every picture once, in order, at its own size, with the rules beside the numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+import pytest
+
+from notan.config import Border, Data
+from notan.data.build import open_split
+from notan.data.sample import Sample, Source
+from notan.data.synthetic import DrawnSource
+from notan.errors import DataError, StorageError
+from notan.evaluate import SUMMARY, TABLE, evaluate, write_score
+from notan.metrics import Counts
+from notan.predict.predictor import Predictor
+from notan.preprocess import Preprocessor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from notan.predict.backends import Array
+    from notan.predict.predictor import Prediction
+    from notan.types import Mask
+
+SIZES = ((20, 33), (16, 16), (47, 9), (16, 16), (1, 1))
+
+
+class Listed(Source):
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = list(samples)
+
+    @property
+    def names(self) -> list[str]:
+        return [sample.name for sample in self.samples]
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def drawn_sample(name: str, mask: Mask, ignore: Mask | None = None) -> Sample:
+    """A picture that is white where the mask is, so that a stub can answer it."""
+    return Sample(name, np.repeat(mask[..., None] * np.uint8(255), 3, axis=2), mask, ignore)
+
+
+def random_source(sizes: Sequence[tuple[int, int]] = SIZES) -> Listed:
+    rng = np.random.default_rng(3)
+    return Listed(
+        [
+            drawn_sample(f"picture-{number}", rng.random(size) > 0.6)
+            for number, size in enumerate(sizes)
+        ]
+    )
+
+
+def stub(sign: float = 1.0, offset: float = 0.0) -> Predictor:
+    """Answers figure where the picture is white (or black: -1), plus the offset."""
+
+    def backend(inputs: Array) -> Array:
+        return ((inputs[:, :1] - 0.5) * 40 * sign + offset).astype(np.float32)
+
+    plain = Preprocessor(image_size=None, mean=(0, 0, 0), std=(1, 1, 1))
+    return Predictor(backend, plain)
+
+
+def test_a_perfect_model_scores_one() -> None:
+    score = evaluate(stub(), random_source(), split="test")
+    assert score.mean_dice == score.mean_iou == score.pooled_dice == score.pooled_iou == 1
+
+
+def test_all_ground_scores_nothing_save_on_empty_pictures() -> None:
+    full, empty = np.ones((8, 8), np.bool_), np.zeros((8, 8), np.bool_)
+    source = Listed([drawn_sample("full", full), drawn_sample("empty", empty)])
+    score = evaluate(stub(offset=-1000), source, split="test")
+    assert [picture.counts.dice for picture in score.pictures] == [0, 1]
+    assert score.empty_pictures == 1
+    assert score.mean_dice == 0.5
+
+
+def test_a_false_alarm_on_an_empty_picture_scores_nothing() -> None:
+    source = Listed([drawn_sample("empty", np.zeros((8, 8), np.bool_))])
+    assert evaluate(stub(sign=-1), source, split="test").mean_dice == 0
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 64])
+def test_the_batch_size_changes_no_score(small_checkpoint: Path, batch_size: int) -> None:
+    predictor, source = Predictor.load(small_checkpoint), DrawnSource(7, size=(40, 48))
+    assert evaluate(predictor, source, split="test", batch_size=batch_size) == evaluate(
+        predictor, source, split="test"
+    )
+
+
+def test_every_picture_is_scored_at_its_own_size() -> None:
+    source = random_source()
+    small = Predictor(
+        stub().backend, Preprocessor(image_size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    )
+    score = evaluate(small, source, split="test", batch_size=4)
+    for sample, picture in zip(source, score.pictures, strict=True):
+        assert (picture.height, picture.width) == sample.size
+        counts = picture.counts
+        prediction = small(sample.image).mask
+        assert counts == Counts.of(prediction, sample.mask)
+    assert score.rules.size == "original size"
+
+
+def test_an_ignored_area_counts_on_neither_side() -> None:
+    mask = np.zeros((16, 16), np.bool_)
+    mask[4:12, 4:12] = True
+    ignore = np.zeros((16, 16), np.bool_)
+    ignore[:8] = True
+    wrong = drawn_sample("half", mask)
+    image = wrong.image.copy()
+    image[:8] = 255  # the stub answers figure: wrong, but only where nobody looks
+    source = Listed([Sample("half", image, mask, ignore)])
+    score = evaluate(stub(), source, split="test", border="ignore")
+    assert score.mean_dice == 1
+    assert score.pooled == Counts(32, 0, 0, 96)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_the_witness_sees_every_picture_once_in_order_with_its_own_prediction(
+    batch_size: int,
+) -> None:
+    source, seen = random_source(), []
+
+    def witness(sample: Sample, prediction: Prediction) -> None:
+        np.testing.assert_array_equal(prediction.mask, sample.mask)
+        seen.append(sample.name)
+
+    evaluate(stub(), source, split="test", batch_size=batch_size, witness=witness)
+    assert seen == source.names
+
+
+def test_the_score_says_by_which_rules_it_was_taken() -> None:
+    predictor = stub()
+    predictor.threshold = 0.25
+    rules = evaluate(predictor, random_source(), split="val", border="ground").rules
+    assert (rules.split, rules.border, rules.threshold) == ("val", "ground", 0.25)
+    assert evaluate(predictor, random_source(), split="val").rules.border == "none"
+
+
+def test_nothing_to_score_is_an_error() -> None:
+    with pytest.raises(DataError, match="nothing to score: split 'test' holds no picture"):
+        evaluate(stub(), Listed([]), split="test")
+
+
+def test_table_and_summary_read_back_to_the_score(tmp_path: Path) -> None:
+    source = random_source()
+    source.samples[0] = drawn_sample('a "name", with\na break', source.samples[0].mask)
+    small = Predictor(
+        stub().backend, Preprocessor(image_size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    )
+    score = evaluate(small, source, split="test", border="figure")
+    write_score(tmp_path / "out", score)
+    summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
+    assert summary["mean_dice"] == score.mean_dice
+    assert summary["pooled_iou"] == score.pooled_iou
+    assert summary["rules"]["border"] == "figure"
+    assert summary["rules"]["split"] == "test"
+    with (tmp_path / "out" / TABLE).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for table in (rows, summary["pictures"]):
+        assert [row["name"] for row in table] == source.names
+        for row, picture in zip(table, score.pictures, strict=True):
+            check_row(row, picture.counts, (picture.height, picture.width))
+
+
+def check_row(row: Mapping[str, str | float], counts: Counts, size: tuple[int, int]) -> None:
+    assert float(row["dice"]) == counts.dice
+    assert float(row["iou"]) == counts.iou
+    assert float(row["recall"]) == counts.recall
+    assert (int(row["height"]), int(row["width"])) == size
+    assert int(row["true_positive"]) == counts.true_positive
+    assert int(row["false_negative"]) == counts.false_negative
+
+
+def test_a_table_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(StorageError, match=r"taken/score\.json"):
+        write_score(tmp_path / "taken", evaluate(stub(), random_source(), split="test"))
+
+
+class Answers(Source):
+    """Pictures of one source whose pixels are the masks of another: a model that knows them."""
+
+    def __init__(self, truth: Source, answer: Source, count: int) -> None:
+        self.truth, self.answer, self.count = truth, answer, count
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.truth.names[: self.count]
+
+    def __getitem__(self, index: int) -> Sample:
+        truth, answer = self.truth[index], self.answer[index]
+        image = drawn_sample(truth.name, answer.mask).image
+        return Sample(truth.name, image, truth.mask, truth.ignore)
+
+
+def test_the_border_rules_of_the_pets_are_worlds_apart(pets_folder: Path) -> None:
+    """A perfect mask by one rule is far from perfect by another, so a score must say its rule."""
+
+    def source(border: Border) -> Source:
+        return open_split(Data(path=pets_folder, border=border), "test", seed=0)
+
+    dice = {
+        (answer, truth): evaluate(
+            stub(), Answers(source(truth), source(answer), 12), split="test", border=truth
+        ).mean_dice
+        for answer in ("ground", "figure")
+        for truth in get_args(Border)
+    }
+    assert dice["ground", "ground"] == dice["figure", "figure"] == 1
+    assert dice["ground", "ignore"] == dice["figure", "ignore"] == 1
+    assert 0.5 < dice["ground", "figure"] == dice["figure", "ground"] < 0.95

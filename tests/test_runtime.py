@@ -1,0 +1,151 @@
+"""The machine under a run: what is asked for is there, or the error says what is."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from notan.errors import ConfigError
+from notan.runtime import choose_precision, choose_workers, find_device, seed_everything
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *, gpus: int, mps: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "mps", "chosen"),
+    [(0, False, "cpu"), (1, False, "cuda:0"), (4, False, "cuda:0"), (0, True, "mps")],
+)
+def test_auto_takes_the_first_accelerator_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool, chosen: str
+) -> None:
+    pretend(monkeypatch, gpus=gpus, mps=mps)
+    assert find_device("auto") == torch.device(chosen)
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert find_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:1"])
+def test_a_gpu_is_taken_by_its_number(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    pretend(monkeypatch, gpus=2)
+    assert find_device(name) == torch.device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
+def test_a_device_that_is_not_there_is_refused_with_what_is(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pretend(monkeypatch, gpus=0)
+    with pytest.raises(ConfigError, match=f"--device {name}: this machine .* offer cpu; choose"):
+        find_device(name)
+
+
+def test_a_second_gpu_that_is_not_there_is_refused_with_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch, gpus=1)
+    with pytest.raises(ConfigError, match=r"--device cuda:1: .* offer cpu, cuda:0; choose"):
+        find_device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu", "cuda:x", "cuda:-1", "cuda:0:0", "", "CUDA", "cuda1", "tpu", "cuda: 0"]
+)
+def test_a_name_that_is_no_device_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"there is no such device.*auto, cpu, cuda"):
+        find_device(name)
+
+
+@pytest.mark.parametrize("name", ["cpu:1", "mps:3", "cuda:"])
+def test_an_odd_number_behind_a_device_is_an_error_of_the_same_kind(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pretend(monkeypatch, gpus=0)
+    with pytest.raises(ConfigError, match=f"--device {name}"):
+        find_device(name)
+
+
+def test_a_near_name_is_offered() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'cuda'"):
+        find_device("cdua")
+
+
+def test_a_cpu_computes_in_fp32_unless_asked() -> None:
+    precision = choose_precision("auto", CPU)
+    assert precision.dtype is torch.float32
+    assert not precision.needs_scaler
+    assert "cpu" in precision.why
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_computes_in_bf16_where_it_can(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
+    assert choose_precision("auto", CUDA).dtype is dtype
+
+
+def test_fp16_is_for_gpus_and_scales_its_gradients() -> None:
+    assert choose_precision("fp16", CUDA).needs_scaler
+    with pytest.raises(ConfigError, match=r"train\.precision=fp16: not on a CPU; choose bf16"):
+        choose_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_a_precision_decides_what_a_layer_computes_in(name: str) -> None:
+    precision = choose_precision(name, CPU)
+    with precision.autocast():
+        result = torch.nn.Conv2d(3, 1, 1)(torch.zeros(1, 3, 4, 4))
+    assert result.dtype is precision.dtype
+    assert precision.why == "as asked for"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "cores", "workers"),
+    [
+        (None, CPU, 64, 0),
+        (None, CUDA, 64, 8),
+        (None, CUDA, 2, 2),
+        (None, CUDA, None, 1),
+        (3, CPU, 64, 3),
+        (0, CUDA, 64, 0),
+    ],
+)
+def test_workers_are_as_asked_else_none_on_a_cpu_and_up_to_eight_beside_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: int | None,
+    device: torch.device,
+    cores: int | None,
+    workers: int,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert choose_workers(wanted, device) == workers
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.random()), float(torch.rand(1))  # noqa: NPY002
+
+
+def test_a_seed_repeats_every_random_state() -> None:
+    seed_everything(7)
+    first = draws()
+    seed_everything(7)
+    again = draws()
+    seed_everything(8)
+    other = draws()
+    assert first == again
+    assert all(left != right for left, right in zip(first, other, strict=True))
+
+
+def test_the_largest_seed_that_a_run_allows_works() -> None:
+    seed_everything(2**32 - 1)
