@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from notan.errors import ConfigError, nearest
 from notan.models.resnet34_unet import ResNet34UNet
 from notan.models.unet import UNet
@@ -24,7 +22,7 @@ MODELS: Mapping[str, Callable[[Model], SegmentationModel]] = {
 
 
 def build_model(settings: Model) -> SegmentationModel:
-    """Build a network from scratch; PyTorch's random state decides its weights.
+    """Build a network from scratch, with PyTorch's own initial weights.
 
     Raises:
         ConfigError: There is no such model, or it has no such setting.
@@ -38,13 +36,5 @@ def build_model(settings: Model) -> SegmentationModel:
             f"model.residual={settings.residual} belongs to resnet34_unet; "
             f"{settings.name} has no residual blocks"
         )
-    return MODELS[settings.name](settings).apply(initialise)
+    return MODELS[settings.name](settings)
 
-
-def initialise(module: nn.Module) -> None:
-    """Give a convolution He et al.'s normal weights; other layers keep PyTorch's own.
-
-    Source: He, Zhang, Ren, Sun 2015, arXiv:1502.01852.
-    """
-    if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
