@@ -14,19 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from notan.cli.check import check
 from notan.cli.demo import demo
 from notan.cli.download import download
 from notan.cli.evaluate import evaluate, inference
 from notan.cli.predict import predict
 from notan.cli.train import train
+from notan.config import Run
 from notan.errors import ConfigError, NotanError, nearest
 from notan.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-COMMANDS = (train, evaluate, inference, predict, download, demo)
+COMMANDS = (train, evaluate, inference, predict, check, download, demo)
 INTERRUPTED = 130
+OVERRIDE = re.compile(rf"({'|'.join(Run.model_fields)})(\.\w+)?=")
 DESCRIPTION = f"""notan {__version__}: two-class image segmentation, figure against ground.
 
 Start with: notan demo
@@ -55,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"notan: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        print("notan: stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        print(f"notan: {str(interrupt) or 'stopped by Ctrl-C'}", file=sys.stderr)
+        sys.exit(getattr(interrupt, "exit_code", INTERRUPTED))
     except BrokenPipeError:  # somebody's `| head` has read enough
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives as long as the process
 
@@ -78,7 +81,7 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
                 {command.__name__: _prepared(command) for command in COMMANDS},
                 prog="notan",
                 description=DESCRIPTION,
-                args=list(words) or ["--help"],
+                args=_overrides_last(words) or ["--help"],
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
@@ -86,6 +89,11 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
             raise
         raise ConfigError(_in_one_line(complaint.getvalue(), words)) from None
     return command
+
+
+def _overrides_last(words: Sequence[str]) -> list[str]:
+    """Move words like model.width=16 behind the flags: tyro wants them in one place."""
+    return sorted(words, key=lambda word: bool(OVERRIDE.match(word)))
 
 
 def _prepared(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:

@@ -50,6 +50,7 @@ __all__ = [
     "MAX_PIXELS",
     "MaskReading",
     "decode_picture",
+    "read_format",
     "read_mask",
     "read_picture",
     "read_size",
@@ -143,6 +144,16 @@ def read_size(path: Path) -> Size:
     """
     with _opened(path) as file:
         return _guarded(_upright_size, file, str(path))
+
+
+def read_format(path: Path) -> str:
+    """Read which format a file really has, whatever its name says: ``"PNG"``, ``"JPEG"`` ...
+
+    Raises:
+        DataError: The file is missing, or is no picture.
+    """
+    with _opened(path) as file:
+        return _guarded(_identified, file, str(path)).format or "unknown"
 
 
 def read_mask(path: Path) -> MaskReading:

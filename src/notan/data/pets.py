@@ -40,8 +40,8 @@ def pets_source(folder: Path, split: str, border: Border) -> FileSource:
     Raises:
         DataError: A list, picture or trimap is missing; the message names the first.
     """
-    names = _split_names(folder / "annotations", split)
-    pairs = [_pair(folder, name) for name in names]
+    names = split_names(folder, split)
+    pairs = [_existing(pair_of(folder, name)) for name in names]
     return FileSource(pairs, partial(trimap_labels, border=border))
 
 
@@ -55,7 +55,17 @@ def trimap_labels(path: Path, *, border: Border) -> Labels:
     return Labels(mask, ignore, f"trimap, border = {border}")
 
 
-def _split_names(annotations: Path, split: str) -> Sequence[str]:
+def split_names(folder: Path, split: str) -> Sequence[str]:
+    """Return the pictures that the dataset's lists give to a split, in the lists' order.
+
+    Args:
+        folder: The dataset's folder.
+        split: As for ``pets_source``.
+
+    Raises:
+        DataError: A list is missing, unreadable or empty.
+    """
+    annotations = folder / "annotations"
     if split == "test":
         return _read_list(annotations / "test.txt")
     listed = _read_list(annotations / "trainval.txt")
@@ -66,6 +76,15 @@ def _split_names(annotations: Path, split: str) -> Sequence[str]:
         return validation
     held_back = set(validation)
     return [name for name in listed if name not in held_back]
+
+
+def pair_of(folder: Path, name: str) -> Pair:
+    """Say where a picture and its trimap should lie, whether or not they are there."""
+    return Pair(
+        name,
+        folder / "images" / f"{name}.jpg",
+        folder / "annotations" / "trimaps" / f"{name}.png",
+    )
 
 
 def _read_list(path: Path) -> list[str]:
@@ -83,16 +102,11 @@ def _read_list(path: Path) -> list[str]:
     return names
 
 
-def _pair(folder: Path, name: str) -> Pair:
-    pair = Pair(
-        name,
-        folder / "images" / f"{name}.jpg",
-        folder / "annotations" / "trimaps" / f"{name}.png",
-    )
+def _existing(pair: Pair) -> Pair:
     for path in (pair.image, pair.mask):
         if not path.is_file():
             raise DataError(
-                f"{path}: the list names {name}, but this file is missing; "
+                f"{path}: the list names {pair.name}, but this file is missing; "
                 "get a whole copy with: notan download oxford-iiit-pet"
             )
     return pair

@@ -17,13 +17,16 @@ from notan.data.formats import read_size
 from notan.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from notan.data.files import FileSource, Pair
 
 THREADS = 4
 SILENT_ENCODINGS = ("empty", "full")
 """Readings that fit every other one, since such a mask holds a single value."""
+
+USUAL_ENCODINGS = frozenset({"0/1", "0/255", "0/65535"})
+"""Readings of the kind 0/k that may stand side by side."""
 
 
 def look_over(source: FileSource) -> Mapping[str, int]:
@@ -55,16 +58,23 @@ def look_over(source: FileSource) -> Mapping[str, int]:
     return Counter(encodings)
 
 
+def odd_encodings(encodings: Iterable[str]) -> frozenset[str]:
+    """Return the readings of the kind 0/k whose k disagrees with other masks of one folder.
+
+    Args:
+        encodings: How each mask was read, as ``MaskReading`` names it.
+    """
+    plain = {encoding for encoding in encodings if encoding.startswith("0/")}
+    return frozenset(plain - USUAL_ENCODINGS) if len(plain) > 1 else frozenset()
+
+
 def _require_agreement(source: FileSource, encodings: list[str]) -> None:
     """Refuse masks whose single foreground values differ: those are more than two classes."""
-    odd: dict[str, Pair] = {}
+    odd = odd_encodings(encodings)
     for pair, encoding in zip(source.pairs, encodings, strict=True):
-        if encoding.startswith("0/") and encoding not in ("0/1", "0/255", "0/65535"):
-            odd.setdefault(encoding, pair)
-    if odd and len({e for e in encodings if e.startswith("0/")}) > 1:
-        encoding, pair = next(iter(odd.items()))
-        others = sorted({e for e in encodings if e not in (*SILENT_ENCODINGS, encoding)})
-        raise DataError(
-            f"{pair.mask}: its values are {encoding}, other masks of the folder have "
-            f"{', '.join(others)}; figure must be one value throughout (more classes than two?)"
-        )
+        if encoding in odd:
+            others = sorted({e for e in encodings if e not in (*SILENT_ENCODINGS, encoding)})
+            raise DataError(
+                f"{pair.mask}: its values are {encoding}, other masks of the folder have "
+                f"{', '.join(others)}; figure must be one value throughout (more classes than two?)"
+            )

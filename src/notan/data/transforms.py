@@ -65,7 +65,8 @@ def build_transforms(settings: Augment, image_size: Size) -> tuple[Transform[Any
 class Geometry(Transform[Matrix]):
     """Zoom, flip, affine and resized crop as one warp of picture and mask alike.
 
-    What comes from outside the picture is black and ground.
+    What comes from outside the picture is its mirror image, and so is the mask: black would shift
+    the statistics of batch norm away from those of whole pictures.
     """
 
     def __init__(self, settings: Augment, image_size: Size) -> None:
@@ -111,24 +112,23 @@ class Geometry(Transform[Matrix]):
     def apply(self, sample: Sample, draw: Matrix) -> Sample:
         """Warp picture, mask and ignored area by the drawn matrix."""
         small, matrix = _shrink_first(draw, sample.size)
-        # Edges are repeated outwards, then cut off: blended with black they would be a dark rim.
-        inside = self._warp(np.full(small, 255, np.uint8), matrix, cv2.BORDER_CONSTANT) >= 128
 
         def warp_mask(mask: Mask) -> Mask:
             levels = resize(mask.astype(np.uint8) * np.uint8(255), small)
-            return (self._warp(levels, matrix, cv2.BORDER_REPLICATE) >= 128) & inside
+            return self._warp(levels, matrix) >= 128
 
-        image = self._warp(resize(sample.image, small), matrix, cv2.BORDER_REPLICATE)
         return Sample(
             name=sample.name,
-            image=image * inside[..., None],
+            image=self._warp(resize(sample.image, small), matrix),
             mask=warp_mask(sample.mask),
             ignore=None if sample.ignore is None else warp_mask(sample.ignore),
         )
 
-    def _warp(self, image: Picture, matrix: Matrix, border: int) -> Picture:
+    def _warp(self, image: Picture, matrix: Matrix) -> Picture:
         out_height, out_width = self.image_size
-        warped = cv2.warpAffine(image, matrix[:2], (out_width, out_height), borderMode=border)
+        warped = cv2.warpAffine(
+            image, matrix[:2], (out_width, out_height), borderMode=cv2.BORDER_REFLECT
+        )
         return cast("Picture", warped)
 
 
@@ -226,6 +226,7 @@ class OwnPipeline(Transform[None]):
                 "tensors to notan"
             )
         ignored: Mask = codes == 255
+        keeps_ignored = sample.ignore is not None or bool(ignored.any())
         if not np.isin(codes, (0, 1, 255)).all():
             raise DataError(
                 f"{sample.name}: your transform returned a mask with other values than "
@@ -235,7 +236,7 @@ class OwnPipeline(Transform[None]):
             sample.name,
             np.ascontiguousarray(resize(image, self.image_size)),
             resize_mask(codes == 1, self.image_size),
-            resize_mask(ignored, self.image_size) if ignored.any() else None,
+            resize_mask(ignored, self.image_size) if keeps_ignored else None,
         )
 
 

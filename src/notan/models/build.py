@@ -37,4 +37,3 @@ def build_model(settings: Model) -> SegmentationModel:
             f"{settings.name} has no residual blocks"
         )
     return MODELS[settings.name](settings)
-

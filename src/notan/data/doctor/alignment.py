@@ -1,0 +1,157 @@
+"""How well a mask's outline lies on a picture's edges, and where it would lie better.
+
+The outline is moved over the picture by every shift within reach. At each, the edges beneath it
+count by their strength and by whether they run along it: without the direction, fur and grass
+fit any outline.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from notan.types import Mask, Picture
+
+LONG_SIDE = 160
+"""Pictures are shrunk to this long side: shifts of a few pixels do not matter here."""
+
+REACH_FRACTION = 0.12
+"""The farthest shift tried, as a share of the long side."""
+
+MAP_SIDE = 39
+"""Side of the map of all shifts that is kept of each picture; the middle is no shift."""
+
+LEAST_INSIDE = 0.6
+"""A shift that pushes more than the rest of the outline out of the picture is not judged."""
+
+Plane = npt.NDArray[np.float32]
+
+
+class Alignment(NamedTuple):
+    """How well the outline fits, shifted and as it is, in standard deviations over all shifts.
+
+    Attributes:
+        down: The best shift, in pixels of the picture.
+        right: The same, to the right.
+        distance: The best shift's length in pixels at the reduced size.
+        best: The fit there.
+        here: The fit without a shift, give or take a pixel.
+        rival: The best fit elsewhere.
+        fits: float32, (39, 39), the fit at every shift; row 0 is farthest up.
+        step: One step of that map, in pixels of the picture.
+    """
+
+    down: int
+    right: int
+    distance: float
+    best: float
+    here: float
+    rival: float
+    fits: Plane
+    step: float
+
+
+def align(picture: Picture, mask: Mask) -> Alignment | None:
+    """Move a mask's outline over its picture and see where it fits.
+
+    Args:
+        picture: uint8, (height, width, 3).
+        mask: bool, of the same size.
+
+    Returns:
+        The fits; None when there is no outline, or the picture is flat.
+    """
+    height, width = mask.shape
+    scale = min(1.0, LONG_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    soft = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    reach = max(3, round(REACH_FRACTION * max(size)))
+    if min(size) <= reach:
+        return None
+    fits = _fits(_edges(small), _outline(np.asarray(soft, np.float32)), reach)
+    return None if fits is None else _judge(fits, reach, 1 / scale)
+
+
+def _gradient(plane: Plane) -> tuple[Plane, Plane]:
+    smooth = cv2.GaussianBlur(plane, (0, 0), 1.0)
+    across = cv2.Sobel(smooth, cv2.CV_32F, 1, 0)
+    return np.asarray(across, np.float32), np.asarray(
+        cv2.Sobel(smooth, cv2.CV_32F, 0, 1), np.float32
+    )
+
+
+def _edges(picture: Plane) -> tuple[Plane, Plane, Plane]:
+    """Take each pixel's gradient in its strongest channel; return strength and direction."""
+    across, down = _gradient(picture)
+    strength = np.hypot(across, down)
+    channel = strength.argmax(axis=2)[..., None]
+    across = np.take_along_axis(across, channel, 2)[..., 0]
+    down = np.take_along_axis(down, channel, 2)[..., 0]
+    strength = strength.max(axis=2)
+    # the strongest edges must not outvote the rest of the outline
+    return _directed(across, down, strength / (strength + 2 * np.median(strength) + 1e-6))
+
+
+def _outline(mask: Plane) -> tuple[Plane, Plane, Plane]:
+    across, down = _gradient(mask)
+    strength = np.hypot(across, down)
+    strength[:2] = strength[-2:] = 0  # where the figure is cut off by the frame is no outline
+    strength[:, :2] = strength[:, -2:] = 0
+    return _directed(across, down, strength)
+
+
+def _directed(across: Plane, down: Plane, strength: Plane) -> tuple[Plane, Plane, Plane]:
+    """Return the strength and, doubled, its angle: opposite directions are the same edge."""
+    square = across**2 + down**2 + 1e-12
+    cosine = strength * (across**2 - down**2) / square
+    return strength, cosine, strength * 2 * across * down / square
+
+
+def _fits(
+    edges: tuple[Plane, Plane, Plane], outline: tuple[Plane, Plane, Plane], reach: int
+) -> Plane | None:
+    """Correlate edges and outline at all shifts at once, by Fourier transform."""
+    height, width = outline[0].shape
+    shape = (height + 2 * reach, width + 2 * reach)
+    spectra = [np.fft.rfft2(plane, shape) for plane in outline]
+    product = sum(
+        np.conj(mine) * np.fft.rfft2(theirs, shape)
+        for mine, theirs in zip(spectra, edges, strict=True)
+    )
+    inside = np.conj(spectra[0]) * np.fft.rfft2(np.ones((height, width)), shape)
+    shifts = np.arange(-reach, reach + 1)
+    window = np.ix_(shifts, shifts)
+    found = np.fft.irfft2(product, shape)[window]
+    weight = np.fft.irfft2(inside, shape)[window]
+    whole = float(outline[0].sum())
+    judged = weight >= LEAST_INSIDE * whole
+    if whole < 1 or not judged.any():
+        return None
+    fit = found / np.maximum(weight, 1e-6)
+    fit[~judged] = fit[judged].mean()
+    if fit.std() < 1e-6:
+        return None
+    return np.asarray((fit - fit.mean()) / fit.std(), np.float32)
+
+
+def _judge(fits: Plane, reach: int, scale: float) -> Alignment:
+    row, column = np.unravel_index(int(fits.argmax()), fits.shape)
+    down, right = int(row) - reach, int(column) - reach
+    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    elsewhere = np.hypot(rows - down, columns - right) > max(3, reach / 3)
+    near = slice(reach - 1, reach + 2)
+    return Alignment(
+        down=round(down * scale),
+        right=round(right * scale),
+        distance=float(np.hypot(down, right)),
+        best=float(fits.max()),
+        here=float(fits[near, near].max()),
+        rival=float(fits[elsewhere].max()),
+        fits=np.asarray(cv2.resize(fits, (MAP_SIDE, MAP_SIDE)), np.float32),
+        step=reach / (MAP_SIDE // 2) * scale,
+    )
