@@ -11,8 +11,11 @@ import torch
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.train import train
+from runs import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from notan.config import Run
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -79,3 +82,11 @@ def small_run(drawn_folder: Path) -> Run:
 def small_checkpoint(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The best checkpoint of that training; not to be changed."""
     return train(small_run, out=tmp_path_factory.mktemp("run") / "small").checkpoint
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A warm process that starts commands in forks of itself."""
+    server = Server(tmp_path_factory.mktemp("children"))
+    yield server
+    server.close()

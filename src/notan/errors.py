@@ -73,6 +73,18 @@ class StorageError(NotanError):
     http_status = 507
 
 
+class StoppedBySignal(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, raised at a point where everything has been saved.
+
+    Attributes:
+        exit_code: 128 and the signal's number, as a shell reports it.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return the tail of a message that offers the valid name nearest to a wrong one.
 

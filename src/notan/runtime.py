@@ -100,8 +100,17 @@ def choose_workers(wanted: int | None, device: torch.device) -> int:
     return 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
 
 
-def seed_everything(seed: int) -> None:
-    """Set the random states of Python, NumPy and PyTorch."""
+def seed_everything(seed: int, *, deterministic: bool = False) -> None:
+    """Set the random states of Python, NumPy and PyTorch.
+
+    Args:
+        seed: The same seed gives the same run on the same machine.
+        deterministic: Choose repeatable algorithms on a GPU too; the CPU's always are.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - a user's own pipeline may draw from the global state
     torch.manual_seed(seed)

@@ -186,7 +186,7 @@ def test_every_run_gets_a_fresh_folder(
         main(["evaluate", "--model", str(model), "--data-path", str(drawn_folder)])
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"unet", "unet-2"}
     folders = {path.name for path in model.parent.iterdir() if path.is_dir()}
-    assert folders == {"evaluate-test", "evaluate-test-2"}
+    assert folders == {"evaluate-test", "evaluate-test-2", "last"}
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_out_and_overwrite_reach_the_training(
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
-    assert "or --overwrite it" in capsys.readouterr().err
+    assert "--overwrite it" in capsys.readouterr().err
     main([*words, "--seed", "3", "--overwrite"])
     assert read(tmp_path / "x").seed == 3
 

@@ -39,7 +39,7 @@ def varied(source: Source, *, seed: int = 0, augment: Augment | None = None) -> 
 
 
 def read(loader: BatchLoader, epoch: int = 0) -> list[Batch]:
-    loader.epoch = epoch
+    loader.go_to(epoch)
     return list(loader)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from notan.cli.flags import DEFAULT, DataPath, Overrides, shows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from notan.train import TrainResult
 
 
 def train(
@@ -18,6 +23,8 @@ def train(
     recipe: Annotated[Path | None, shows("none", "FILE")] = None,
     out: Annotated[Path | None, shows("a fresh folder under runs/", "FOLDER")] = None,
     overwrite: bool = False,
+    resume: Annotated[Path | None, shows("none", "FOLDER")] = None,
+    allow_changes: bool = False,
     device: Annotated[str | None, shows(DEFAULT.device, "auto|cpu|cuda|cuda:1|mps")] = None,
     epochs: Annotated[int | None, shows(DEFAULT.train.epochs, "N")] = None,
     batch_size: Annotated[int | None, shows(DEFAULT.train.batch_size, "N")] = None,
@@ -29,6 +36,7 @@ def train(
     ] = None,
     patience: Annotated[int | None, shows("never stop early", "EPOCHS")] = None,
     seed: Annotated[int | None, shows(DEFAULT.seed, "N")] = None,
+    deterministic: bool = False,
     detect_anomaly: Annotated[bool, arg(help_behavior_hint="(slow)")] = False,
 ) -> None:
     """Train a model on pictures and masks, and keep the best by validation Dice.
@@ -46,6 +54,10 @@ def train(
         recipe: A .toml file of settings, such as recipes/oxford-unet.toml.
         out: Where the run is kept.
         overwrite: Replace the run that is already in --out.
+        resume: Go on with the run in this folder where it was stopped, with its own settings;
+            other flags change them.
+        allow_changes: Go on with --resume even if changed settings or pictures make it another
+            run.
         device: Where to compute.
         epochs: Passes over the training pictures.
         batch_size: Pictures in a step.
@@ -54,6 +66,7 @@ def train(
         border: What the border of Oxford's trimaps counts as; other masks have none.
         patience: Stop after so many epochs without a better validation Dice.
         seed: Decides weights, order, augmentation and split.
+        deterministic: Repeatable arithmetic on a GPU too, slower; on a CPU it always is.
         detect_anomaly: Stop at the very operation that made a NaN.
     """
     from notan.config import load_run
@@ -69,10 +82,36 @@ def train(
         "train.learning_rate": learning_rate,
         "train.patience": patience,
         "train.detect_anomaly": detect_anomaly or None,
+        "train.deterministic": deterministic or None,
         "seed": seed,
         "device": device,
     }
-    run = load_run(recipe, flags=flags, overrides=overrides)
-    result = run_training(run, out=out, overwrite=overwrite)
+    if resume is None:
+        run = load_run(recipe, flags=flags, overrides=overrides)
+        result = run_training(run, out=out, overwrite=overwrite)
+    else:
+        result = _go_on(resume, flags, overrides, recipe, out, allow_changes=allow_changes)
     print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})")
     print(result.checkpoint)
+
+
+def _go_on(
+    folder: Path,
+    flags: Mapping[str, object],
+    overrides: Sequence[str],
+    recipe: Path | None,
+    out: Path | None,
+    *,
+    allow_changes: bool,
+) -> TrainResult:
+    from notan.config import load_run
+    from notan.errors import ConfigError
+    from notan.train import resume as resume_training
+
+    if recipe or out:
+        raise ConfigError(
+            "--resume takes settings and folder from the run: leave --recipe and --out"
+        )
+    settings = folder / "run.toml"
+    run = load_run(settings, flags=flags, overrides=overrides) if settings.is_file() else None
+    return resume_training(folder, run=run, allow_changes=allow_changes)

@@ -132,6 +132,20 @@ class Train(Section):
     """Stop after so many epochs without a better validation Dice; None: never."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; ``auto``: bf16 where a GPU has it, else fp32."""
+    gradient_clip: Annotated[float, Field(gt=0.0)] | None = 5.0
+    """Largest norm of the gradient of all weights together; None: any."""
+    average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Keep a moving average of the weights too, and save whichever scores better."""
+    guard: bool = True
+    """Watch for losses that are no numbers or that jump, skip them, go back if they persist."""
+    most_returns: Annotated[int, Field(ge=0)] = 5
+    """How often the guard may go back to good weights, each time at a quarter of the rate."""
+    state_seconds: Annotated[float, Field(ge=0.0)] = 60.0
+    """Write the state for --resume every so many seconds, at the next step's end."""
+    state_steps: Annotated[int, Field(ge=1)] | None = None
+    """And every so many steps; None: by the clock alone."""
+    deterministic: bool = False
+    """Repeatable arithmetic on a GPU too, slower; on a CPU it always is."""
     detect_anomaly: bool = False
     """Stop at the operation that made a NaN; slow."""
     overlays: Annotated[int, Field(ge=0)] = 4

@@ -6,6 +6,7 @@ worker's history, so that any number of workers gives the same training.
 
 from __future__ import annotations
 
+import signal
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -98,6 +99,7 @@ class EvenBatches(Sampler[list[Key]]):
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
+        self.first = 0
 
     def __len__(self) -> int:
         return self.batches
@@ -106,7 +108,7 @@ class EvenBatches(Sampler[list[Key]]):
         order = np.arange(self.count)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        for part in np.array_split(order, self.batches):
+        for part in np.array_split(order, self.batches)[self.first :]:
             yield [(self.epoch, int(index)) for index in part]
 
 
@@ -139,11 +141,7 @@ def join(items: Sequence[Batch | NotanError]) -> Batch | NotanError:
 
 
 class BatchLoader:
-    """Reads batches, ahead of time where there are workers; iterate once for each epoch.
-
-    Attributes:
-        epoch: The number of the epoch to read next; decides order and variation.
-    """
+    """Reads batches, ahead of time where there are workers; iterate once for each epoch."""
 
     def __init__(
         self,
@@ -163,7 +161,6 @@ class BatchLoader:
             workers: Processes that read; 0 reads in this one.
             pin_memory: Whether batches go to page-locked memory, for faster copies to a GPU.
         """
-        self.epoch = 0
         self._order = EvenBatches(
             len(pictures.source), batch_size, seed=pictures.seed, shuffle=shuffle
         )
@@ -175,19 +172,25 @@ class BatchLoader:
             collate_fn=join,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            # its own: the global one would depend on how often an epoch was begun
+            generator=torch.Generator().manual_seed(pictures.seed),
+            worker_init_fn=_leave_signals_to_the_parent,
         )
         self._loader = self._open()
 
     def __len__(self) -> int:
         return len(self._order)
 
+    def go_to(self, epoch: int, batch: int = 0) -> None:
+        """Choose the epoch to read next, which decides order and variation, and its first batch."""
+        self._order.epoch, self._order.first = epoch, batch
+
     def __iter__(self) -> Iterator[Batch]:
-        """Read one epoch.
+        """Read one epoch, or the rest of it.
 
         Raises:
             NotanError: A picture could not be read or varied.
         """
-        self._order.epoch = self.epoch
         with _one_opencv_thread() if self._loader.num_workers else nullcontext():
             batches = iter(self._loader)  # starts the workers
         for batch in batches:
@@ -215,6 +218,16 @@ def _one_opencv_thread() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(threads)
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Let a worker read on when Ctrl-C or SIGTERM goes to the whole process group.
+
+    The parent decides when it is safe to stop; a worker that died before would be an error to it.
+    Workers end when the parent says so or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_tensor(mask: Mask) -> Masks:

@@ -1,5 +1,6 @@
 """Training: plain steps, and the Trainer that strings them together."""
 
-from notan.train.trainer import Trainer, TrainResult, train
+from notan.train.start import resume, train
+from notan.train.trainer import Trainer, TrainResult
 
-__all__ = ["TrainResult", "Trainer", "train"]
+__all__ = ["TrainResult", "Trainer", "resume", "train"]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from notan.config import run_to_toml
-from notan.errors import ConfigError
-from notan.files import holds_something, storage_errors, write_bytes
+from notan.files import storage_errors, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,15 +29,22 @@ EVENTS = "tensorboard"
 class RunLog:
     """Writes a run's folder; a context manager, so that events are flushed whatever happens."""
 
-    def __init__(self, folder: Path, run: Run) -> None:
+    def __init__(self, folder: Path, run: Run, *, first_epoch: int = 1) -> None:
         """Write the settings and open the logs.
+
+        Args:
+            folder: The run folder.
+            run: All settings.
+            first_epoch: The epoch that is written next; what a stopped run wrote of it and of
+                later ones is dropped.
 
         Raises:
             StorageError: The folder cannot be written.
         """
         self.folder = folder
         write_bytes(folder / SETTINGS, run_to_toml(run).encode())
-        self._events = _open_events(folder / EVENTS) if run.train.tensorboard else None
+        _keep_epochs_before(folder / HISTORY, first_epoch)
+        self._events = _open_events(folder / EVENTS, first_epoch) if run.train.tensorboard else None
 
     def __enter__(self) -> RunLog:
         return self
@@ -68,35 +73,21 @@ class RunLog:
                 self._events.add_image(f"validation/{name}", picture, number, dataformats="HWC")
 
 
-def claim_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make sure that a run writes over no other run; nothing is removed yet.
-
-    Raises:
-        ConfigError: The folder holds something and ``overwrite`` is False.
-    """
-    if holds_something(folder) and not overwrite:
-        raise ConfigError(
-            f"{folder}: something is here already; choose another --out, or --overwrite it"
-        )
+def _keep_epochs_before(path: Path, first: int) -> None:
+    """Drop the lines of a history from an epoch on, and a last line that was cut short."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    kept = [line for line in whole if json.loads(line)["epoch"] < first]
+    write_bytes(path, "".join(kept).encode())
 
 
-def clear_folder(folder: Path) -> None:
-    """Remove what an earlier run left, so that nothing of it is taken for the new one's.
-
-    Raises:
-        StorageError: The folder is a file, or may not be changed.
-    """
-    with storage_errors(folder):
-        for name in (BEST, HISTORY, SETTINGS, SPLIT):
-            (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / EVENTS, ignore_errors=True)
-
-
-def _open_events(folder: Path) -> Any:  # noqa: ANN401 - SummaryWriter is of an optional package
+def _open_events(folder: Path, first_epoch: int) -> Any:  # noqa: ANN401 - of an optional package
     if importlib.util.find_spec("tensorboard") is None:
         logger.info("TensorBoard is not installed, so no events: pip install 'notan[tensorboard]'")
         return None
     from torch.utils.tensorboard import SummaryWriter
 
     with storage_errors(folder):
-        return SummaryWriter(str(folder))
+        return SummaryWriter(str(folder), purge_step=first_epoch)

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,11 +23,43 @@ def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
     )
 
 
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, settings: Train, steps_per_epoch: int
-) -> LambdaLR:
-    """Return a scheduler to step after every optimizer step."""
-    return LambdaLR(optimizer, lambda step: rate_factor(settings, step / steps_per_epoch))
+class Schedule:
+    """Sets the learning rate before each step, as a function of the steps done and nothing else.
+
+    Attributes:
+        lowered: What the guard has multiplied the learning rate by.
+        steps: Batches since the start of the run, used or skipped.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, settings: Train, steps_per_epoch: int
+    ) -> None:
+        self.optimizer = optimizer
+        self.settings = settings
+        self.steps_per_epoch = steps_per_epoch
+        self.lowered = 1.0
+        self.steps = 0
+        self.apply()
+
+    def advance(self) -> None:
+        """Go on to the next step."""
+        self.steps += 1
+        self.apply()
+
+    def apply(self) -> None:
+        """Set the optimizer's learning rate to the present one."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.present_rate
+
+    @property
+    def present_rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.rate_after(self.steps / self.steps_per_epoch)
+
+    def rate_after(self, epochs_done: float) -> float:
+        """Return the learning rate after so many epochs, with fractions."""
+        rate = self.settings.learning_rate * self.lowered
+        return rate * rate_factor(self.settings, epochs_done)
 
 
 def rate_factor(settings: Train, epochs_done: float) -> float:

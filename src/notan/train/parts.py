@@ -27,7 +27,8 @@ from notan.runtime import (
     find_device,
     seed_everything,
 )
-from notan.train.optim import build_optimizer, build_scheduler
+from notan.train.average import WeightAverage
+from notan.train.optim import Schedule, build_optimizer
 from notan.train.steps import Optimization
 from notan.version import __version__
 
@@ -61,6 +62,7 @@ class Parts:
         validation_batches: Neither.
         loss: What is made small.
         optimization: What it is made small with.
+        average: The moving average of the weights, where one is kept.
     """
 
     run: Run
@@ -75,6 +77,7 @@ class Parts:
     validation_batches: BatchLoader
     loss: Loss
     optimization: Optimization
+    average: WeightAverage | None
 
     def card(self, epoch: int, scores: Mapping[str, float]) -> Card:
         """Return the card of a checkpoint of this training."""
@@ -123,7 +126,7 @@ def prepare(
     """
     device = find_device(run.device)
     precision = choose_precision(run.train.precision, device)
-    seed_everything(run.seed)
+    seed_everything(run.seed, deterministic=run.train.deterministic)
     network = (model or build_model(run.model)).to(
         device,
         memory_format=torch.channels_last,  # type: ignore[call-overload]
@@ -131,6 +134,7 @@ def prepare(
     preprocessor = Preprocessor(**run.preprocess.model_dump(), stride=stride_of(network))
     training, validation, data_card = _open_sources(run, training, validation)
     _require_statistics(run, preprocessor, len(training))
+    decay = run.train.average_decay
     batches = _load(run, device, preprocessor, training, validation, transform)
     return Parts(
         run=run,
@@ -145,6 +149,7 @@ def prepare(
         validation_batches=batches[1],
         loss=_build_loss(run),
         optimization=_optimization(run, network, precision, len(batches[0])),
+        average=WeightAverage(network, decay) if decay is not None else None,
     )
 
 
@@ -230,7 +235,8 @@ def _optimization(
     optimizer = build_optimizer(model, run.train)
     return Optimization(
         optimizer,
-        build_scheduler(optimizer, run.train, steps_per_epoch),
+        Schedule(optimizer, run.train, steps_per_epoch),
         torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler),
         precision,
+        run.train.gradient_clip,
     )

@@ -1,12 +1,14 @@
-"""One pass over the training pictures, and one over the validation pictures."""
+"""One step, one pass over the training pictures, and one over the validation pictures."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from notan.errors import DivergedError
@@ -14,57 +16,90 @@ from notan.metrics import Counts
 from notan.predict.predictor import sigmoid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
-    from torch.optim.lr_scheduler import LambdaLR
 
     from notan.data.batches import Batch, Truth
     from notan.losses import Loss, LossValue
     from notan.predict.backends import Array, Backend
     from notan.runtime import Precision
+    from notan.train.optim import Schedule
+
+ADVICE = "try a smaller --learning-rate, train.precision=fp32, or --detect-anomaly to find where"
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """What a training step changes the network with."""
+    """What a training step changes the network with.
+
+    Attributes:
+        optimizer: Holds the weights and their moments.
+        schedule: Advanced after every batch, used or skipped.
+        scaler: Scales float16's losses; does nothing in other arithmetic.
+        precision: Device and arithmetic of the network.
+        gradient_clip: Largest norm of the gradient of all weights together; None: any.
+    """
 
     optimizer: torch.optim.Optimizer
-    scheduler: LambdaLR
+    schedule: Schedule
     scaler: torch.amp.GradScaler
     precision: Precision
+    gradient_clip: float | None
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores of a pass over the validation pictures, each a mean over pictures."""
+    """Scores of a pass over the validation pictures, each a mean over pictures.
+
+    Attributes:
+        losses: By name, at the model's size.
+        dice: At the pictures' own size.
+        iou: Likewise.
+        blind_dice: What calling every pixel figure would score.
+    """
 
     losses: dict[str, float]
     dice: float
     iou: float
+    blind_dice: float
 
 
+@dataclass
 class Means:
     """Means of named losses, weighted by the number of pictures."""
 
-    def __init__(self) -> None:
-        self._sums: defaultdict[str, float] = defaultdict(float)
-        self._pictures = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    pictures: int = 0
 
     def add(self, value: LossValue, pictures: int) -> None:
         """Count in the losses of a batch."""
         for name, term in (("loss", value.total), *value.terms.items()):
-            self._sums[name] += term.item() * pictures
-        self._pictures += pictures
+            self.sums[name] = self.sums.get(name, 0.0) + term.item() * pictures
+        self.pictures += pictures
 
     def result(self) -> dict[str, float]:
         """Return the mean of each loss by name; ``loss`` is the weighted sum."""
-        return {name: total / self._pictures for name, total in self._sums.items()}
+        return {name: total / self.pictures for name, total in self.sums.items()}
+
+
+class Watcher(Protocol):
+    """Is asked about every step before the weights change, and told after it."""
+
+    def allows(self, batch: Batch, value: LossValue, gradient_norm: float) -> bool:
+        """Say whether to change the weights; if not, the batch is skipped."""
+
+    def after_step(self, batch: Batch, value: LossValue, *, taken: bool) -> None:
+        """Count a step, whether it was taken or skipped."""
 
 
 def train_epoch(
-    model: nn.Module, batches: Iterable[Batch], loss: Loss, optimization: Optimization
-) -> dict[str, float]:
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss: Loss,
+    optimization: Optimization,
+    watcher: Watcher,
+) -> None:
     """Train on every batch once.
 
     Args:
@@ -72,40 +107,56 @@ def train_epoch(
         batches: In the order to train in.
         loss: What to make small.
         optimization: Optimizer, schedule and arithmetic.
-
-    Returns:
-        The mean of each loss by name.
-
-    Raises:
-        DivergedError: A loss is no number; the message names the batch's pictures.
+        watcher: Sees every step; what it raises ends the epoch.
     """
-    model.train()
-    means = Means()
-    bar = tqdm(batches, desc="training", unit="batch", leave=False, disable=None)
-    for batch in bar:
-        value = train_step(model, batch, loss, optimization)
-        means.add(value, len(batch.truths))
-        bar.set_postfix(loss=f"{means.result()['loss']:.4f}", refresh=False)
-    return means.result()
+    for batch in batches:
+        model.train()
+        train_step(model, batch, loss, optimization, watcher)
 
 
-def train_step(model: nn.Module, batch: Batch, loss: Loss, optimization: Optimization) -> LossValue:
-    """Take one step down the gradient of one batch's loss."""
-    precision, scaler = optimization.precision, optimization.scaler
+def train_step(
+    model: nn.Module, batch: Batch, loss: Loss, optimization: Optimization, watcher: Watcher
+) -> None:
+    """Take one step down the gradient of one batch's loss, if the watcher allows it."""
+    scaler, optimizer = optimization.scaler, optimization.optimizer
+    # A picture of NaN would stay in batch norm's statistics long after its batch was skipped.
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    optimizer.zero_grad(set_to_none=True)
+    value = compute_loss(model, batch, loss, optimization.precision)
+    scaler.scale(value.total).backward()  # type: ignore[no-untyped-call]
+    scaler.unscale_(optimizer)
+    norm = _gradient_norm(model, optimization)
+    taken = watcher.allows(batch, value, norm)
+    if taken:
+        scaler.step(optimizer)
+    else:
+        with torch.no_grad():
+            for buffer, before in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+    scaler.update()
+    optimization.schedule.advance()
+    watcher.after_step(batch, value, taken=taken)
+
+
+def compute_loss(model: nn.Module, batch: Batch, loss: Loss, precision: Precision) -> LossValue:
+    """Run the network on a batch, on its device and in its arithmetic."""
     images = batch.images.to(precision.device, memory_format=torch.channels_last, non_blocking=True)
     targets = batch.targets.to(precision.device, non_blocking=True)
     valid = batch.valid.to(precision.device, non_blocking=True)
-    optimization.optimizer.zero_grad(set_to_none=True)
     with precision.autocast():
         logits = model(images)
-    value = loss(logits, targets, valid)
-    if not torch.isfinite(value.total):
-        raise DivergedError(_diverged(batch, value))
-    scaler.scale(value.total).backward()  # type: ignore[no-untyped-call]
-    scaler.step(optimization.optimizer)
-    scaler.update()
-    optimization.scheduler.step()
-    return value
+    return loss(logits, targets, valid)
+
+
+def _gradient_norm(model: nn.Module, optimization: Optimization) -> float:
+    """Return the norm of all gradients, and clip them to the largest allowed."""
+    weights = [weight for weight in model.parameters() if weight.grad is not None]
+    norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    if optimization.gradient_clip is not None:
+        clip_grads_with_norm_(weights, optimization.gradient_clip, norm)
+    if optimization.scaler.is_enabled() and not torch.isfinite(norm):
+        return 0.0  # float16's scaler skips such a step itself and scales less from then on
+    return norm.item()
 
 
 def validate(
@@ -118,32 +169,30 @@ def validate(
         batches: Pictures without augmentation.
         loss: Computed at the model's size.
         threshold: Probability from which a pixel is figure.
+
+    Raises:
+        DivergedError: The network's answer is no number.
     """
-    means, counts = Means(), list[Counts]()
+    means, counts, blind = Means(), list[Counts](), list[Counts]()
     bar = tqdm(batches, desc="validating", unit="batch", leave=False, disable=None)
     for batch in bar:
         logits = backend(batch.images.numpy())
+        if not np.isfinite(logits).all():
+            names = ", ".join(truth.name for truth in batch.truths[:4])
+            raise DivergedError(f"the network answers {names} with no numbers; {ADVICE}")
         means.add(loss(torch.from_numpy(logits), batch.targets, batch.valid), len(batch.truths))
-        probabilities = sigmoid(logits[:, 0])
-        counts.extend(map(lambda p, t: count(p, t, threshold), probabilities, batch.truths))
+        counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths, threshold))
+        blind.extend(_counts(np.ones_like(logits[:, 0]), batch.truths, threshold))
     return Validation(
         means.result(),
-        dice=sum(count.dice for count in counts) / len(counts),
-        iou=sum(count.iou for count in counts) / len(counts),
+        dice=fmean(count.dice for count in counts),
+        iou=fmean(count.iou for count in counts),
+        blind_dice=fmean(count.dice for count in blind),
     )
 
 
-def count(probability: Array, truth: Truth, threshold: float) -> Counts:
-    """Count one picture's pixels at its own size."""
-    prediction = truth.placement.restore(probability) >= threshold
-    return Counts.of(prediction, truth.mask, truth.ignore)
-
-
-def _diverged(batch: Batch, value: LossValue) -> str:
-    terms = ", ".join(f"{name} {term.item():.4g}" for name, term in value.terms.items())
-    names = ", ".join(truth.name for truth in batch.truths[:4])
-    more = f" and {len(batch.truths) - 4} more" if len(batch.truths) > 4 else ""
-    return (
-        f"the loss is no longer a number ({terms}) at the batch with {names}{more}; "
-        "try a smaller --learning-rate, train.precision=fp32, or --detect-anomaly to find where"
-    )
+def _counts(probabilities: Array, truths: Iterable[Truth], threshold: float) -> Iterator[Counts]:
+    """Count each picture's pixels at its own size."""
+    for probability, truth in zip(probabilities, truths, strict=True):
+        prediction = truth.placement.restore(probability) >= threshold
+        yield Counts.of(prediction, truth.mask, truth.ignore)

@@ -1,31 +1,39 @@
-"""Trainer: a Run becomes a run folder with the best checkpoint in it."""
+"""Trainer: runs the epochs of a training, keeps its best checkpoint and its state."""
 
 from __future__ import annotations
 
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm import tqdm
 
 from notan.checkpoint import Checkpoint, save_checkpoint
-from notan.files import fresh_folder, write_bytes
+from notan.errors import StoppedBySignal
+from notan.files import write_bytes
 from notan.predict.backends import TorchBackend
 from notan.predict.formats import overlay_picture
 from notan.predict.predictor import Predictor
-from notan.train.log import BEST, SPLIT, RunLog, claim_folder, clear_folder
-from notan.train.parts import THRESHOLD, Parts, prepare
+from notan.train.folder import STATES
+from notan.train.guard import Guard
+from notan.train.log import BEST, SPLIT, RunLog
+from notan.train.parts import THRESHOLD, Parts
+from notan.train.progress import Best, Progress, capture, restore
+from notan.train.recovery import Recovery
+from notan.train.state import StateFolder
 from notan.train.steps import Validation, train_epoch, validate
+from notan.train.stopping import StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from torch import nn
 
-    from notan.config import Run
-    from notan.data.sample import Source
+    from notan.data.batches import Batch
+    from notan.losses import LossValue
     from notan.types import Picture
 
 logger = logging.getLogger("notan")
@@ -46,147 +54,206 @@ class TrainResult:
     epoch: int
 
 
-def train(
-    run: Run,
-    *,
-    out: Path | None = None,
-    overwrite: bool = False,
-    training: Source | None = None,
-    validation: Source | None = None,
-    model: nn.Module | None = None,
-    transform: Callable[..., Mapping[str, Any]] | None = None,
-) -> TrainResult:
-    """Train a model and keep the best checkpoint by validation Dice; no test picture is read.
-
-    Args:
-        run: All settings.
-        out: The run folder; None takes a fresh one under ``runs/``.
-        overwrite: Replace a run that is already in ``out``.
-        training: Pictures of your own instead of those of ``run.data``.
-        validation: Likewise; both or neither.
-        model: A module of your own instead of ``run.model``: (n, 3, h, w) to logits
-            (n, 1, h, w), with an attribute ``stride``.
-        transform: An augmentation of your own instead of ``run.augment``, called as
-            ``transform(image=, mask=)`` and returning a mapping with both.
-
-    Raises:
-        ConfigError: A setting does not fit, or the folder is taken.
-        DataError: A picture or mask is missing, unreadable or ambiguous.
-        DivergedError: The loss is no longer a number.
-        StorageError: The disk is full; what was saved before is whole.
-    """
-    folder = out or fresh_folder(Path("runs") / _folder_name(run, model))
-    claim_folder(folder, overwrite=overwrite)
-    parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
-    clear_folder(folder)  # only now: a wrong setting must not cost the earlier run
-    return Trainer(parts).train(folder)
-
-
 class Trainer:
-    """Runs the epochs of a training and keeps its best checkpoint."""
+    """Runs one training in one folder."""
 
-    def __init__(self, parts: Parts) -> None:
-        """Take what ``prepare`` has built and checked."""
+    def __init__(self, parts: Parts, folder: Path) -> None:
+        """Take what ``prepare`` has built and checked, and the run folder."""
         self.parts = parts
-        self.best: TrainResult | None = None
+        self.folder = folder
+        self.settings = parts.run.train
+        self.progress = Progress()
+        self.guard = Guard(self.settings.most_returns) if self.settings.guard else None
+        self.recovery = Recovery(parts, self.guard, folder)
+        self.states = StateFolder(folder / STATES)
+        self.stop = StopRequest()
+        self.saved_at = time.monotonic()
+        self.epoch_began = time.perf_counter()
+        self.bar: tqdm[Batch] | None = None
 
-    def train(self, folder: Path) -> TrainResult:
-        """Train for all epochs, or until patience or Ctrl-C ends it; see ``train`` for errors."""
+    def train(self, tree: dict[str, Any] | None = None) -> TrainResult:
+        """Train from the start, or from a state, to the end; see ``notan.train.train`` for errors.
+
+        Args:
+            tree: What ``capture`` returned, to go on from there.
+        """
         parts = self.parts
         logger.info("%s", parts.describe())
-        logger.info("run folder: %s", folder)
-        anomaly = torch.autograd.set_detect_anomaly(parts.run.train.detect_anomaly)
-        with RunLog(folder, parts.run) as log, anomaly:
-            names = "".join(f"{name}\n" for name in parts.validation.names)
-            write_bytes(folder / SPLIT, names.encode())
-            try:
-                for epoch in range(1, parts.run.train.epochs + 1):
-                    best = self._epoch(epoch, log)
-                    if self._out_of_patience(epoch, best):
-                        break
-            except KeyboardInterrupt:
-                logger.warning("stopped; %s", self._kept())
-                raise
-            finally:
-                parts.training_batches.close()
-                parts.validation_batches.close()
-        logger.info("done; %s", self._kept())
+        logger.info("run folder: %s", self.folder)
+        if tree:
+            self.progress = restore(parts, tree, self.guard)
+            where = f"epoch {self.progress.epoch}, batch {self.progress.batch + 1}"
+            logger.info("going on from %s", where)
+        self.recovery.keep(tree or capture(parts, self.progress, self.guard))
+        anomaly = torch.autograd.set_detect_anomaly(self.settings.detect_anomaly)
+        log = RunLog(self.folder, parts.run, first_epoch=self.progress.epoch)
+        names = "".join(f"{name}\n" for name in parts.validation.names)
+        write_bytes(self.folder / SPLIT, names.encode())
+        try:
+            with log, anomaly, self.stop:
+                best = self._epochs(log)
+        finally:
+            parts.training_batches.close()
+            parts.validation_batches.close()
+        result = TrainResult(self.folder / BEST, best.dice, best.epoch)
+        logger.info("done; best Dice %.4f (epoch %d): %s", best.dice, best.epoch, result.checkpoint)
+        return result
+
+    def _epochs(self, log: RunLog) -> Best:
+        """Train epoch after epoch; the state after the last says that the run is finished."""
+        best = self.progress.best
+        while best is None or not self._finished():
+            best = self._epoch(log)
+        if best.dice <= best.blind_dice:
+            logger.warning(
+                "the best Dice, %.4f, is no better than calling every pixel figure (%.4f): nothing "
+                "was learned; look at the masks with notan check, or try another --learning-rate",
+                *(best.dice, best.blind_dice),
+            )
+        self._save_state()
         return best
 
-    def _epoch(self, epoch: int, log: RunLog) -> TrainResult:
-        """Train for an epoch, validate, save if better, and write down what happened."""
-        parts, start = self.parts, time.perf_counter()
-        rate = float(parts.optimization.scheduler.get_last_lr()[0])
-        parts.training_batches.epoch = epoch
-        losses = train_epoch(parts.model, parts.training_batches, parts.loss, parts.optimization)
-        backend = TorchBackend(parts.model, parts.device)
-        validation = validate(backend, parts.validation_batches, parts.loss, THRESHOLD)
-        best = self._keep_if_better(epoch, validation, log)
-        seconds = time.perf_counter() - start
-        log.epoch(epoch, _history(losses, validation, rate, seconds))
-        progress = f"epoch {epoch}/{parts.run.train.epochs}"
+    def _finished(self) -> bool:
+        done, best, patience = self.progress.epoch - 1, self.progress.best, self.settings.patience
+        if best and patience and done - best.epoch >= patience:
+            logger.info("no better Dice for %d epochs: stopping early", patience)
+            return True
+        return done >= self.settings.epochs
+
+    def _epoch(self, log: RunLog) -> Best:
+        """Train for the rest of an epoch, validate, keep the best, write down what happened."""
+        parts, progress = self.parts, self.progress
+        self.epoch_began = time.perf_counter() - progress.seconds
+        parts.training_batches.go_to(progress.epoch, progress.batch)
+        with self._show_progress() as self.bar:
+            train_epoch(parts.model, self.bar, parts.loss, parts.optimization, self)
+        validations = list(self._validations())
+        rate = parts.optimization.schedule.rate_after(progress.epoch - 1)
+        seconds = time.perf_counter() - self.epoch_began
+        best = self._keep_if_better(validations, log)
+        log.epoch(progress.epoch, _history(progress, validations, rate, seconds))
+        losses, validation = progress.means.result(), max(validations, key=lambda v: v.dice)
         logger.info(
-            f"{progress}  loss {losses['loss']:.4f}  "
+            f"epoch {progress.epoch}/{self.settings.epochs}  loss {losses.get('loss', 0):.4f}  "
             f"validation loss {validation.losses['loss']:.4f}  Dice {validation.dice:.4f}  "
             f"best {best.dice:.4f} (epoch {best.epoch})  {seconds:.1f} s"
         )
+        progress.next_epoch()
         return best
 
-    def _keep_if_better(self, epoch: int, validation: Validation, log: RunLog) -> TrainResult:
-        if self.best and validation.dice <= self.best.dice:
-            return self.best
-        scores = {"dice": validation.dice, "iou": validation.iou}
-        card = self.parts.card(epoch, scores)
-        path = log.folder / BEST
-        save_checkpoint(path, Checkpoint(card, self.parts.model.state_dict()))
-        log.overlays(epoch, list(self._overlays()))
-        self.best = TrainResult(path, validation.dice, epoch)
-        return self.best
+    def allows(self, batch: Batch, value: LossValue, gradient_norm: float) -> bool:
+        """Let the guard judge a step before the weights change; see ``Recovery.allows``."""
+        return self.recovery.allows(self.progress, batch, value, gradient_norm)
 
-    def _overlays(self) -> Iterator[tuple[str, Picture]]:
+    def after_step(self, batch: Batch, value: LossValue, *, taken: bool) -> None:
+        """Count a step, save the state when it is time, and stop where that was asked for.
+
+        Raises:
+            StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
+            StorageError: The state could not be written.
+        """
+        progress = self.progress
+        self.recovery.after_step()
+        progress.batch += 1
+        progress.step += 1
+        progress.seconds = time.perf_counter() - self.epoch_began
+        if taken:
+            progress.means.add(value, len(batch.truths))
+            if self.parts.average:
+                self.parts.average.update(self.parts.model)
+        if self.bar is not None:
+            losses = progress.means.result()
+            self.bar.set_postfix(loss=f"{losses.get('loss', 0):.4f}", refresh=False)
+        every = self.settings.state_steps
+        seconds = time.monotonic() - self.saved_at
+        if seconds >= self.settings.state_seconds or (every and progress.step % every == 0):
+            self._save_state()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.number is None:
+            return
+        self._save_state()
+        raise StoppedBySignal(
+            f"stopped and saved; go on with: notan train --resume {self.folder}", self.stop.number
+        )
+
+    def _save_state(self) -> None:
+        tree = capture(self.parts, self.progress, self.guard)
+        self.states.save(self.progress.step, tree)
+        self.recovery.keep(tree)
+        self.saved_at = time.monotonic()
+
+    def _show_progress(self) -> tqdm[Batch]:
+        loader = self.parts.training_batches
+        return tqdm(
+            loader,
+            desc=f"epoch {self.progress.epoch}",
+            initial=self.progress.batch,
+            total=len(loader),
+            unit="batch",
+            leave=False,
+            disable=None,
+        )
+
+    def _validations(self) -> Iterator[Validation]:
+        """Score the model, then its weight average where one is kept."""
         parts = self.parts
-        predictor = Predictor(TorchBackend(parts.model, parts.device), parts.preprocessor)
-        for index in range(min(parts.run.train.overlays, len(parts.validation))):
+        models = [parts.model, *([parts.average.model] if parts.average else [])]
+        for model in models:
+            backend = TorchBackend(model, parts.device)
+            yield validate(backend, self._until_stopped(), parts.loss, THRESHOLD)
+
+    def _until_stopped(self) -> Iterator[Batch]:
+        """Read the validation pictures, which change nothing, so stopping is safe between them."""
+        for batch in self.parts.validation_batches:
+            self._stop_if_asked()
+            yield batch
+
+    def _keep_if_better(self, validations: list[Validation], log: RunLog) -> Best:
+        """Save the model, or its average, if it is better than all before."""
+        progress, parts = self.progress, self.parts
+        scored = max(validations, key=lambda validation: validation.dice)
+        if progress.best and scored.dice <= progress.best.dice:
+            return progress.best
+        averaged = parts.average if scored is not validations[0] else None
+        model = averaged.model if averaged else parts.model
+        card = parts.card(progress.epoch, {"dice": scored.dice, "iou": scored.iou})
+        save_checkpoint(self.folder / BEST, Checkpoint(card, model.state_dict()))
+        log.overlays(progress.epoch, list(self._overlays(model)))
+        progress.best = Best(scored.dice, progress.epoch, averaged is not None, scored.blind_dice)
+        return progress.best
+
+    def _overlays(self, model: nn.Module) -> Iterator[tuple[str, Picture]]:
+        parts = self.parts
+        predictor = Predictor(TorchBackend(model, parts.device), parts.preprocessor)
+        for index in range(min(self.settings.overlays, len(parts.validation))):
             sample = parts.validation[index]
             mask = predictor(sample.image).mask
             yield sample.name, overlay_picture(sample.image, mask, sample.mask)
 
-    def _out_of_patience(self, epoch: int, best: TrainResult) -> bool:
-        patience = self.parts.run.train.patience
-        if patience is None or epoch - best.epoch < patience:
-            return False
-        logger.info(f"no better Dice for {patience} epochs: stopping early")
-        return True
-
-    def _kept(self) -> str:
-        if self.best is None:
-            return "no epoch was finished, so there is no checkpoint"
-        return (
-            f"best Dice {self.best.dice:.4f} on validation, at epoch {self.best.epoch}: "
-            f"{self.best.checkpoint}"
-        )
-
-
-def _folder_name(run: Run, model: nn.Module | None) -> str:
-    return run.model.name if model is None else type(model).__name__
-
 
 def _history(
-    losses: Mapping[str, float], validation: Validation, rate: float, seconds: float
+    progress: Progress, validations: list[Validation], rate: float, seconds: float
 ) -> dict[str, float]:
-    return {
-        **_named("train", losses),
-        **_named("validation", validation.losses),
-        "validation/dice": validation.dice,
-        "validation/iou": validation.iou,
+    """Name an epoch's values; a term of the loss is not the score of the same name."""
+    first, *average = validations
+    values = {
+        **_named("train", progress.means.result()),
+        **_named("validation", first.losses),
+        "validation/dice": first.dice,
+        "validation/iou": first.iou,
         "learning_rate": rate,
         "seconds": seconds,
     }
+    for validation in average:
+        values["validation/average_dice"] = validation.dice
+        values["validation/average_iou"] = validation.iou
+    return values
 
 
-def _named(part: str, losses: Mapping[str, float]) -> dict[str, float]:
-    """Call the loss term ``dice`` dice_loss: the score of that name means the opposite."""
+def _named(part: str, losses: dict[str, float]) -> dict[str, float]:
     return {
-        f"{part}/{name if name == 'loss' else f'{name}_loss'}": value
+        f"{part}/loss" if name == "loss" else f"{part}/{name}_loss": value
         for name, value in losses.items()
     }

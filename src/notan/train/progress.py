@@ -1,0 +1,127 @@
+"""Progress: where a training stands, and how all of it is put into a state and taken out again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from notan.config import run_to_toml
+from notan.train.state import (
+    clone_weights,
+    random_states,
+    restore_optimizer,
+    restore_random_states,
+)
+from notan.train.steps import Means
+
+if TYPE_CHECKING:
+    from notan.train.guard import Guard
+    from notan.train.parts import Parts
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation Dice so far.
+
+    Attributes:
+        dice: Mean over the validation pictures, at their own size.
+        epoch: The epoch it is from, counted from 1.
+        averaged: Whether the weight average scored it.
+        blind_dice: What calling every pixel figure would score.
+    """
+
+    dice: float
+    epoch: int
+    averaged: bool
+    blind_dice: float
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        epoch: The epoch that is being trained, counted from 1.
+        batch: Batches of it that are done.
+        step: Batches since the start of the run.
+        seconds: Time spent on this epoch so far.
+        means: Losses of this epoch so far.
+        best: The best epoch so far.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    means: Means = field(default_factory=Means)
+    best: Best | None = None
+
+    def next_epoch(self) -> None:
+        """Go on to the first batch of the next epoch."""
+        self.epoch += 1
+        self.batch, self.seconds, self.means = 0, 0.0, Means()
+
+
+def capture(parts: Parts, progress: Progress, guard: Guard | None) -> dict[str, Any]:
+    """Return all that the rest of a training depends on, as a tree for a StateFolder."""
+    average = parts.average
+    return {
+        "run": run_to_toml(parts.run),
+        "pictures": parts.data_card.training_fingerprint,
+        "progress": asdict(progress),
+        "model": clone_weights(parts.model),
+        "average": average and {"steps": average.steps, "model": clone_weights(average.model)},
+        **optimization_state(parts),
+        "guard": guard and guard.state(),
+        "random": random_states(),
+    }
+
+
+def optimization_state(parts: Parts) -> dict[str, Any]:
+    """Return the state of optimizer, schedule and scaler; the moments are copies."""
+    optimization = parts.optimization
+    return {
+        "optimizer": _copied(optimization.optimizer.state_dict()),
+        "schedule": {
+            "lowered": optimization.schedule.lowered,
+            "steps": optimization.schedule.steps,
+        },
+        "scaler": optimization.scaler.state_dict(),
+    }
+
+
+def restore(parts: Parts, tree: dict[str, Any], guard: Guard | None) -> Progress:
+    """Put a training back to where ``capture`` found it, to the last bit."""
+    restore_weights(parts, tree)
+    schedule = parts.optimization.schedule
+    schedule.lowered, schedule.steps = tree["schedule"]["lowered"], tree["schedule"]["steps"]
+    schedule.apply()
+    if guard and tree["guard"]:
+        guard.restore(tree["guard"])
+    restore_random_states(tree["random"])
+    fields = tree["progress"]
+    best = fields["best"]
+    return Progress(**{**fields, "means": Means(**fields["means"]), "best": best and Best(**best)})
+
+
+def restore_weights(parts: Parts, tree: dict[str, Any]) -> None:
+    """Put weights, average, moments and scaler back, but neither schedule nor position."""
+    parts.model.load_state_dict(tree["model"])
+    restore_optimizer(parts.optimization.optimizer, tree["optimizer"])
+    parts.optimization.scaler.load_state_dict(tree["scaler"])
+    if parts.average and tree["average"]:
+        parts.average.steps = tree["average"]["steps"]
+        parts.average.model.load_state_dict(tree["average"]["model"])
+
+
+def _copied(node: Any) -> Any:  # noqa: ANN401 - any tree
+    """Copy a tree, tensors too: an optimizer's own state goes on changing."""
+    if torch.is_tensor(node):
+        return node.detach().clone()
+    if isinstance(node, dict):
+        return {key: _copied(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_copied(value) for value in node]
+    return node

@@ -1,0 +1,167 @@
+"""The two ways to start a training: from nothing, and from the state of a run that was stopped."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from notan.config import load_run
+from notan.errors import ConfigError, DataError
+from notan.files import fresh_folder
+from notan.train.folder import STATES, claim_folder, clear_folder, locked
+from notan.train.log import SETTINGS
+from notan.train.parts import prepare
+from notan.train.state import StateFolder
+from notan.train.trainer import Trainer, TrainResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from notan.config import Run
+    from notan.data.sample import Source
+    from notan.train.parts import Parts
+
+logger = logging.getLogger("notan")
+
+HARMLESS = {
+    "device",
+    "data.path",
+    "data.workers",
+    "train.patience",
+    "train.state_seconds",
+    "train.state_steps",
+    "train.detect_anomaly",
+    "train.overlays",
+    "train.tensorboard",
+    "train.guard",
+    "train.most_returns",
+}
+"""Settings that may differ when a run goes on: they decide where and how long, not what."""
+
+
+def train(
+    run: Run,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    training: Source | None = None,
+    validation: Source | None = None,
+    model: nn.Module | None = None,
+    transform: Callable[..., Mapping[str, Any]] | None = None,
+) -> TrainResult:
+    """Train a model and keep the best checkpoint by validation Dice; no test picture is read.
+
+    Args:
+        run: All settings.
+        out: The run folder; None takes a fresh one under ``runs/``.
+        overwrite: Replace a run that is already in ``out``.
+        training: Pictures of your own instead of those of ``run.data``.
+        validation: Likewise; both or neither.
+        model: A module of your own instead of ``run.model``: (n, 3, h, w) to logits
+            (n, 1, h, w), with an attribute ``stride``.
+        transform: An augmentation of your own instead of ``run.augment``, called as
+            ``transform(image=, mask=)`` and returning a mapping with both.
+
+    Raises:
+        ConfigError: A setting does not fit, or the folder is taken.
+        DataError: A picture or mask is missing, unreadable or ambiguous.
+        DivergedError: The loss is no number or jumps, again and again.
+        StorageError: The disk is full; what was saved before is whole.
+        StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
+    """
+    folder = out or fresh_folder(Path("runs") / _folder_name(run, model))
+    claim_folder(folder, overwrite=overwrite)
+    parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
+    with locked(folder):
+        clear_folder(folder)  # only now: a wrong setting must not cost the earlier run
+        return Trainer(parts, folder).train()
+
+
+def resume(
+    folder: Path,
+    *,
+    run: Run | None = None,
+    allow_changes: bool = False,
+    training: Source | None = None,
+    validation: Source | None = None,
+    model: nn.Module | None = None,
+    transform: Callable[..., Mapping[str, Any]] | None = None,
+) -> TrainResult:
+    """Go on with a run that was stopped, at the very step where its last state was written.
+
+    On a CPU, and on a GPU with ``train.deterministic``, the finished weights are bit for bit those
+    of a run that was never stopped. A run that was stopped before its first state begins again.
+
+    Args:
+        folder: The run folder.
+        run: Settings to go on with; None takes the folder's own.
+        allow_changes: Go on even where ``run`` or the pictures make it another run.
+        training: What the run was started with, where that were pictures of your own.
+        validation: Likewise.
+        model: Likewise, a fresh instance of a module of your own.
+        transform: Likewise, an augmentation of your own.
+
+    Raises:
+        ConfigError: There is no run, or other settings make it another one.
+        DataError: The pictures are not those of the run.
+        DivergedError: The loss is no number or jumps, again and again.
+        StorageError: The disk is full; what was saved before is whole.
+        StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
+    """
+    stored = load_run(_settings_of(folder))
+    run = run or stored
+    if not allow_changes:
+        _refuse_another_run(stored, run)
+    parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
+    with locked(folder):
+        tree = StateFolder(folder / STATES).load()
+        if tree is None:
+            logger.info("%s was stopped before its first state: beginning again", folder)
+            clear_folder(folder)
+        elif not allow_changes:
+            _refuse_other_pictures(parts, tree)
+        return Trainer(parts, folder).train(tree)
+
+
+def _settings_of(folder: Path) -> Path:
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise ConfigError(f"{folder}: there is no run here to go on with ({SETTINGS} is missing)")
+    return path
+
+
+def _refuse_another_run(stored: Run, run: Run) -> None:
+    harmless = HARMLESS | ({"train.epochs"} if run.train.schedule == "exponential" else set())
+    before, now = _flat(stored.model_dump()), _flat(run.model_dump())
+    changed = [name for name in now if now[name] != before[name]]
+    for name in changed:
+        logger.info("changed since the run began: %s, %s -> %s", name, before[name], now[name])
+    other = [f"{name} ({before[name]} -> {now[name]})" for name in changed if name not in harmless]
+    if other:
+        raise ConfigError(
+            f"{', '.join(other)} would make it another run; start a new one, "
+            "or go on all the same with --allow-changes"
+        )
+
+
+def _refuse_other_pictures(parts: Parts, tree: dict[str, Any]) -> None:
+    if tree["pictures"] != parts.data_card.training_fingerprint:
+        raise DataError(
+            f"{parts.run.data.path}: these are not the pictures that the run was trained on; "
+            "give their folder with --data-path, or go on all the same with --allow-changes"
+        )
+
+
+def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = _flat(value, f"{before}{name}.") if isinstance(value, dict) else None
+        flat.update(inner if inner is not None else {f"{before}{name}": value})
+    return flat
+
+
+def _folder_name(run: Run, model: nn.Module | None) -> str:
+    return run.model.name if model is None else type(model).__name__

@@ -1,0 +1,283 @@
+"""Small trainings for the tests, what they leave, and a warm process that forks more of them.
+
+Run as a script it is that process: it imports PyTorch once and starts a ``notan`` command in a fork
+of itself for each line it reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from notan.checkpoint import read_card
+from notan.cli.main import main
+from notan.config import Run, load_run
+from notan.data.synthetic import DrawnSource
+from notan.train import TrainResult, resume, train
+from notan.train.state import StateFolder
+from notan.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TRAINING = DrawnSource(6, size=(16, 16))
+VALIDATION = DrawnSource(3, size=(16, 16), first=6)
+TINY: dict[str, object] = {
+    "model.width": 2,
+    "preprocess.image_size": 16,
+    "train.epochs": 1,
+    "train.batch_size": 3,
+    "train.learning_rate": 3e-3,
+    "train.tensorboard": False,
+}
+PATIENCE = 60.0  # seconds to wait for another process before a test fails
+
+
+class Own(nn.Module):
+    """A network of the user's own: the least that keeps the contract."""
+
+    def __init__(self, *, scale: float = 1.0, stride: int | None = 1) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 1, 3, padding=1)
+        self.scale = scale
+        self.stride = stride
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layer(images) * self.scale
+        return logits
+
+
+class Crash(Exception):  # noqa: N818 - it stands for a power cut
+    """What the tests end a training with where no error of ours may be at work."""
+
+
+def tiny(**flags: object) -> Run:
+    """Settings of a training that takes a tenth of a second; ``__`` stands for a dot."""
+    given = {name.replace("__", "."): value for name, value in flags.items()}
+    return load_run(flags={**TINY, **given})
+
+
+def train_own(run: Run, out: Path, **more: Any) -> TrainResult:
+    """Train on nine drawn pictures that lie in no folder."""
+    return train(run, out=out, **{"training": TRAINING, "validation": VALIDATION, **more})
+
+
+def resume_own(folder: Path, **more: Any) -> TrainResult:
+    """Go on with such a training."""
+    return resume(folder, **{"training": TRAINING, "validation": VALIDATION, **more})
+
+
+def history(result: TrainResult) -> list[dict[str, float]]:
+    return lines_of(result.checkpoint.parent / "history.jsonl")
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Read a .jsonl file; none where it is absent."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def weights(result: TrainResult) -> str:
+    return read_card(result.checkpoint).sha256
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    """Read the newest state of a run folder."""
+    tree = StateFolder(folder / "last").load()
+    assert tree is not None
+    return tree
+
+
+def fate(folder: Path) -> dict[str, Any]:
+    """Return all that two runs must agree on to be one, clocks aside: state, history, best."""
+    card = read_card(folder / "best.safetensors")
+    return flat(
+        {
+            "state": {**last_state(folder), "run": None},
+            "history": lines_of(folder / "history.jsonl"),
+            "best": {"epoch": card.epoch, "scores": card.scores, "sha256": card.sha256},
+            "incidents": lines_of(folder / "incidents.jsonl"),
+        }
+    )
+
+
+def flat(node: Any, name: str = "") -> dict[str, Any]:
+    """Name every value of a tree; a tensor's is a text that differs where a bit differs."""
+    if torch.is_tensor(node):
+        content = node.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return {name: f"{node.dtype} {tuple(node.shape)} {hashlib.sha256(content).hexdigest()}"}
+    if not isinstance(node, dict | list | tuple):
+        return {} if name.endswith("/seconds") else {name: node}
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    return {
+        inner: value for key, part in items for inner, value in flat(part, f"{name}/{key}").items()
+    }
+
+
+def before_step(number: int, action: Callable[[Trainer], None]) -> Callable[..., None]:
+    """Return an ``after_step`` that does something just before the end of one step."""
+    after_step = Trainer.after_step
+
+    def replaced(trainer: Trainer, *arguments: Any, **named: Any) -> None:
+        if trainer.progress.step + 1 == number:
+            action(trainer)
+        after_step(trainer, *arguments, **named)
+
+    return replaced
+
+
+def ask_to_stop(trainer: Trainer) -> None:
+    """Do what the arrival of SIGTERM does."""
+    trainer.stop.number = signal.SIGTERM
+
+
+def crash(_: Trainer) -> None:
+    raise Crash
+
+
+class Child:
+    """A ``notan`` command in a process of its own, which leads a process group of its own."""
+
+    def __init__(self, server: Server, pid: int, files: Path) -> None:
+        self.server, self.pid, self.files = server, pid, files
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that it has taken so far, counted from the start of the run."""
+        return [int(line) for line in self.read("steps").splitlines(keepends=False)]
+
+    def read(self, name: str = "stderr") -> str:
+        path = self.files / name
+        return path.read_text() if path.exists() else ""
+
+    def wait_for(self, condition: Callable[[], bool]) -> bool:
+        """Wait until something is so; False if the process ends before."""
+        until = time.monotonic() + PATIENCE
+        while not condition():
+            if not self.server.ask({"alive": self.pid}):
+                return False
+            assert time.monotonic() < until, f"no such thing came: {self.read()}"
+            time.sleep(0.002)
+        return True
+
+    def wait_for_step(self, number: int) -> bool:
+        return self.wait_for(lambda: len(self.steps) >= number)
+
+    def end(self) -> int:
+        """Wait for the end; return the exit code, or minus the signal that ended it."""
+        assert not self.wait_for(lambda: False)
+        code: int = self.server.ask({"code": self.pid})
+        return code
+
+
+class Server:
+    """Starts commands in forks of a process that has imported PyTorch already."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.started = folder, 0
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def ask(self, question: dict[str, Any]) -> Any:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, *words: object, largest_file: int | None = None) -> Child:
+        """Start a command; ``largest_file`` limits in bytes what it may write, as a full disk."""
+        self.started += 1
+        files = self.folder / str(self.started)
+        files.mkdir()
+        command = {"words": [str(word) for word in words], "files": str(files)}
+        return Child(self, self.ask({**command, "largest_file": largest_file}), files)
+
+    def run(self, *words: object) -> Child:
+        """Run a command that is expected to succeed."""
+        child = self.start(*words)
+        assert child.end() == 0, child.read()
+        return child
+
+    def close(self) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def serve() -> None:
+    """Answer questions about children until the input ends."""
+    codes: dict[int, int] = {}
+    alive: set[int] = set()
+    for line in sys.stdin:
+        question = json.loads(line)
+        answer: Any = None
+        if "words" in question:
+            answer = os.fork() or _be_the_child(question)
+            alive.add(answer)
+        elif "alive" in question:
+            pid, status = os.waitpid(question["alive"], os.WNOHANG)
+            if pid:
+                alive.remove(pid)
+                codes[pid] = os.waitstatus_to_exitcode(status)
+            answer = not pid
+        else:
+            answer = codes[question["code"]]
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _be_the_child(question: dict[str, Any]) -> int:
+    """Run the command and leave; every step is written down before its end."""
+    os.setsid()
+    files = Path(question["files"])
+    for number, name in ((0, os.devnull), (1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(files / name, os.O_RDWR | os.O_CREAT), number)
+    if question["largest_file"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (question["largest_file"],) * 2)
+    after_step = Trainer.after_step
+    journal = os.open(files / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def journaled(trainer: Trainer, *arguments: Any, **named: Any) -> None:
+        os.write(journal, f"{trainer.progress.step + 1}\n".encode())
+        after_step(trainer, *arguments, **named)
+
+    Trainer.after_step = journaled  # type: ignore[method-assign, assignment]
+    code: object = 1
+    try:
+        main(question["words"])
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    serve()
