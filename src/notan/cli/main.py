@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words == ["--version"]:
         print(__version__)
         return
+    # Threads that spin while they wait make training several times slower on a busy machine; the
+    # OpenMP under torch reads this when torch is first imported, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         parse(words)()
