@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import torch
 
@@ -31,8 +33,14 @@ SMALL = {
 
 
 def pytest_configure() -> None:
-    """Use one core: on a busy machine, threads that wait for each other cost seconds a step."""
+    """Use one core, and in CI the same examples each time.
+
+    On a busy machine, threads that wait for each other cost seconds a step.
+    """
     torch.set_num_threads(1)
+    hypothesis.settings.register_profile("ci", derandomize=True)
+    if os.environ.get("CI"):
+        hypothesis.settings.load_profile("ci")
 
 
 def real_folder(name: str) -> Path:

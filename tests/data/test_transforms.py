@@ -155,17 +155,19 @@ def test_geometry_moves_picture_mask_and_ignored_area_alike(size: Size, seed: in
 @given(
     seed=seeds,
     size=st.tuples(st.integers(60, 130), st.integers(60, 130)),
-    where=st.tuples(st.floats(0.4, 0.6), st.floats(0.4, 0.6)),
+    where=st.tuples(st.floats(0.45, 0.55), st.floats(0.45, 0.55)),
 )
 def test_geometry_puts_a_figure_where_its_matrix_says(
     seed: int, size: Size, where: tuple[float, float]
 ) -> None:
     centre = (where[0] * size[1], where[1] * size[0])
-    geometry = Geometry(Augment(affine_shift=0.05), (64, 80))
+    geometry = Geometry(Augment(affine_shift=0.05, crop_probability=0), (64, 80))
     matrix = geometry.draw(np.random.default_rng(seed), size)
     result = geometry.apply(blob_sample(size, centre, min(size) / 8), matrix)
-    rows, columns = np.nonzero(result.mask)
     expected_x, expected_y, _ = matrix @ (*centre, 1.0)
+    # the figure itself, not its mirror images beyond the picture's edges
+    _, parts = cv2.connectedComponents(result.mask.astype(np.uint8))
+    rows, columns = np.nonzero(parts == parts[int(expected_y), int(expected_x)])
     assert columns.mean() + 0.5 == pytest.approx(expected_x, abs=1.0)
     assert rows.mean() + 0.5 == pytest.approx(expected_y, abs=1.0)
 
@@ -384,3 +386,12 @@ def test_a_callable_from_python_goes_through_training(tmp_path: Path) -> None:
     assert result.checkpoint.is_file()
     assert math.isfinite(result.dice)
     assert shapes == [(24, 30, 3)] * 4 * 2, "training pictures only, once an epoch"
+
+
+def test_what_lies_outside_the_picture_is_its_mirror_image() -> None:
+    sample = random_sample(OUT, ignore=True)
+    shifted = Geometry(STILL, OUT).apply(sample, np.array([[1, 0, 5], [0, 1, 0], [0, 0, 1.0]]))
+    for part in ("image", "mask", "ignore"):
+        before, after = getattr(sample, part), getattr(shifted, part)
+        np.testing.assert_array_equal(after[:, 5:], before[:, :-5])
+        np.testing.assert_array_equal(after[:, :5], before[:, :5][:, ::-1])
