@@ -13,10 +13,12 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import torch
 from torch import nn
 
@@ -128,7 +130,7 @@ def flat(node: Any, name: str = "") -> dict[str, Any]:
     }
 
 
-def before_step(number: int, action: Callable[[Trainer], None]) -> Callable[..., None]:
+def before_step(number: int, action: Callable[[Trainer], object]) -> Callable[..., None]:
     """Return an ``after_step`` that does something just before the end of one step."""
     after_step = Trainer.after_step
 
@@ -237,11 +239,11 @@ def serve() -> None:
             answer = os.fork() or _be_the_child(question)
             alive.add(answer)
         elif "alive" in question:
-            pid, status = os.waitpid(question["alive"], os.WNOHANG)
-            if pid:
+            pid = question["alive"]
+            if pid in alive and (status := os.waitpid(pid, os.WNOHANG))[0]:
                 alive.remove(pid)
-                codes[pid] = os.waitstatus_to_exitcode(status)
-            answer = not pid
+                codes[pid] = os.waitstatus_to_exitcode(status[1])
+            answer = pid in alive
         else:
             answer = codes[question["code"]]
         sys.stdout.write(json.dumps(answer) + "\n")
@@ -280,4 +282,7 @@ def _be_the_child(question: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)  # a fork loses threads, and then waits for them
+    with tempfile.TemporaryDirectory() as folder:
+        train_own(tiny(), Path(folder) / "run")  # what the first step loads, no fork has to
     serve()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from notan.errors import ConfigError
-from notan.files import holds_something, storage_errors
+from notan.files import storage_errors
 from notan.train.log import BEST, EVENTS, HISTORY, SETTINGS, SPLIT
 from notan.train.recovery import INCIDENTS
 from notan.train.state import StateFolder
@@ -44,23 +44,44 @@ def locked(folder: Path) -> Iterator[None]:
                 "it, stop it, or choose another --out"
             ) from error
     try:
+        _remove_unfinished(folder)
         yield
     finally:
         (folder / LOCK).unlink(missing_ok=True)  # while it is still ours
         lock.release()
 
 
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that a killed run was writing when it ended."""
+    names = (BEST, HISTORY, SETTINGS, SPLIT)
+    with storage_errors(folder):
+        for path in (
+            *(path for name in names for path in folder.glob(f".{name}.*")),
+            *(folder / STATES).glob(".*.safetensors.*"),
+        ):
+            path.unlink(missing_ok=True)
+
+
 def claim_folder(folder: Path, *, overwrite: bool) -> None:
     """Make sure that a run writes over no other run; nothing is removed yet.
+
+    What a run leaves that was killed before it wrote its settings is nothing.
 
     Raises:
         ConfigError: The folder holds something and ``overwrite`` is False.
     """
-    if holds_something(folder) and not overwrite:
+    if _is_taken(folder) and not overwrite:
         raise ConfigError(
             f"{folder}: something is here already; choose another --out, --overwrite it, or go on "
             f"with it: --resume {folder}"
         )
+
+
+def _is_taken(folder: Path) -> bool:
+    if not folder.is_dir():
+        return folder.exists()
+    names = (path.name for path in folder.iterdir())
+    return any(name != LOCK and not name.startswith(f".{SETTINGS}.") for name in names)
 
 
 def clear_folder(folder: Path) -> None:

@@ -17,14 +17,17 @@ WINDOW = 50
 """Losses that the statistics are taken over."""
 
 FEWEST = 10
-"""Losses from which on they mean something; before that the first loss is the measure."""
+"""Losses from which on they mean something; before that only ``RUNAWAY`` counts."""
 
 DEVIATIONS = 10.0
 SMALLEST_RISE = 2.0
 """A spike lies this many robust standard deviations, and this many medians, above the median."""
 
 RUNAWAY = 5.0
-"""Times the first loss: higher than any training that learns goes."""
+"""Times what the first losses were: higher than any training that learns goes.
+
+Their median, not the first alone: one batch of easy pictures would make a low bar for ever.
+"""
 
 PERSISTENT = 3
 """Bad batches among the last ``RECENT`` after which skipping is not enough."""
@@ -54,7 +57,7 @@ class Guard:
 
     most_returns: int
     returns: int = 0
-    first: float | None = None
+    first: list[float] = field(default_factory=list)
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))
 
@@ -71,7 +74,8 @@ class Guard:
         reason = self._trouble(loss, gradient_norm)
         self.recent.append(reason is not None)
         if reason is None:
-            self.first = loss if self.first is None else self.first
+            if len(self.first) < FEWEST:
+                self.first.append(loss)
             self.losses.append(loss)
             return None
         if sum(self.recent) < PERSISTENT:
@@ -99,9 +103,9 @@ class Guard:
 
     def _highest(self) -> float:
         """Return the loss above which a step counts as a spike."""
-        if self.first is None:
+        if not self.first:
             return math.inf
-        runaway = RUNAWAY * self.first
+        runaway = RUNAWAY * max(self.first[0], median(self.first))
         if len(self.losses) < FEWEST:
             return runaway
         middle = median(self.losses)
@@ -113,13 +117,13 @@ class Guard:
         """Return what a resume needs, as plain values."""
         return {
             "returns": self.returns,
-            "first": self.first,
+            "first": list(self.first),
             "losses": list(self.losses),
             "recent": list(self.recent),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what ``state`` returned."""
-        self.returns, self.first = state["returns"], state["first"]
+        self.returns, self.first = state["returns"], list(state["first"])
         self.losses = deque(state["losses"], maxlen=WINDOW)
         self.recent = deque(state["recent"], maxlen=RECENT)

@@ -43,7 +43,7 @@ class RunLog:
         """
         self.folder = folder
         write_bytes(folder / SETTINGS, run_to_toml(run).encode())
-        _keep_epochs_before(folder / HISTORY, first_epoch)
+        keep_lines_before(folder / HISTORY, "epoch", first_epoch)
         self._events = _open_events(folder / EVENTS, first_epoch) if run.train.tensorboard else None
 
     def __enter__(self) -> RunLog:
@@ -73,13 +73,13 @@ class RunLog:
                 self._events.add_image(f"validation/{name}", picture, number, dataformats="HWC")
 
 
-def _keep_epochs_before(path: Path, first: int) -> None:
-    """Drop the lines of a history from an epoch on, and a last line that was cut short."""
+def keep_lines_before(path: Path, name: str, first: int) -> None:
+    """Drop the lines of a .jsonl file from a number on, and a last line that was cut short."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    kept = [line for line in whole if json.loads(line)["epoch"] < first]
+    kept = [line for line in whole if json.loads(line)[name] < first]
     write_bytes(path, "".join(kept).encode())
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from notan.config import run_to_toml
+from notan.errors import CheckpointError
 from notan.train.state import (
     clone_weights,
     random_states,
@@ -69,7 +70,7 @@ def capture(parts: Parts, progress: Progress, guard: Guard | None) -> dict[str, 
     average = parts.average
     return {
         "run": run_to_toml(parts.run),
-        "pictures": parts.data_card.training_fingerprint,
+        "pictures": fingerprints(parts),
         "progress": asdict(progress),
         "model": clone_weights(parts.model),
         "average": average and {"steps": average.steps, "model": clone_weights(average.model)},
@@ -77,6 +78,11 @@ def capture(parts: Parts, progress: Progress, guard: Guard | None) -> dict[str, 
         "guard": guard and guard.state(),
         "random": random_states(),
     }
+
+
+def fingerprints(parts: Parts) -> list[str]:
+    """Say which pictures are trained and validated on."""
+    return [parts.data_card.training_fingerprint, parts.data_card.validation_fingerprint]
 
 
 def optimization_state(parts: Parts) -> dict[str, Any]:
@@ -107,8 +113,18 @@ def restore(parts: Parts, tree: dict[str, Any], guard: Guard | None) -> Progress
 
 
 def restore_weights(parts: Parts, tree: dict[str, Any]) -> None:
-    """Put weights, average, moments and scaler back, but neither schedule nor position."""
-    parts.model.load_state_dict(tree["model"])
+    """Put weights, average, moments and scaler back, but neither schedule nor position.
+
+    Raises:
+        CheckpointError: They are another network's.
+    """
+    try:
+        parts.model.load_state_dict(tree["model"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            "the state of this run does not fit the network; resume with the model settings, "
+            "or the module, that it was started with"
+        ) from error
     restore_optimizer(parts.optimization.optimizer, tree["optimizer"])
     parts.optimization.scaler.load_state_dict(tree["scaler"])
     if parts.average and tree["average"]:

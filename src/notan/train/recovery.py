@@ -60,7 +60,8 @@ class Recovery:
         loss = value.total.item()
         if self.guard is None:
             if not math.isfinite(loss):
-                raise DivergedError(f"{describe(batch, value, gradient_norm)}; {ADVICE}")
+                what = describe(batch, value, gradient_norm)
+                raise DivergedError(f"{_place(progress)}: {what}; {ADVICE}")
             return True
         verdict = self.guard.judge(loss, gradient_norm)
         if verdict is None:
@@ -68,8 +69,9 @@ class Recovery:
         self._record(progress, batch, value, gradient_norm, verdict)
         if verdict.action == "stop":
             raise DivergedError(
-                f"{verdict.reason} again after going back {self.guard.returns} times: "
-                f"{describe(batch, value, gradient_norm)}; all of it is in {self.path}; {ADVICE}"
+                f"{_place(progress)}: {verdict.reason}, having gone back {self.guard.returns} "
+                f"time(s): {describe(batch, value, gradient_norm)}; all of it is in {self.path}; "
+                f"{ADVICE}"
             )
         self.returning = verdict.action == "go back"
         return False
@@ -97,8 +99,8 @@ class Recovery:
         verdict: Verdict,
     ) -> None:
         logger.warning(
-            "epoch %d, batch %d: %s; %s (%s)",
-            *(progress.epoch, progress.batch + 1, verdict.reason, ACTIONS[verdict.action]),
+            "%s: %s; %s (%s)",
+            *(_place(progress), verdict.reason, ACTIONS[verdict.action]),
             describe(batch, value, gradient_norm),
         )
         incident = {
@@ -122,6 +124,10 @@ ACTIONS = {
     "go back": f"back to the last good weights, learning rate times {SLOWER}",
     "stop": "stopping",
 }
+
+
+def _place(progress: Progress) -> str:
+    return f"epoch {progress.epoch}, batch {progress.batch + 1}"
 
 
 def describe(batch: Batch, value: LossValue, gradient_norm: float) -> str:

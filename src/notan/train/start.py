@@ -12,6 +12,7 @@ from notan.files import fresh_folder
 from notan.train.folder import STATES, claim_folder, clear_folder, locked
 from notan.train.log import SETTINGS
 from notan.train.parts import prepare
+from notan.train.progress import fingerprints
 from notan.train.state import StateFolder
 from notan.train.trainer import Trainer, TrainResult
 
@@ -113,13 +114,19 @@ def resume(
     """
     stored = load_run(_settings_of(folder))
     run = run or stored
-    if not allow_changes:
-        _refuse_another_run(stored, run)
+    other = _changes(stored, run)
+    if other and not allow_changes:
+        raise ConfigError(
+            f"{', '.join(other)} would make it another run; start a new one, "
+            "or go on all the same with --allow-changes"
+        )
     parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
     with locked(folder):
-        tree = StateFolder(folder / STATES).load()
+        states = StateFolder(folder / STATES)
+        tree = states.load()
         if tree is None:
-            logger.info("%s was stopped before its first state: beginning again", folder)
+            why = "has no intact state" if states.files() else "was stopped before its first state"
+            logger.info("%s %s: beginning again", folder, why)
             clear_folder(folder)
         elif not allow_changes:
             _refuse_other_pictures(parts, tree)
@@ -133,22 +140,18 @@ def _settings_of(folder: Path) -> Path:
     return path
 
 
-def _refuse_another_run(stored: Run, run: Run) -> None:
+def _changes(stored: Run, run: Run) -> list[str]:
+    """Say which settings have changed; return those that make it another run."""
     harmless = HARMLESS | ({"train.epochs"} if run.train.schedule == "exponential" else set())
     before, now = _flat(stored.model_dump()), _flat(run.model_dump())
     changed = [name for name in now if now[name] != before[name]]
     for name in changed:
         logger.info("changed since the run began: %s, %s -> %s", name, before[name], now[name])
-    other = [f"{name} ({before[name]} -> {now[name]})" for name in changed if name not in harmless]
-    if other:
-        raise ConfigError(
-            f"{', '.join(other)} would make it another run; start a new one, "
-            "or go on all the same with --allow-changes"
-        )
+    return [f"{name} ({before[name]} -> {now[name]})" for name in changed if name not in harmless]
 
 
 def _refuse_other_pictures(parts: Parts, tree: dict[str, Any]) -> None:
-    if tree["pictures"] != parts.data_card.training_fingerprint:
+    if tree["pictures"] != fingerprints(parts):
         raise DataError(
             f"{parts.run.data.path}: these are not the pictures that the run was trained on; "
             "give their folder with --data-path, or go on all the same with --allow-changes"

@@ -18,7 +18,7 @@ from notan.predict.formats import overlay_picture
 from notan.predict.predictor import Predictor
 from notan.train.folder import STATES
 from notan.train.guard import Guard
-from notan.train.log import BEST, SPLIT, RunLog
+from notan.train.log import BEST, SPLIT, RunLog, keep_lines_before
 from notan.train.parts import THRESHOLD, Parts
 from notan.train.progress import Best, Progress, capture, restore
 from notan.train.recovery import Recovery
@@ -84,6 +84,7 @@ class Trainer:
             self.progress = restore(parts, tree, self.guard)
             where = f"epoch {self.progress.epoch}, batch {self.progress.batch + 1}"
             logger.info("going on from %s", where)
+        keep_lines_before(self.recovery.path, "step", self.progress.step + 1)
         self.recovery.keep(tree or capture(parts, self.progress, self.guard))
         anomaly = torch.autograd.set_detect_anomaly(self.settings.detect_anomaly)
         log = RunLog(self.folder, parts.run, first_epoch=self.progress.epoch)
