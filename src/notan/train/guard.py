@@ -84,6 +84,9 @@ class Guard:
         if self.returns == self.most_returns:
             return Verdict(reason, "stop")
         self.returns += 1
+        if len(self.first) < FEWEST:  # perhaps they were the odd ones: measure anew
+            self.first.clear()
+            self.losses.clear()
         return Verdict(reason, "go back")
 
     @property
