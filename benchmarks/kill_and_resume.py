@@ -71,6 +71,7 @@ def settings(workers: int) -> Run:
 
 def start(run: Run, folder: Path, journal: Path) -> int:
     """Begin or resume a run in a fork of this process; return its number."""
+    journal.unlink(missing_ok=True)  # a kill before it is opened must not find the last run's
     pid = os.fork()
     if pid:
         return pid
@@ -135,7 +136,6 @@ def note_kill(tally: Tally, folder: Path, journal: Path) -> None:
     tally.before_first_state += not saved
     tally.while_writing += any(states.glob(".*.safetensors.*")) or any(folder.glob(".*.*.*"))
     tally.lost.append(max(int(steps[-1]) - saved, 0) if steps else 0)
-    journal.unlink(missing_ok=True)
 
 
 def main() -> None:
