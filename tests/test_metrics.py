@@ -286,4 +286,4 @@ def test_a_threshold_outside_0_to_1_is_refused(threshold: float) -> None:
 
 def test_metrics_run_without_torch() -> None:
     code = "import sys, notan.metrics; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

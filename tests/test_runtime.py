@@ -149,3 +149,4 @@ def test_a_seed_repeats_every_random_state() -> None:
 
 def test_the_largest_seed_that_a_run_allows_works() -> None:
     seed_everything(2**32 - 1)
+    assert torch.initial_seed() == 2**32 - 1
