@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit  # type: ignore[import-untyped]
+from scipy.special import expit
 from torch import nn
 
 from notan.checkpoint import read_card
