@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +33,9 @@ class Precision:
     device: torch.device
     dtype: torch.dtype
     why: str
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} ({self.why})"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context to run the network in."""
@@ -71,6 +76,29 @@ def _present_devices() -> list[str]:
     if torch.backends.mps.is_available():
         devices.append("mps")
     return devices + [f"cuda:{number}" for number in reversed(range(torch.cuda.device_count()))]
+
+
+def describe_hardware(device: torch.device) -> str:
+    """Name the GPU, where the device is one, then the processor and how many threads it may use.
+
+    Returns:
+        For example ``"AMD EPYC 7763, 1 thread"``.
+    """
+    threads = torch.get_num_threads()
+    words = f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}; {words}"
+    return f"Apple GPU; {words}" if device.type == "mps" else words
+
+
+def _processor(facts: Path = Path("/proc/cpuinfo")) -> str:
+    """Name the processor; Linux tells its model only in a file."""
+    try:
+        lines = facts.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(models), "") or platform.processor() or platform.machine() or "a processor"
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
