@@ -19,6 +19,7 @@ from notan.cli.demo import demo
 from notan.cli.download import download
 from notan.cli.evaluate import evaluate, inference
 from notan.cli.predict import predict
+from notan.cli.report import report
 from notan.cli.train import train
 from notan.config import Run
 from notan.errors import ConfigError, NotanError, nearest
@@ -27,7 +28,7 @@ from notan.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-COMMANDS = (train, evaluate, inference, predict, check, download, demo)
+COMMANDS = (train, evaluate, inference, predict, report, check, download, demo)
 INTERRUPTED = 130
 OVERRIDE = re.compile(rf"({'|'.join(Run.model_fields)})(\.\w+)?=")
 DESCRIPTION = f"""notan {__version__}: two-class image segmentation, figure against ground.

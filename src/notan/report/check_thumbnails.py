@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, cast
 
-import cv2
 import numpy as np
 
 from notan.data.doctor.reading import mask_reader
 from notan.data.formats import read_picture
 from notan.errors import DataError
 from notan.predict.formats import TRUTH, mask_picture, overlay_picture
+from notan.report.pictures import as_jpeg, fitted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +25,6 @@ SIDE = 220
 LEAST_SIDE = 110
 """Smaller pictures are magnified to this, pixel by pixel."""
 
-QUALITY = 82
 GAP = 6
 MASK_FOLDERS = ("masks", "trimaps")
 
@@ -45,7 +43,7 @@ class Thumbnails:
             path: A picture, shown with its mask where it has one, or a lone mask.
         """
         pixels = self._lone_mask(path) if path.parent.name in MASK_FOLDERS else self._sample(path)
-        return None if pixels is None else _jpeg(pixels)
+        return None if pixels is None else as_jpeg(pixels)
 
     def _lone_mask(self, path: Path) -> Picture | None:
         mask = self._mask(path)
@@ -85,13 +83,7 @@ class Thumbnails:
 
 
 def _fitted(picture: Picture) -> Picture:
-    """Shrink to the thumbnail's size, or magnify what is tiny."""
-    height, width = picture.shape[:2]
-    longest = max(height, width)
-    scale = min(1.0, SIDE / longest) if longest >= LEAST_SIDE else LEAST_SIDE / longest
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    return np.asarray(cv2.resize(picture, size, interpolation=way), np.uint8)
+    return fitted(picture, side=SIDE, least_side=LEAST_SIDE)
 
 
 def _tinted(picture: Picture, mask: Mask) -> Picture:
@@ -111,9 +103,3 @@ def _beside(one: Picture, other: Picture) -> Picture:
     sheet[: one.shape[0], : one.shape[1]] = one
     sheet[: other.shape[0], -other.shape[1] :] = other
     return sheet
-
-
-def _jpeg(picture: Picture) -> str:
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return base64.b64encode(encoded.tobytes()).decode("ascii")
