@@ -19,13 +19,14 @@ from notan.cli.main import main
 from notan.config import Run, load_run
 from notan.train import train as run_training
 
-COMMANDS = ("train", "evaluate", "inference", "predict", "download", "demo")
+COMMANDS = ("train", "evaluate", "inference", "predict", "report", "download", "demo")
 FLAGS = {
     "train": "data-path model recipe out overwrite device epochs batch-size learning-rate "
     "image-size border patience seed detect-anomaly",
     "evaluate": "model data-path split border batch-size device out",
     "inference": "model data-path split border batch-size device out",
     "predict": "model out batch-size device",
+    "report": "data-path split device out",
     "download": "out",
     "demo": "out seed",
 }
@@ -186,7 +187,7 @@ def test_every_run_gets_a_fresh_folder(
         main(["evaluate", "--model", str(model), "--data-path", str(drawn_folder)])
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"unet", "unet-2"}
     folders = {path.name for path in model.parent.iterdir() if path.is_dir()}
-    assert folders == {"evaluate-test", "evaluate-test-2", "last"}
+    assert folders == {"evaluate-test", "evaluate-test-2", "last", "report"}
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def _curves(
             fontsize=8,
             color=INK,
         )
-    if any(label for label, _, _ in styles.values()) and axes.lines:
+    if axes.get_legend_handles_labels()[1]:
         put_legend(axes)
     return figure
 
@@ -250,9 +250,14 @@ def _groups(grouping: str, groups: Mapping[str, Group]) -> Figure:
         if group.low is not None and group.high is not None:
             axes.plot([group.low, group.high], [place, place], color=SKY, linewidth=5, alpha=0.7)
         axes.plot([group.mean_dice or 0.0], [place], "o", color=BLUE, markersize=6)
-    names = [f"{name} ({group.pictures})" for name, group in shown]
+    names = [f"{_plain(name)} ({group.pictures})" for name, group in shown]
     axes.set_yticks(range(len(shown)), names)
-    axes.set(xlim=(0, 1.02), ylim=(len(shown) - 0.5, -0.5), title=grouping)
+    axes.set(xlim=(0, 1.02), ylim=(len(shown) - 0.5, -0.5), title=_plain(grouping))
     axes.title.set_fontsize(9)
     figure.set_figheight(max(1.6, 0.8 + 0.3 * len(shown)))
     return figure
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from taking what stands between two dollars for a formula."""
+    return text.replace("$", r"\$")

@@ -71,7 +71,7 @@ def write_report(
     _write_figures(place / FIGURES, report, {**training, **scores})
     page = place / PAGE
     write_bytes(page, page_of(report, training, scores).encode())
-    content = json.dumps(_finite(content_of(report)), indent=2, allow_nan=False)
+    content = json.dumps(content_of(report), indent=2, allow_nan=False)
     write_bytes(place / CONTENT, (content + "\n").encode())
     return page
 
@@ -108,9 +108,9 @@ def page_of(report: Report, training: Mapping[str, Figure], scores: Mapping[str,
 
 
 def content_of(report: Report) -> dict[str, Any]:
-    """Return all that the page shows as plain values; a number may be NaN."""
+    """Return all that the page shows, as values that JSON knows."""
     run, stored = report.run, report.stored
-    return {
+    content = {
         "notan": __version__,
         "run": str(run.path),
         "state": state_of(run)[1],
@@ -133,6 +133,7 @@ def content_of(report: Report) -> dict[str, Any]:
         ],
         "commands": commands_of(report),
     }
+    return {name: _finite(value) for name, value in content.items()}
 
 
 @dataclass(frozen=True)

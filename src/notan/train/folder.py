@@ -77,11 +77,12 @@ def is_in_use(folder: Path) -> bool:
 
 def _remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that a killed run was writing when it ended."""
-    names = (BEST, HISTORY, SETTINGS, SPLIT)
+    names = (BEST, HISTORY, SETTINGS, SPLIT, PAGE, CONTENT)
     with storage_errors(folder):
         for path in (
             *(path for name in names for path in folder.glob(f".{name}.*")),
             *(folder / STATES).glob(".*.safetensors.*"),
+            *(folder / FIGURES).glob(".*.png.*"),
         ):
             path.unlink(missing_ok=True)
 
