@@ -118,7 +118,9 @@ def commands_of(report: Report) -> dict[str, str]:
     commands = {}
     if run.card is None or run.card.model is not None:
         commands["train again"] = f"notan train --recipe {place}/run.toml{data} --out {place}-again"
-    commands["evaluate"] = f"notan evaluate --model {place}/best.safetensors{data} --split {split}"
+    if run.card:
+        model = f"{place}/best.safetensors"
+        commands["evaluate"] = f"notan evaluate --model {model}{data} --split {split}"
     commands["this page"] = f"notan report {place}{data} --split {split}"
     return commands
 
