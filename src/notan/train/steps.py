@@ -178,8 +178,10 @@ def validate(
     for batch in bar:
         logits = backend(batch.images.numpy())
         if not np.isfinite(logits).all():
-            names = ", ".join(truth.name for truth in batch.truths[:4])
-            raise DivergedError(f"the network answers {names} with no numbers; {ADVICE}")
+            names = tuple(truth.name for truth in batch.truths)
+            raise DivergedError(
+                f"the network answers {', '.join(names[:4])} with no numbers; {ADVICE}", names
+            )
         means.add(loss(torch.from_numpy(logits), batch.targets, batch.valid), len(batch.truths))
         counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths, threshold))
         blind.extend(_counts(np.ones_like(logits[:, 0]), batch.truths, threshold))
