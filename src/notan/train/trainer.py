@@ -16,10 +16,10 @@ from notan.files import write_bytes
 from notan.predict.backends import TorchBackend
 from notan.predict.formats import overlay_picture
 from notan.predict.predictor import Predictor
+from notan.train.decide import decide
 from notan.train.folder import STATES
 from notan.train.guard import Guard
 from notan.train.log import BEST, SPLIT, RunLog, keep_lines
-from notan.train.parts import THRESHOLD, Parts
 from notan.train.progress import Best, Progress, capture, restore
 from notan.train.recovery import Recovery, is_before
 from notan.train.state import StateFolder
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from notan.data.batches import Batch
     from notan.losses import LossValue
+    from notan.train.parts import Parts
     from notan.types import Picture
 
 logger = logging.getLogger("notan")
@@ -48,7 +49,8 @@ class TrainResult:
 
     Attributes:
         checkpoint: The best checkpoint by validation Dice.
-        dice: Its mean per-picture Dice on the validation split, at the pictures' own size.
+        dice: Its mean per-picture Dice on the validation split, at the pictures' own size, with
+            the decision that was chosen there.
         epoch: The epoch it is from, counted from 1.
     """
 
@@ -99,11 +101,12 @@ class Trainer:
         try:
             with log, anomaly, self.stop:
                 best = self._epochs(log)
+                choice = decide(self.folder / BEST, parts, self._stop_if_asked)
         finally:
             parts.training_batches.close()
             parts.validation_batches.close()
-        result = TrainResult(self.folder / BEST, best.dice, best.epoch)
-        logger.info("done; best Dice %.4f (epoch %d): %s", best.dice, best.epoch, result.checkpoint)
+        result = TrainResult(self.folder / BEST, choice.dice, best.epoch)
+        logger.info("done; best epoch %d: %s", best.epoch, result.checkpoint)
         return result
 
     def _epochs(self, log: RunLog) -> Best:
@@ -226,7 +229,7 @@ class Trainer:
         models = [parts.model, *([parts.average.model] if parts.average else [])]
         for model in models:
             backend = TorchBackend(model, parts.device)
-            yield validate(backend, self._until_stopped(), parts.loss, THRESHOLD)
+            yield validate(backend, self._until_stopped(), parts.loss)
 
     def _until_stopped(self) -> Iterator[Batch]:
         """Read the validation pictures, which change nothing, so stopping is safe between them."""
