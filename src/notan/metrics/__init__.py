@@ -6,5 +6,14 @@ and a false alarm on an empty picture scores 0.
 
 from notan.metrics.counts import Counts
 from notan.metrics.score import EMPTY_RULE, PictureScore, Score, ScoreRules
+from notan.metrics.surface import BoundaryScore, Tolerance
 
-__all__ = ["EMPTY_RULE", "Counts", "PictureScore", "Score", "ScoreRules"]
+__all__ = [
+    "EMPTY_RULE",
+    "BoundaryScore",
+    "Counts",
+    "PictureScore",
+    "Score",
+    "ScoreRules",
+    "Tolerance",
+]
