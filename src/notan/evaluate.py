@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from tqdm import tqdm
 
 from notan.files import write_bytes
-from notan.metrics import Counts, PictureScore, Score, ScoreRules
+from notan.metrics import ScoreRules, Tally, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from notan.config import Border
     from notan.data.sample import Sample, Source
+    from notan.metrics import Grouping, Score
     from notan.predict.predictor import Prediction, Predictor
     from notan.types import Picture
 
@@ -41,6 +42,8 @@ def evaluate(
     border: Border | None = None,
     batch_size: int = 1,
     witness: Witness | None = None,
+    tolerance: Tolerance | None = None,
+    groupings: tuple[Grouping, ...] = (),
 ) -> Score:
     """Score every picture of a source.
 
@@ -51,9 +54,11 @@ def evaluate(
         border: What the score says the trimap's border counted as; None: there is none.
         batch_size: Pictures to predict at once.
         witness: Called with each sample and its prediction.
+        tolerance: How far a boundary may lie off; None: ``Tolerance``'s own.
+        groupings: Ways to divide the pictures, beside the one by the figure's size.
 
     Returns:
-        The counts of each picture at its own size, with the rules.
+        The scores of each picture at its own size, with the rules.
 
     Raises:
         DataError: A picture or mask cannot be read, or there is none.
@@ -65,18 +70,22 @@ def evaluate(
             seen.append(sample)
             yield sample.image
 
-    scores = []
+    rules = ScoreRules(
+        border=border or "none",
+        threshold=predictor.threshold,
+        split=split,
+        tolerance=tolerance or Tolerance(),
+    )
+    tally = Tally(rules)
     predictions = predictor.predict_many(images(), batch_size=batch_size)
     for prediction in tqdm(
         predictions, total=len(source), desc="evaluating", unit="picture", leave=False, disable=None
     ):
         sample = seen.popleft()
-        counts = Counts.of(prediction.mask, sample.mask, sample.ignore)
-        scores.append(PictureScore(sample.name, counts, *sample.size))
+        tally.add(sample.name, prediction.mask, prediction.probability, sample.mask, sample.ignore)
         if witness:
             witness(sample, prediction)
-    rules = ScoreRules(border=border or "none", threshold=predictor.threshold, split=split)
-    return Score(tuple(scores), rules)
+    return tally.score(groupings)
 
 
 def write_score(folder: Path, score: Score) -> None:
@@ -87,7 +96,9 @@ def write_score(folder: Path, score: Score) -> None:
     """
     everything = score.to_json()
     rows = everything["pictures"]
-    write_bytes(folder / SUMMARY, (json.dumps(everything, indent=2) + "\n").encode())
+    write_bytes(
+        folder / SUMMARY, (json.dumps(everything, indent=2, allow_nan=False) + "\n").encode()
+    )
     if isinstance(rows, list):
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, fieldnames=list(rows[0]))
