@@ -72,9 +72,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     (_, header), *body = rows
     for line, row in body:
         if len(row) != len(header):
-            raise DataError(
-                f"{path}: line {line} has {len(row)} cells, the first line {len(header)}; {WANTED}"
-            )
+            raise DataError(f"{path}: line {line} has {len(row)} of {len(header)} cells; {WANTED}")
     return header, body
 
 
