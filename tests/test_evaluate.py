@@ -16,8 +16,9 @@ from notan.data.synthetic import DrawnSource
 from notan.errors import DataError, StorageError
 from notan.evaluate import SUMMARY, TABLE, evaluate, write_score
 from notan.metrics import BoundaryScore, Counts, Grouping, Tolerance
-from notan.metrics.calibration import average_precision, brier
+from notan.metrics.calibration import brier
 from notan.metrics.histogram import ProbabilityHistogram
+from notan.metrics.ranking import Ranking
 from notan.predict.predictor import Predictor
 from notan.preprocess import Preprocessor
 
@@ -156,11 +157,9 @@ def test_boundaries_and_probabilities_are_those_of_the_prediction() -> None:
     for sample, picture in zip(source, score.pictures, strict=True):
         prediction = rough(sample.image)
         assert picture.boundary == BoundaryScore.of(prediction.mask, sample.mask, tolerance=allowed)
-        histogram = ProbabilityHistogram.of(prediction.probability, sample.mask)
-        assert (picture.brier, picture.average_precision) == (
-            brier(histogram),
-            average_precision(histogram),
-        )
+        ranking = Ranking.of(prediction.probability, sample.mask)
+        assert picture.average_precision == ranking.average_precision()
+        assert picture.brier == brier(ProbabilityHistogram.of(ranking))
     assert score.rules.tolerance == allowed
     assert evaluate(rough, source, split="test").rules.tolerance == Tolerance()
 

@@ -25,6 +25,7 @@ from notan.metrics.calibration import (
     reliability,
 )
 from notan.metrics.histogram import EDGES, THRESHOLDS, ProbabilityHistogram
+from notan.metrics.ranking import Ranking
 from notan.predict.predictor import Prediction, sigmoid
 
 if TYPE_CHECKING:
@@ -33,7 +34,13 @@ if TYPE_CHECKING:
     from notan.types import Mask, Probability
 
 CLOSE = 1e-3
-"""How far average precision may be from scikit-learn's, which ties equal probabilities only."""
+"""How far a histogram's average precision may be from that of the pixels themselves."""
+
+
+def histogram_of(
+    probability: Probability, truth: Mask, ignore: Mask | None = None
+) -> ProbabilityHistogram:
+    return ProbabilityHistogram.of(Ranking.of(probability, truth, ignore))
 
 
 def smooth(seed: int, width: float, size: tuple[int, int] = (120, 160)) -> Probability:
@@ -72,8 +79,9 @@ PAIRS = {
 def test_average_precision_and_brier_agree_with_scikit_learn(
     probability: Probability, truth: Mask
 ) -> None:
-    histogram = ProbabilityHistogram.of(probability, truth)
+    histogram = histogram_of(probability, truth)
     exact = average_precision_score(truth.ravel(), probability.ravel())
+    assert Ranking.of(probability, truth).average_precision() == pytest.approx(exact, abs=1e-12)
     assert average_precision(histogram) == pytest.approx(exact, abs=CLOSE)
     loss = brier_score_loss(truth.ravel(), probability.ravel().astype(np.float64))
     assert brier(histogram) == pytest.approx(loss, abs=1e-12)
@@ -83,7 +91,7 @@ def test_average_precision_and_brier_agree_with_scikit_learn(
 def test_the_reliability_curve_agrees_with_scikit_learn(
     probability: Probability, truth: Mask
 ) -> None:
-    curve = reliability(ProbabilityHistogram.of(probability, truth))
+    curve = reliability(histogram_of(probability, truth))
     fractions, means = calibration_curve(truth.ravel(), probability.ravel(), n_bins=10)
     if probability.size > 4:  # scikit-learn's bins hold their upper end, ours their lower
         assert [each.figure_fraction for each in curve] == pytest.approx(fractions)
@@ -98,7 +106,7 @@ def test_ece_agrees_with_its_definition(probability: Probability, truth: Mask) -
         abs((probability[tenth == index] - truth[tenth == index]).sum(dtype=np.float64))
         for index in range(10)
     )
-    found = expected_calibration_error(ProbabilityHistogram.of(probability, truth))
+    found = expected_calibration_error(histogram_of(probability, truth))
     assert found == pytest.approx(total / truth.size, abs=1e-7)
 
 
@@ -106,8 +114,8 @@ def test_probabilities_that_mean_what_they_say_have_no_calibration_error() -> No
     random = np.random.default_rng(0)
     probability = random.random((400, 500)).astype(np.float32)
     truth = random.random((400, 500)) < probability
-    honest = ProbabilityHistogram.of(probability, truth)
-    boastful = ProbabilityHistogram.of((probability > 0.5).astype(np.float32), truth)
+    honest = histogram_of(probability, truth)
+    boastful = histogram_of((probability > 0.5).astype(np.float32), truth)
     assert expected_calibration_error(honest) == pytest.approx(0, abs=0.005)
     assert expected_calibration_error(boastful) == pytest.approx(0.25, abs=0.01)
 
@@ -125,14 +133,14 @@ def test_a_probability_on_the_threshold_falls_where_the_mask_has_it(threshold: f
     truth = np.asarray(np.random.default_rng(1).random(probability.shape) < 0.5)
     counts = Counts.of(Prediction(probability, threshold).mask, truth)
     index = THRESHOLDS.index(threshold)
-    true_positive, false_positive = ProbabilityHistogram.of(probability, truth).at_thresholds()
+    true_positive, false_positive = histogram_of(probability, truth).at_thresholds()
     assert true_positive[index] == counts.true_positive
     assert false_positive[index] == counts.false_positive
 
 
 @pytest.mark.parametrize(("probability", "truth"), PAIRS.values(), ids=PAIRS.keys())
 def test_dice_at_a_threshold_is_the_dice_of_its_mask(probability: Probability, truth: Mask) -> None:
-    dice = dice_at_thresholds(ProbabilityHistogram.of(probability, truth))
+    dice = dice_at_thresholds(histogram_of(probability, truth))
     for threshold, found in zip(THRESHOLDS, dice, strict=True):
         assert found == Counts.of(Prediction(probability, threshold).mask, truth).dice
 
@@ -144,22 +152,23 @@ def test_adding_histograms_is_counting_the_pictures_as_one(
     random = np.random.default_rng(seed)
     probability = random.random((2, 9)).astype(np.float32)
     truth, ignore = random.random((2, 9)) < density, random.random((2, 9)) < ignored
-    rows = [ProbabilityHistogram.of(*(a[i] for a in (probability, truth, ignore))) for i in (0, 1)]
-    both, whole = rows[0] + rows[1], ProbabilityHistogram.of(probability, truth, ignore)
+    rows = [histogram_of(*(a[i] for a in (probability, truth, ignore))) for i in (0, 1)]
+    both, whole = rows[0] + rows[1], histogram_of(probability, truth, ignore)
     np.testing.assert_array_equal(both.figure, whole.figure)
     np.testing.assert_array_equal(both.ground, whole.ground)
     assert both.squared_error == pytest.approx(whole.squared_error)
     assert both.pixels == np.count_nonzero(~ignore)
-    left = ProbabilityHistogram.of(probability[~ignore], truth[~ignore])
+    left = histogram_of(probability[~ignore], truth[~ignore])
     np.testing.assert_array_equal(whole.figure, left.figure)
 
 
 def test_without_figure_or_without_pixels_there_is_nothing_to_say() -> None:
     empty = np.zeros_like(TRUTH)
-    no_figure = ProbabilityHistogram.of(answer(TRUTH, 1), empty)
+    no_figure = histogram_of(answer(TRUTH, 1), empty)
     assert average_precision(no_figure) is None
     assert brier(no_figure) is not None
-    nothing = ProbabilityHistogram.of(answer(TRUTH, 1), TRUTH, np.ones_like(TRUTH))
+    nothing = histogram_of(answer(TRUTH, 1), TRUTH, np.ones_like(TRUTH))
+    assert Ranking.of(answer(TRUTH, 1), empty).average_precision() is None
     assert (average_precision(nothing), brier(nothing)) == (None, None)
     assert (expected_calibration_error(nothing), reliability(nothing)) == (None, ())
     np.testing.assert_array_equal(dice_at_thresholds(nothing), 1)
@@ -167,7 +176,7 @@ def test_without_figure_or_without_pixels_there_is_nothing_to_say() -> None:
 
 
 def test_an_empty_picture_scores_one_at_thresholds_without_a_false_alarm() -> None:
-    low = ProbabilityHistogram.of(np.full((3, 3), 0.395, np.float32), np.zeros((3, 3), np.bool_))
+    low = histogram_of(np.full((3, 3), 0.395, np.float32), np.zeros((3, 3), np.bool_))
     assert dice_at_thresholds(low).tolist() == [0.0] * 39 + [1.0] * 60
 
 
@@ -186,10 +195,12 @@ def test_real_masks_agree_with_scikit_learn(pets_folder: Path, nuclei_folder: Pa
         for index in range(3):
             sample = source[index]
             probability = answer(sample.mask, index)
-            histogram = ProbabilityHistogram.of(probability, sample.mask, sample.ignore)
+            ranking = Ranking.of(probability, sample.mask, sample.ignore)
+            histogram = ProbabilityHistogram.of(ranking)
             kept = ~sample.ignore if sample.ignore is not None else np.ones_like(sample.mask)
             truth, chance = sample.mask[kept], probability[kept]
             exact = average_precision_score(truth, chance)
+            assert ranking.average_precision() == pytest.approx(exact, abs=1e-12)
             assert average_precision(histogram) == pytest.approx(exact, abs=CLOSE)
             assert brier(histogram) == pytest.approx(
                 brier_score_loss(truth, chance.astype(np.float64)), abs=1e-12
@@ -206,12 +217,12 @@ def test_what_is_no_probability_is_refused(wrong: float) -> None:
     probability = np.full((2, 2), 0.5, np.float32)
     probability[1, 1] = wrong
     with pytest.raises(ShapeError, match=r"not in 0\.\.1; logits need a sigmoid first"):
-        ProbabilityHistogram.of(probability, np.ones((2, 2), np.bool_))
+        histogram_of(probability, np.ones((2, 2), np.bool_))
 
 
 def test_probabilities_of_another_size_than_the_truth_are_refused() -> None:
     half = np.full((2, 2), 0.5, np.float32)
     with pytest.raises(ShapeError, match=r"shape \(2, 2\) and a truth of shape \(2, 3\)"):
-        ProbabilityHistogram.of(half, np.ones((2, 3), np.bool_))
+        histogram_of(half, np.ones((2, 3), np.bool_))
     with pytest.raises(ShapeError, match="the ignored area, must be of one size"):
-        ProbabilityHistogram.of(half, half > 0, np.ones((2, 1), np.bool_))
+        histogram_of(half, half > 0, np.ones((2, 1), np.bool_))

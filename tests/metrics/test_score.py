@@ -17,6 +17,7 @@ from notan.metrics import Counts, Grouping, Score, ScoreRules, Tolerance
 from notan.metrics.calibration import dice_at_thresholds
 from notan.metrics.histogram import THRESHOLDS, ProbabilityHistogram
 from notan.metrics.picture import MEASURES
+from notan.metrics.ranking import Ranking
 from notan.metrics.statistics import mean_interval
 from scores import ALL, NONE, RULES, random_pairs, random_probability, score_of, tallied
 
@@ -46,7 +47,7 @@ def test_pooled_values_are_those_of_the_pictures_as_one() -> None:
 def test_the_sweep_is_the_mean_over_pictures_at_each_threshold() -> None:
     pairs = random_pairs(5)
     score = tallied(*pairs)
-    dice = [dice_at_thresholds(ProbabilityHistogram.of(*pair)) for pair in pairs]
+    dice = [dice_at_thresholds(ProbabilityHistogram.of(Ranking.of(*pair))) for pair in pairs]
     assert score.sweep is not None
     assert score.sweep.mean_dice == pytest.approx(np.mean(dice, axis=0))
     assert score.sweep.mean_dice[THRESHOLDS.index(0.5)] == pytest.approx(score.mean_dice)

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.metrics.histogram import EDGES
+from notan.metrics.histogram import TENTH_BINS, TENTHS
 
 if TYPE_CHECKING:
     from notan.metrics.histogram import ProbabilityHistogram, Real
-
-RELIABILITY_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,18 @@ def reliability(histogram: ProbabilityHistogram) -> tuple[ReliabilityBin, ...]:
 
     Source: DeGroot and Fienberg 1983, doi:10.2307/2987588; Niculescu-Mizil and Caruana, ICML 2005.
     """
-    ends = [tenth / RELIABILITY_BINS for tenth in range(RELIABILITY_BINS + 1)]
-    starts = np.searchsorted(EDGES, np.asarray(ends[:-1], dtype=np.float32))
-    figure = np.add.reduceat(histogram.figure, starts)
-    pixels = figure + np.add.reduceat(histogram.ground, starts)
-    sums = np.add.reduceat(histogram.probability, starts)
+    figure = np.add.reduceat(histogram.figure, TENTH_BINS)
+    pixels = figure + np.add.reduceat(histogram.ground, TENTH_BINS)
+    ends = (*TENTHS[1:], 1.0)
     return tuple(
         ReliabilityBin(
+            TENTHS[index],
             ends[index],
-            ends[index + 1],
             int(pixels[index]),
-            float(sums[index] / pixels[index]),
+            float(histogram.probability[index] / pixels[index]),
             float(figure[index] / pixels[index]),
         )
-        for index in range(RELIABILITY_BINS)
+        for index in range(len(TENTHS))
         if pixels[index]
     )
 
@@ -87,14 +83,11 @@ def brier(histogram: ProbabilityHistogram) -> float | None:
 def average_precision(histogram: ProbabilityHistogram) -> float | None:
     """Return the mean precision over all thresholds, weighted by the recall that each adds.
 
-    Pixels of one bin count as tied. On networks' probabilities this moves the result by less than
-    0.001 from that of scikit-learn, which ties equal probabilities only; a test keeps it.
+    Pixels of one bin count as tied, which for one picture ``Ranking`` does not need. On networks'
+    probabilities this moves the result by less than 0.001; a test keeps it.
 
     Returns:
         0..1; None where no pixel is figure.
-
-    Source: Zhu 2004, "Recall, Precision and Average Precision"; as in scikit-learn, not
-        interpolated.
     """
     figure = histogram.figure[::-1]
     if not figure.any():

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.errors import ShapeError
-
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from notan.types import Mask, Probability
+    from notan.metrics.ranking import Ranking, Sorted
 
     Whole = npt.NDArray[np.int64]
     Real = npt.NDArray[np.float64]
@@ -24,7 +22,10 @@ if TYPE_CHECKING:
 THRESHOLDS = tuple(hundredth / 100 for hundredth in range(1, 100))
 """0.01 .. 0.99: the thresholds at which pixels are counted exactly."""
 
-LOGIT_STEP = 0.004
+TENTHS = tuple(tenth / 10 for tenth in range(10))
+"""0 .. 0.9: where the bins of the reliability curve begin."""
+
+LOGIT_STEP = 0.002
 LOGITS = (-80.0, 16.64)
 """The Predictor's smallest logit, and one from which on a float32 probability is 1."""
 
@@ -47,6 +48,9 @@ holds 1."""
 THRESHOLD_BINS = np.searchsorted(EDGES, np.asarray(THRESHOLDS, dtype=np.float32))
 """The bin at which each threshold begins."""
 
+TENTH_BINS = np.searchsorted(EDGES, np.asarray(TENTHS, dtype=np.float32))
+"""The bin at which each tenth begins."""
+
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityHistogram:
@@ -55,7 +59,7 @@ class ProbabilityHistogram:
     Attributes:
         figure: int64, one for each bin: pixels that are figure in truth.
         ground: int64, likewise: pixels that are ground.
-        probability: float64, likewise: the sum of both kinds' probabilities.
+        probability: float64, one for each of ``TENTHS``: the sum of its pixels' probabilities.
         squared_error: Sum over all pixels of (probability - truth) squared.
     """
 
@@ -68,42 +72,16 @@ class ProbabilityHistogram:
     def empty(cls) -> ProbabilityHistogram:
         """Return the histogram of no pixel."""
         nothing = np.zeros(len(EDGES), dtype=np.int64)
-        return cls(nothing, nothing, nothing.astype(np.float64), 0.0)
+        return cls(nothing, nothing, np.zeros(len(TENTHS)), 0.0)
 
     @classmethod
-    def of(
-        cls, probability: Probability, truth: Mask, ignore: Mask | None = None
-    ) -> ProbabilityHistogram:
-        """Sort one picture's pixels into the bins.
-
-        Args:
-            probability: float32, (height, width), the chance of figure, 0..1.
-            truth: bool, of the same shape, True = figure.
-            ignore: bool, of the same shape, True = not counted; None = every pixel counts.
-
-        Raises:
-            ShapeError: The arrays are not of one shape, or the probabilities are not in 0..1.
-        """
-        if probability.shape != truth.shape or (ignore is not None and ignore.shape != truth.shape):
-            raise ShapeError(
-                f"probabilities of shape {probability.shape} and a truth of shape {truth.shape}; "
-                "both, and the ignored area, must be of one size (height, width)"
-            )
-        counted = slice(None) if ignore is None else ~ignore
-        chance = probability[counted].ravel().astype(np.float32, copy=False)
-        is_figure = truth[counted].ravel()
-        if not ((chance >= 0) & (chance <= 1)).all():
-            raise ShapeError("some probabilities are not in 0..1; logits need a sigmoid first")
-        bins = np.searchsorted(EDGES, chance, side="right") - 1
-        everything = np.bincount(bins, minlength=len(EDGES))
-        figure = np.bincount(bins[is_figure], minlength=len(EDGES))
-        exact = chance.astype(np.float64)
-        return cls(
-            figure=figure,
-            ground=everything - figure,
-            probability=np.asarray(np.bincount(bins, exact, minlength=len(EDGES)), np.float64),
-            squared_error=float(np.square(exact - is_figure).sum()),
-        )
+    def of(cls, ranking: Ranking) -> ProbabilityHistogram:
+        """Count one picture's pixels, exactly."""
+        figure, ground = (_counts(kind) for kind in (ranking.figure, ranking.ground))
+        probability = _sums(ranking.figure) + _sums(ranking.ground)
+        errors = (1 - ranking.figure.astype(np.float64), ranking.ground.astype(np.float64))
+        squared_error = sum(float(np.square(error).sum()) for error in errors)
+        return cls(figure, ground, probability, squared_error)
 
     def __add__(self, other: ProbabilityHistogram) -> ProbabilityHistogram:
         """Pool two histograms, as if their pictures were one."""
@@ -127,6 +105,17 @@ class ProbabilityHistogram:
             ``probability >= threshold``.
         """
         return _from_top(self.figure)[THRESHOLD_BINS], _from_top(self.ground)[THRESHOLD_BINS]
+
+
+def _counts(ordered: Sorted) -> Whole:
+    """Return how many of a kind's probabilities each bin holds."""
+    return np.diff(np.searchsorted(ordered, EDGES), append=len(ordered))
+
+
+def _sums(ordered: Sorted) -> Real:
+    """Return the sum of a kind's probabilities in each tenth."""
+    parts = np.split(ordered, np.searchsorted(ordered, EDGES[TENTH_BINS[1:]]))
+    return np.asarray([part.sum(dtype=np.float64) for part in parts])
 
 
 def _from_top(counts: Whole) -> Whole:

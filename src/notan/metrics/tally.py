@@ -6,15 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.metrics.calibration import (
-    ThresholdSweep,
-    average_precision,
-    brier,
-    dice_at_thresholds,
-)
+from notan.metrics.calibration import ThresholdSweep, brier, dice_at_thresholds
 from notan.metrics.counts import Counts
 from notan.metrics.histogram import THRESHOLDS, ProbabilityHistogram
 from notan.metrics.picture import PictureScore
+from notan.metrics.ranking import Ranking
 from notan.metrics.score import Score
 from notan.metrics.surface import BoundaryScore
 
@@ -64,7 +60,8 @@ class Tally:
             ShapeError: The arrays are not of one shape and the types above.
         """
         counts = Counts.of(prediction, truth, ignore)
-        histogram = ProbabilityHistogram.of(probability, truth, ignore)
+        ranking = Ranking.of(probability, truth, ignore)
+        histogram = ProbabilityHistogram.of(ranking)
         self._pictures.append(
             PictureScore(
                 name,
@@ -74,7 +71,7 @@ class Tally:
                 boundary=BoundaryScore.of(
                     prediction, truth, ignore, tolerance=self._rules.tolerance
                 ),
-                average_precision=average_precision(histogram),
+                average_precision=ranking.average_precision(),
                 brier=brier(histogram),
                 expected_dice=expected_dice,
                 please_check=please_check,
