@@ -13,6 +13,7 @@ from notan.config import Border, Data
 from notan.data.build import open_split
 from notan.data.sample import Sample, Source
 from notan.data.synthetic import DrawnSource
+from notan.decision import Decision
 from notan.errors import DataError, StorageError
 from notan.evaluate import SUMMARY, TABLE, evaluate, write_score
 from notan.metrics import BoundaryScore, Counts, Grouping, Tolerance
@@ -144,10 +145,23 @@ def test_the_witness_sees_every_picture_once_in_order_with_its_own_prediction(
 
 def test_the_score_says_by_which_rules_it_was_taken() -> None:
     predictor = stub()
-    predictor.threshold = 0.25
+    predictor.decision = Decision(threshold=0.25)
     rules = evaluate(predictor, random_source(), split="val", border="ground").rules
     assert (rules.split, rules.border, rules.threshold) == ("val", "ground", 0.25)
+    assert rules.decision == "threshold 0.25"
     assert evaluate(predictor, random_source(), split="val").rules.border == "none"
+
+
+def test_what_the_model_expects_stands_beside_what_it_reached() -> None:
+    source, rough = random_source(), Predictor(stub().backend, SMALL)
+    wary = rough.with_decision(Decision(check_below=0.5))
+    score = evaluate(wary, source, split="test")
+    for sample, picture in zip(source, score.pictures, strict=True):
+        prediction = wary(sample.image)
+        assert picture.expected_dice == prediction.expected_dice
+        assert picture.please_check is (prediction.expected_dice < 0.5)
+    assert score.expected is not None
+    assert evaluate(rough, source, split="test").pictures[0].please_check is None
 
 
 def test_boundaries_and_probabilities_are_those_of_the_prediction() -> None:

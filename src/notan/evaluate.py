@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
@@ -14,14 +13,12 @@ from notan.files import write_bytes
 from notan.metrics import ScoreRules, Tally, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from notan.config import Border
     from notan.data.sample import Sample, Source
     from notan.metrics import Grouping, Score
     from notan.predict.predictor import Prediction, Predictor
-    from notan.types import Picture
 
 TABLE = "pictures.csv"
 SUMMARY = "score.json"
@@ -48,7 +45,7 @@ def evaluate(
     """Score every picture of a source.
 
     Args:
-        predictor: Makes the masks; its threshold is used.
+        predictor: Makes the masks, by its decision.
         source: Pictures with their true masks, read one after the other.
         split: What the score says it is of.
         border: What the score says the trimap's border counted as; None: there is none.
@@ -63,26 +60,27 @@ def evaluate(
     Raises:
         DataError: A picture or mask cannot be read, or there is none.
     """
-    seen: deque[Sample] = deque()
-
-    def images() -> Iterator[Picture]:
-        for sample in source:
-            seen.append(sample)
-            yield sample.image
-
     rules = ScoreRules(
         border=border or "none",
-        threshold=predictor.threshold,
+        threshold=predictor.decision.threshold,
         split=split,
+        decision=predictor.decision.in_words(),
         tolerance=tolerance or Tolerance(),
     )
     tally = Tally(rules)
-    predictions = predictor.predict_many(images(), batch_size=batch_size)
-    for prediction in tqdm(
-        predictions, total=len(source), desc="evaluating", unit="picture", leave=False, disable=None
+    pairs = predictor.predict_samples(source, batch_size=batch_size)
+    for sample, prediction in tqdm(
+        pairs, total=len(source), desc="evaluating", unit="picture", leave=False, disable=None
     ):
-        sample = seen.popleft()
-        tally.add(sample.name, prediction.mask, prediction.probability, sample.mask, sample.ignore)
+        tally.add(
+            sample.name,
+            prediction.mask,
+            prediction.probability,
+            sample.mask,
+            sample.ignore,
+            expected_dice=prediction.expected_dice,
+            please_check=prediction.please_check,
+        )
         if witness:
             witness(sample, prediction)
     return tally.score(groupings)

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss
 
 from notan.config import Data
 from notan.data.build import open_split
+from notan.decision import Decision, sigmoid
 from notan.errors import ShapeError
 from notan.metrics import Counts
 from notan.metrics.calibration import (
@@ -26,7 +27,6 @@ from notan.metrics.calibration import (
 )
 from notan.metrics.histogram import EDGES, THRESHOLDS, ProbabilityHistogram
 from notan.metrics.ranking import Ranking
-from notan.predict.predictor import Prediction, sigmoid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,7 +131,7 @@ def around(thresholds: tuple[float, ...]) -> Probability:
 def test_a_probability_on_the_threshold_falls_where_the_mask_has_it(threshold: float) -> None:
     probability = around(THRESHOLDS)
     truth = np.asarray(np.random.default_rng(1).random(probability.shape) < 0.5)
-    counts = Counts.of(Prediction(probability, threshold).mask, truth)
+    counts = Counts.of(Decision(threshold=threshold).mask(probability), truth)
     index = THRESHOLDS.index(threshold)
     true_positive, false_positive = histogram_of(probability, truth).at_thresholds()
     assert true_positive[index] == counts.true_positive
@@ -142,7 +142,7 @@ def test_a_probability_on_the_threshold_falls_where_the_mask_has_it(threshold: f
 def test_dice_at_a_threshold_is_the_dice_of_its_mask(probability: Probability, truth: Mask) -> None:
     dice = dice_at_thresholds(histogram_of(probability, truth))
     for threshold, found in zip(THRESHOLDS, dice, strict=True):
-        assert found == Counts.of(Prediction(probability, threshold).mask, truth).dice
+        assert found == Counts.of(Decision(threshold=threshold).mask(probability), truth).dice
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1))

@@ -133,6 +133,12 @@ def test_the_summary_is_aligned_and_states_every_rule() -> None:
         assert words in summary
 
 
+def test_the_summary_says_how_probabilities_became_masks() -> None:
+    rules = ScoreRules(border="none", threshold=0.5, split="val", decision="the best cut, tidied")
+    summary = score_of(Counts(1, 0, 0, 0), rules=rules).summary()
+    assert "split val, the best cut, tidied, weights from scratch" in summary
+
+
 def test_the_card_of_many_groups_and_faults_stays_short() -> None:
     names = [f"picture {index}" for index in range(7)]
     groupings = tuple(
@@ -186,6 +192,7 @@ def test_the_rules_in_the_json_say_how_every_number_was_taken() -> None:
         "split": "val",
         "size": "original size",
         "weights": "from scratch",
+        "decision": None,
         "tolerance": "0.75%",
         "empty": "an empty picture predicted empty scores 1, "
         "a false alarm on an empty picture scores 0",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
@@ -116,4 +117,8 @@ def test_an_expectation_without_spread_or_without_flags_is_said_to_be_undefined(
     assert "rank correlation of expected and true Dice: one of them is the same" in text
     assert "mean Dice of pictures to check: the model asked for none" in text
     anxious = tallied(*random_pairs(3), expected=(0.7, 0.6, 0.7), check_below=0.9)
+    never = Score(
+        tuple(replace(picture, please_check=None) for picture in score.pictures), score.rules
+    )
+    assert "pictures to check: the model was never told how sure is usual" in never.undefined
     assert "the model asked to check all" in "\n".join(anxious.undefined)

@@ -18,7 +18,7 @@ class Agreement:
 
     Attributes:
         rank_correlation: Spearman's, -1..1; None where one of the two is the same throughout.
-        flagged: Pictures that the model asked to have checked.
+        flagged: Pictures that the model asked to have checked; 0 also where it could not say.
         flagged_mean_dice: Their mean true Dice; None without any.
         other_mean_dice: Mean true Dice of the rest; None without any.
     """

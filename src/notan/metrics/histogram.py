@@ -27,7 +27,7 @@ TENTHS = tuple(tenth / 10 for tenth in range(10))
 
 LOGIT_STEP = 0.002
 LOGITS = (-80.0, 16.64)
-"""The Predictor's smallest logit, and one from which on a float32 probability is 1."""
+"""The smallest that the sigmoid is given, and one from which on a float32 probability is 1."""
 
 
 def _edges() -> npt.NDArray[np.float32]:

@@ -29,6 +29,7 @@ class ScoreRules:
         threshold: Probability from which a pixel is figure, 0..1.
         split: Name of the split that was scored.
         weights: Where training began: ``from scratch``, or what the network was pretrained on.
+        decision: How probabilities became masks, in words; None: by the threshold alone.
         tolerance: How far a boundary may lie off and still count as right.
 
     Raises:
@@ -40,6 +41,7 @@ class ScoreRules:
     split: str
     size: str = "original size"
     weights: str = "from scratch"
+    decision: str | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
 
     def __post_init__(self) -> None:

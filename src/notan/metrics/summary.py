@@ -101,7 +101,8 @@ def _expected(score: Measurements) -> Iterator[str]:
 
 def _rules(score: Measurements) -> Iterator[str]:
     rules = score.rules
-    yield f"split {rules.split}, threshold {rules.threshold:g}, weights {rules.weights}"
+    decision = rules.decision or f"threshold {rules.threshold:g}"
+    yield f"split {rules.split}, {decision}, weights {rules.weights}"
     tolerance = rules.tolerance.in_words()
     yield f"scored at {rules.size}, {BORDER_WORDS[rules.border]}, boundary tolerance {tolerance}"
     yield "mean: each picture alike; pooled: each pixel alike; intervals: bootstrap over pictures"

@@ -93,7 +93,9 @@ def _expected(score: Measurements) -> Iterator[str]:
         return
     if expected.rank_correlation is None:
         yield "rank correlation of expected and true Dice: one of them is the same throughout"
-    if expected.flagged_mean_dice is None:
+    if all(picture.please_check is None for picture in score.pictures):
+        yield "pictures to check: the model was never told how sure is usual"
+    elif expected.flagged_mean_dice is None:
         yield "mean Dice of pictures to check: the model asked for none"
     if expected.other_mean_dice is None:
         yield "mean Dice of the other pictures: the model asked to check all"

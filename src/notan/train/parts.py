@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("notan")
 
-THRESHOLD = 0.5
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -86,7 +84,6 @@ class Parts:
             model_class=type(self.model).__name__,
             preprocess=self.preprocessor,
             border=self.run.data.border if self.data_card.layout == "pets" else None,
-            threshold=THRESHOLD,
             epoch=epoch,
             scores=dict(scores),
             data=self.data_card,
