@@ -41,6 +41,9 @@ class DataCard(Section):
     training_fingerprint: str
     validation_pictures: int
     validation_fingerprint: str
+    training_hashes: tuple[str, ...] = ()
+    """Of each picture trained on; evaluation refuses to score a model on what it has learned."""
+    validation_hashes: tuple[str, ...] = ()
     validation_names: tuple[str, ...] | None = None
     """The validation split, where it was made by us and not by the data's own layout."""
 

@@ -170,6 +170,8 @@ def _open_sources(
         training_fingerprint=fingerprint(training),
         validation_pictures=len(validation),
         validation_fingerprint=fingerprint(validation),
+        training_hashes=tuple(training.hashes()),
+        validation_hashes=tuple(validation.hashes()),
         validation_names=tuple(validation.names) if own_split else None,
     )
     return training, validation, card
