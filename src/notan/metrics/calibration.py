@@ -109,7 +109,8 @@ def dice_at_thresholds(histogram: ProbabilityHistogram) -> Real:
 class ThresholdSweep:
     """Mean per-picture Dice at each threshold: how much hangs on the choice.
 
-    To look at, not to choose from: a threshold is chosen on the validation split.
+    Of the plain threshold, without tidying. To look at, not to choose from: a threshold is chosen
+    on the validation split.
 
     Attributes:
         mean_dice: One for each of ``THRESHOLDS``, each picture alike.
