@@ -5,22 +5,44 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
+from notan.config import load_run
+from notan.data.build import find_layout, open_split
 from notan.files import write_bytes
-from notan.metrics import Counts, PictureScore, Score, ScoreRules
+from notan.metrics import ScoreRules, Tally, Tolerance
+from notan.metrics.groups import by_breed
+from notan.metrics.manifest import read_groupings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from notan.checkpoint import Card
     from notan.config import Border
     from notan.data.sample import Sample, Source
+    from notan.metrics import Grouping, Score
     from notan.predict.predictor import Prediction, Predictor
 
 TABLE = "pictures.csv"
 SUMMARY = "score.json"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Pictures to score a model on.
+
+    Attributes:
+        source: Pictures with their true masks.
+        border: What the trimap's border counts as; None: there is none.
+        groupings: Ways to divide the pictures: by breed, and those of the user's table.
+    """
+
+    source: Source
+    border: Border | None
+    groupings: tuple[Grouping, ...]
 
 
 class Witness(Protocol):
@@ -38,34 +60,86 @@ def evaluate(
     border: Border | None = None,
     batch_size: int = 1,
     witness: Witness | None = None,
+    tolerance: Tolerance | None = None,
+    groupings: tuple[Grouping, ...] = (),
 ) -> Score:
     """Score every picture of a source.
 
     Args:
-        predictor: Makes the masks; its threshold is used.
+        predictor: Makes the masks, by its decision.
         source: Pictures with their true masks, read one after the other.
         split: What the score says it is of.
         border: What the score says the trimap's border counted as; None: there is none.
         batch_size: Pictures to predict at once.
         witness: Called with each sample and its prediction.
+        tolerance: How far a boundary may lie off; None: ``Tolerance``'s own.
+        groupings: Ways to divide the pictures, beside the one by the figure's size.
 
     Returns:
-        The counts of each picture at its own size, with the rules.
+        The scores of each picture at its own size, with the rules.
 
     Raises:
         DataError: A picture or mask cannot be read, or there is none.
     """
-    scores = []
+    rules = ScoreRules(
+        border=border or "none",
+        threshold=predictor.decision.threshold,
+        split=split,
+        decision=predictor.decision.in_words(),
+        tolerance=tolerance or Tolerance(),
+    )
+    tally = Tally(rules)
     pairs = predictor.predict_samples(source, batch_size=batch_size)
     for sample, prediction in tqdm(
         pairs, total=len(source), desc="evaluating", unit="picture", leave=False, disable=None
     ):
-        counts = Counts.of(prediction.mask, sample.mask, sample.ignore)
-        scores.append(PictureScore(sample.name, counts, *sample.size))
+        tally.add(
+            sample.name,
+            prediction.mask,
+            prediction.probability,
+            sample.mask,
+            sample.ignore,
+            expected_dice=prediction.expected_dice,
+            please_check=prediction.please_check,
+        )
         if witness:
             witness(sample, prediction)
-    rules = ScoreRules(border=border or "none", threshold=predictor.decision.threshold, split=split)
-    return Score(tuple(scores), rules)
+    return tally.score(groupings)
+
+
+def open_subject(
+    card: Card,
+    split: str,
+    *,
+    data_path: Path | None,
+    border: Border | None = None,
+    groups: Path | None = None,
+) -> Subject:
+    """Open a part of a data folder as the model knows it: border rule, layout, validation split.
+
+    Args:
+        card: Of the model.
+        split: Which part.
+        data_path: The data folder.
+        border: Another rule for the trimap's border than the model's own.
+        groups: A table that divides the pictures into groups.
+
+    Raises:
+        ConfigError: There is no such split, or no data folder was given.
+        DataError: The folder or the table is missing, unreadable or does not fit.
+    """
+    flags = {
+        "data.path": data_path,
+        "data.border": border or card.border,
+        "data.layout": card.run.data.layout,
+    }
+    data = load_run(flags=flags).data
+    names = frozenset(card.data.validation_names or ()) or None
+    source = open_split(data, split, seed=card.run.seed, validation_names=names)
+    given = read_groupings(groups, source.names) if groups else ()
+    if find_layout(data) == "pets":
+        return Subject(source, data.border, (by_breed(source.names), *given))
+    return Subject(source, None, given)
 
 
 def write_score(folder: Path, score: Score) -> None:
@@ -76,7 +150,9 @@ def write_score(folder: Path, score: Score) -> None:
     """
     everything = score.to_json()
     rows = everything["pictures"]
-    write_bytes(folder / SUMMARY, (json.dumps(everything, indent=2) + "\n").encode())
+    write_bytes(
+        folder / SUMMARY, (json.dumps(everything, indent=2, allow_nan=False) + "\n").encode()
+    )
     if isinstance(rows, list):
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, fieldnames=list(rows[0]))

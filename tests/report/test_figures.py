@@ -84,8 +84,7 @@ def test_any_score_can_be_drawn(dice: list[float], threshold: object) -> None:
     score = full_score([str(number) for number in range(len(dice))])
     for row, value in zip(score["pictures"], dice, strict=True):
         row.update(dice=value, expected_dice=1 - value)
-    score["rules"]["threshold"] = threshold
-    for name, chart in score_charts(ScoreFile.model_validate(score)):
+    for name, chart in score_charts(ScoreFile.model_validate(score), threshold):
         assert to_svg(chart, name).endswith("</svg>\n")
 
 

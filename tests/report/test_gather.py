@@ -175,7 +175,9 @@ def test_many_incidents_are_shortened_on_the_page_only(run: Path) -> None:
 
 def test_an_incident_that_says_little_is_shown_all_the_same(run: Path) -> None:
     (run / "incidents.jsonl").write_text('{"epoch": 3}\n{"epoch": 4, "pictures": 5}\n')
-    assert "not said" in shown(run)
+    text = shown(run)
+    assert "not said" in text
+    assert "end of epoch 3" in text
 
 
 def test_a_run_that_the_guard_stopped_is_an_error(run: Path) -> None:

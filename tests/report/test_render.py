@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from notan.checkpoint import read_card
+from notan.checkpoint import Checkpoint, load_checkpoint, read_card, save_checkpoint
+from notan.decision import Decision
 from notan.errors import StorageError
+from notan.report.figures import CAPTIONS
 from notan.report.render import write_report
 from report_runs import forget_data, full_score, keep_score
 
@@ -63,7 +65,7 @@ def test_a_finished_run_is_shown_with_score_curves_and_pictures(finished: Path) 
 
 
 def test_every_figure_is_a_png_too(finished: Path) -> None:
-    charts = {"loss", "dice", "learning-rate", "dice-histogram", "dice-sorted"}
+    charts = set(CAPTIONS) - {"groups"} | {"groups-1"}
     pictures = {f"picture-{number}-{place}" for number, place in enumerate(PLACES, start=1)}
     assert figures_of(finished) == charts | pictures
     for path in (finished / "report").glob("*.png"):
@@ -99,7 +101,7 @@ def test_a_report_is_the_same_each_time(finished: Path, tmp_path: Path) -> None:
     for place in ("one", "two"):
         write_report(finished, out=tmp_path / place)
     names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
-    assert len(names) == 13
+    assert len(names) == 2 + len(figures_of(finished))
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -183,3 +185,17 @@ def test_without_its_data_a_run_keeps_its_curves(run: Path) -> None:
     )
     assert figures_of(run) == {"loss", "dice", "learning-rate"}
     assert kept(run)["score"] is None
+
+
+def test_no_threshold_is_marked_where_each_picture_has_its_own(run: Path) -> None:
+    assert "used: 0.5" in written_with(run, Decision(threshold=0.5))
+    assert "used: 0.5" not in written_with(run, Decision(cut="dice"))
+
+
+def written_with(run: Path, decision: Decision) -> str:
+    """Write a report of a run whose validation has chosen this decision."""
+    checkpoint = load_checkpoint(run / "best.safetensors")
+    card = checkpoint.card.model_copy(update={"decision": decision})
+    save_checkpoint(run / "best.safetensors", Checkpoint(card, checkpoint.weights))
+    keep_score(run, full_score(NAMES))
+    return written(run)

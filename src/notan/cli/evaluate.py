@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from notan.predict.predictor import Prediction
 
 OutFolder = Annotated[Path | None, shows("a fresh folder beside the model", "FOLDER")]
+ToleranceFlag = Annotated[str | None, shows("0.75%", "PIXELS|PERCENT%")]
+GroupsFile = Annotated[Path | None, shows("by figure size, and breed for the pets", "FILE.csv")]
 
 
 def evaluate(
@@ -21,26 +23,41 @@ def evaluate(
     data_path: DataPath = None,
     split: Split = "test",
     border: BorderFlag = None,
+    tolerance: ToleranceFlag = None,
+    groups: GroupsFile = None,
     batch_size: int = 8,
     device: Device = "auto",
     out: OutFolder = None,
 ) -> None:
     """Score a model on a split, at the pictures' own size, and write a table of the pictures.
 
-    Prints mean and pooled Dice and IoU with the rules they were taken by; writes pictures.csv
-    and score.json.
+    Prints the means with their intervals, the pooled scores, boundaries, probabilities and
+    groups, with the rules they were taken by; writes pictures.csv and score.json.
 
     Args:
         model: A best.safetensors that train wrote.
         data_path: The folder with the pictures and masks.
         split: Which pictures; all takes every picture of a folder that has no parts.
         border: What the border of Oxford's trimaps counts as.
+        tolerance: How far a boundary may lie off and still count as right: 2 (pixels) or
+            0.75% (of the picture's diagonal).
+        groups: A table of what you know of the pictures: a column with their names, and one or
+            more to give the mean Dice of each group by.
         batch_size: Pictures predicted at once; changes the speed, not the score.
         device: Where to compute.
         out: Where the table goes.
     """
     score, folder = _score(
-        model, data_path, split, border, batch_size, device, out, write_pictures=False
+        model,
+        data_path,
+        split,
+        border,
+        tolerance,
+        groups,
+        batch_size,
+        device,
+        out,
+        write_pictures=False,
     )
     print(score.summary())
     print(folder)
@@ -52,6 +69,8 @@ def inference(
     data_path: DataPath = None,
     split: Split = "test",
     border: BorderFlag = None,
+    tolerance: ToleranceFlag = None,
+    groups: GroupsFile = None,
     batch_size: int = 1,
     device: Device = "auto",
     out: OutFolder = None,
@@ -67,12 +86,25 @@ def inference(
         data_path: The folder with the pictures and masks.
         split: Which pictures; all takes every picture of a folder that has no parts.
         border: What the border of Oxford's trimaps counts as.
+        tolerance: How far a boundary may lie off and still count as right: 2 (pixels) or
+            0.75% (of the picture's diagonal).
+        groups: A table of what you know of the pictures: a column with their names, and one or
+            more to give the mean Dice of each group by.
         batch_size: Pictures predicted at once; changes the speed, not the masks.
         device: Where to compute.
         out: Where masks, overlays and table go.
     """
     score, folder = _score(
-        model, data_path, split, border, batch_size, device, out, write_pictures=True
+        model,
+        data_path,
+        split,
+        border,
+        tolerance,
+        groups,
+        batch_size,
+        device,
+        out,
+        write_pictures=True,
     )
     print(f"Mean Dice Score: {score.mean_dice:.4f}")
     print(score.summary())
@@ -84,6 +116,8 @@ def _score(
     data_path: Path | None,
     split: str,
     border: BorderFlag,
+    tolerance: str | None,
+    groups: Path | None,
     batch_size: int,
     device: str,
     out: Path | None,
@@ -91,24 +125,17 @@ def _score(
     write_pictures: bool,
 ) -> tuple[Score, Path]:
     from notan.checkpoint import read_card
-    from notan.config import load_run
-    from notan.data.build import find_layout, open_split
     from notan.evaluate import evaluate as score_all
-    from notan.evaluate import write_score
+    from notan.evaluate import open_subject, write_score
     from notan.files import fresh_folder
+    from notan.metrics import Tolerance
     from notan.predict.formats import write_overlay_and_mask
     from notan.predict.predictor import Predictor
     from notan.runtime import find_device
 
+    allowed = Tolerance.parse(tolerance) if tolerance is not None else None
     card = read_card(model)
-    flags = {
-        "data.path": data_path,
-        "data.border": border or card.border,
-        "data.layout": card.run.data.layout,
-    }
-    data = load_run(flags=flags).data
-    names = frozenset(card.data.validation_names or ()) or None
-    source = open_split(data, split, seed=card.run.seed, validation_names=names)
+    subject = open_subject(card, split, data_path=data_path, border=border, groups=groups)
     predictor = Predictor.load(model, device=find_device(device))
     folder = out or fresh_folder(
         model.parent / f"{'inference' if write_pictures else 'evaluate'}-{split}"
@@ -119,11 +146,13 @@ def _score(
 
     score = score_all(
         predictor,
-        source,
+        subject.source,
         split=split,
-        border=data.border if find_layout(data) == "pets" else None,
+        border=subject.border,
         batch_size=batch_size,
         witness=write if write_pictures else None,
+        tolerance=allowed,
+        groupings=subject.groupings,
     )
     write_score(folder, score)
     return score, folder

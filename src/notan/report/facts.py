@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any, Literal
 
-from notan.metrics.score import BORDER_WORDS
+from notan.metrics.rules import BORDER_WORDS
 from notan.report.page import TIMES
 from notan.report.words import duration, epochs, name_of, plain
 from notan.train.recovery import ACTIONS
@@ -48,7 +48,7 @@ def facts_of(report: Report) -> dict[str, str]:
     facts = {
         "Model": f"{name}{f', width {run.model.width}' if not card or card.model else ''}{weights}",
         "Input": f" {TIMES} ".join(map(str, run.preprocess.image_size)) + " pixels",
-        "Pictures": f"{run.data.path or 'a source of its own'}",
+        "Data": f"{run.data.path or 'a source of its own'}",
         **_split_facts(report),
         "Loss": " + ".join(f"{weight:g} {term}" for term, weight in run.loss.weights.items()),
         "Optimizer": f"AdamW, learning rate {train.learning_rate:g} ({train.schedule}), "
@@ -69,6 +69,7 @@ def kept_of(run: RunFolder) -> dict[str, str]:
     facts = {"Epochs done": f"{run.epochs} of {run.run.train.epochs}"}
     if run.card:
         facts["Best epoch"] = str(run.card.epoch)
+        facts["Mask"] = run.card.decision.in_words()
         for metric, value in run.card.scores.items():
             facts[f"Validation {name_of(metric)}"] = f"{value:.4f}"
     facts["Training time"] = duration(run.seconds)
@@ -129,11 +130,11 @@ def incident_row(incident: Mapping[str, Any]) -> dict[str, str]:
     """Say when, why, and what was done; an incident may lack anything but its epoch."""
     pictures = incident.get("pictures")
     action = str(incident.get("action", ""))
-    batch = f", batch {incident['batch']}" if "batch" in incident else ""
+    epoch, batch = incident["epoch"], incident.get("batch")
     return {
-        "when": f"epoch {incident['epoch']}{batch}",
+        "when": f"end of epoch {epoch}" if batch is None else f"epoch {epoch}, batch {batch}",
         "why": str(incident.get("reason", "not said")),
-        "loss": plain(incident.get("loss", "")),
+        "loss": plain(incident.get("loss")),
         "done": ACTIONS.get(action, action),
         "pictures": ", ".join(map(str, pictures)) if isinstance(pictures, list) else "",
     }

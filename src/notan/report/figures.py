@@ -134,8 +134,12 @@ def _curves(
     return figure
 
 
-def score_charts(score: ScoreFile) -> Iterator[tuple[str, Figure]]:
+def score_charts(score: ScoreFile, threshold: object = None) -> Iterator[tuple[str, Figure]]:
     """Draw what a score says: each chart only where its numbers are there.
+
+    Args:
+        score: The score.
+        threshold: The one that was used, to be marked; None where each picture has its own.
 
     Yields:
         Name and chart.
@@ -146,7 +150,6 @@ def score_charts(score: ScoreFile) -> Iterator[tuple[str, Figure]]:
     if any(_is_point(each) for each in score.reliability):
         yield "reliability", _reliability(score.reliability)
     if score.threshold_sweep:
-        threshold = score.rules.get("threshold")
         yield "threshold", _sweep(score.threshold_sweep, threshold)
     known = [picture for picture in score.pictures if picture.expected_dice is not None]
     if known:
@@ -243,7 +246,7 @@ def _expected(pictures: Sequence[Picture]) -> Figure:
 
 
 def _groups(grouping: str, groups: Mapping[str, Group]) -> Figure:
-    figure, axes = new_chart("mean Dice", "")
+    figure, axes = new_chart("mean Dice", _plain(grouping))
     shown = [(name, group) for name, group in groups.items() if group.mean_dice is not None]
     shown = shown[:MOST_GROUPS]
     for place, (_, group) in enumerate(shown):
@@ -252,8 +255,7 @@ def _groups(grouping: str, groups: Mapping[str, Group]) -> Figure:
         axes.plot([group.mean_dice or 0.0], [place], "o", color=BLUE, markersize=6)
     names = [f"{_plain(name)} ({group.pictures})" for name, group in shown]
     axes.set_yticks(range(len(shown)), names)
-    axes.set(xlim=(0, 1.02), ylim=(len(shown) - 0.5, -0.5), title=_plain(grouping))
-    axes.title.set_fontsize(9)
+    axes.set(xlim=(0, 1.02), ylim=(len(shown) - 0.5, -0.5))
     figure.set_figheight(max(1.6, 0.8 + 0.3 * len(shown)))
     return figure
 

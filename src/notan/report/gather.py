@@ -6,10 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from notan.config import load_run
-from notan.data.build import SPLITS, find_layout, open_split
+from notan.data.build import SPLITS
 from notan.errors import NotanError
-from notan.evaluate import evaluate
+from notan.evaluate import evaluate, open_subject
 from notan.predict.predictor import Predictor
 from notan.report.examples import Example, show_all
 from notan.report.run_folder import RunFolder, read_run_folder
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.checkpoint import Card
-    from notan.config import Border, Data
-    from notan.data.sample import Source
 
 DEFAULT_SPLIT = "val"
 BATCH_SIZE = 8
@@ -82,8 +79,8 @@ def gather(
             predictor = Predictor.load(run.best, device=where)
             if stored is None or outdated:
                 stored, outdated = _score(predictor, run.card, path, part), False
-            source = open_split_of(run.card, path, part, border=stored.border)
-            examples = show_all(stored.score.pictures, source, predictor)
+            shown = open_subject(run.card, part, data_path=path, border=stored.border)
+            examples = show_all(stored.score.pictures, shown.source, predictor)
     except NotanError as error:
         if data_path or (stored is None and split != DEFAULT_SPLIT):
             raise
@@ -93,24 +90,16 @@ def gather(
     return Report(run, part, path, stored, tuple(examples), tuple(notices))
 
 
-def data_of(card: Card, path: Path | None, border: Border | None) -> Data:
-    """Return how the data of a model are read, wherever they are now."""
-    flags = {"data.path": path, "data.border": border, "data.layout": card.run.data.layout}
-    return load_run(flags=flags).data
-
-
-def open_split_of(card: Card, path: Path | None, split: str, *, border: Border | None) -> Source:
-    """Open a part of the data with the validation split that the model was trained with."""
-    names = frozenset(card.data.validation_names or ()) or None
-    data = data_of(card, path, border)
-    return open_split(data, split, seed=card.run.seed, validation_names=names)
-
-
 def _score(predictor: Predictor, card: Card, path: Path | None, split: str) -> StoredScore:
-    source = open_split_of(card, path, split, border=card.border)
-    pets = find_layout(data_of(card, path, card.border)) == "pets"
-    border = card.border if pets else None
-    score = evaluate(predictor, source, split=split, border=border, batch_size=BATCH_SIZE)
+    subject = open_subject(card, split, data_path=path)
+    score = evaluate(
+        predictor,
+        subject.source,
+        split=split,
+        border=subject.border,
+        batch_size=BATCH_SIZE,
+        groupings=subject.groupings,
+    )
     return parse_score(json.loads(json.dumps(score.to_json())))
 
 

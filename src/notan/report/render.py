@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from notan.checkpoint import Card
     from notan.report.examples import Example
     from notan.report.score_file import ScoreFile
 
@@ -67,7 +68,7 @@ def write_report(
     place = out or folder
     best = report.run.card.epoch if report.run.card else None
     training = dict(training_charts(report.run.history, best))
-    scores = dict(score_charts(report.stored.score)) if report.stored else {}
+    scores = dict(score_charts(report.stored.score, _threshold(report))) if report.stored else {}
     _write_figures(place / FIGURES, report, {**training, **scores})
     page = place / PAGE
     write_bytes(page, page_of(report, training, scores).encode())
@@ -118,7 +119,7 @@ def content_of(report: Report) -> dict[str, Any]:
         "notices": list(report.notices),
         "facts": {**facts_of(report), **kept_of(run)},
         "settings": run.run.model_dump(mode="json"),
-        "card": run.card.model_dump(mode="json") if run.card else None,
+        "card": _card(run.card) if run.card else None,
         "history": list(run.history),
         "seconds": run.seconds,
         "incidents": list(run.incidents),
@@ -177,6 +178,14 @@ def score_rows(score: ScoreFile) -> Iterator[ScoreRow]:
         )
 
 
+def _threshold(report: Report) -> object:
+    """Return the threshold that the masks were cut at; None where each picture had its own."""
+    card, stored = report.run.card, report.stored
+    if stored is None or (card and card.decision.cut == "dice"):
+        return None
+    return stored.score.rules.get("threshold")
+
+
 def _verdict(report: Report) -> str:
     """Say in a sentence what the model is worth."""
     if report.stored is None:
@@ -213,6 +222,12 @@ def _write_figures(folder: Path, report: Report, charts: Mapping[str, Figure]) -
         write_bytes(folder / f"{name}.png", to_png(chart))
     for number, example in enumerate(report.examples, start=1):
         write_png(folder / f"picture-{number}-{example.place}.png", example.sheet())
+
+
+def _card(card: Card) -> dict[str, Any]:
+    """Leave out of a card what is there already, and the lists that are as long as the data."""
+    long = {"training_hashes", "validation_hashes", "validation_names"}
+    return card.model_dump(mode="json", exclude={"run": True, "data": long})
 
 
 def _finite(node: Any) -> Any:  # noqa: ANN401 - a tree as json has them

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from notan.metrics.score import BORDER_WORDS
+from notan.metrics.rules import BORDER_WORDS
 
 if TYPE_CHECKING:
     from notan.report.score_file import ScoreFile
 
 METRICS = {
     "dice": ("Dice", "overlap: twice the shared figure over the sum of both"),
+    "plain_dice": ("Dice at threshold 0.5", "before validation chose how to cut"),
     "iou": ("IoU", "overlap: the shared figure over the joint one"),
     "precision": ("Precision", "the share of the predicted figure that is right"),
     "recall": ("Recall", "the share of the true figure that is found"),
@@ -35,6 +36,7 @@ RULES = {
     "split": "Split",
     "size": "Compared at",
     "border": "Border",
+    "decision": "Mask",
     "threshold": "Threshold",
     "tolerance": "Tolerance",
     "weights": "Began",
@@ -69,6 +71,8 @@ def rules_in_words(score: ScoreFile) -> dict[str, str]:
 
 def plain(value: object) -> str:
     """Write a setting as a reader would."""
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -76,7 +80,7 @@ def plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(plain(each) for each in value)
     if isinstance(value, dict):
-        return ", ".join(f"{name} {plain(each)}" for name, each in value.items())
+        return "; ".join(f"{name}: {plain(each)}" for name, each in value.items())
     return str(value)
 
 
