@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, shows
+from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, Threshold, shows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,8 @@ def evaluate(
     border: BorderFlag = None,
     tolerance: ToleranceFlag = None,
     groups: GroupsFile = None,
+    threshold: Threshold = None,
+    allow_seen: bool = False,
     batch_size: int = 8,
     device: Device = "auto",
     out: OutFolder = None,
@@ -45,22 +48,15 @@ def evaluate(
             0.75% (of the picture's diagonal).
         groups: A table of what you know of the pictures: a column with their names, and one or
             more to give the mean Dice of each group by.
+        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+            validation chose for the mask.
+        allow_seen: Score pictures that the model was trained on too, and mark the score.
         batch_size: Pictures predicted at once; changes the speed, not the score.
         device: Where to compute.
         out: Where the table goes.
     """
-    score, folder = _score(
-        model,
-        data_path,
-        split,
-        border,
-        tolerance,
-        groups,
-        batch_size,
-        device,
-        out,
-        write_pictures=False,
-    )
+    task = Task(model, data_path, split, border, tolerance, groups, threshold, allow_seen)
+    score, folder = _score(task, batch_size, device, out, write_pictures=False)
     print(score.summary())
     print(folder)
 
@@ -73,6 +69,8 @@ def inference(
     border: BorderFlag = None,
     tolerance: ToleranceFlag = None,
     groups: GroupsFile = None,
+    threshold: Threshold = None,
+    allow_seen: bool = False,
     batch_size: int = 1,
     device: Device = "auto",
     out: OutFolder = None,
@@ -92,34 +90,36 @@ def inference(
             0.75% (of the picture's diagonal).
         groups: A table of what you know of the pictures: a column with their names, and one or
             more to give the mean Dice of each group by.
+        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+            validation chose for the mask.
+        allow_seen: Score pictures that the model was trained on too, and mark the score.
         batch_size: Pictures predicted at once; changes the speed, not the masks.
         device: Where to compute.
         out: Where masks, overlays and table go.
     """
-    score, folder = _score(
-        model,
-        data_path,
-        split,
-        border,
-        tolerance,
-        groups,
-        batch_size,
-        device,
-        out,
-        write_pictures=True,
-    )
+    task = Task(model, data_path, split, border, tolerance, groups, threshold, allow_seen)
+    score, folder = _score(task, batch_size, device, out, write_pictures=True)
     print(f"Mean Dice Score: {score.mean_dice:.4f}")
     print(score.summary())
     print(folder)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is scored, and by which rules: the flags that both commands share."""
+
+    model: Path
+    data_path: Path | None
+    split: str
+    border: BorderFlag
+    tolerance: str | None
+    groups: Path | None
+    threshold: float | None
+    allow_seen: bool
+
+
 def _score(
-    model: Path,
-    data_path: Path | None,
-    split: str,
-    border: BorderFlag,
-    tolerance: str | None,
-    groups: Path | None,
+    task: Task,
     batch_size: int,
     device: str,
     out: Path | None,
@@ -137,22 +137,21 @@ def _score(
     from notan.predict.predictor import Predictor
     from notan.runtime import find_device
 
-    allowed = Tolerance.parse(tolerance) if tolerance is not None else None
-    card = read_card(model)
+    tolerance = Tolerance.parse(task.tolerance) if task.tolerance is not None else None
+    card = read_card(task.model)
     flags = {
-        "data.path": data_path,
-        "data.border": border or card.border,
+        "data.path": task.data_path,
+        "data.border": task.border or card.border,
         "data.layout": card.run.data.layout,
     }
     data = load_run(flags=flags).data
     names = frozenset(card.data.validation_names or ()) or None
-    source = open_split(data, split, seed=card.run.seed, validation_names=names)
+    source = open_split(data, task.split, seed=card.run.seed, validation_names=names)
     is_pets = find_layout(data) == "pets"
-    groupings = _groupings(source.names, groups, is_pets=is_pets)
-    predictor = Predictor.load(model, device=find_device(device))
-    folder = out or fresh_folder(
-        model.parent / f"{'inference' if write_pictures else 'evaluate'}-{split}"
-    )
+    groupings = _groupings(source.names, task.groups, is_pets=is_pets)
+    predictor = Predictor.load(task.model, device=find_device(device), threshold=task.threshold)
+    kind = "inference" if write_pictures else "evaluate"
+    folder = out or fresh_folder(task.model.parent / f"{kind}-{task.split}")
 
     def write(sample: Sample, prediction: Prediction) -> None:
         write_overlay_and_mask(folder, sample.name, sample.image, prediction.mask, sample.mask)
@@ -160,12 +159,13 @@ def _score(
     score = score_all(
         predictor,
         source,
-        split=split,
+        split=task.split,
         border=data.border if is_pets else None,
         batch_size=batch_size,
         witness=write if write_pictures else None,
-        tolerance=allowed,
+        tolerance=tolerance,
         groupings=groupings,
+        allow_seen=task.allow_seen,
     )
     write_score(folder, score)
     return score, folder
