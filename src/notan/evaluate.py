@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from notan.config import load_run
 from notan.data.build import find_layout, open_split
+from notan.errors import DataError
 from notan.files import write_bytes
 from notan.metrics import ScoreRules, Tally, Tolerance
 from notan.metrics.groups import by_breed
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 TABLE = "pictures.csv"
 SUMMARY = "score.json"
+SPOILT = "NOT A TEST"
+"""How a score begins to say that the model was trained on the pictures."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def evaluate(
     witness: Witness | None = None,
     tolerance: Tolerance | None = None,
     groupings: tuple[Grouping, ...] = (),
+    allow_seen: bool = False,
 ) -> Score:
     """Score every picture of a source.
 
@@ -74,19 +78,24 @@ def evaluate(
         witness: Called with each sample and its prediction.
         tolerance: How far a boundary may lie off; None: ``Tolerance``'s own.
         groupings: Ways to divide the pictures, beside the one by the figure's size.
+        allow_seen: Score pictures that the model was trained on, and mark the score.
 
     Returns:
         The scores of each picture at its own size, with the rules.
 
     Raises:
-        DataError: A picture or mask cannot be read, or there is none.
+        DataError: A picture or mask cannot be read, there is none, or the model was trained on it.
     """
+    seen = find_seen(predictor.card, source)
+    if seen.trained and not allow_seen:
+        raise DataError(seen.refusal())
     rules = ScoreRules(
         border=border or "none",
         threshold=predictor.decision.threshold,
         split=split,
         decision=predictor.decision.in_words(),
         tolerance=tolerance or Tolerance(),
+        seen=seen.in_words(),
     )
     tally = Tally(rules)
     pairs = predictor.predict_samples(source, batch_size=batch_size)
@@ -105,6 +114,60 @@ def evaluate(
         if witness:
             witness(sample, prediction)
     return tally.score(groupings)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Which of the pictures to be scored a model has seen before.
+
+    Attributes:
+        pictures: How many there are.
+        trained: The names of those that it was trained on, perhaps under other names.
+        chosen: The names of those that its epoch, threshold and tidying were chosen on.
+        known: Whether the model's card says what it has seen.
+    """
+
+    pictures: int
+    trained: tuple[str, ...]
+    chosen: tuple[str, ...]
+    known: bool
+
+    def in_words(self) -> str:
+        """Say what that means for a score."""
+        trained, chosen = (f"{len(n)} of {self.pictures}" for n in (self.trained, self.chosen))
+        if self.trained:
+            return f"{SPOILT}: the model was trained on {trained} of these pictures"
+        if self.chosen:
+            return f"flattering: epoch and threshold were chosen on {chosen} of these pictures"
+        if self.known:
+            return "the model has seen none of these pictures"
+        return ScoreRules.seen
+
+    def refusal(self) -> str:
+        """Say why a score would mean nothing, and what to do."""
+        names = ", ".join(self.trained[:3]) + (", ..." if len(self.trained) > 3 else "")
+        return (
+            f"the model was trained on {len(self.trained)} of these {self.pictures} pictures "
+            f"({names}): a score on them says nothing of new pictures; choose others, such as "
+            "--split test, or score them all the same, marked, with --allow-seen"
+        )
+
+
+def find_seen(card: Card | None, source: Source) -> Seen:
+    """Say which pictures of a source a model has seen, by their content.
+
+    Args:
+        card: Of the model; None: nothing is known.
+        source: The pictures. They are read for it, except those of files, which are hashed.
+    """
+    if card is None or not card.data.training_hashes:
+        return Seen(len(source), (), (), known=False)
+    hashes = dict(zip(source.names, source.hashes(), strict=True))
+    trained, chosen = (
+        tuple(name for name, each in hashes.items() if each in known)
+        for known in ({*card.data.training_hashes}, {*card.data.validation_hashes})
+    )
+    return Seen(len(source), trained, chosen, known=True)
 
 
 def open_subject(

@@ -149,7 +149,7 @@ def test_the_card_of_many_groups_and_faults_stays_short() -> None:
     assert len(score.groups) == 5
     assert "and by 3 more, in score.json" in score.summary()
     assert f"undefined: {len(score.undefined) - 2} more, in score.json" in score.summary()
-    assert len(score.summary().splitlines()) == 25
+    assert len(score.summary().splitlines()) == 26
 
 
 def test_a_score_as_json_holds_everything_in_plain_types() -> None:
@@ -194,6 +194,7 @@ def test_the_rules_in_the_json_say_how_every_number_was_taken() -> None:
         "weights": "from scratch",
         "decision": None,
         "tolerance": "0.75%",
+        "seen": "whether the model has seen these pictures is not known",
         "empty": "an empty picture predicted empty scores 1, "
         "a false alarm on an empty picture scores 0",
     }

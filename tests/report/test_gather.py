@@ -85,6 +85,17 @@ def test_pictures_that_come_out_otherwise_than_in_the_score_are_doubted(run: Pat
     assert "evaluate again" in notices(run)
 
 
+def test_pictures_that_the_model_was_trained_on_are_scored_but_marked(
+    run: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    leaking = tmp_path / "leaking"
+    shutil.copytree(drawn_folder / "train", leaking / "val")
+    report = gather(run, data_path=leaking)
+    assert report.notices == (
+        "The score is NOT A TEST: the model was trained on 24 of 24 of these pictures.",
+    )
+
+
 def test_the_newest_score_of_the_split_is_taken(run: Path) -> None:
     for age, (folder, split) in enumerate(
         (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, shows
+from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, Threshold, shows
 
 if TYPE_CHECKING:
     from notan.data.sample import Sample
@@ -25,6 +26,8 @@ def evaluate(
     border: BorderFlag = None,
     tolerance: ToleranceFlag = None,
     groups: GroupsFile = None,
+    threshold: Threshold = None,
+    allow_seen: bool = False,
     batch_size: int = 8,
     device: Device = "auto",
     out: OutFolder = None,
@@ -43,22 +46,15 @@ def evaluate(
             0.75% (of the picture's diagonal).
         groups: A table of what you know of the pictures: a column with their names, and one or
             more to give the mean Dice of each group by.
+        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+            validation chose for the mask.
+        allow_seen: Score pictures that the model was trained on too, and mark the score.
         batch_size: Pictures predicted at once; changes the speed, not the score.
         device: Where to compute.
         out: Where the table goes.
     """
-    score, folder = _score(
-        model,
-        data_path,
-        split,
-        border,
-        tolerance,
-        groups,
-        batch_size,
-        device,
-        out,
-        write_pictures=False,
-    )
+    task = Task(model, data_path, split, border, tolerance, groups, threshold, allow_seen)
+    score, folder = _score(task, batch_size, device, out, write_pictures=False)
     print(score.summary())
     print(folder)
 
@@ -71,6 +67,8 @@ def inference(
     border: BorderFlag = None,
     tolerance: ToleranceFlag = None,
     groups: GroupsFile = None,
+    threshold: Threshold = None,
+    allow_seen: bool = False,
     batch_size: int = 1,
     device: Device = "auto",
     out: OutFolder = None,
@@ -90,34 +88,36 @@ def inference(
             0.75% (of the picture's diagonal).
         groups: A table of what you know of the pictures: a column with their names, and one or
             more to give the mean Dice of each group by.
+        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+            validation chose for the mask.
+        allow_seen: Score pictures that the model was trained on too, and mark the score.
         batch_size: Pictures predicted at once; changes the speed, not the masks.
         device: Where to compute.
         out: Where masks, overlays and table go.
     """
-    score, folder = _score(
-        model,
-        data_path,
-        split,
-        border,
-        tolerance,
-        groups,
-        batch_size,
-        device,
-        out,
-        write_pictures=True,
-    )
+    task = Task(model, data_path, split, border, tolerance, groups, threshold, allow_seen)
+    score, folder = _score(task, batch_size, device, out, write_pictures=True)
     print(f"Mean Dice Score: {score.mean_dice:.4f}")
     print(score.summary())
     print(folder)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is scored, and by which rules: the flags that both commands share."""
+
+    model: Path
+    data_path: Path | None
+    split: str
+    border: BorderFlag
+    tolerance: str | None
+    groups: Path | None
+    threshold: float | None
+    allow_seen: bool
+
+
 def _score(
-    model: Path,
-    data_path: Path | None,
-    split: str,
-    border: BorderFlag,
-    tolerance: str | None,
-    groups: Path | None,
+    task: Task,
     batch_size: int,
     device: str,
     out: Path | None,
@@ -133,13 +133,14 @@ def _score(
     from notan.predict.predictor import Predictor
     from notan.runtime import find_device
 
-    allowed = Tolerance.parse(tolerance) if tolerance is not None else None
-    card = read_card(model)
-    subject = open_subject(card, split, data_path=data_path, border=border, groups=groups)
-    predictor = Predictor.load(model, device=find_device(device))
-    folder = out or fresh_folder(
-        model.parent / f"{'inference' if write_pictures else 'evaluate'}-{split}"
+    tolerance = Tolerance.parse(task.tolerance) if task.tolerance is not None else None
+    card = read_card(task.model)
+    subject = open_subject(
+        card, task.split, data_path=task.data_path, border=task.border, groups=task.groups
     )
+    predictor = Predictor.load(task.model, device=find_device(device), threshold=task.threshold)
+    kind = "inference" if write_pictures else "evaluate"
+    folder = out or fresh_folder(task.model.parent / f"{kind}-{task.split}")
 
     def write(sample: Sample, prediction: Prediction) -> None:
         write_overlay_and_mask(folder, sample.name, sample.image, prediction.mask, sample.mask)
@@ -147,12 +148,13 @@ def _score(
     score = score_all(
         predictor,
         subject.source,
-        split=split,
+        split=task.split,
         border=subject.border,
         batch_size=batch_size,
         witness=write if write_pictures else None,
-        tolerance=allowed,
+        tolerance=tolerance,
         groupings=subject.groupings,
+        allow_seen=task.allow_seen,
     )
     write_score(folder, score)
     return score, folder

@@ -31,6 +31,7 @@ class ScoreRules:
         weights: Where training began: ``from scratch``, or what the network was pretrained on.
         decision: How probabilities became masks, in words; None: by the threshold alone.
         tolerance: How far a boundary may lie off and still count as right.
+        seen: What the model has seen of these pictures before, in words.
 
     Raises:
         ConfigError: There is no such border rule, or the threshold is outside 0..1.
@@ -43,6 +44,7 @@ class ScoreRules:
     weights: str = "from scratch"
     decision: str | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
+    seen: str = "whether the model has seen these pictures is not known"
 
     def __post_init__(self) -> None:
         if self.border not in BORDER_WORDS:

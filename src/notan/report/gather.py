@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from notan.data.build import SPLITS
 from notan.errors import NotanError
-from notan.evaluate import evaluate, open_subject
+from notan.evaluate import SPOILT, evaluate, open_subject
 from notan.predict.predictor import Predictor
 from notan.report.examples import Example, show_all
 from notan.report.run_folder import RunFolder, read_run_folder
@@ -99,6 +99,7 @@ def _score(predictor: Predictor, card: Card, path: Path | None, split: str) -> S
         border=subject.border,
         batch_size=BATCH_SIZE,
         groupings=subject.groupings,
+        allow_seen=True,  # the page says so, which is more use than a page without a score
     )
     return parse_score(json.loads(json.dumps(score.to_json())))
 
@@ -112,6 +113,8 @@ def _doubts(
             f"The score ({stored.path}) is older than the checkpoint, so it may be of earlier "
             "weights; evaluate again."
         )
+    if stored and (seen := str(stored.score.rules.get("seen"))).startswith(SPOILT):
+        yield f"The score is {seen}."
     others = [each.name for each in examples if abs(each.dice - each.dice_now) > SAME_DICE]
     if others:
         yield (

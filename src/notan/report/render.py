@@ -180,10 +180,11 @@ def score_rows(score: ScoreFile) -> Iterator[ScoreRow]:
 
 def _threshold(report: Report) -> object:
     """Return the threshold that the masks were cut at; None where each picture had its own."""
-    card, stored = report.run.card, report.stored
-    if stored is None or (card and card.decision.cut == "dice"):
-        return None
-    return stored.score.rules.get("threshold")
+    card, rules = report.run.card, report.stored.score.rules if report.stored else {}
+    if card and card.decision.cut == "dice":
+        by_card = rules.get("decision") in (None, card.decision.in_words())
+        return None if by_card else rules.get("threshold")
+    return rules.get("threshold")
 
 
 def _verdict(report: Report) -> str:

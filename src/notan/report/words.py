@@ -34,6 +34,7 @@ IN_PIXELS = frozenset({"hausdorff95"})
 
 RULES = {
     "split": "Split",
+    "seen": "Seen before",
     "size": "Compared at",
     "border": "Border",
     "decision": "Mask",
