@@ -1,0 +1,206 @@
+"""Suspicion: how much a mask's disagreement with a held-out prediction looks like an error.
+
+The score of a picture is the sum of two differences in Dice, each beyond what is typical of the
+whole data set, so that a network that draws every figure a little fat accuses nobody:
+
+- the Dice that the network expects of its own mask minus the Dice with the given one: it is sure,
+  and it disagrees;
+- what the best explanation gains, where it gains clearly and the mask then agrees about as well as
+  masks usually do.
+
+Source: the first part follows the idea of confident learning (Northcutt, Jiang and Chuang 2021,
+arXiv:1911.00068) that a held-out prediction counts as much as it is sure of itself; Lad and Mueller
+2023, arXiv:2307.05080, rank segmentation masks by a soft minimum of the pixels' self-confidence
+instead, which finds fewer faults here (``benchmarks/planted_labels.py`` prints both).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from notan.labels.explanations import KINDS, Explanation, Kind, explain
+from notan.labels.swaps import Swaps
+from notan.metrics import Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from notan.data.sample import Sample
+    from notan.predict.predictor import Prediction
+    from notan.types import Mask
+
+LEAST_GAIN = 0.1
+"""An explanation counts from this much more Dice on, beyond what is typical of its kind."""
+
+LEAST_AFTER = 0.6
+"""And if the mask then agrees at least this many times as well as masks usually do."""
+
+LEAST_SCORE = 0.25
+DEVIATIONS = 2.0
+"""The cut is so many robust standard deviations of the disagreement, or the least score."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a network that never saw a picture makes of its mask.
+
+    Attributes:
+        name: The sample's.
+        dice: Of the given mask with the prediction, 0..1.
+        expected_dice: The Dice that the network expects of its prediction, 0..1.
+        explanations: What may have gone wrong, the best of each kind, whether it gains or not.
+    """
+
+    name: str
+    dice: float
+    expected_dice: float
+    explanations: Mapping[Kind, Explanation]
+
+    @property
+    def disagreement(self) -> float:
+        """How much less the mask agrees than the network expects, -1..1."""
+        return self.expected_dice - self.dice
+
+    def gain(self, kind: Kind) -> float:
+        """Return what an explanation gains; 0 where there is none of its kind."""
+        found = self.explanations.get(kind)
+        return found.gain if found else 0.0
+
+
+@dataclass(frozen=True)
+class Typical:
+    """What is usual in a data set: medians over all pictures.
+
+    Attributes:
+        dice: Of given masks with held-out predictions.
+        disagreement: Expected Dice minus that.
+        deviation: The disagreement's robust standard deviation, from the median deviation.
+        gains: What each kind of explanation gains, at least 0.
+    """
+
+    dice: float
+    disagreement: float
+    deviation: float
+    gains: Mapping[Kind, float]
+
+    @classmethod
+    def of(cls, judgements: Sequence[Judgement]) -> Typical:
+        """Take the medians of at least one judgement."""
+        from scipy.stats import median_abs_deviation
+
+        gaps = [each.disagreement for each in judgements]
+        return cls(
+            dice=float(np.median([each.dice for each in judgements])),
+            disagreement=float(np.median(gaps)),
+            deviation=float(median_abs_deviation(gaps, scale="normal")),
+            gains={
+                kind: max(0.0, float(np.median([each.gain(kind) for each in judgements])))
+                for kind in KINDS
+            },
+        )
+
+    @property
+    def cut(self) -> float:
+        """The score from which on a mask is reported."""
+        return max(LEAST_SCORE, DEVIATIONS * self.deviation)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A mask with its place in the ranking.
+
+    Attributes:
+        judgement: What was found.
+        score: How suspicious it is; 0 and more, most are near 0.
+        explanation: What went wrong with it by the looks of it, where that can be told.
+    """
+
+    judgement: Judgement
+    score: float
+    explanation: Explanation | None
+
+    def in_words(self) -> str:
+        """Say why it is suspected."""
+        if self.explanation:
+            return self.explanation.in_words()
+        found, expected = self.judgement.dice, self.judgement.expected_dice
+        return (
+            f"disagrees with the model (Dice {found:.2f}, where the model expects {expected:.2f} "
+            "of itself)"
+        )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All masks, the most suspicious first.
+
+    Attributes:
+        suspects: One for each picture.
+        typical: What their scores are measured against.
+    """
+
+    suspects: tuple[Suspect, ...]
+    typical: Typical
+
+    @property
+    def beyond_cut(self) -> tuple[Suspect, ...]:
+        """Those that are worth a look."""
+        return tuple(each for each in self.suspects if each.score >= self.typical.cut)
+
+
+def judge_all(pairs: Iterable[tuple[Sample, Prediction]]) -> list[Judgement]:
+    """Judge masks by predictions of networks that never saw them.
+
+    Args:
+        pairs: Every sample once; they are not kept.
+    """
+    swaps, found = Swaps(), []
+    for sample, prediction in pairs:
+        swaps.add(sample.name, sample.mask, prediction.mask)
+        judgement = Judgement(
+            sample.name,
+            Counts.of(prediction.mask, sample.mask, sample.ignore).dice,
+            expected_dice(prediction, sample.ignore),
+            {each.kind: each for each in explain(sample.mask, prediction.mask, sample.ignore)},
+        )
+        found.append(judgement)
+    swapped = {name: {each.kind: each} for name, each in swaps.explanations()}
+    return [
+        replace(each, explanations={**each.explanations, **swapped.get(each.name, {})})
+        for each in found
+    ]
+
+
+def expected_dice(prediction: Prediction, ignore: Mask | None = None) -> float:
+    """Return the Dice that a prediction's mask has on average if its probabilities are right.
+
+    A pixel of agreement is added to both parts, so that an empty mask is expected to be right as
+    far as there is next to no probability.
+    """
+    counted = slice(None) if ignore is None else ~ignore
+    probability = prediction.probability[counted].astype(np.float64)
+    mask = prediction.mask[counted]
+    overlap = float(probability[mask].sum())
+    return (2 * overlap + 1) / (float(mask.sum()) + float(probability.sum()) + 1)
+
+
+def rank(judgements: Sequence[Judgement]) -> Ranking:
+    """Rank masks by suspicion, against what is typical of all of them."""
+    typical = Typical.of(judgements)
+    suspects = [_suspect(each, typical) for each in judgements]
+    suspects.sort(key=lambda each: (-each.score, each.judgement.name))
+    return Ranking(tuple(suspects), typical)
+
+
+def _suspect(judgement: Judgement, typical: Typical) -> Suspect:
+    gain, explanation = 0.0, None
+    for each in judgement.explanations.values():
+        beyond = each.gain - typical.gains[each.kind]
+        believable = each.after >= LEAST_AFTER * typical.dice
+        if beyond >= LEAST_GAIN and believable and beyond > gain:
+            gain, explanation = beyond, each
+    disagreement = max(0.0, judgement.disagreement - typical.disagreement)
+    return Suspect(judgement, disagreement + gain, explanation)
