@@ -92,6 +92,14 @@ def test_an_unsure_network_accuses_nobody() -> None:
     assert ranking.beyond_cut == ()
 
 
+def test_a_network_that_has_lost_its_way_is_ranked_high_but_not_reported() -> None:
+    unsure = [made_up(f"u{place}", 0.9, 0.6) for place in range(9)]
+    ranking = rank([*unsure, made_up("lost", 0.0, 0.2)])
+    assert ranking.suspects[0].judgement.name == "lost"
+    assert ranking.suspects[0].score > ranking.typical.cut
+    assert ranking.beyond_cut == ()
+
+
 def test_a_gain_that_leaves_the_mask_in_disagreement_explains_nothing() -> None:
     poor = Explanation("shifted", 0.05, 0.3, down=4)
     suspect = rank([*HEALTHY, made_up("hard", 0.05, 0.1, poor)]).suspects[0]

@@ -43,7 +43,8 @@ class Explanation:
     Attributes:
         kind: What went wrong.
         before: Dice of the mask as it is with the prediction, 0..1.
-        after: Dice once it is undone, 0..1; of a shift, where the mask moved back is known.
+        after: Dice once it is undone, 0..1; of a shift, where the mask moved back is known; of a
+            swap, both are means over the two pictures.
         down: How far down the mask was shifted, in pixels; negative: up.
         right: How far to the right, in pixels; negative: to the left.
         pixels: How many pixels were eroded or dilated.

@@ -41,6 +41,16 @@ def label_findings(search: LabelSearch) -> Iterator[Finding]:
         yield Finding(f"label-{kind}", severity, message, (mask,))  # type: ignore[arg-type]
     if search.left_out:
         yield Finding("label-unjudged", "note", _about_left_out(search.left_out))
+    if not search.ranking.is_sound:
+        yield Finding("label-unjudged", "note", _about_poor_judges(search))
+
+
+def _about_poor_judges(search: LabelSearch) -> str:
+    return (
+        f"the networks have learned too little to judge masks (typical Dice "
+        f"{search.ranking.typical.dice:.2f} with the settings of {search.plan.model}, "
+        f"{search.plan.run.train.epochs} epochs); give more --epochs or a better --model"
+    )
 
 
 def _about_left_out(reasons: Sequence[str]) -> str:
@@ -61,7 +71,10 @@ def describe(search: LabelSearch) -> str:
         lines.append(
             f"        ... and {len(suspects) - MOST_LINES} more, all of them in check.json"
         )
-    lines += [f"left out: {reason}" for reason in search.left_out[:SHOWN]]
+    if not search.ranking.is_sound:
+        lines.append(_about_poor_judges(search))
+    if search.left_out:
+        lines.append(_about_left_out(search.left_out))
     return "\n".join([f"{len(suspects)} of {judged} look wrong (score {cut:.2f} or more):", *lines])
 
 

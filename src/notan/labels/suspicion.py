@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 LEAST_GAIN = 0.1
 """An explanation counts from this much more Dice on, beyond what is typical of its kind."""
 
-LEAST_AFTER = 0.6
-"""And if the mask then agrees at least this many times as well as masks usually do."""
+LEAST_SHARE = 0.6
+"""And if the mask then agrees at least this many times as well as masks usually do. Without an
+explanation, a network that is not this many times as sure as usual has lost its way itself."""
+
+LEAST_TYPICAL_DICE = 0.5
+"""Networks that agree less than this with the masks as a whole are no judges."""
 
 LEAST_SCORE = 0.25
 DEVIATIONS = 2.0
@@ -76,12 +80,14 @@ class Typical:
 
     Attributes:
         dice: Of given masks with held-out predictions.
-        disagreement: Expected Dice minus that.
+        expected_dice: What the networks expect of their predictions.
+        disagreement: Expected Dice minus the given mask's.
         deviation: The disagreement's robust standard deviation, from the median deviation.
         gains: What each kind of explanation gains, at least 0.
     """
 
     dice: float
+    expected_dice: float
     disagreement: float
     deviation: float
     gains: Mapping[Kind, float]
@@ -94,6 +100,7 @@ class Typical:
         gaps = [each.disagreement for each in judgements]
         return cls(
             dice=float(np.median([each.dice for each in judgements])),
+            expected_dice=float(np.median([each.expected_dice for each in judgements])),
             disagreement=float(np.median(gaps)),
             deviation=float(median_abs_deviation(gaps, scale="normal")),
             gains={
@@ -146,9 +153,20 @@ class Ranking:
     typical: Typical
 
     @property
+    def is_sound(self) -> bool:
+        """Whether the networks have learned enough for their doubts to mean anything."""
+        return self.typical.dice >= LEAST_TYPICAL_DICE
+
+    @property
     def beyond_cut(self) -> tuple[Suspect, ...]:
-        """Those that are worth a look."""
-        return tuple(each for each in self.suspects if each.score >= self.typical.cut)
+        """Those that are worth a look; none where the networks have learned too little."""
+        return tuple(each for each in self.suspects if self.is_beyond_cut(each))
+
+    def is_beyond_cut(self, suspect: Suspect) -> bool:
+        """Say whether one of the masks is worth a look."""
+        sure = suspect.judgement.expected_dice >= LEAST_SHARE * self.typical.expected_dice
+        told = suspect.explanation is not None or sure
+        return self.is_sound and told and suspect.score >= self.typical.cut
 
 
 def judge_all(pairs: Iterable[tuple[Sample, Prediction]]) -> list[Judgement]:
@@ -199,7 +217,7 @@ def _suspect(judgement: Judgement, typical: Typical) -> Suspect:
     gain, explanation = 0.0, None
     for each in judgement.explanations.values():
         beyond = each.gain - typical.gains[each.kind]
-        believable = each.after >= LEAST_AFTER * typical.dice
+        believable = each.after >= LEAST_SHARE * typical.dice
         if beyond >= LEAST_GAIN and believable and beyond > gain:
             gain, explanation = beyond, each
     disagreement = max(0.0, judgement.disagreement - typical.disagreement)

@@ -1,4 +1,4 @@
-"""Swapped masks: does another picture's mask fit a prediction far better than its own?
+"""Swapped masks: would two pictures agree far better if they changed masks?
 
 Small copies of all masks and predictions are kept, a bit for each pixel, so that every picture can
 be compared with every other of its size: 10,000 pictures take 80 MB.
@@ -35,7 +35,7 @@ class _Small(NamedTuple):
 
 
 class Swaps:
-    """Collects masks and predictions, then finds for each picture the mask that fits best."""
+    """Collects masks and predictions, then finds for each picture whose mask may be its own."""
 
     def __init__(self) -> None:
         self._of_size: dict[Size, list[_Small]] = defaultdict(list)
@@ -49,30 +49,34 @@ class Swaps:
         self._of_size[height, width].append(_Small(name, *bits))
 
     def explanations(self) -> Iterator[tuple[str, Explanation]]:
-        """Give each picture's name with the other mask of its size that fits it best.
+        """Give each picture's name with the picture of its size that it best changes masks with.
 
-        A picture that is alone in its size has none. Both Dice scores are of the small copies.
+        Both Dice scores are means over the two pictures, of the small copies: among many masks
+        one fits any prediction by chance, but not the other way round too. A picture that is
+        alone in its size has none.
         """
         for group in self._of_size.values():
             if len(group) < 2:
                 continue
             masks = _unpacked([each.mask for each in group])
+            predictions = _unpacked([each.prediction for each in group])
+            own = np.concatenate(
+                [
+                    _dice(row[None], mask[None])[0]
+                    for row, mask in zip(predictions, masks, strict=True)
+                ]
+            )
             for first in range(0, len(group), ROWS):
-                part = group[first : first + ROWS]
-                dice = _dice(_unpacked([each.prediction for each in part]), masks)
-                own = dice[np.arange(len(part)), np.arange(first, first + len(part))].copy()
-                dice[np.arange(len(part)), np.arange(first, first + len(part))] = -1
-                for row, small in enumerate(part):
-                    best = int(dice[row].argmax())
-                    yield (
-                        small.name,
-                        Explanation(
-                            "swapped",
-                            float(own[row]),
-                            float(dice[row, best]),
-                            other=group[best].name,
-                        ),
-                    )
+                rows = slice(first, first + ROWS)
+                there = _dice(predictions[rows], masks)
+                back = _dice(predictions, masks[rows]).T
+                before, after = (own[rows, None] + own) / 2, (there + back) / 2
+                gains = after - before
+                for row, place in enumerate(range(len(group))[rows]):
+                    gains[row, place] = -np.inf  # a picture changes masks with another one
+                    best = int(gains[row].argmax())
+                    scores = float(before[row, best]), float(after[row, best])
+                    yield group[place].name, Explanation("swapped", *scores, other=group[best].name)
 
 
 def _unpacked(bits: list[Bits]) -> Table:

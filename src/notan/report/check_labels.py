@@ -47,9 +47,10 @@ def label_section(search: LabelSearch) -> str:
 
 
 def _rows(search: LabelSearch) -> Iterator[str]:
-    beyond = set(search.ranking.beyond_cut)
-    for place, suspect in enumerate(search.ranking.suspects[:MOST_ROWS], start=1):
-        state = "none" if suspect not in beyond else "warning" if suspect.explanation else "note"
+    ranking = search.ranking
+    for place, suspect in enumerate(ranking.suspects[:MOST_ROWS], start=1):
+        reported = "warning" if suspect.explanation else "note"
+        state = reported if ranking.is_beyond_cut(suspect) else "none"
         images = "".join(
             f'<figure><img src="data:image/jpeg;base64,{encode_jpeg(picture)}" alt=""></figure>'
             for picture in _pictures(search, suspect)
@@ -57,7 +58,7 @@ def _rows(search: LabelSearch) -> Iterator[str]:
         yield (
             f'<article class="{state}"><h3>{place}. {escape(suspect.judgement.name)} '
             f'<span class="count">{suspect.score:.2f}</span></h3>'
-            f'<p>{escape(suspect.in_words())}</p><div class="together">{images}</div></article>'
+            f'<p>{escape(suspect.in_words())}</p><div class="triple">{images}</div></article>'
         )
 
 
