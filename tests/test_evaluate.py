@@ -13,6 +13,7 @@ from notan.config import Border, Data
 from notan.data.build import open_split
 from notan.data.sample import Sample, Source
 from notan.data.synthetic import DrawnSource
+from notan.decision import Decision
 from notan.errors import DataError, StorageError
 from notan.evaluate import SUMMARY, TABLE, evaluate, write_score
 from notan.metrics import Counts
@@ -138,7 +139,7 @@ def test_the_witness_sees_every_picture_once_in_order_with_its_own_prediction(
 
 def test_the_score_says_by_which_rules_it_was_taken() -> None:
     predictor = stub()
-    predictor.threshold = 0.25
+    predictor.decision = Decision(threshold=0.25)
     rules = evaluate(predictor, random_source(), split="val", border="ground").rules
     assert (rules.split, rules.border, rules.threshold) == ("val", "ground", 0.25)
     assert evaluate(predictor, random_source(), split="val").rules.border == "none"

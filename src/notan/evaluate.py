@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
@@ -14,13 +13,11 @@ from notan.files import write_bytes
 from notan.metrics import Counts, PictureScore, Score, ScoreRules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from notan.config import Border
     from notan.data.sample import Sample, Source
     from notan.predict.predictor import Prediction, Predictor
-    from notan.types import Picture
 
 TABLE = "pictures.csv"
 SUMMARY = "score.json"
@@ -58,24 +55,16 @@ def evaluate(
     Raises:
         DataError: A picture or mask cannot be read, or there is none.
     """
-    seen: deque[Sample] = deque()
-
-    def images() -> Iterator[Picture]:
-        for sample in source:
-            seen.append(sample)
-            yield sample.image
-
     scores = []
-    predictions = predictor.predict_many(images(), batch_size=batch_size)
-    for prediction in tqdm(
-        predictions, total=len(source), desc="evaluating", unit="picture", leave=False, disable=None
+    pairs = predictor.predict_samples(source, batch_size=batch_size)
+    for sample, prediction in tqdm(
+        pairs, total=len(source), desc="evaluating", unit="picture", leave=False, disable=None
     ):
-        sample = seen.popleft()
         counts = Counts.of(prediction.mask, sample.mask, sample.ignore)
         scores.append(PictureScore(sample.name, counts, *sample.size))
         if witness:
             witness(sample, prediction)
-    rules = ScoreRules(border=border or "none", threshold=predictor.threshold, split=split)
+    rules = ScoreRules(border=border or "none", threshold=predictor.decision.threshold, split=split)
     return Score(tuple(scores), rules)
 
 
