@@ -15,6 +15,7 @@ from label_folders import EASY, write_ellipses
 from notan.checkpoint import load_checkpoint, save_checkpoint
 from notan.config import load_run
 from notan.data.doctor import examine
+from notan.decision import Decision
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.labels import search as search_module
 from notan.labels.findings import describe, label_findings, labels_to_json, with_labels
@@ -42,7 +43,7 @@ def all_knowing(monkeypatch: pytest.MonkeyPatch) -> None:
     def stub(_: Run, source: Source, **__: object) -> Iterator[tuple[Sample, Prediction]]:
         for sample in source:
             bright = sample.image.mean(axis=2) > 125
-            yield sample, Prediction(np.where(bright, 0.95, 0.05).astype(np.float32), 0.5)
+            yield sample, Prediction(np.where(bright, 0.95, 0.05).astype(np.float32), Decision())
 
     monkeypatch.setattr(search_module, "predict_held_out", stub)
 
@@ -127,7 +128,7 @@ def test_networks_that_have_learned_nothing_accuse_nobody_and_say_so(
 ) -> None:
     def stub(_: Run, source: Source, **__: object) -> Iterator[tuple[Sample, Prediction]]:
         for sample in source:
-            yield sample, Prediction(np.where(sample.mask, 0.1, 0.9).astype(np.float32), 0.5)
+            yield sample, Prediction(np.where(sample.mask, 0.1, 0.9).astype(np.float32), Decision())
 
     monkeypatch.setattr(search_module, "predict_held_out", stub)
     search = search_labels(PLAN, examine(folder), out=folder / "out")

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 
 from notan.data.sample import Sample
 from notan.data.synthetic import DrawnSource
+from notan.decision import Decision
 from notan.labels.explanations import Explanation, dilate, erode
-from notan.labels.suspicion import Judgement, expected_dice, judge_all, rank
+from notan.labels.suspicion import Judgement, judge_all, rank
 from notan.predict.predictor import Prediction
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ PICTURES = [sample for sample in DrawnSource(24, size=(64, 64)) if 0.05 < sample
 
 def sure(truth: Mask) -> Prediction:
     """Predict as a network that knows the truth and is fairly sure of it."""
-    return Prediction(np.where(truth, 0.95, 0.05).astype(np.float32), 0.5)
+    return Prediction(np.where(truth, 0.95, 0.05).astype(np.float32), Decision())
 
 
 def judged(spoilt: dict[int, Mask], predicted: list[Mask] | None = None) -> list[Judgement]:
@@ -111,22 +111,15 @@ def test_the_order_of_equal_scores_is_that_of_the_names() -> None:
     assert names == [each.judgement.name for each in rank(HEALTHY).suspects]
 
 
-def test_the_expected_dice_is_that_of_many_draws() -> None:
-    rng = np.random.default_rng(0)
-    probability = rng.uniform(0, 1, (40, 40)).astype(np.float32)
-    prediction = Prediction(probability, 0.5)
-    draws = [rng.uniform(0, 1, (40, 40)) < probability for _ in range(200)]
-    mask = prediction.mask
-    scores = [2 * (mask & draw).sum() / (mask.sum() + draw.sum()) for draw in draws]
-    assert expected_dice(prediction) == pytest.approx(np.mean(scores), abs=0.005)
-
-
-def test_what_is_ignored_does_not_count_for_the_expected_dice() -> None:
-    probability = np.full((8, 8), 0.5, np.float32)
-    probability[:4] = 1
-    ignore = np.zeros((8, 8), bool)
-    ignore[4:] = True
-    assert expected_dice(Prediction(probability, 0.5), ignore) == 1.0
+def test_what_is_ignored_counts_for_nothing() -> None:
+    sample = PICTURES[0]
+    ignore = np.zeros_like(sample.mask)
+    ignore[:20] = True
+    unsure = np.where(ignore, 0.5, np.where(sample.mask, 1, 0)).astype(np.float32)
+    spoilt = replace(sample, mask=sample.mask ^ ignore, ignore=ignore)
+    (judgement,) = judge_all([(spoilt, Prediction(unsure, Decision()))])
+    assert judgement.dice == 1.0
+    assert judgement.expected_dice == 1.0
 
 
 def test_a_single_picture_can_be_ranked() -> None:

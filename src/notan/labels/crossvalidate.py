@@ -68,6 +68,11 @@ class Part(Source):
         """Read one sample; see ``Source`` for the errors."""
         return self._whole[self._places[index]]
 
+    def hashes(self) -> list[str]:
+        """Return a short hash of each picture, as the whole source makes it."""
+        hashes = self._whole.hashes()
+        return [hashes[place] for place in self._places]
+
 
 def divide(names: Sequence[str], folds: int, *, run: Run) -> tuple[Fold, ...]:
     """Divide pictures into folds by the seed of a run.
@@ -136,8 +141,7 @@ def predict_held_out(
     for number, fold in enumerate(divide(source.names, folds, run=run), start=1):
         logger.info("fold %d of %d: %d pictures held out", number, folds, len(fold.held_out))
         predictor = _train_fold(run, source, fold, folder / str(number))
-        for sample in Part(source, fold.held_out):
-            yield sample, predictor(sample.image)
+        yield from predictor.predict_samples(Part(source, fold.held_out))
 
 
 def _train_fold(run: Run, source: Source, fold: Fold, folder: Path) -> Predictor:

@@ -19,7 +19,7 @@ from notan.preprocess import resize_mask
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from notan.types import Mask, Size
+    from notan.types import Mask
 
 Kind: TypeAlias = Literal["inverted", "shifted", "eroded", "dilated", "swapped"]
 KINDS: tuple[Kind, ...] = ("inverted", "shifted", "eroded", "dilated", "swapped")
@@ -27,7 +27,7 @@ KINDS: tuple[Kind, ...] = ("inverted", "shifted", "eroded", "dilated", "swapped"
 LONG_SIDE = 512
 """Shifts and sizes are searched at this long side at most, and then applied at the mask's own."""
 
-REACH_FRACTION = 0.25
+REACH_FRACTION = 0.2
 """The farthest shift tried, as a share of each side."""
 
 SIZE_FRACTION = 0.1
@@ -43,8 +43,7 @@ class Explanation:
     Attributes:
         kind: What went wrong.
         before: Dice of the mask as it is with the prediction, 0..1.
-        after: Dice once it is undone, 0..1; of a shift, where the mask moved back is known; of a
-            swap, both are means over the two pictures.
+        after: Dice once it is undone, 0..1; of a swap, both are means over the two pictures.
         down: How far down the mask was shifted, in pixels; negative: up.
         right: How far to the right, in pixels; negative: to the left.
         pixels: How many pixels were eroded or dilated.
@@ -115,34 +114,37 @@ def _shifted(
     down, right = (round(step * scale) for step in shift)
     if (down, right) == (0, 0):
         return
-    here, there = windows(down, right, (mask.shape[0], mask.shape[1]))
-    unknown = ~counted[here]
     before = Counts.of(prediction, mask, ~counted).dice
-    after = Counts.of(prediction[here], mask[there] & counted[there], unknown).dice
-    yield Explanation("shifted", before, after, down, right)
+    back = moved(mask & counted, -down, -right)
+    yield Explanation("shifted", before, Counts.of(prediction, back, ~counted).dice, down, right)
 
 
-def windows(down: int, right: int, size: Size) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Return where a picture and a mask shifted by (down, right) show the same, in each of them."""
-    pairs = [_window(step, side) for step, side in zip((down, right), size, strict=True)]
-    (rows, mask_rows), (columns, mask_columns) = pairs
-    return (rows, columns), (mask_rows, mask_columns)
+def moved(mask: Mask, down: int, right: int) -> Mask:
+    """Shift a mask; what comes in from outside the picture is ground."""
+    result = np.zeros_like(mask)
+    (top, rows), (left, columns) = (
+        _window(step, side) for step, side in zip((down, right), mask.shape, strict=True)
+    )
+    result[rows, columns] = mask[top, left]
+    return result
 
 
 def _window(step: int, side: int) -> tuple[slice, slice]:
+    """Return where a shift by ``step`` takes pixels of a side from, and where it puts them."""
+    step = max(-side, min(side, step))
     return slice(max(0, -step), side - max(0, step)), slice(max(0, step), side - max(0, -step))
 
 
 def _best_shift(mask: Mask, prediction: Mask, counted: Mask) -> tuple[int, int]:
     """Return by how much the mask is shifted against the prediction: where Dice is highest.
 
-    For each shift, only pixels of which both are known are counted; three correlations give the
-    overlap and both areas there. Equal shifts: the shortest.
+    Equal shifts: the shortest. The mask is moved back into a frame of ground: were only the part
+    counted that both show, a far shift would gain by leaving the prediction's faults outside.
     """
     height, width = mask.shape
     reach = tuple(max(1, int(side * REACH_FRACTION)) for side in (height, width))
     overlap = _correlation(mask, prediction, reach)
-    areas = _correlation(mask, counted, reach) + _correlation(counted, prediction, reach)
+    areas = _correlation(mask, counted, reach) + np.count_nonzero(prediction)
     dice = 2 * overlap / np.maximum(areas, 1)
     rows, columns = np.mgrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1]
     dice = np.round(dice, 6) - 1e-9 * np.hypot(rows, columns)

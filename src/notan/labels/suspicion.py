@@ -5,8 +5,7 @@ whole data set, so that a network that draws every figure a little fat accuses n
 
 - the Dice that the network expects of its own mask minus the Dice with the given one: it is sure,
   and it disagrees;
-- what the best explanation gains, where it gains clearly and the mask then agrees about as well as
-  masks usually do.
+- what the best explanation gains, where it makes the mask agree about as well as masks usually do.
 
 Source: the first part follows the idea of confident learning (Northcutt, Jiang and Chuang 2021,
 arXiv:1911.00068) that a held-out prediction counts as much as it is sure of itself; Lad and Mueller
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from notan.decision import expected_dice
 from notan.labels.explanations import KINDS, Explanation, Kind, explain
 from notan.labels.swaps import Swaps
 from notan.metrics import Counts
@@ -36,14 +36,14 @@ LEAST_GAIN = 0.1
 """An explanation counts from this much more Dice on, beyond what is typical of its kind."""
 
 LEAST_SHARE = 0.6
-"""And if the mask then agrees at least this many times as well as masks usually do. Without an
+"""And if it makes up for at least this share of what the mask lacks to a typical Dice. Without an
 explanation, a network that is not this many times as sure as usual has lost its way itself."""
 
 LEAST_TYPICAL_DICE = 0.5
 """Networks that agree less than this with the masks as a whole are no judges."""
 
 LEAST_SCORE = 0.25
-DEVIATIONS = 2.0
+DEVIATIONS = 2.5
 """The cut is so many robust standard deviations of the disagreement, or the least score."""
 
 
@@ -108,6 +108,10 @@ class Typical:
                 for kind in KINDS
             },
         )
+
+    def beyond(self, explanation: Explanation) -> float:
+        """Return how much more an explanation gains than its kind usually does."""
+        return explanation.gain - self.gains[explanation.kind]
 
     @property
     def cut(self) -> float:
@@ -181,7 +185,7 @@ def judge_all(pairs: Iterable[tuple[Sample, Prediction]]) -> list[Judgement]:
         judgement = Judgement(
             sample.name,
             Counts.of(prediction.mask, sample.mask, sample.ignore).dice,
-            expected_dice(prediction, sample.ignore),
+            _expected_dice(prediction, sample.ignore),
             {each.kind: each for each in explain(sample.mask, prediction.mask, sample.ignore)},
         )
         found.append(judgement)
@@ -192,33 +196,44 @@ def judge_all(pairs: Iterable[tuple[Sample, Prediction]]) -> list[Judgement]:
     ]
 
 
-def expected_dice(prediction: Prediction, ignore: Mask | None = None) -> float:
-    """Return the Dice that a prediction's mask has on average if its probabilities are right.
-
-    A pixel of agreement is added to both parts, so that an empty mask is expected to be right as
-    far as there is next to no probability.
-    """
-    counted = slice(None) if ignore is None else ~ignore
-    probability = prediction.probability[counted].astype(np.float64)
-    mask = prediction.mask[counted]
-    overlap = float(probability[mask].sum())
-    return (2 * overlap + 1) / (float(mask.sum()) + float(probability.sum()) + 1)
+def _expected_dice(prediction: Prediction, ignore: Mask | None) -> float:
+    if ignore is None:
+        return prediction.expected_dice
+    probability = np.where(ignore, np.float32(0), prediction.probability)
+    return expected_dice(probability, prediction.mask & ~ignore)
 
 
 def rank(judgements: Sequence[Judgement]) -> Ranking:
     """Rank masks by suspicion, against what is typical of all of them."""
     typical = Typical.of(judgements)
-    suspects = [_suspect(each, typical) for each in judgements]
+    found = {each.name: _best(each.explanations.values(), each, typical) for each in judgements}
+    suspects = []
+    for each in judgements:
+        explanation = found[each.name]
+        if explanation and explanation.kind == "swapped":
+            partner = found[explanation.other]
+            if partner is None or partner.other != each.name:  # it takes two to swap
+                alone = [one for one in each.explanations.values() if one.kind != "swapped"]
+                explanation = _best(alone, each, typical)
+        suspects.append(_suspect(each, explanation, typical))
     suspects.sort(key=lambda each: (-each.score, each.judgement.name))
     return Ranking(tuple(suspects), typical)
 
 
-def _suspect(judgement: Judgement, typical: Typical) -> Suspect:
-    gain, explanation = 0.0, None
-    for each in judgement.explanations.values():
-        beyond = each.gain - typical.gains[each.kind]
-        believable = each.after >= LEAST_SHARE * typical.dice
-        if beyond >= LEAST_GAIN and believable and beyond > gain:
-            gain, explanation = beyond, each
+def _best(
+    explanations: Iterable[Explanation], judgement: Judgement, typical: Typical
+) -> Explanation | None:
+    """Return the explanation that gains most beyond what is typical, if any is believable."""
+    believable = [
+        each
+        for each in explanations
+        if typical.beyond(each) >= LEAST_GAIN
+        and each.gain >= LEAST_SHARE * (typical.dice - judgement.dice)
+    ]
+    return max(believable, key=typical.beyond, default=None)
+
+
+def _suspect(judgement: Judgement, explanation: Explanation | None, typical: Typical) -> Suspect:
+    gain = typical.beyond(explanation) if explanation else 0.0
     disagreement = max(0.0, judgement.disagreement - typical.disagreement)
     return Suspect(judgement, disagreement + gain, explanation)
