@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from notan.config.sections import Fraction, Section
+from notan.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -84,6 +85,18 @@ class Decision(Section):
             filled = (areas < self.hole_fraction * mask.size) & ~touching
             mask = mask | filled[labels]
         return mask
+
+    def with_threshold(self, threshold: float) -> Decision:
+        """Return one with another threshold, without cut and tidying, which fitted the old one.
+
+        Raises:
+            ConfigError: The threshold is outside 0..1.
+        """
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"the threshold is {threshold}; it must be in 0..1")
+        return Decision(
+            temperature=self.temperature, threshold=threshold, check_below=self.check_below
+        )
 
     def in_words(self) -> str:
         """Say the rule in a few words."""

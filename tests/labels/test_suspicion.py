@@ -106,6 +106,22 @@ def test_a_gain_that_leaves_the_mask_in_disagreement_explains_nothing() -> None:
     assert suspect.explanation is None
 
 
+def test_it_takes_two_to_swap() -> None:
+    swap = Explanation("swapped", 0.1, 0.8, other="partner")
+    turned = Explanation("inverted", 0.1, 0.9)
+    shift = Explanation("shifted", 0.2, 0.8, down=4)
+    back = Explanation("swapped", 0.1, 0.8, other="odd")
+    odd = made_up("odd", 0.1, 0.9, swap, shift)
+    for partner, kind in (
+        (made_up("partner", 0.1, 0.9, turned, back), "shifted"),
+        (made_up("partner", 0.1, 0.9, back), "swapped"),
+    ):
+        ranked = {each.judgement.name: each for each in rank([*HEALTHY, odd, partner]).suspects}
+        found = ranked["odd"].explanation
+        assert found
+        assert found.kind == kind
+
+
 def test_the_order_of_equal_scores_is_that_of_the_names() -> None:
     names = [each.judgement.name for each in rank([*reversed(HEALTHY)]).suspects]
     assert names == [each.judgement.name for each in rank(HEALTHY).suspects]

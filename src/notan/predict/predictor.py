@@ -86,7 +86,12 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, path: Path, *, device: str | torch.device = "cpu", model: torch.nn.Module | None = None
+        cls,
+        path: Path,
+        *,
+        device: str | torch.device = "cpu",
+        model: torch.nn.Module | None = None,
+        threshold: float | None = None,
     ) -> Predictor:
         """Open a checkpoint.
 
@@ -94,14 +99,18 @@ class Predictor:
             path: A ``.safetensors`` file that ``train`` wrote.
             device: Where to run.
             model: A fresh instance, where the checkpoint is of a class of your own.
+            threshold: Instead of what validation chose; None: as it chose.
 
         Raises:
+            ConfigError: The threshold is outside 0..1.
             CheckpointError: Missing, damaged, foreign, or of a network that was not given.
         """
         checkpoint = load_checkpoint(path)
         card = checkpoint.card
         backend = TorchBackend(rebuild(checkpoint, model), device)
-        return cls(backend, card.preprocess, decision=card.decision, card=card)
+        chosen = card.decision
+        decision = chosen if threshold is None else chosen.with_threshold(threshold)
+        return cls(backend, card.preprocess, decision=decision, card=card)
 
     def with_decision(self, decision: Decision) -> Predictor:
         """Return the same network and preprocessing with another decision."""
