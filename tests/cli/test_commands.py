@@ -282,7 +282,8 @@ def test_the_tolerance_that_the_help_shows_is_the_one_that_is_used(
 ) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    assert f"(default: {Tolerance()})" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"(default: {Tolerance()})" in said
 
 
 def shrink_demo(monkeypatch: pytest.MonkeyPatch) -> None:
