@@ -57,11 +57,13 @@ def test_a_decision_of_nothing_is_a_threshold_of_a_half() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 99), temperature=st.floats(0.3, 5.0))
-def test_the_temperature_divides_logits_and_keeps_the_order(seed: int, temperature: float) -> None:
-    probability = random_map(seed, (9, 11), sharp=4)
-    calibrated = Decision(temperature=temperature).calibrate(probability)
-    expected = expit(np.log(probability / (1 - probability.astype(float))) / temperature)
+@given(seed=st.integers(0, 99), temperature=st.floats(0.3, 5.0), bias=st.floats(-3.0, 3.0))
+def test_calibration_moves_logits_and_keeps_the_order(
+    seed: int, temperature: float, bias: float
+) -> None:
+    probability = random_map(seed, (9, 11), sharp=2)
+    calibrated = Decision(temperature=temperature, bias=bias).calibrate(probability)
+    expected = expit(np.log(probability / (1 - probability.astype(float))) / temperature + bias)
     np.testing.assert_allclose(calibrated, expected, atol=3e-4)  # float32 near 1 is that coarse
     order = np.argsort(probability.ravel(), kind="stable")
     assert (np.diff(calibrated.ravel()[order]) >= 0).all()

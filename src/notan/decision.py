@@ -33,6 +33,7 @@ class Decision(Section):
 
     Attributes:
         temperature: What logits are divided by; above 1 makes an overconfident network modest.
+        bias: What is added to them then; below 0 for a network that sees too much figure.
         threshold: Calibrated probability from which a pixel is figure.
         cut: ``threshold``: the one above; ``dice``: for each picture the threshold whose mask has
             the highest expected Dice under its own probabilities.
@@ -43,6 +44,7 @@ class Decision(Section):
     """
 
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    bias: float = 0.0
     threshold: Fraction = 0.5
     cut: Literal["threshold", "dice"] = "threshold"
     smallest_fraction: Fraction = 0.0
@@ -51,17 +53,18 @@ class Decision(Section):
     check_below: Fraction | None = None
 
     def calibrate(self, probability: Probability) -> Probability:
-        """Apply the temperature to a map of the network's own probabilities.
+        """Apply temperature and bias to a map of the network's own probabilities.
 
         Args:
             probability: float32, (height, width), 0..1.
 
-        Source: Guo et al. 2017, arXiv:1706.04599. The division is done at the picture's own size,
-            after resizing; it keeps the order of the pixels, and so every cut is still possible.
+        Source: Platt 1999; Guo et al. 2017, arXiv:1706.04599, who leave the bias out: a network
+            that was trained for Dice as well needs it. It is done at the picture's own size, after
+            resizing; it keeps the order of the pixels, and so every cut is still possible.
         """
-        if self.temperature == 1.0:
+        if self.temperature == 1.0 and self.bias == 0.0:
             return probability
-        return sigmoid(logit(probability) / np.float32(self.temperature))
+        return sigmoid(logit(probability) / np.float32(self.temperature) + np.float32(self.bias))
 
     def mask(self, probability: Probability) -> Mask:
         """Return the mask, bool (height, width), of a calibrated map."""
@@ -95,7 +98,10 @@ class Decision(Section):
         if not 0 <= threshold <= 1:
             raise ConfigError(f"the threshold is {threshold}; it must be in 0..1")
         return Decision(
-            temperature=self.temperature, threshold=threshold, check_below=self.check_below
+            temperature=self.temperature,
+            bias=self.bias,
+            threshold=threshold,
+            check_below=self.check_below,
         )
 
     def in_words(self) -> str:
@@ -107,6 +113,8 @@ class Decision(Section):
         ]
         if self.temperature != 1.0:
             words.append(f"temperature {self.temperature:g}")
+        if self.bias:
+            words.append(f"bias {self.bias:g}")
         if self.only_largest:
             words.append("largest component only")
         if self.smallest_fraction:

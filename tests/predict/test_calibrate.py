@@ -80,6 +80,14 @@ def mean_dice(source: Drawn, decision: Decision) -> float:
 def test_the_temperature_undoes_what_made_the_network_too_sure(sharper: float) -> None:
     choice = choose_decision(PLAIN, calibrated_pictures(12, sharper=sharper))
     assert choice.decision.temperature == pytest.approx(sharper, rel=0.1)
+    assert choice.decision.bias == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("shift", [-1.5, 1.0])
+def test_the_bias_undoes_what_made_the_network_see_too_much_or_too_little(shift: float) -> None:
+    choice = choose_decision(PLAIN, calibrated_pictures(12, shift=shift))
+    assert choice.decision.bias == pytest.approx(-shift, abs=0.1)
+    assert choice.decision.temperature == pytest.approx(1, rel=0.1)
 
 
 def test_the_threshold_follows_a_network_that_answers_too_low() -> None:
@@ -125,12 +133,12 @@ def test_few_pictures_choose_nothing_and_it_is_said() -> None:
 
 
 @pytest.mark.parametrize("figure", [False, True])
-def test_masks_of_one_class_leave_the_temperature_alone(figure: bool) -> None:
+def test_masks_of_one_class_calibrate_nothing(figure: bool) -> None:
     masks = [np.full((SIDE, SIDE), figure)] * 6
     source = Drawn([np.zeros((SIDE, SIDE), np.float32)] * 6, masks)
     choice = choose_decision(PLAIN, source)
-    assert choice.decision.temperature == 1
-    assert choice.reasons[0] == "temperature 1: the validation masks hold one class only"
+    assert (choice.decision.temperature, choice.decision.bias) == (1, 0)
+    assert choice.reasons[0] == "no calibration: the validation masks hold one class only"
     assert choice.dice == 1
 
 

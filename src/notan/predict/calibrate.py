@@ -1,6 +1,6 @@
-"""What validation decides: temperature, threshold, cut and tidying, chosen on no other split.
+"""What validation decides: calibration, threshold, cut and tidying, chosen on no other split.
 
-Two passes over the pictures. The first fits the temperature and the threshold; the second tries the
+Two passes over the pictures. The first fits the calibration and the threshold; the second tries the
 Dice-optimal cut and the tidying, and keeps them only where they help beyond noise.
 """
 
@@ -39,9 +39,11 @@ AS_GOOD = 0.001
 """Thresholds that score so close to the best are one plateau; its middle is taken."""
 
 PIXELS = 2000
-"""Of each picture, drawn at random, to fit the temperature on."""
+"""Of each picture, drawn at random, to fit the calibration on."""
 
-COOLEST, HOTTEST = 0.25, 8.0
+TEMPERATURES, BIASES = (0.25, 8.0), (-5.0, 5.0)
+"""Bounds, for a network that validation finds no fault with would otherwise become certain."""
+
 UNSURE_FRACTION = 0.1
 """The share of validation pictures that ``please_check`` would name."""
 
@@ -91,10 +93,10 @@ def choose_decision(
         batch_size: Pictures to predict at once.
         between: Called between pictures; what it raises ends the choice.
 
-    Source: temperature by maximum likelihood, Guo et al. 2017, arXiv:1706.04599; the Dice-optimal
-        cut, Dai and Li 2023, arXiv:2206.13086. What is tried beyond the threshold is kept only
-        where the bootstrap interval of its gain lies above 0, widened by Bonferroni's correction
-        for the number of things tried.
+    Source: temperature and bias by maximum likelihood, Platt 1999; the Dice-optimal cut, Dai and
+        Li 2023, arXiv:2206.13086. What is tried beyond the threshold is kept only where the
+        bootstrap interval of its gain lies above 0, widened by Bonferroni's correction for the
+        number of things tried.
     """
     first = _First()
     for sample, prediction in _each(predictor, source, Decision(), batch_size, between):
@@ -156,14 +158,14 @@ class _First:
             self.figure.append(figure[some])
 
     def choose(self) -> tuple[Decision, list[str]]:
-        """Return the temperature and the threshold, and what they do."""
+        """Return the calibration and the threshold, and what they do."""
         if len(self.tables) < FEWEST:
             few = f"{len(self.tables)} validation pictures are too few to choose on"
             return Decision(), [f"{few}: threshold {PLAIN:g}"]
-        temperature, why = self.temperature()
-        threshold, dice = self.threshold(temperature)
+        temperature, bias, why = self.calibration()
+        threshold, dice = self.threshold(temperature, bias)
         gain = f"mean Dice {self.mean_dice(PLAIN):.4f} -> {dice:.4f}"
-        decision = Decision(temperature=temperature, threshold=threshold)
+        decision = Decision(temperature=temperature, bias=bias, threshold=threshold)
         return decision, [why, f"threshold {threshold:g}: {gain}"]
 
     def mean_dice(self, threshold: float) -> float:
@@ -171,31 +173,34 @@ class _First:
         level = min(round(threshold * LEVELS), LEVELS - 1)
         return fmean(_dice(table, level) for table in self.tables)
 
-    def threshold(self, temperature: float) -> tuple[float, float]:
+    def threshold(self, temperature: float, bias: float) -> tuple[float, float]:
         """Return the best threshold of the calibrated probability, and its mean Dice."""
-        own = 1 / (1 + np.exp(-temperature * np.log(THRESHOLDS / (1 - THRESHOLDS))))
+        own = 1 / (1 + np.exp(-temperature * (np.log(THRESHOLDS / (1 - THRESHOLDS)) - bias)))
         dice = np.array([self.mean_dice(float(threshold)) for threshold in own])
         as_good = THRESHOLDS[dice >= dice.max() - AS_GOOD]
         chosen = round(float(np.median(as_good)), 2)
         return chosen, float(dice[np.argmin(np.abs(THRESHOLDS - chosen))])
 
-    def temperature(self) -> tuple[float, str]:
-        """Return the temperature that makes the pixels likeliest, and what it did."""
-        from scipy.optimize import minimize_scalar
+    def calibration(self) -> tuple[float, float, str]:
+        """Return the temperature and the bias that make the pixels likeliest, and what they do."""
+        from scipy.optimize import minimize
 
         logits, figure = np.concatenate(self.logits), np.concatenate(self.figure)
         if figure.all() or not figure.any():
-            return 1.0, "temperature 1: the validation masks hold one class only"
+            return 1.0, 0.0, "no calibration: the validation masks hold one class only"
 
-        def surprise(log_temperature: float) -> float:
-            scaled = logits / np.exp(log_temperature)
+        def surprise(settings: Sequence[float]) -> float:
+            scaled = logits * np.exp(-settings[0]) + settings[1]
             return float(np.mean(np.logaddexp(0, np.where(figure, -scaled, scaled))))
 
-        bounds = (float(np.log(COOLEST)), float(np.log(HOTTEST)))
-        best = round(float(np.exp(minimize_scalar(surprise, bounds=bounds).x)), 3)
-        return best, (
-            f"temperature {best:g}: mean surprise of a pixel {surprise(0.0):.4f} -> "
-            f"{surprise(float(np.log(best))):.4f} nats"
+        bounds = ((np.log(TEMPERATURES[0]), np.log(TEMPERATURES[1])), BIASES)
+        found = minimize(surprise, (0.0, 0.0), bounds=bounds, method="L-BFGS-B").x
+        temperature, bias = round(float(np.exp(found[0])), 3), round(float(found[1]), 3)
+        return (
+            temperature,
+            bias,
+            f"temperature {temperature:g}, bias {bias:g}: mean surprise of a pixel "
+            f"{surprise((0.0, 0.0)):.4f} -> {surprise(found):.4f} nats",
         )
 
 
