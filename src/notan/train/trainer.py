@@ -119,6 +119,10 @@ class Trainer:
         if best and patience and done - best.epoch >= patience:
             logger.info("no better Dice for %d epochs: stopping early", patience)
             return True
+        budget, spent = self.settings.budget_seconds, self.progress.earlier_seconds
+        if done and budget is not None and spent >= budget:
+            logger.info("%.0f of %.0f seconds are spent: stopping", spent, budget)
+            return True
         return done >= self.settings.epochs
 
     def _epoch(self, log: RunLog) -> Best:
@@ -139,6 +143,7 @@ class Trainer:
             f"validation loss {validation.losses['loss']:.4f}  Dice {validation.dice:.4f}  "
             f"best {best.dice:.4f} (epoch {best.epoch})  {seconds:.1f} s"
         )
+        progress.seconds = seconds
         progress.next_epoch()
         return best
 
