@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,6 +74,27 @@ def _present_devices() -> list[str]:
     if torch.backends.mps.is_available():
         devices.append("mps")
     return devices + [f"cuda:{number}" for number in reversed(range(torch.cuda.device_count()))]
+
+
+def describe_hardware(device: torch.device) -> str:
+    """Say what a speed was measured on: the GPU's name, or the processor's and its threads."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
+    threads = torch.get_num_threads()
+    on = "MPS on " if device.type == "mps" else ""
+    return (
+        f"{on}{_processor()}, {threads} thread{'' if threads == 1 else 's'}, "
+        f"PyTorch {torch.__version__}"
+    )
+
+
+def _processor() -> str:
+    """Return the processor's name; Linux tells Python only its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from notan.cli.check import check
+from notan.cli.compare import compare
 from notan.cli.demo import demo
 from notan.cli.download import download
 from notan.cli.evaluate import evaluate, inference
@@ -27,7 +28,7 @@ from notan.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-COMMANDS = (train, evaluate, inference, predict, check, download, demo)
+COMMANDS = (train, evaluate, inference, predict, compare, check, download, demo)
 INTERRUPTED = 130
 OVERRIDE = re.compile(rf"({'|'.join(Run.model_fields)})(\.\w+)?=")
 DESCRIPTION = f"""notan {__version__}: two-class image segmentation, figure against ground.

@@ -45,11 +45,11 @@ class Thumbnails:
             path: A picture, shown with its mask where it has one, or a lone mask.
         """
         pixels = self._lone_mask(path) if path.parent.name in MASK_FOLDERS else self._sample(path)
-        return None if pixels is None else _jpeg(pixels)
+        return None if pixels is None else jpeg(pixels)
 
     def _lone_mask(self, path: Path) -> Picture | None:
         mask = self._mask(path)
-        return self._raw(path) if mask is None else _grey(_fitted(mask_picture(mask)))
+        return self._raw(path) if mask is None else _grey(fitted(mask_picture(mask)))
 
     def _sample(self, path: Path) -> Picture | None:
         try:
@@ -58,14 +58,14 @@ class Thumbnails:
             return None
         mask_path = self._mask_of.get(path)
         if mask_path is None:
-            return _fitted(picture)
+            return fitted(picture)
         mask = self._mask(mask_path)
         if mask is None:
             raw = self._raw(mask_path)
-            return _fitted(picture) if raw is None else _beside(_fitted(picture), raw)
+            return fitted(picture) if raw is None else _beside(fitted(picture), raw)
         if mask.shape != picture.shape[:2]:
-            return _beside(_fitted(picture), _grey(_fitted(mask_picture(mask))))
-        return _tinted(_fitted(picture), _fitted(mask_picture(mask)) > 127)
+            return _beside(fitted(picture), _grey(fitted(mask_picture(mask))))
+        return _tinted(fitted(picture), fitted(mask_picture(mask)) > 127)
 
     def _mask(self, path: Path) -> Mask | None:
         try:
@@ -81,10 +81,10 @@ class Thumbnails:
             return None
         low, high = int(picture.min()), int(picture.max())
         spread = (picture.astype(np.float32) - low) * (255 / max(1, high - low))
-        return _fitted(spread.astype(np.uint8))
+        return fitted(spread.astype(np.uint8))
 
 
-def _fitted(picture: Picture) -> Picture:
+def fitted(picture: Picture) -> Picture:
     """Shrink to the thumbnail's size, or magnify what is tiny."""
     height, width = picture.shape[:2]
     longest = max(height, width)
@@ -113,7 +113,8 @@ def _beside(one: Picture, other: Picture) -> Picture:
     return sheet
 
 
-def _jpeg(picture: Picture) -> str:
+def jpeg(picture: Picture) -> str:
+    """Return a picture as JPEG, in base64 text."""
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return base64.b64encode(encoded.tobytes()).decode("ascii")

@@ -1,0 +1,122 @@
+"""The page of a comparison: table, chart, verdicts, and the pictures on which the models differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from notan.comparison.text import (
+    HEADINGS,
+    SPEED,
+    figures_of,
+    headline,
+    method,
+    row,
+)
+from notan.comparison.verdict import decide
+from notan.predict.formats import overlay_picture
+from notan.report.check_thumbnails import fitted, jpeg
+from notan.report.compare_chart import compare_chart
+
+if TYPE_CHECKING:
+    from notan.comparison import Comparison
+    from notan.comparison.comparison import Contender, Pair
+    from notan.data.sample import Sample
+
+SHOWN = 3
+"""Pictures of a pair that are shown."""
+
+MOST_SHOWN = 24
+"""Pictures on the whole page, so that many pairs do not make it too large to open."""
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One model's mask on a picture.
+
+    Attributes:
+        title: The model.
+        dice: Its score of this picture.
+        image: JPEG as base64 text.
+    """
+
+    title: str
+    dice: float
+    image: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture with the masks of two models."""
+
+    name: str
+    overlays: tuple[Overlay, Overlay]
+
+
+@dataclass(frozen=True)
+class PairPart:
+    """What the page shows of a pair."""
+
+    title: str
+    verdict: str
+    different: bool
+    figures: str
+    pictures: tuple[Shown, ...]
+
+
+def compare_page(comparison: Comparison) -> str:
+    """Return the page: one HTML text with its pictures and its style inside.
+
+    Args:
+        comparison: Of its pictures, up to three of each pair are read again to be shown.
+
+    Returns:
+        HTML that refers to nothing outside itself.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("notan.report"), autoescape=True, undefined=StrictUndefined
+    )
+    each = min(SHOWN, max(1, MOST_SHOWN // len(comparison.pairs)))
+    left = MOST_SHOWN
+    parts = []
+    for pair in comparison.pairs:
+        part = _part(comparison, pair, min(each, left))
+        left -= len(part.pictures)
+        parts.append(part)
+    return environment.get_template("compare.html").render(
+        headline=headline(comparison),
+        headings=HEADINGS,
+        rows=[row(contender) for contender in comparison.contenders],
+        speed=f"{comparison.hardware}; {SPEED}",
+        chart=compare_chart(comparison),
+        pairs=parts,
+        method=method(comparison),
+        notes=comparison.notes,
+    )
+
+
+def _part(comparison: Comparison, pair: Pair, most: int) -> PairPart:
+    return PairPart(
+        title=f"{pair.first.title} and {pair.second.title}",
+        verdict=pair.verdict,
+        different=decide(pair.compared, pair.p_value) != "none",
+        figures=figures_of(pair),
+        pictures=tuple(_shown(comparison, pair, each) for each in pair.most_different[:most]),
+    )
+
+
+def _shown(comparison: Comparison, pair: Pair, number: int) -> Shown:
+    sample = comparison.source[number]
+    return Shown(
+        sample.name,
+        (_overlay(sample, pair.first, number), _overlay(sample, pair.second, number)),
+    )
+
+
+def _overlay(sample: Sample, contender: Contender, number: int) -> Overlay:
+    """Show a model's mask; of several seeds, the one that is nearest to their mean."""
+    result = contender.nearest(number)
+    picture = overlay_picture(sample.image, result.masks[number].unpack(), sample.mask)
+    return Overlay(result.candidate.name, result.dice[number], jpeg(fitted(picture)))
