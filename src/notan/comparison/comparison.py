@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
@@ -110,7 +110,16 @@ class Pair:
     @property
     def verdict(self) -> str:
         """Which is better and by how much, in a sentence."""
-        return in_words(self.compared, self.p_value, self.first.title, self.second.title)
+        words = in_words(self.compared, self.p_value, self.first.title, self.second.title)
+        spread = max(self.first.seed_spread or 0.0, self.second.seed_spread or 0.0)
+        if self.different and abs(self.compared.difference.mean) < spread:
+            words += f"; yet seeds of one model lie as far apart (± {spread:.3f})"
+        return words
+
+    @property
+    def different(self) -> bool:
+        """Whether the two differ beyond noise."""
+        return decide(self.compared, self.p_value) != "none"
 
     def to_json(self, names: Sequence[str]) -> dict[str, object]:
         """Return the statistics, the verdict and the pictures that differ most."""
@@ -172,6 +181,10 @@ class Comparison:
             for couple, each, p_value in zip(couples, compared, corrected, strict=True)
         ]
         return cls(tuple(contenders), tuple(pairs), source, hardware, tuple(notes))
+
+    def with_notes(self, notes: Sequence[str]) -> Comparison:
+        """Return the same with further notes before its own."""
+        return replace(self, notes=(*notes, *self.notes))
 
     @property
     def names(self) -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SMALLEST_P = 1e-4
 HEADINGS = ("model", "Dice [95 % interval]", "over seeds", "IoU", "pictures/s", "weights", "MB")
-SPEED = "one picture at a time, reading not counted"
+SPEED = "one picture at a time, the fastest of three tries, reading not counted"
 
 
 def text_of(comparison: Comparison) -> str:
@@ -24,7 +24,7 @@ def text_of(comparison: Comparison) -> str:
         (
             headline(comparison),
             "",
-            *_table([HEADINGS, *(row(each) for each in comparison.contenders)]),
+            *_lined_up(table(comparison)),
             f"speed: {comparison.hardware}; {SPEED}",
             *(line for pair in comparison.pairs for line in _paragraph(pair, comparison.names)),
             "",
@@ -47,7 +47,12 @@ def headline(comparison: Comparison) -> str:
 def method(comparison: Comparison) -> str:
     """Say how intervals and p-values came about."""
     pairs = len(comparison.pairs)
-    seeds = " Several seeds count as their mean on each picture." if comparison.over_seeds else ""
+    seeds = (
+        " Several seeds count as their mean on each picture; how far they lie apart is not in the "
+        "test, it stands beside the mean."
+        if comparison.over_seeds
+        else ""
+    )
     correction = f", corrected by Holm for {pairs} pairs" if pairs > 1 else ""
     return (
         "Intervals: 95 % bootstrap over pictures; p: Wilcoxon's signed-rank test on the paired "
@@ -55,8 +60,14 @@ def method(comparison: Comparison) -> str:
     )
 
 
-def row(contender: Contender) -> tuple[str, ...]:
-    """Return a model's cells under ``HEADINGS``."""
+def table(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Return the rows of the models, headings first, without columns in which nothing stands."""
+    rows = [HEADINGS, *(_row(each) for each in comparison.contenders)]
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    return list(zip(*columns, strict=True))
+
+
+def _row(contender: Contender) -> tuple[str, ...]:
     spread, result = contender.seed_spread, contender.results[0]
     return (
         contender.title,
@@ -102,11 +113,9 @@ def _paragraph(pair: Pair, names: Sequence[str]) -> Iterator[str]:
         yield f"  differ most on {worst}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Line up columns, and leave out those that are empty."""
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    for cells in zip(*columns, strict=True):
+def _lined_up(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
         first, *others = (
             cell.ljust(width) if number == 0 else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(cells, widths, strict=True))

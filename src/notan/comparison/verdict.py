@@ -44,14 +44,14 @@ def in_words(compared: PairedComparison, p_value: float, first: str, second: str
         second: What to call the second.
     """
     difference, number = compared.difference, compared.difference.number
-    pictures = "this 1 picture" if number == 1 else f"these {number} pictures"
     if compared.ties == number:
-        return f"no difference: {first} and {second} score the same on each of {pictures}"
+        pictures = "the one picture" if number == 1 else f"each of these {number} pictures"
+        return f"no difference: {first} and {second} score the same on {pictures}"
     if number < FEWEST:
         return f"too few pictures to tell: {number}, where {FEWEST} are the least"
     outcome = decide(compared, p_value)
     if outcome == "none":
-        return f"no difference beyond noise on {pictures}"
+        return f"no difference beyond noise on these {number} pictures"
     mean, low, high = difference.mean, difference.low, difference.high
     if outcome == "second":
         return f"{second} is better by {mean:.3f} [{low:.3f}, {high:.3f}]"
@@ -59,6 +59,6 @@ def in_words(compared: PairedComparison, p_value: float, first: str, second: str
         return f"{first} is better by {-mean:.3f} [{-high:.3f}, {-low:.3f}]"
     return (
         f"{first} and {second} differ, but neither is better in the mean: {second} scores higher "
-        f"on {compared.wins} and lower on {compared.losses} of {pictures}, on average "
+        f"on {compared.wins} and lower on {compared.losses} of these {number} pictures, on average "
         f"{mean:+.3f} [{low:.3f}, {high:.3f}]"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from notan.data.folder import folder_source, has_pairs, looks_like_folder, part_folder
-from notan.data.pets import looks_like_pets, pets_source
+from notan.data.pets import has_list, looks_like_pets, pets_source
 from notan.data.splits import choose_validation
 from notan.errors import ConfigError, DataError, nearest
 
@@ -84,7 +84,9 @@ def has_test(data: Data) -> bool:
         DataError: The folder is missing or holds no pictures with masks.
     """
     folder = _existing(data.path)
-    return find_layout(data) == "pets" or part_folder(folder, "test") is not None
+    if find_layout(data) == "pets":
+        return has_list(folder, "test")
+    return part_folder(folder, "test") is not None
 
 
 def _existing(path: Path | None) -> Path:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from notan.comparison.text import (
-    HEADINGS,
     SPEED,
     figures_of,
     headline,
     method,
-    row,
+    table,
 )
-from notan.comparison.verdict import decide
 from notan.predict.formats import overlay_picture
 from notan.report.check_thumbnails import fitted, jpeg
 from notan.report.compare_chart import compare_chart
@@ -27,7 +25,7 @@ SHOWN = 3
 """Pictures of a pair that are shown."""
 
 MOST_SHOWN = 24
-"""Pictures on the whole page, so that many pairs do not make it too large to open."""
+"""Pictures on the whole page; of more pairs than this none are shown, so that it still opens."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +76,13 @@ def compare_page(comparison: Comparison) -> str:
     environment = Environment(
         loader=PackageLoader("notan.report"), autoescape=True, undefined=StrictUndefined
     )
-    each = min(SHOWN, max(1, MOST_SHOWN // len(comparison.pairs)))
-    left = MOST_SHOWN
-    parts = []
-    for pair in comparison.pairs:
-        part = _part(comparison, pair, min(each, left))
-        left -= len(part.pictures)
-        parts.append(part)
+    each = min(SHOWN, MOST_SHOWN // len(comparison.pairs))
+    parts = [_part(comparison, pair, each) for pair in comparison.pairs]
+    headings, *rows = table(comparison)
     return environment.get_template("compare.html").render(
         headline=headline(comparison),
-        headings=HEADINGS,
-        rows=[row(contender) for contender in comparison.contenders],
+        headings=headings,
+        rows=rows,
         speed=f"{comparison.hardware}; {SPEED}",
         chart=compare_chart(comparison),
         pairs=parts,
@@ -101,7 +95,7 @@ def _part(comparison: Comparison, pair: Pair, most: int) -> PairPart:
     return PairPart(
         title=f"{pair.first.title} and {pair.second.title}",
         verdict=pair.verdict,
-        different=decide(pair.compared, pair.p_value) != "none",
+        different=pair.different,
         figures=figures_of(pair),
         pictures=tuple(_shown(comparison, pair, each) for each in pair.most_different[:most]),
     )
