@@ -146,7 +146,7 @@ def run_benchmark(plan: Plan, folder: Path) -> Comparison:
             logger.info("%s has ended before", where)
             continue
         logger.info("%s%s", where, _remaining(plan, ended, folder))
-        ended[name] = _train(run, folder / name)
+        ended[name] = _train(run, folder / name, anew=name in ended)
         _write(plan, ended, folder)
     return _compare(plan, ended, folder, split)
 
@@ -165,13 +165,14 @@ def _compare(plan: Plan, ended: dict[str, Any], folder: Path, split: str) -> Com
     return compared.with_notes(notes)
 
 
-def _train(run: Run, folder: Path) -> dict[str, Any]:
-    """Train or go on; return how the run ended."""
+def _train(run: Run, folder: Path, *, anew: bool) -> dict[str, Any]:
+    """Train or go on, or begin anew where an ended run has lost its model; say how it ended."""
     began = time.perf_counter()
     try:
-        result = (
-            resume(folder, run=run) if (folder / SETTINGS).is_file() else train(run, out=folder)
-        )
+        if (folder / SETTINGS).is_file() and not anew:
+            result = resume(folder, run=run)
+        else:
+            result = train(run, out=folder, overwrite=anew)
     except DivergedError as error:
         logger.warning("%s", error)
         return {"diverged": str(error)}

@@ -19,13 +19,24 @@ from notan.cli.main import main
 from notan.config import Run, load_run
 from notan.train import train as run_training
 
-COMMANDS = ("train", "evaluate", "inference", "predict", "download", "demo")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "inference",
+    "predict",
+    "compare",
+    "benchmark-models",
+    "download",
+    "demo",
+)
 FLAGS = {
     "train": "data-path model recipe out overwrite device epochs batch-size learning-rate "
     "image-size border patience seed detect-anomaly",
     "evaluate": "model data-path split border batch-size device out",
     "inference": "model data-path split border batch-size device out",
     "predict": "model out batch-size device",
+    "compare": "data-path split border batch-size device out",
+    "benchmark-models": "data-path models seeds budget epochs recipe border device out",
     "download": "out",
     "demo": "out seed",
 }

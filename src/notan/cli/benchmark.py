@@ -13,7 +13,7 @@ from notan.cli.flags import DEFAULT, DataPath, Overrides, shows
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 UNITS = (3600, 60, 1)
 DECIDED = {
     "model.name": "--models",

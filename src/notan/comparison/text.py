@@ -92,10 +92,11 @@ def p_in_words(p_value: float) -> str:
 
 def figures_of(pair: Pair) -> str:
     """Return a pair's statistics in a line."""
-    compared = pair.compared
+    compared, effect = pair.compared, pair.compared.effect_size
+    size = f", effect size {effect:.2f}" if math.isfinite(effect) else ""
     return (
         f"difference {compared.difference.mean:+.4f}{ends_of(compared.difference)}, "
-        f"{p_in_words(pair.p_value)}, effect size {compared.effect_size:.2f}; {pair.second.name} "
+        f"{p_in_words(pair.p_value)}{size}; {pair.second.name} "
         f"wins {compared.wins}, ties {compared.ties}, loses {compared.losses}; "
         f"the masks agree to Dice {pair.agreement:.4f}"
     )
