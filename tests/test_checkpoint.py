@@ -27,6 +27,7 @@ from notan.checkpoint import (
     save_checkpoint,
 )
 from notan.config import Model
+from notan.decision import Decision
 from notan.errors import CheckpointError, StorageError
 from notan.models.build import build_model
 from notan.predict.predictor import Predictor
@@ -75,10 +76,13 @@ class Tiny(nn.Module):
         return logits
 
 
-def with_card(checkpoint: Path, path: Path, **changes: object) -> Path:
-    """Copy a checkpoint with some fields of its card changed."""
-    fields = json.loads(read_card(checkpoint).model_dump_json())
-    save_file(load_file(checkpoint), path, metadata={KEY: json.dumps({**fields, **changes})})
+def with_card(
+    checkpoint: Path, path: Path, changes: dict[str, object], without: tuple[str, ...] = ()
+) -> Path:
+    """Copy a checkpoint with some fields of its card changed or left out."""
+    fields = json.loads(read_card(checkpoint).model_dump_json()) | changes
+    card = json.dumps({name: value for name, value in fields.items() if name not in without})
+    save_file(load_file(checkpoint), path, metadata={KEY: card})
     return path
 
 
@@ -103,9 +107,11 @@ def test_the_card_says_what_the_model_is_and_where_it_comes_from(
     assert card.preprocess.image_size == (32, 32)
     assert card.preprocess.stride == 16
     assert card.border is None
-    assert card.threshold == 0.5
+    assert card.decision != Decision()  # validation has chosen
+    assert card.decision.check_below is not None
+    assert card.choices[-1] == "6 pictures are too few to try other cuts or tidying"
     assert card.epoch in (1, 2)
-    assert set(card.scores) == {"dice", "iou"}
+    assert set(card.scores) == {"dice", "iou", "plain_dice"}
     assert (card.data.layout, card.data.training_pictures) == ("folder", 24)
     assert card.data.validation_pictures == 6
     assert card.data.validation_names is None
@@ -177,19 +183,31 @@ def test_weights_of_somebody_else_are_said_to_have_no_card(tmp_path: Path) -> No
         load_checkpoint(path)
 
 
+def test_a_card_of_the_first_format_is_read_with_its_threshold(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    fields: dict[str, object] = {"format": 1, "threshold": 0.25}
+    path = tmp_path / "old.safetensors"
+    old = with_card(small_checkpoint, path, fields, without=("decision", "choices"))
+    assert read_card(old).decision == Decision(threshold=0.25)
+    assert read_card(old).format == FORMAT
+
+
 def test_a_card_from_the_future_asks_for_an_upgrade(small_checkpoint: Path, tmp_path: Path) -> None:
-    path = with_card(small_checkpoint, tmp_path / "new.safetensors", format=FORMAT + 1, odd="news")
-    with pytest.raises(CheckpointError, match=r"card format 2 is newer than notan .*upgrade notan"):
+    path = with_card(
+        small_checkpoint, tmp_path / "new.safetensors", {"format": FORMAT + 1, "odd": "news"}
+    )
+    with pytest.raises(CheckpointError, match=r"card format 3 is newer than notan .*upgrade notan"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"odd": 1}, {"threshold": "high"}, {"model": 7}, {"format": "x"}]
+    "changes", [{"odd": 1}, {"decision": {"threshold": "high"}}, {"model": 7}, {"format": "x"}]
 )
 def test_a_card_that_does_not_fit_is_refused_in_one_line(
     small_checkpoint: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    path = with_card(small_checkpoint, tmp_path / "odd.safetensors", **changes)
+    path = with_card(small_checkpoint, tmp_path / "odd.safetensors", changes)
     with pytest.raises(CheckpointError, match="the card cannot be read") as caught:
         read_card(path)
     assert "\n" not in str(caught.value)
@@ -251,7 +269,7 @@ def test_a_missing_file_and_a_folder_say_what_a_model_file_is(tmp_path: Path) ->
 
 def test_weights_of_another_network_are_refused(small_checkpoint: Path, tmp_path: Path) -> None:
     wider = {"name": "unet", "width": 8, "residual": "standard"}
-    path = with_card(small_checkpoint, tmp_path / "wide.safetensors", model=wider)
+    path = with_card(small_checkpoint, tmp_path / "wide.safetensors", {"model": wider})
     with pytest.raises(CheckpointError, match="the weights do not fit UNet") as caught:
         Predictor.load(path)
     assert "\n" not in str(caught.value)

@@ -13,9 +13,13 @@ from notan.config import Border, Data
 from notan.data.build import open_split
 from notan.data.sample import Sample, Source
 from notan.data.synthetic import DrawnSource
+from notan.decision import Decision
 from notan.errors import DataError, StorageError
 from notan.evaluate import SUMMARY, TABLE, evaluate, write_score
-from notan.metrics import Counts
+from notan.metrics import BoundaryScore, Counts, Grouping, Tolerance
+from notan.metrics.calibration import brier
+from notan.metrics.histogram import ProbabilityHistogram
+from notan.metrics.ranking import Ranking
 from notan.predict.predictor import Predictor
 from notan.preprocess import Preprocessor
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from notan.predict.predictor import Prediction
     from notan.types import Mask
 
+SMALL = Preprocessor(image_size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
 SIZES = ((20, 33), (16, 16), (47, 9), (16, 16), (1, 1))
 
 
@@ -89,16 +94,18 @@ def test_a_false_alarm_on_an_empty_picture_scores_nothing() -> None:
 @pytest.mark.parametrize("batch_size", [2, 3, 64])
 def test_the_batch_size_changes_no_score(small_checkpoint: Path, batch_size: int) -> None:
     predictor, source = Predictor.load(small_checkpoint), DrawnSource(7, size=(40, 48))
-    assert evaluate(predictor, source, split="test", batch_size=batch_size) == evaluate(
-        predictor, source, split="test"
-    )
+    many = evaluate(predictor, source, split="test", batch_size=batch_size)
+    single = evaluate(predictor, source, split="test")
+    for one, other in zip(many.pictures, single.pictures, strict=True):
+        assert (one.name, one.counts, one.boundary) == (other.name, other.counts, other.boundary)
+        # another batch size may compute a probability's last bit in another order
+        assert one.brier == pytest.approx(other.brier, rel=1e-5)
+        assert one.average_precision == pytest.approx(other.average_precision, abs=1e-4)
 
 
 def test_every_picture_is_scored_at_its_own_size() -> None:
     source = random_source()
-    small = Predictor(
-        stub().backend, Preprocessor(image_size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
-    )
+    small = Predictor(stub().backend, SMALL)
     score = evaluate(small, source, split="test", batch_size=4)
     for sample, picture in zip(source, score.pictures, strict=True):
         assert (picture.height, picture.width) == sample.size
@@ -138,10 +145,50 @@ def test_the_witness_sees_every_picture_once_in_order_with_its_own_prediction(
 
 def test_the_score_says_by_which_rules_it_was_taken() -> None:
     predictor = stub()
-    predictor.threshold = 0.25
+    predictor.decision = Decision(threshold=0.25)
     rules = evaluate(predictor, random_source(), split="val", border="ground").rules
     assert (rules.split, rules.border, rules.threshold) == ("val", "ground", 0.25)
+    assert rules.decision == "threshold 0.25"
     assert evaluate(predictor, random_source(), split="val").rules.border == "none"
+
+
+def test_what_the_model_expects_stands_beside_what_it_reached() -> None:
+    source, rough = random_source(), Predictor(stub().backend, SMALL)
+    wary = rough.with_decision(Decision(check_below=0.5))
+    score = evaluate(wary, source, split="test")
+    for sample, picture in zip(source, score.pictures, strict=True):
+        prediction = wary(sample.image)
+        assert picture.expected_dice == prediction.expected_dice
+        assert picture.please_check is (prediction.expected_dice < 0.5)
+    assert score.expected is not None
+    assert evaluate(rough, source, split="test").pictures[0].please_check is None
+
+
+def test_boundaries_and_probabilities_are_those_of_the_prediction() -> None:
+    source, rough = random_source(), Predictor(stub().backend, SMALL)
+    allowed = Tolerance(3, percent=False)
+    score = evaluate(rough, source, split="test", tolerance=allowed)
+    for sample, picture in zip(source, score.pictures, strict=True):
+        prediction = rough(sample.image)
+        assert picture.boundary == BoundaryScore.of(prediction.mask, sample.mask, tolerance=allowed)
+        ranking = Ranking.of(prediction.probability, sample.mask)
+        assert picture.average_precision == ranking.average_precision()
+        assert picture.brier == brier(ProbabilityHistogram.of(ranking))
+    assert score.rules.tolerance == allowed
+    assert evaluate(rough, source, split="test").rules.tolerance == Tolerance()
+
+
+def test_the_groups_that_are_given_are_scored() -> None:
+    source = random_source()
+    place = {name: "here" if name == "picture-0" else "there" for name in source.names}
+    score = evaluate(
+        Predictor(stub().backend, SMALL),
+        source,
+        split="test",
+        groupings=(Grouping("place", place, "a test"),),
+    )
+    assert score.groups["place"]["here"].mean == score.pictures[0].counts.dice
+    assert score.groups["place"]["there"].number == len(source) - 1
 
 
 def test_nothing_to_score_is_an_error() -> None:
@@ -152,9 +199,7 @@ def test_nothing_to_score_is_an_error() -> None:
 def test_table_and_summary_read_back_to_the_score(tmp_path: Path) -> None:
     source = random_source()
     source.samples[0] = drawn_sample('a "name", with\na break', source.samples[0].mask)
-    small = Predictor(
-        stub().backend, Preprocessor(image_size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
-    )
+    small = Predictor(stub().backend, SMALL)
     score = evaluate(small, source, split="test", border="figure")
     write_score(tmp_path / "out", score)
     summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
@@ -168,6 +213,8 @@ def test_table_and_summary_read_back_to_the_score(tmp_path: Path) -> None:
         assert [row["name"] for row in table] == source.names
         for row, picture in zip(table, score.pictures, strict=True):
             check_row(row, picture.counts, (picture.height, picture.width))
+            for measure, value in picture.numbers().items():
+                assert row[measure] in (value, "" if value is None else str(value))
 
 
 def check_row(row: Mapping[str, str | float], counts: Counts, size: tuple[int, int]) -> None:

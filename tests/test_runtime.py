@@ -150,3 +150,9 @@ def test_a_seed_repeats_every_random_state() -> None:
 def test_the_largest_seed_that_a_run_allows_works() -> None:
     seed_everything(2**32 - 1)
     assert torch.initial_seed() == 2**32 - 1
+
+
+def test_the_hardware_is_named_with_its_threads_and_torch() -> None:
+    words = describe_hardware(torch.device("cpu"))
+    assert "1 thread, PyTorch " in words
+    assert not words.startswith(",")

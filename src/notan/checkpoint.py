@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from notan.config import Border, Model, Run, first_problem
 from notan.config.sections import Section
+from notan.decision import Decision
 from notan.errors import CheckpointError
 from notan.files import write_bytes
 from notan.preprocess import Preprocessor
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 KEY = "notan"
 LONGEST_HEADER = 100_000_000
 """safetensors' own limit; a longer claim is a damaged or foreign file."""
@@ -40,6 +41,9 @@ class DataCard(Section):
     training_fingerprint: str
     validation_pictures: int
     validation_fingerprint: str
+    training_hashes: tuple[str, ...] = ()
+    """Of each picture trained on; evaluation refuses to score a model on what it has learned."""
+    validation_hashes: tuple[str, ...] = ()
     validation_names: tuple[str, ...] | None = None
     """The validation split, where it was made by us and not by the data's own layout."""
 
@@ -53,7 +57,8 @@ class Card(Section):
         model_class: Name of the network's class.
         preprocess: How pictures become inputs, and masks come back.
         border: What the trimap's border counted as; None where the masks had none.
-        threshold: Probability from which a pixel is figure.
+        decision: How probabilities become a mask, as validation chose.
+        choices: What was tried for it, and why it was taken or not.
         epoch: The epoch that these weights are from, counted from 1.
         scores: Scores on the validation split, by name.
         data: The pictures.
@@ -67,7 +72,8 @@ class Card(Section):
     model_class: str
     preprocess: Preprocessor
     border: Border | None
-    threshold: float = 0.5
+    decision: Decision = Decision()
+    choices: tuple[str, ...] = ()
     epoch: int
     scores: dict[str, float]
     data: DataCard
@@ -139,6 +145,9 @@ def read_card(path: Path) -> Card:
                 f"{path}: card format {version} is newer than notan {__version__} "
                 f"reads ({FORMAT}); upgrade notan"
             )
+        if version == 1:  # knew a threshold and nothing else
+            fields["decision"] = {"threshold": fields.pop("threshold", 0.5)}
+            fields["format"] = FORMAT
         return Card.model_validate(fields)
     except ValidationError as error:
         problem = first_problem(error, Card)

@@ -48,9 +48,17 @@ class CheckpointError(NotanError):
 
 
 class DivergedError(NotanError):
-    """A training whose loss is no longer a number."""
+    """A training whose loss is no longer a number.
+
+    Attributes:
+        pictures: Those that showed it, where they are known.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str, pictures: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.pictures = pictures
 
 
 class ExportError(NotanError):

@@ -5,22 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
+from notan.errors import DataError
 from notan.files import write_bytes
-from notan.metrics import Counts, PictureScore, Score, ScoreRules
+from notan.metrics import ScoreRules, Tally, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from notan.checkpoint import Card
     from notan.config import Border
     from notan.data.sample import Sample, Source
+    from notan.metrics import Grouping, Score
     from notan.predict.predictor import Prediction, Predictor
-    from notan.types import Picture
 
 TABLE = "pictures.csv"
 SUMMARY = "score.json"
@@ -41,42 +42,111 @@ def evaluate(
     border: Border | None = None,
     batch_size: int = 1,
     witness: Witness | None = None,
+    tolerance: Tolerance | None = None,
+    groupings: tuple[Grouping, ...] = (),
+    allow_seen: bool = False,
 ) -> Score:
     """Score every picture of a source.
 
     Args:
-        predictor: Makes the masks; its threshold is used.
+        predictor: Makes the masks, by its decision.
         source: Pictures with their true masks, read one after the other.
         split: What the score says it is of.
         border: What the score says the trimap's border counted as; None: there is none.
         batch_size: Pictures to predict at once.
         witness: Called with each sample and its prediction.
+        tolerance: How far a boundary may lie off; None: ``Tolerance``'s own.
+        groupings: Ways to divide the pictures, beside the one by the figure's size.
+        allow_seen: Score pictures that the model was trained on, and mark the score.
 
     Returns:
-        The counts of each picture at its own size, with the rules.
+        The scores of each picture at its own size, with the rules.
 
     Raises:
-        DataError: A picture or mask cannot be read, or there is none.
+        DataError: A picture or mask cannot be read, there is none, or the model was trained on it.
     """
-    seen: deque[Sample] = deque()
-
-    def images() -> Iterator[Picture]:
-        for sample in source:
-            seen.append(sample)
-            yield sample.image
-
-    scores = []
-    predictions = predictor.predict_many(images(), batch_size=batch_size)
-    for prediction in tqdm(
-        predictions, total=len(source), desc="evaluating", unit="picture", leave=False, disable=None
+    seen = find_seen(predictor.card, source)
+    if seen.trained and not allow_seen:
+        raise DataError(seen.refusal())
+    rules = ScoreRules(
+        border=border or "none",
+        threshold=predictor.decision.threshold,
+        split=split,
+        decision=predictor.decision.in_words(),
+        tolerance=tolerance or Tolerance(),
+        seen=seen.in_words(),
+    )
+    tally = Tally(rules)
+    pairs = predictor.predict_samples(source, batch_size=batch_size)
+    for sample, prediction in tqdm(
+        pairs, total=len(source), desc="evaluating", unit="picture", leave=False, disable=None
     ):
-        sample = seen.popleft()
-        counts = Counts.of(prediction.mask, sample.mask, sample.ignore)
-        scores.append(PictureScore(sample.name, counts, *sample.size))
+        tally.add(
+            sample.name,
+            prediction.mask,
+            prediction.probability,
+            sample.mask,
+            sample.ignore,
+            expected_dice=prediction.expected_dice,
+            please_check=prediction.please_check,
+        )
         if witness:
             witness(sample, prediction)
-    rules = ScoreRules(border=border or "none", threshold=predictor.threshold, split=split)
-    return Score(tuple(scores), rules)
+    return tally.score(groupings)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Which of the pictures to be scored a model has seen before.
+
+    Attributes:
+        pictures: How many there are.
+        trained: The names of those that it was trained on, perhaps under other names.
+        chosen: The names of those that its epoch, threshold and tidying were chosen on.
+        known: Whether the model's card says what it has seen.
+    """
+
+    pictures: int
+    trained: tuple[str, ...]
+    chosen: tuple[str, ...]
+    known: bool
+
+    def in_words(self) -> str:
+        """Say what that means for a score."""
+        trained, chosen = (f"{len(n)} of {self.pictures}" for n in (self.trained, self.chosen))
+        if self.trained:
+            return f"NOT A TEST: the model was trained on {trained} of these pictures"
+        if self.chosen:
+            return f"flattering: epoch and threshold were chosen on {chosen} of these pictures"
+        if self.known:
+            return "the model has seen none of these pictures"
+        return ScoreRules.seen
+
+    def refusal(self) -> str:
+        """Say why a score would mean nothing, and what to do."""
+        names = ", ".join(self.trained[:3]) + (", ..." if len(self.trained) > 3 else "")
+        return (
+            f"the model was trained on {len(self.trained)} of these {self.pictures} pictures "
+            f"({names}): a score on them says nothing of new pictures; choose others, such as "
+            "--split test, or score them all the same, marked, with --allow-seen"
+        )
+
+
+def find_seen(card: Card | None, source: Source) -> Seen:
+    """Say which pictures of a source a model has seen, by their content.
+
+    Args:
+        card: Of the model; None: nothing is known.
+        source: The pictures. They are read for it, except those of files, which are hashed.
+    """
+    if card is None or not card.data.training_hashes:
+        return Seen(len(source), (), (), known=False)
+    hashes = dict(zip(source.names, source.hashes(), strict=True))
+    trained, chosen = (
+        tuple(name for name, each in hashes.items() if each in known)
+        for known in ({*card.data.training_hashes}, {*card.data.validation_hashes})
+    )
+    return Seen(len(source), trained, chosen, known=True)
 
 
 def write_score(folder: Path, score: Score) -> None:
@@ -87,7 +157,9 @@ def write_score(folder: Path, score: Score) -> None:
     """
     everything = score.to_json()
     rows = everything["pictures"]
-    write_bytes(folder / SUMMARY, (json.dumps(everything, indent=2) + "\n").encode())
+    write_bytes(
+        folder / SUMMARY, (json.dumps(everything, indent=2, allow_nan=False) + "\n").encode()
+    )
     if isinstance(rows, list):
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, fieldnames=list(rows[0]))

@@ -213,6 +213,52 @@ def test_a_split_that_is_not_there_is_refused(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("command", ["evaluate", "inference"])
+@pytest.mark.parametrize("words", ["-1", "abc", "nan%", "0", ""])
+def test_a_tolerance_that_is_none_is_refused(
+    data: Path,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    words: str,
+) -> None:
+    given = [*commands(data, small_checkpoint, tmp_path / "out")[command], f"--tolerance={words}"]
+    code, line = refused(given, capsys)
+    assert code == 2
+    assert "the tolerance is" in line
+    assert "pixels above 0 (2) or a part of the diagonal up to 100% (0.75%)" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inference"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "there is no such file; check --groups"),
+        ("name\ndrawn-0000\n", "the only column is 'name'"),
+        ("name,site\ndrawn-0000,north\n", "the picture drawn-0001 has no row"),
+    ],
+)
+def test_a_table_of_groups_that_does_not_fit_is_refused_before_anything_is_scored(
+    data: Path,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    text: str | None,
+    words: str,
+) -> None:
+    path = tmp_path / "groups.csv"
+    if text is not None:
+        path.write_text(text)
+    given = commands(data, small_checkpoint, tmp_path / "out")[command]
+    code, line = refused([*given, "--groups", str(path)], capsys)
+    assert code == 3
+    assert f"groups.csv: {words}" in line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["evaluate", "inference", "predict"])
 def test_a_pickle_is_not_opened(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

@@ -16,7 +16,9 @@ import notan
 from notan.checkpoint import read_card
 from notan.cli import demo as demo_command
 from notan.cli.main import main
-from notan.config import Run, load_run
+from notan.config import Data, Run, load_run
+from notan.data.build import open_split
+from notan.metrics import Tolerance
 from notan.train import train as run_training
 
 COMMANDS = (
@@ -32,10 +34,10 @@ COMMANDS = (
 FLAGS = {
     "train": "data-path model recipe out overwrite device epochs batch-size learning-rate "
     "image-size border patience seed detect-anomaly",
-    "evaluate": "model data-path split border batch-size device out",
-    "inference": "model data-path split border batch-size device out",
+    "evaluate": "model data-path split border tolerance groups batch-size device out",
+    "inference": "model data-path split border tolerance groups batch-size device out",
     "predict": "model out batch-size device",
-    "compare": "data-path split border batch-size device out",
+    "compare": "data-path split border allow-seen batch-size device out",
     "benchmark-models": "data-path models seeds budget epochs recipe border device out",
     "download": "out",
     "demo": "out seed",
@@ -117,7 +119,8 @@ def test_the_whole_path_from_a_folder_to_masks(
     main(["evaluate", "--model", model, "--data-path", data, "--split", "val"])
     text = capsys.readouterr().out
     score = json.loads((run / "evaluate-val" / "score.json").read_text())
-    assert f"Dice {score['mean_dice']:.4f} (mean of 6 pictures)" in text
+    assert text.startswith("6 pictures ")
+    assert f"\nDice                    {score['mean_dice']:.4f} " in text
     assert score["mean_dice"] == pytest.approx(read_card(Path(model)).scores["dice"], abs=1e-6)
 
     main(["inference", "--model", model, "--data-path", data, "--out", str(tmp_path / "test")])
@@ -262,6 +265,36 @@ def test_a_border_given_to_evaluate_is_the_border_of_the_score(
     scores = [json.loads((tmp_path / b / "score.json").read_text()) for b in ("ground", "ignore")]
     assert [score["rules"]["border"] for score in scores] == ["ground", "ignore"]
     assert scores[0]["mean_dice"] != scores[1]["mean_dice"]
+
+
+def test_evaluate_says_how_each_breed_and_each_group_of_a_table_fares(
+    pets_folder: Path,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = open_split(Data(path=pets_folder), "val", seed=0).names
+    rows = [f"{name},{'odd' if index % 2 else 'even'}\n" for index, name in enumerate(names)]
+    (tmp_path / "rooms.csv").write_text("".join(["name,room\n", *rows]))
+    words = ["--model", str(small_checkpoint), "--data-path", str(pets_folder), "--split", "val"]
+    words += ["--groups", str(tmp_path / "rooms.csv"), "--tolerance", "2"]
+    main(["evaluate", *words, "--out", str(tmp_path / "out")])
+    score = json.loads((tmp_path / "out" / "score.json").read_text())
+    assert list(score["groups"]) == ["figure size", "breed", "room"]
+    assert set(score["groups"]["breed"]) == {name.rsplit("_", 1)[0] for name in names}
+    assert score["groups"]["room"]["odd"]["pictures"] == len(names) // 2
+    assert score["rules"]["tolerance"] == "2"
+    assert "boundary tolerance 2 pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inference"])
+def test_the_tolerance_that_the_help_shows_is_the_one_that_is_used(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"(default: {Tolerance()})" in said
 
 
 def shrink_demo(monkeypatch: pytest.MonkeyPatch) -> None:

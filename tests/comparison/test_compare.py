@@ -17,10 +17,12 @@ from notan.comparison import Comparison, compare, compare_on
 from notan.comparison.candidates import distinct_names, open_candidates
 from notan.comparison.measure import PackedMask
 from notan.comparison.text import text_of
-from notan.data.synthetic import DrawnSource
+from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.metrics import Counts
 from notan.predict.predictor import Predictor
+from notan.train import train
+from runs import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,6 +207,30 @@ def test_a_folder_without_the_split_is_refused(
 def test_the_first_runs_own_pictures_are_the_default(small_checkpoint: Path) -> None:
     comparison = compare([small_checkpoint, small_checkpoint])
     assert len(comparison.names) == 6
+
+
+def test_pictures_that_a_model_was_trained_on_are_refused(small_checkpoint: Path) -> None:
+    with pytest.raises(DataError, match="the model was trained on 24 of these 24 pictures"):
+        compare([small_checkpoint, small_checkpoint], split="train")
+
+
+def test_pictures_that_a_model_was_trained_on_are_marked_where_they_are_wanted(
+    small_checkpoint: Path,
+) -> None:
+    comparison = compare([small_checkpoint, small_checkpoint], split="train", allow_seen=True)
+    assert any("Of each model: NOT A TEST" in note for note in comparison.notes)
+
+
+def test_models_that_set_different_pictures_aside_are_not_compared_on_them(
+    tmp_path: Path,
+) -> None:
+    write_folder(DrawnSource(12, size=(24, 24)), tmp_path / "data")
+    runs = [
+        train(tiny(data__path=tmp_path / "data", seed=seed), out=tmp_path / str(seed)).checkpoint
+        for seed in (0, 1)
+    ]
+    with pytest.raises(ConfigError, match="the models set different pictures aside"):
+        compare(runs, split="val")
 
 
 def test_names_tell_paths_apart(tmp_path: Path) -> None:

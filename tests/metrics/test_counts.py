@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from notan.errors import ConfigError, DataError, ShapeError
-from notan.metrics import Counts, PictureScore, Score, ScoreRules
+from notan.errors import ShapeError
+from notan.metrics import Counts
 
 if TYPE_CHECKING:
     from notan.types import Mask
 
-RULES = ScoreRules(border="figure", threshold=0.5, split="val")
 NONE = np.zeros((6, 8), np.bool_)
 ALL = np.ones((6, 8), np.bool_)
 
@@ -61,14 +56,6 @@ def mask_triples(draw: st.DrawFn) -> tuple[Mask, Mask, Mask]:
     return first, second, third
 
 
-def score_of(*counts: Counts, rules: ScoreRules = RULES) -> Score:
-    pictures = (
-        PictureScore(name=f"picture {index}", counts=count, height=6, width=8)
-        for index, count in enumerate(counts)
-    )
-    return Score(tuple(pictures), rules)
-
-
 @pytest.mark.parametrize(("prediction", "truth"), PAIRS.values(), ids=PAIRS.keys())
 def test_scores_agree_with_scikit_learn(prediction: Mask, truth: Mask) -> None:
     counts = Counts.of(prediction, truth)
@@ -78,6 +65,9 @@ def test_scores_agree_with_scikit_learn(prediction: Mask, truth: Mask) -> None:
     assert counts.precision == pytest.approx(sklearn_metrics.precision_score(y, p))
     assert counts.recall == pytest.approx(sklearn_metrics.recall_score(y, p))
     assert counts.accuracy == pytest.approx(sklearn_metrics.accuracy_score(y, p))
+    if not y.all():  # scikit-learn has no specificity; it is the recall of ground
+        ground = sklearn_metrics.recall_score(y, p, pos_label=False)
+        assert counts.specificity == pytest.approx(ground)
 
 
 @pytest.mark.parametrize(("prediction", "truth"), PAIRS.values(), ids=PAIRS.keys())
@@ -191,99 +181,3 @@ def test_a_mask_that_is_not_bool_is_refused(dtype: type[np.generic]) -> None:
         Counts.of(NONE, NONE.astype(dtype))
     with pytest.raises(ShapeError, match=rf"ignored area holds {dtype.__name__}"):
         Counts.of(NONE, NONE, NONE.astype(dtype))
-
-
-def test_the_mean_weighs_pictures_alike_and_the_pool_weighs_pixels_alike() -> None:
-    large = Counts(true_positive=900, false_positive=100, false_negative=0, true_negative=0)
-    small = Counts(true_positive=1, false_positive=0, false_negative=9, true_negative=90)
-    score = score_of(large, small)
-    assert score.mean_dice == pytest.approx((1800 / 1900 + 2 / 11) / 2)
-    assert score.mean_iou == pytest.approx((0.9 + 0.1) / 2)
-    assert score.pooled_dice == pytest.approx(1802 / 1911)
-    assert score.pooled_iou == pytest.approx(901 / 1010)
-
-
-def test_empty_pictures_are_counted_by_their_truth() -> None:
-    score = score_of(Counts.of(NONE, NONE), Counts.of(ALL, NONE), Counts.of(NONE, ALL))
-    assert score.empty_pictures == 2
-    assert score.mean_dice == pytest.approx(1 / 3)
-
-
-def test_a_score_of_no_pictures_is_refused() -> None:
-    with pytest.raises(DataError, match="nothing to score: split 'val' holds no picture"):
-        Score((), RULES)
-
-
-def test_the_summary_states_every_rule() -> None:
-    rules = ScoreRules(border="ignore", threshold=0.45, split="test", weights="ImageNet weights")
-    counts = Counts(true_positive=3, false_positive=1, false_negative=1, true_negative=7)
-    summary = score_of(counts, Counts.of(NONE, NONE), rules=rules).summary()
-    for words in (
-        "Dice 0.8750 (mean of 2 pictures), 0.7500 (pooled pixels)",
-        "IoU  0.8000 (mean of 2 pictures), 0.6000 (pooled pixels)",
-        "split test",
-        "threshold 0.45",
-        "weights ImageNet weights",
-        "scored at original size",
-        "border left out",
-        "empty pictures: 1 of 2",
-        "an empty picture predicted empty scores 1, a false alarm on an empty picture scores 0",
-    ):
-        assert words in summary
-
-
-@pytest.mark.parametrize(
-    ("border", "words"),
-    [
-        ("figure", "border counted as figure"),
-        ("ground", "border counted as ground"),
-        ("ignore", "border left out"),
-        ("none", "no border class in the data"),
-    ],
-)
-def test_the_summary_says_what_became_of_the_border(border: str, words: str) -> None:
-    rules = ScoreRules(border=border, threshold=0.5, split="val")
-    summary = score_of(Counts(1, 0, 0, 0), rules=rules).summary()
-    assert words in summary
-    assert "from scratch" in summary
-    assert "mean of 1 picture)" in summary
-
-
-def test_a_score_as_json_holds_scores_rules_and_pictures_in_plain_types() -> None:
-    counts = Counts.of(random_mask(1), random_mask(2))
-    score = score_of(counts, Counts.of(NONE, NONE))
-    plain = score.to_json()
-    assert json.loads(json.dumps(plain)) == plain
-    assert plain["mean_dice"] == score.mean_dice
-    assert plain["empty_pictures"] == 1
-    assert plain["rules"] == {
-        "border": "figure",
-        "threshold": 0.5,
-        "split": "val",
-        "size": "original size",
-        "weights": "from scratch",
-        "empty": "an empty picture predicted empty scores 1, "
-        "a false alarm on an empty picture scores 0",
-    }
-    pictures = plain["pictures"]
-    assert isinstance(pictures, list)
-    assert pictures[0]["name"] == "picture 0"
-    assert pictures[0]["dice"] == counts.dice
-    assert pictures[0]["true_positive"] == counts.true_positive
-    assert (pictures[0]["height"], pictures[0]["width"]) == (6, 8)
-
-
-def test_an_unknown_border_rule_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match=r"no border rule 'ignored'; did you mean 'ignore'\?"):
-        ScoreRules(border="ignored", threshold=0.5, split="val")
-
-
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])
-def test_a_threshold_outside_0_to_1_is_refused(threshold: float) -> None:
-    with pytest.raises(ConfigError, match=r"threshold is .*must be in 0\.\.1"):
-        ScoreRules(border="none", threshold=threshold, split="val")
-
-
-def test_metrics_run_without_torch() -> None:
-    code = "import sys, notan.metrics; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

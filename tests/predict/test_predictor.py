@@ -13,9 +13,10 @@ from torch import nn
 
 from notan.checkpoint import read_card
 from notan.data.synthetic import DrawnSource
+from notan.decision import Decision, sigmoid
 from notan.errors import DivergedError, ShapeError
 from notan.predict.backends import Array, TorchBackend
-from notan.predict.predictor import Prediction, Predictor, sigmoid
+from notan.predict.predictor import Prediction, Predictor
 from notan.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -81,13 +82,14 @@ def test_every_pixel_is_answered_where_it_lies() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 1.0])
 def test_the_mask_is_the_probability_from_the_threshold_up(threshold: float) -> None:
-    prediction = Predictor(RedIsFigure(), OWN_SIZE, threshold=threshold)(picture((20, 20)))
+    predictor = Predictor(RedIsFigure(), OWN_SIZE, decision=Decision(threshold=threshold))
+    prediction = predictor(picture((20, 20)))
     np.testing.assert_array_equal(prediction.mask, prediction.probability >= threshold)
 
 
 def test_a_pixel_on_the_threshold_is_figure() -> None:
     probability = np.array([[0.5, np.nextafter(np.float32(0.5), np.float32(0))]], np.float32)
-    np.testing.assert_array_equal(Prediction(probability, 0.5).mask, [[True, False]])
+    np.testing.assert_array_equal(Prediction(probability, Decision()).mask, [[True, False]])
 
 
 def test_one_at_a_time_and_eight_at_once_agree(small_checkpoint: Path) -> None:
@@ -203,7 +205,7 @@ def test_a_checkpoint_opens_with_everything_it_needs(small_checkpoint: Path) -> 
     card = read_card(small_checkpoint)
     assert predictor.card == card
     assert predictor.preprocessor == card.preprocess
-    assert predictor.threshold == card.threshold
+    assert predictor.decision == card.decision
     image = picture((40, 48))
     np.testing.assert_array_equal(
         predictor(image).probability, Predictor.load(small_checkpoint)(image).probability

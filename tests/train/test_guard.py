@@ -6,43 +6,17 @@ float16's scaler, which skips steps of its own, works on a GPU only and is not t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from notan.data.synthetic import DrawnSource
-from notan.errors import DivergedError
-from notan.train import resume, train
 from notan.train.guard import Guard
-from notan.train.trainer import Trainer
-from runs import (
-    Crash,
-    before_step,
-    crash,
-    fate,
-    history,
-    last_state,
-    lines_of,
-    names_in,
-    tiny,
-    weights,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
-
-    from notan.config import Run
-    from notan.train import TrainResult
-
-TRAINING = DrawnSource(24, size=(16, 16))
-VALIDATION = DrawnSource(4, size=(16, 16), first=24)
-BATCHES = 8  # of an epoch
 
 
 def verdicts(guard: Guard, losses: Iterable[float], norm: float = 1.0) -> list[str]:
@@ -175,202 +149,51 @@ def test_a_restored_guard_goes_on_as_the_one_before(
     assert whole.returns <= most
 
 
-class Allergic(nn.Module):
-    """A small network that a white picture makes ill: its loss, or only its gradient, is NaN."""
-
-    stride = 1
-
-    def __init__(self, where: str = "loss") -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.norm = nn.BatchNorm2d(3)
-        self.layer = nn.Conv2d(3, 1, 3, padding=1)
-        self.where = where
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        white = images.amin(dim=(1, 2, 3), keepdim=True) >= 1
-        if self.where == "loss":
-            images = torch.where(white, math.nan, images)
-        logits: torch.Tensor = self.layer(self.norm(images))
-        if self.where == "gradient" and white.any():
-            logits = logits + (0 * self.layer.weight.sum()).sqrt()
-        return logits
+def judged(guard: Guard, epochs: Iterable[tuple[float | None, float | None]]) -> list[str]:
+    found = [guard.judge_epoch(*epoch) for epoch in epochs]
+    return [verdict.action if verdict else "" for verdict in found]
 
 
-class Whitening:
-    """An augmentation that makes every picture of some batches white, and counts the batches."""
-
-    def __init__(self, *batches: int) -> None:
-        self.batches, self.pictures = batches, 0
-
-    def __call__(self, *, image: Any, mask: Any) -> dict[str, Any]:
-        self.pictures += 1
-        bad = (self.pictures + 2) // 3 in self.batches
-        return {"image": np.full_like(image, 255) if bad else image, "mask": mask}
+def test_a_loss_that_creeps_up_and_stays_there_is_seen_in_two_epochs() -> None:
+    """The reference report's own trouble: it "rose to 0.4 in some epoch and stayed there"."""
+    losses = [0.7, 0.3, 0.1, 0.06, 0.05, 0.2, 0.4, 0.4]
+    found = judged(quiet_guard(), ((loss, 0.5) for loss in losses))
+    assert found == [*[""] * 6, "watch", "go back"]
 
 
-def watched(**flags: object) -> Run:
-    plain: dict[str, object] = {"preprocess__mean": (0, 0, 0), "preprocess__std": (1, 1, 1)}
-    return tiny(**{**plain, "train__epochs": 3, "train__learning_rate": 0.02, **flags})
+def test_one_odd_epoch_is_only_watched() -> None:
+    losses = [0.7, 0.1, 0.5, 0.1, 0.5, 0.1, None]
+    found = judged(quiet_guard(0), ((loss, 0.5) for loss in losses))
+    assert found == ["", "", "watch", "", "watch", "", ""]
 
 
-def train_allergic(
-    run: Run, out: Path, *bad: int, to: str = "loss"
-) -> tuple[TrainResult, list[dict[str, torch.Tensor]]]:
-    """Train with bad batches; return the weights after each step too, those before it first."""
-    after: list[dict[str, torch.Tensor]] = []
-    allows, after_step = Trainer.allows, Trainer.after_step
-
-    def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-        return {name: value.clone() for name, value in trainer.parts.model.state_dict().items()}
-
-    def before(trainer: Trainer, *arguments: Any) -> bool:
-        if not after:
-            after.append(weights_of(trainer))
-        return allows(trainer, *arguments)
-
-    def recorded(trainer: Trainer, *arguments: Any, **named: Any) -> None:
-        after_step(trainer, *arguments, **named)
-        after.append(weights_of(trainer))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "allows", before)
-        patch.setattr(Trainer, "after_step", recorded)
-        parts: dict[str, Any] = {"training": TRAINING, "validation": VALIDATION}
-        result = train(run, out=out, model=Allergic(to), transform=Whitening(*bad), **parts)
-    return result, after
+def test_a_validation_loss_that_runs_away_while_the_batches_look_well_is_seen() -> None:
+    guard = quiet_guard()
+    assert judged(guard, [(0.5, 2.0), (0.5, 1e6)]) == ["", "watch"]
+    verdict = guard.judge_epoch(0.5, 429.0)
+    assert verdict
+    assert verdict.action == "go back"
+    assert verdict.reason == "the validation loss, 429, is above 5 times what the first losses were"
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(value, other[name]) for name, value in one.items())
+def test_answers_that_are_no_numbers_lead_back_at_once_and_in_the_end_stop() -> None:
+    assert judged(quiet_guard(1), [(0.5, None), (0.5, None)]) == ["go back", "stop"]
 
 
-@pytest.mark.parametrize("to", ["loss", "gradient"])
-def test_a_bad_batch_is_skipped_and_recorded_and_leaves_no_trace_in_the_network(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, to: str
-) -> None:
-    result, after = train_allergic(watched(), tmp_path / "run", 5, to=to)
-    assert same(after[4], after[5])  # batch norm's statistics among them
-    assert not same(after[5], after[6])
-    assert all(value.isfinite().all() for value in after[-1].values())
-    (incident,) = lines_of(tmp_path / "run" / "incidents.jsonl")
-    assert (incident["epoch"], incident["batch"], incident["step"]) == (1, 5, 5)
-    assert incident["action"] == "skip"
-    assert incident["reason"] == f"the {to} is no number"
-    assert incident["gradient_norm"] == "nan"
-    assert (incident["loss"] == "nan") == (to == "loss")
-    assert len(incident["pictures"]) == 3
-    assert set(incident["pictures"]) < set(TRAINING.names)
-    text = f"epoch 1, batch 5: the {to} is no number; the batch is skipped (loss of "
-    assert f"{text}{', '.join(incident['pictures'])}: bce" in caplog.text
-    assert len(history(result)) == 3
+def test_weights_of_a_doubtful_epoch_are_not_kept() -> None:
+    guard = quiet_guard()
+    assert guard.calm
+    guard.judge_epoch(0.5, 1e6)
+    assert not guard.calm
+    guard.judge_epoch(0.5, 0.5)
+    assert guard.calm
 
 
-def test_persistent_trouble_goes_back_to_good_weights_at_a_quarter_of_the_rate(
-    tmp_path: Path,
-) -> None:
-    run = watched(train__state_steps=4, train__average_decay=0.5)
-    result, after = train_allergic(run, tmp_path / "run", 6, 7, 9)
-    assert not same(after[4], after[5])
-    assert not same(after[4], after[8])
-    assert same(after[4], after[9])  # batch norm's statistics among them
-    incidents = lines_of(tmp_path / "run" / "incidents.jsonl")
-    assert [incident["action"] for incident in incidents] == ["skip", "skip", "go back"]
-    assert last_state(tmp_path / "run")["schedule"]["lowered"] == 0.25
-    rates = [line["learning_rate"] for line in history(result)]
-    assert rates == [pytest.approx(rate) for rate in (0.02, 0.02 * 0.98 / 4, 0.02 * 0.98**2 / 4)]
-
-
-def test_going_back_twice_finds_the_same_good_weights(tmp_path: Path) -> None:
-    run = watched(train__state_steps=4)
-    _, after = train_allergic(run, tmp_path / "run", 6, 7, 9, 10, 11, 13)
-    assert not same(after[4], after[12])
-    assert same(after[4], after[9])
-    assert same(after[4], after[13])
-    assert last_state(tmp_path / "run")["schedule"]["lowered"] == 0.0625
-
-
-def test_a_training_that_went_back_resumes_exactly(tmp_path: Path) -> None:
-    run = watched(train__state_steps=4)
-    bad = (6, 7, 9)
-    train_allergic(run, tmp_path / "whole", *bad)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "after_step", before_step(15, crash))
-        with pytest.raises(Crash):
-            train_allergic(run, tmp_path / "run", *bad)
-    parts: dict[str, Any] = {"training": TRAINING, "validation": VALIDATION}
-    resume(tmp_path / "run", model=Allergic(), transform=Whitening(), **parts)
-    assert fate(tmp_path / "run") == fate(tmp_path / "whole")
-
-
-def test_incidents_of_steps_that_are_done_again_are_listed_once(tmp_path: Path) -> None:
-    run = watched(train__state_steps=4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "after_step", before_step(7, crash))
-        with pytest.raises(Crash):
-            train_allergic(run, tmp_path / "run", 2, 6)
-    parts: dict[str, Any] = {"training": TRAINING, "validation": VALIDATION}
-    resume(tmp_path / "run", model=Allergic(), transform=Whitening(2), **parts)  # 4 + 2 = 6
-    steps = [line["step"] for line in lines_of(tmp_path / "run" / "incidents.jsonl")]
-    assert steps == [2, 6]
-
-
-def test_trouble_that_does_not_end_stops_and_names_batch_pictures_and_record(
-    tmp_path: Path,
-) -> None:
-    run = watched(train__state_steps=1, train__most_returns=1)
-    with pytest.raises(DivergedError) as error:
-        train_allergic(run, tmp_path / "run", *range(4, 30))
-    incidents = lines_of(tmp_path / "run" / "incidents.jsonl")
-    actions = ["skip", "skip", "go back", "skip", "skip", "stop"]
-    assert [incident["action"] for incident in incidents] == actions
-    assert error.value.exit_code == 6
-    text = str(error.value)
-    assert text.startswith("epoch 2, batch 1: the loss is no number, having gone back 1 time(s): ")
-    assert f"loss of {', '.join(incidents[-1]['pictures'])}: bce nan" in text
-    assert f"{tmp_path / 'run' / 'incidents.jsonl'}; try a smaller --learning-rate" in text
-    parts: dict[str, Any] = {"training": TRAINING, "validation": VALIDATION}
-    result = resume(tmp_path / "run", model=Allergic(), transform=Whitening(), **parts)
-    assert len(history(result)) == 3
-
-
-def test_without_the_guard_a_loss_that_is_no_number_stops_at_once(tmp_path: Path) -> None:
-    run = watched(train__guard=False, train__state_steps=1)
-    with pytest.raises(DivergedError, match=r"epoch 1, batch 4: loss of drawn-00.*bce nan, dice"):
-        train_allergic(run, tmp_path / "run", 4)
-    assert last_state(tmp_path / "run")["progress"]["step"] == 3
-    assert "incidents.jsonl" not in names_in(tmp_path / "run")
-
-
-def test_a_healthy_training_is_the_same_with_the_guard_and_without(tmp_path: Path) -> None:
-    ends = []
-    for guard in (True, False):
-        run = watched(train__guard=guard, train__average_decay=0.9)
-        train_allergic(run, tmp_path / str(guard))
-        end = fate(tmp_path / str(guard))
-        ends.append({name: value for name, value in end.items() if "/guard" not in name})
-    assert ends[0] == ends[1]
-
-
-@pytest.mark.parametrize("rate", [3.0, 30.0, 300.0, 1e4])
-@pytest.mark.parametrize("schedule", ["exponential", "cosine"])
-def test_an_absurd_learning_rate_is_recovered_from_or_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, rate: float, schedule: str
-) -> None:
-    """AdamW and batch norm bear a thousand times too much without a jump, and learn nothing."""
-    sane = tiny(train__epochs=4, train__schedule=schedule)
-    absurd = tiny(train__epochs=4, train__schedule=schedule, train__learning_rate=rate)
-    parts: dict[str, Any] = {"training": TRAINING, "validation": VALIDATION}
-    folder = tmp_path / "run"
-    try:
-        train(absurd, out=folder, **parts)
-        said = "nothing was learned" in caplog.text
-    except DivergedError as error:
-        said = any(name in str(error) for name in (*TRAINING.names, *VALIDATION.names))
-        assert "incidents.jsonl" in names_in(folder)
-    for incident in lines_of(folder / "incidents.jsonl"):
-        said = True
-        assert incident["pictures"]
-        assert "jumped above" in incident["reason"] or "no number" in incident["reason"]
-    assert said
-    assert len(weights(resume(folder, run=sane, allow_changes=True, **parts))) == 64
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), noise=st.floats(0.0, 0.15), floor=st.floats(0.0, 1.0))
+def test_epochs_that_learn_are_let_alone(seed: int, noise: float, floor: float) -> None:
+    rng = np.random.default_rng(seed)
+    epochs = np.arange(60)
+    clean = floor + (1.4 - floor) * np.exp(-epochs / 10)
+    losses = clean * (1 + noise * rng.uniform(-1, 1, 60))
+    assert set(judged(quiet_guard(), ((float(loss), 1.0) for loss in losses))) == {""}

@@ -300,7 +300,11 @@ def test_changes_that_make_no_other_run_pass(tmp_path: Path) -> None:
     }
     resume_own(folder, run=tiny(train__epochs=3, **harmless))
     ends = [
-        {name: value for name, value in fate(tmp_path / which).items() if "/guard" not in name}
+        {
+            name: value
+            for name, value in fate(tmp_path / which).items()
+            if not name.startswith(("/state/guard", "/state/good"))
+        }
         for which in ("run", "whole")
     ]
     assert ends[0] == ends[1]
@@ -345,14 +349,24 @@ def test_a_run_killed_before_its_first_state_begins_again(
     assert fate(tmp_path / "run") == fate(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("flag", ["--out", "--recipe"])
+@pytest.mark.parametrize("flag", ["--out", "--recipe", "--overwrite"])
 def test_resume_takes_folder_and_settings_from_the_run_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
+    value = [] if flag == "--overwrite" else [str(tmp_path / "other")]
     with pytest.raises(SystemExit) as end:
-        main(["train", "--resume", str(tmp_path), flag, str(tmp_path / "other")])
+        main(["train", "--resume", str(tmp_path), flag, *value])
     assert end.value.code == 2
-    assert "leave --recipe and --out" in capsys.readouterr().err
+    assert "leave --recipe, --out and --overwrite" in capsys.readouterr().err
+
+
+def test_changes_are_allowed_to_a_run_that_goes_on_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--data-path", str(tmp_path), "--allow-changes"])
+    assert end.value.code == 2
+    assert "--allow-changes goes with --resume FOLDER" in capsys.readouterr().err
 
 
 def test_resumed_curves_have_one_point_for_each_epoch(tmp_path: Path) -> None:

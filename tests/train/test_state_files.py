@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from notan.data.synthetic import DrawnSource, write_folder
-from notan.errors import StorageError
+from notan.errors import CheckpointError, StorageError
 from notan.train.state import StateFolder
 from notan.train.trainer import Trainer
 from runs import Crash, before_step, crash, fate, flat, names_in, resume_own, tiny, train_own
@@ -133,21 +133,22 @@ def test_a_run_whose_newest_state_is_damaged_goes_on_from_the_one_before(
     assert fate(tmp_path / "run") == fate(tmp_path / "whole")
 
 
-def test_a_run_without_an_intact_state_begins_again_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_run_without_an_intact_state_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, "notan")
     run = tiny(train__epochs=4, train__state_steps=1)
-    train_own(run, tmp_path / "whole")
     monkeypatch.setattr(Trainer, "after_step", before_step(6, crash))
     with pytest.raises(Crash):
         train_own(run, tmp_path / "run")
     monkeypatch.undo()
     for path in (tmp_path / "run" / "last").iterdir():
         damage(path)
-    resume_own(tmp_path / "run")
-    assert f"{tmp_path / 'run'} has no intact state: beginning again" in caplog.text
-    assert fate(tmp_path / "run") == fate(tmp_path / "whole")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=r"every saved state in last/ is damaged") as error:
+        resume_own(tmp_path / "run")
+    assert "best.safetensors is kept and can still be used; train it anew with" in str(error.value)
+    assert {path: path.read_bytes() for path in before} == before
+    assert error.value.exit_code == 5
 
 
 def damage(path: Path) -> None:

@@ -24,6 +24,7 @@ def compare(
     data_path: Annotated[Path | None, shows("the first run's own", "FOLDER")] = None,
     split: Split = "test",
     border: BorderFlag = None,
+    allow_seen: bool = False,
     batch_size: int = 8,
     device: Device = "auto",
     out: Annotated[Path | None, shows("a fresh folder, runs/compare", "FOLDER")] = None,
@@ -40,6 +41,7 @@ def compare(
         data_path: The folder with the pictures and masks.
         split: Which pictures; all takes every picture of a folder that has no parts.
         border: What the border of Oxford's trimaps counts as; needed where the models differ in it.
+        allow_seen: Score pictures that a model was trained on too, and say so.
         batch_size: Pictures predicted at once; changes neither score nor speed that is reported.
         device: Where to compute.
         out: Where compare.json and compare.html go.
@@ -54,6 +56,7 @@ def compare(
         border=border,
         device=device,
         batch_size=batch_size,
+        allow_seen=allow_seen,
     )
     show(comparison, out or fresh_folder(Path("runs") / "compare"))
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, shows
+from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, Threshold, shows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from notan.data.sample import Sample
-    from notan.metrics import Score
+    from notan.metrics import Grouping, Score
     from notan.predict.predictor import Prediction
 
 OutFolder = Annotated[Path | None, shows("a fresh folder beside the model", "FOLDER")]
+ToleranceFlag = Annotated[str | None, shows("0.75%", "PIXELS|PERCENT%")]
+GroupsFile = Annotated[Path | None, shows("by figure size, and breed for the pets", "FILE.csv")]
 
 
 def evaluate(
@@ -21,27 +26,37 @@ def evaluate(
     data_path: DataPath = None,
     split: Split = "test",
     border: BorderFlag = None,
+    tolerance: ToleranceFlag = None,
+    groups: GroupsFile = None,
+    threshold: Threshold = None,
+    allow_seen: bool = False,
     batch_size: int = 8,
     device: Device = "auto",
     out: OutFolder = None,
 ) -> None:
     """Score a model on a split, at the pictures' own size, and write a table of the pictures.
 
-    Prints mean and pooled Dice and IoU with the rules they were taken by; writes pictures.csv
-    and score.json.
+    Prints the means with their intervals, the pooled scores, boundaries, probabilities and
+    groups, with the rules they were taken by; writes pictures.csv and score.json.
 
     Args:
         model: A best.safetensors that train wrote.
         data_path: The folder with the pictures and masks.
         split: Which pictures; all takes every picture of a folder that has no parts.
         border: What the border of Oxford's trimaps counts as.
+        tolerance: How far a boundary may lie off and still count as right: 2 (pixels) or
+            0.75% (of the picture's diagonal).
+        groups: A table of what you know of the pictures: a column with their names, and one or
+            more to give the mean Dice of each group by.
+        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+            validation chose for the mask.
+        allow_seen: Score pictures that the model was trained on too, and mark the score.
         batch_size: Pictures predicted at once; changes the speed, not the score.
         device: Where to compute.
         out: Where the table goes.
     """
-    score, folder = _score(
-        model, data_path, split, border, batch_size, device, out, write_pictures=False
-    )
+    task = Task(model, data_path, split, border, tolerance, groups, threshold, allow_seen)
+    score, folder = _score(task, batch_size, device, out, write_pictures=False)
     print(score.summary())
     print(folder)
 
@@ -52,6 +67,10 @@ def inference(
     data_path: DataPath = None,
     split: Split = "test",
     border: BorderFlag = None,
+    tolerance: ToleranceFlag = None,
+    groups: GroupsFile = None,
+    threshold: Threshold = None,
+    allow_seen: bool = False,
     batch_size: int = 1,
     device: Device = "auto",
     out: OutFolder = None,
@@ -67,23 +86,40 @@ def inference(
         data_path: The folder with the pictures and masks.
         split: Which pictures; all takes every picture of a folder that has no parts.
         border: What the border of Oxford's trimaps counts as.
+        tolerance: How far a boundary may lie off and still count as right: 2 (pixels) or
+            0.75% (of the picture's diagonal).
+        groups: A table of what you know of the pictures: a column with their names, and one or
+            more to give the mean Dice of each group by.
+        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+            validation chose for the mask.
+        allow_seen: Score pictures that the model was trained on too, and mark the score.
         batch_size: Pictures predicted at once; changes the speed, not the masks.
         device: Where to compute.
         out: Where masks, overlays and table go.
     """
-    score, folder = _score(
-        model, data_path, split, border, batch_size, device, out, write_pictures=True
-    )
+    task = Task(model, data_path, split, border, tolerance, groups, threshold, allow_seen)
+    score, folder = _score(task, batch_size, device, out, write_pictures=True)
     print(f"Mean Dice Score: {score.mean_dice:.4f}")
     print(score.summary())
     print(folder)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is scored, and by which rules: the flags that both commands share."""
+
+    model: Path
+    data_path: Path | None
+    split: str
+    border: BorderFlag
+    tolerance: str | None
+    groups: Path | None
+    threshold: float | None
+    allow_seen: bool
+
+
 def _score(
-    model: Path,
-    data_path: Path | None,
-    split: str,
-    border: BorderFlag,
+    task: Task,
     batch_size: int,
     device: str,
     out: Path | None,
@@ -96,23 +132,26 @@ def _score(
     from notan.evaluate import evaluate as score_all
     from notan.evaluate import write_score
     from notan.files import fresh_folder
+    from notan.metrics import Tolerance
     from notan.predict.formats import write_overlay_and_mask
     from notan.predict.predictor import Predictor
     from notan.runtime import find_device
 
-    card = read_card(model)
+    tolerance = Tolerance.parse(task.tolerance) if task.tolerance is not None else None
+    card = read_card(task.model)
     flags = {
-        "data.path": data_path,
-        "data.border": border or card.border,
+        "data.path": task.data_path,
+        "data.border": task.border or card.border,
         "data.layout": card.run.data.layout,
     }
     data = load_run(flags=flags).data
     names = frozenset(card.data.validation_names or ()) or None
-    source = open_split(data, split, seed=card.run.seed, validation_names=names)
-    predictor = Predictor.load(model, device=find_device(device))
-    folder = out or fresh_folder(
-        model.parent / f"{'inference' if write_pictures else 'evaluate'}-{split}"
-    )
+    source = open_split(data, task.split, seed=card.run.seed, validation_names=names)
+    is_pets = find_layout(data) == "pets"
+    groupings = _groupings(source.names, task.groups, is_pets=is_pets)
+    predictor = Predictor.load(task.model, device=find_device(device), threshold=task.threshold)
+    kind = "inference" if write_pictures else "evaluate"
+    folder = out or fresh_folder(task.model.parent / f"{kind}-{task.split}")
 
     def write(sample: Sample, prediction: Prediction) -> None:
         write_overlay_and_mask(folder, sample.name, sample.image, prediction.mask, sample.mask)
@@ -120,10 +159,21 @@ def _score(
     score = score_all(
         predictor,
         source,
-        split=split,
-        border=data.border if find_layout(data) == "pets" else None,
+        split=task.split,
+        border=data.border if is_pets else None,
         batch_size=batch_size,
         witness=write if write_pictures else None,
+        tolerance=tolerance,
+        groupings=groupings,
+        allow_seen=task.allow_seen,
     )
     write_score(folder, score)
     return score, folder
+
+
+def _groupings(names: Sequence[str], table: Path | None, *, is_pets: bool) -> tuple[Grouping, ...]:
+    from notan.metrics.groups import by_breed
+    from notan.metrics.manifest import read_groupings
+
+    given = read_groupings(table, names) if table else ()
+    return (by_breed(names), *given) if is_pets else given

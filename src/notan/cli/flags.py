@@ -24,6 +24,7 @@ BorderFlag: TypeAlias = Annotated[
     shows("the model's own", "figure|ground|ignore"),
 ]
 Split: TypeAlias = Annotated[str, arg(metavar="test|val|train|all")]
+Threshold: TypeAlias = Annotated[float | None, shows("as validation chose", "0..1")]
 ModelFile: TypeAlias = Annotated[Path, arg(metavar="FILE")]
 Inputs: TypeAlias = Positional[Annotated[tuple[Path, ...], arg(metavar="INPUT ...")]]
 Overrides: TypeAlias = Positional[

@@ -121,6 +121,9 @@ def _prepared(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
     def prepare(*arguments: Any, **flags: Any) -> Callable[[], None]:  # noqa: ANN401
         return functools.partial(command, *arguments, **flags)
 
+    # tyro reads the command's own docstring and keeps its line breaks, which fall anywhere in a
+    # terminal of another width
+    command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")
     return prepare
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from notan.cli.flags import Device, Inputs, ModelFile
+from notan.cli.flags import Device, Inputs, ModelFile, Threshold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +21,7 @@ def predict(
     *,
     model: ModelFile,
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions"),
+    threshold: Threshold = None,
     batch_size: int = 1,
     device: Device = "auto",
 ) -> None:
@@ -33,6 +34,8 @@ def predict(
         inputs: Picture files, and folders of them.
         model: A best.safetensors that train wrote.
         out: Where masks and overlays go.
+        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+            validation chose for the mask.
         batch_size: Pictures predicted at once.
         device: Where to compute.
     """
@@ -45,7 +48,7 @@ def predict(
     from notan.runtime import find_device
 
     pictures = find_pictures(inputs)
-    predictor = Predictor.load(model, device=find_device(device))
+    predictor = Predictor.load(model, device=find_device(device), threshold=threshold)
     reader = _Reader(pictures)
     bar = tqdm(total=len(pictures), unit="picture", leave=False, disable=None)
     with bar:

@@ -70,6 +70,7 @@ def train(
         detect_anomaly: Stop at the very operation that made a NaN.
     """
     from notan.config import load_run
+    from notan.errors import ConfigError
     from notan.train import train as run_training
 
     flags = {
@@ -87,10 +88,19 @@ def train(
         "device": device,
     }
     if resume is None:
+        if allow_changes:
+            raise ConfigError(
+                "--allow-changes goes with --resume FOLDER; there is no run to change"
+            )
         run = load_run(recipe, flags=flags, overrides=overrides)
         result = run_training(run, out=out, overwrite=overwrite)
     else:
-        result = _go_on(resume, flags, overrides, recipe, out, allow_changes=allow_changes)
+        if recipe or out or overwrite:
+            raise ConfigError(
+                "--resume takes settings and folder from the run: leave --recipe, --out and "
+                "--overwrite"
+            )
+        result = _go_on(resume, flags, overrides, allow_changes=allow_changes)
     print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})")
     print(result.checkpoint)
 
@@ -99,19 +109,12 @@ def _go_on(
     folder: Path,
     flags: Mapping[str, object],
     overrides: Sequence[str],
-    recipe: Path | None,
-    out: Path | None,
     *,
     allow_changes: bool,
 ) -> TrainResult:
     from notan.config import load_run
-    from notan.errors import ConfigError
     from notan.train import resume as resume_training
 
-    if recipe or out:
-        raise ConfigError(
-            "--resume takes settings and folder from the run: leave --recipe and --out"
-        )
     settings = folder / "run.toml"
     run = load_run(settings, flags=flags, overrides=overrides) if settings.is_file() else None
     return resume_training(folder, run=run, allow_changes=allow_changes)

@@ -177,7 +177,7 @@ def common_validation(candidates: Sequence[Candidate], split: str) -> frozenset[
     return frozenset(names) if names is not None else None
 
 
-def notes_on(candidates: Sequence[Candidate], split: str, border: Border | None) -> list[str]:
+def notes_on(candidates: Sequence[Candidate], border: Border | None) -> list[str]:
     """Say what a reader must know of how the models came about, each in a sentence."""
     return [
         *_same_files(candidates),
@@ -187,14 +187,6 @@ def notes_on(candidates: Sequence[Candidate], split: str, border: Border | None)
             f"border = {border}."
             for each in candidates
             if border and each.card.border and each.card.border != border
-        ),
-        *(
-            [
-                f"Split {split} holds pictures that the models were trained on: these scores are "
-                "better than the models."
-            ]
-            if split in ("train", "all")
-            else []
         ),
     ]
 

@@ -42,6 +42,7 @@ def compare(
     border: Border | None = None,
     device: str = "auto",
     batch_size: int = 8,
+    allow_seen: bool = False,
 ) -> Comparison:
     """Compare two or more models on one split of a data folder.
 
@@ -52,11 +53,13 @@ def compare(
         border: What the trimap's border counts as; None takes the models' own rule.
         device: Where to compute, for ``find_device``.
         batch_size: Pictures predicted at once.
+        allow_seen: Score pictures that a model was trained on, and say so.
 
     Raises:
         ConfigError: Fewer than two models, no data folder, or rules that do not fit each other.
         CheckpointError: A model is missing, damaged, foreign, or a network of the user's own.
-        DataError: The folder lacks the split, or a picture cannot be read.
+        DataError: The folder lacks the split, a picture cannot be read, or a model was trained on
+            it.
     """
     candidates = open_candidates(models)
     first = candidates[0].card.run
@@ -70,7 +73,13 @@ def compare(
     source = open_split(data, split, seed=first.seed, validation_names=names)
     rule = data.border if find_layout(data) == "pets" else None
     return compare_on(
-        candidates, source, split=split, border=rule, device=device, batch_size=batch_size
+        candidates,
+        source,
+        split=split,
+        border=rule,
+        device=device,
+        batch_size=batch_size,
+        allow_seen=allow_seen,
     )
 
 
@@ -82,6 +91,7 @@ def compare_on(
     border: Border | None = None,
     device: str = "auto",
     batch_size: int = 8,
+    allow_seen: bool = False,
 ) -> Comparison:
     """Compare opened models on pictures of any source.
 
@@ -92,10 +102,11 @@ def compare_on(
         border: What it says the trimap's border counted as; None: there is none.
         device: Where to compute, for ``find_device``.
         batch_size: Pictures predicted at once.
+        allow_seen: Score pictures that a model was trained on, and say so.
 
     Raises:
         CheckpointError: A file is damaged, or of a network of the user's own.
-        DataError: A picture or mask cannot be read, or there is none.
+        DataError: A picture or mask cannot be read, there is none, or a model was trained on it.
     """
     place = find_device(device)
     groups = group_seeds(candidates)
@@ -106,11 +117,27 @@ def compare_on(
             logger.info("evaluating %s on %d pictures", member.name, len(source))
             results.append(
                 measure(
-                    member, source, split=split, border=border, device=place, batch_size=batch_size
+                    member,
+                    source,
+                    split=split,
+                    border=border,
+                    device=place,
+                    batch_size=batch_size,
+                    allow_seen=allow_seen,
                 )
             )
         contenders.append(Contender.of(group.name, results))
-    notes = notes_on(candidates, split, border)
+    notes = [*notes_on(candidates, border), *_seen(contenders)]
     if all(len(group.members) == 1 for group in groups):
         notes.append(ONE_SEED)
     return Comparison.of(contenders, source, describe_hardware(place), notes)
+
+
+def _seen(contenders: Sequence[Contender]) -> list[str]:
+    """Say what the models have seen of the pictures, once where it is the same for all."""
+    names: dict[str, list[str]] = {}
+    for result in (result for contender in contenders for result in contender.results):
+        names.setdefault(result.score.rules.seen, []).append(result.candidate.name)
+    if len(names) == 1:
+        return [f"Of each model: {words}." for words in names]
+    return [f"Of {', '.join(models)}: {words}." for words, models in names.items()]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from notan.comparison.verdict import decide, in_words
-from notan.metrics import Counts
+from notan.metrics import EMPTY_RULE, Counts
 from notan.metrics.statistics import Interval, PairedComparison, compare_paired, holm, mean_interval
 
 if TYPE_CHECKING:
@@ -198,10 +198,15 @@ class Comparison:
 
     def to_json(self) -> dict[str, object]:
         """Return everything but the masks as plain dicts, lists and numbers; never NaN."""
-        rules = asdict(self.contenders[0].results[0].score.rules)
+        rules = self.contenders[0].results[0].score.rules
         return {
             "pictures": self.names,
-            "rules": {name: value for name, value in rules.items() if name != "threshold"},
+            "rules": {
+                "split": rules.split,
+                "border": rules.border,
+                "size": rules.size,
+                "empty": EMPTY_RULE,
+            },
             "hardware": self.hardware,
             "notes": list(self.notes),
             "models": [contender.to_json() for contender in self.contenders],

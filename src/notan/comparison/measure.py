@@ -88,6 +88,8 @@ class Result:
             "seed": self.candidate.card.run.seed,
             "epoch": self.candidate.card.epoch,
             "threshold": self.score.rules.threshold,
+            "decision": self.score.rules.decision,
+            "seen": self.score.rules.seen,
             "mean_dice": self.score.mean_dice,
             "mean_iou": self.score.mean_iou,
             "pictures_per_second": self.pictures_per_second,
@@ -105,12 +107,14 @@ def measure(
     border: Border | None,
     device: torch.device,
     batch_size: int,
+    allow_seen: bool,
 ) -> Result:
     """Evaluate a model, keep its masks and measure its speed.
 
     Raises:
         CheckpointError: The file is damaged, or of a network of the user's own.
-        DataError: A picture or mask cannot be read.
+        DataError: A picture or mask cannot be read, or the model was trained on it and
+            ``allow_seen`` is False.
     """
     predictor = Predictor.load(candidate.path, device=device)
     masks: list[PackedMask] = []
@@ -122,7 +126,13 @@ def measure(
             first.append(sample.image)
 
     score = evaluate(
-        predictor, source, split=split, border=border, batch_size=batch_size, witness=keep
+        predictor,
+        source,
+        split=split,
+        border=border,
+        batch_size=batch_size,
+        witness=keep,
+        allow_seen=allow_seen,
     )
     return Result(
         candidate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from notan.metrics.score import BORDER_WORDS
+from notan.metrics.rules import BORDER_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ def headline(comparison: Comparison) -> str:
     return (
         f"{len(comparison.contenders)} models on {number} picture{'' if number == 1 else 's'} of "
         f"split {rules.split}, at {rules.size}, {BORDER_WORDS[rules.border]}, "
-        "each with its own threshold"
+        "each by its own threshold and tidying"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from notan.data.formats import read_picture
-from notan.data.sample import Sample, Source
+from notan.data.sample import Sample, Source, short_hash
 from notan.errors import DataError
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.types import Mask
+
+HASHED = 65536
+"""Bytes of either end of a file that are hashed: a folder of large pictures is soon done."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ class FileSource(Source):
         require_same_size(pair, (image.shape[0], image.shape[1]), labels.mask.shape)
         return Sample(pair.name, image, labels.mask, labels.ignore)
 
+    def hashes(self) -> list[str]:
+        """Return a short hash of each picture's file, from its size and its two ends.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return [_hash_file(pair.image) for pair in self.pairs]
+
     def first(self, count: int | None) -> FileSource:
         """Return the first ``count`` samples as a source; None means all of them."""
         return FileSource(self.pairs[:count], self.read_labels)
@@ -78,6 +89,18 @@ class FileSource(Source):
     def only(self, names: frozenset[str]) -> FileSource:
         """Return the samples of these names, in this source's order."""
         return FileSource([pair for pair in self.pairs if pair.name in names], self.read_labels)
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            ends = file.read(HASHED)
+            file.seek(max(0, size - HASHED))
+            ends += file.read()
+    except OSError as error:
+        raise DataError(f"{path}: the picture cannot be read ({error})") from error
+    return short_hash(f"{size} ".encode() + ends)
 
 
 def require_same_size(pair: Pair, picture: tuple[int, ...], mask: tuple[int, ...]) -> None:

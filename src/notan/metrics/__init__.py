@@ -5,6 +5,21 @@ and a false alarm on an empty picture scores 0.
 """
 
 from notan.metrics.counts import Counts
-from notan.metrics.score import EMPTY_RULE, PictureScore, Score, ScoreRules
+from notan.metrics.groups import Grouping
+from notan.metrics.picture import PictureScore
+from notan.metrics.rules import EMPTY_RULE, ScoreRules
+from notan.metrics.score import Score
+from notan.metrics.surface import BoundaryScore, Tolerance
+from notan.metrics.tally import Tally
 
-__all__ = ["EMPTY_RULE", "Counts", "PictureScore", "Score", "ScoreRules"]
+__all__ = [
+    "EMPTY_RULE",
+    "BoundaryScore",
+    "Counts",
+    "Grouping",
+    "PictureScore",
+    "Score",
+    "ScoreRules",
+    "Tally",
+    "Tolerance",
+]

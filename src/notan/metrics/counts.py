@@ -67,9 +67,19 @@ class Counts:
         )
 
     @property
+    def pixels(self) -> int:
+        """How many pixels were counted."""
+        return self.figure + self.false_positive + self.true_negative
+
+    @property
+    def figure(self) -> int:
+        """How many counted pixels are figure in truth."""
+        return self.true_positive + self.false_negative
+
+    @property
     def truth_is_empty(self) -> bool:
         """Whether no counted pixel is figure in truth."""
-        return self.true_positive + self.false_negative == 0
+        return self.figure == 0
 
     @property
     def prediction_is_empty(self) -> bool:
@@ -97,8 +107,7 @@ class Counts:
     @property
     def recall(self) -> float:
         """TP / (TP + FN), in 0..1; with no figure, 1 if nothing was predicted either, else 0."""
-        actual = self.true_positive + self.false_negative
-        return _ratio(self.true_positive, actual, otherwise=float(self.prediction_is_empty))
+        return _ratio(self.true_positive, self.figure, otherwise=float(self.prediction_is_empty))
 
     @property
     def specificity(self) -> float:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from notan.checkpoint import load_checkpoint
+from notan.decision import Decision, expected_dice, sigmoid
 from notan.errors import DivergedError
 from notan.predict.backends import TorchBackend, rebuild
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from notan.checkpoint import Card
-    from notan.predict.backends import Array, Backend
+    from notan.data.sample import Sample
+    from notan.predict.backends import Backend
     from notan.preprocess import Placement, Preprocessor
     from notan.types import Mask, ModelInput, Picture, Probability
 
@@ -30,17 +33,31 @@ class Prediction:
     """What a model says of one picture.
 
     Attributes:
-        probability: float32, (height, width) of the picture; the chance of figure, 0..1.
-        threshold: Probability from which a pixel is figure.
+        probability: float32, (height, width) of the picture; the calibrated chance of figure, 0..1.
+        decision: How it becomes a mask.
     """
 
     probability: Probability
-    threshold: float
+    decision: Decision
 
     @cached_property
     def mask(self) -> Mask:
         """bool, (height, width), True = figure."""
-        return self.probability >= self.threshold
+        return self.decision.mask(self.probability)
+
+    @cached_property
+    def expected_dice(self) -> float:
+        """The Dice that the mask has if the probabilities are right, 0..1."""
+        return expected_dice(self.probability, self.mask)
+
+    @property
+    def please_check(self) -> bool | None:
+        """Whether a person should look: less sure than on nine in ten validation pictures.
+
+        None where validation has not said how sure is usual.
+        """
+        bound = self.decision.check_below
+        return None if bound is None else self.expected_dice < bound
 
 
 class Predictor:
@@ -51,7 +68,7 @@ class Predictor:
         backend: Backend,
         preprocessor: Preprocessor,
         *,
-        threshold: float = 0.5,
+        decision: Decision | None = None,
         card: Card | None = None,
     ) -> None:
         """Join a network and its preprocessing.
@@ -59,17 +76,22 @@ class Predictor:
         Args:
             backend: Maps model inputs to logits.
             preprocessor: Makes model inputs, and knows the way back.
-            threshold: Probability from which a pixel is figure.
+            decision: How probabilities become masks; None: a threshold of 0.5.
             card: The card of the model file, where there is one.
         """
         self.backend = backend
         self.preprocessor = preprocessor
-        self.threshold = threshold
+        self.decision = decision or Decision()
         self.card = card
 
     @classmethod
     def load(
-        cls, path: Path, *, device: str | torch.device = "cpu", model: torch.nn.Module | None = None
+        cls,
+        path: Path,
+        *,
+        device: str | torch.device = "cpu",
+        model: torch.nn.Module | None = None,
+        threshold: float | None = None,
     ) -> Predictor:
         """Open a checkpoint.
 
@@ -77,14 +99,22 @@ class Predictor:
             path: A ``.safetensors`` file that ``train`` wrote.
             device: Where to run.
             model: A fresh instance, where the checkpoint is of a class of your own.
+            threshold: Instead of what validation chose; None: as it chose.
 
         Raises:
+            ConfigError: The threshold is outside 0..1.
             CheckpointError: Missing, damaged, foreign, or of a network that was not given.
         """
         checkpoint = load_checkpoint(path)
         card = checkpoint.card
         backend = TorchBackend(rebuild(checkpoint, model), device)
-        return cls(backend, card.preprocess, threshold=card.threshold, card=card)
+        chosen = card.decision
+        decision = chosen if threshold is None else chosen.with_threshold(threshold)
+        return cls(backend, card.preprocess, decision=decision, card=card)
+
+    def with_decision(self, decision: Decision) -> Predictor:
+        """Return the same network and preprocessing with another decision."""
+        return Predictor(self.backend, self.preprocessor, decision=decision, card=self.card)
 
     def __call__(self, image: Picture) -> Prediction:
         """Segment one picture: uint8, (height, width, 3), RGB, from 1x1 up.
@@ -112,6 +142,29 @@ class Predictor:
             while batch := list(itertools.islice(same_size, batch_size)):
                 yield from self._predict_batch(batch)
 
+    def predict_samples(
+        self, samples: Iterable[Sample], *, batch_size: int = 1
+    ) -> Iterator[tuple[Sample, Prediction]]:
+        """Segment the pictures of samples, and give each sample back with its prediction.
+
+        Args:
+            samples: Read as they are needed.
+            batch_size: At most so many at once.
+
+        Raises:
+            DataError: A sample cannot be read.
+            DivergedError: The network returned NaN or infinity.
+        """
+        waiting: deque[Sample] = deque()
+
+        def images() -> Iterator[Picture]:
+            for sample in samples:
+                waiting.append(sample)
+                yield sample.image
+
+        for prediction in self.predict_many(images(), batch_size=batch_size):
+            yield waiting.popleft(), prediction
+
     def _predict_batch(self, batch: Sequence[tuple[ModelInput, Placement]]) -> Iterator[Prediction]:
         logits = self.backend(np.stack([array for array, _ in batch]))
         if not np.isfinite(logits).all():
@@ -120,10 +173,5 @@ class Predictor:
                 "use another checkpoint"
             )
         for probability, (_, placement) in zip(sigmoid(logits[:, 0]), batch, strict=True):
-            yield Prediction(placement.restore(probability), self.threshold)
-
-
-def sigmoid(logits: Array) -> Array:
-    """Map logits to probabilities; the only place outside the losses that does."""
-    probabilities = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
-    return cast("Array", probabilities)
+            calibrated = self.decision.calibrate(placement.restore(probability))
+            yield Prediction(calibrated, self.decision)

@@ -1,8 +1,10 @@
 """The guard: sees a loss that is no number or that jumps, when it happens, and says what to do.
 
 A step is judged by the median and the median absolute deviation of the recent losses, so one rule
-fits a loss of 2 at the start and of 0.02 at the end, and one bad batch does not move it. A healthy
-run is the same, bit for bit, with the guard and without it: it only looks.
+fits a loss of 2 at the start and of 0.02 at the end, and one bad batch does not move it. An epoch
+is judged by what its validation gave and by whether most of what was learned has been lost: trouble
+that creeps, and that no single step shows. A healthy run is the same, bit for bit, with the guard
+and without it: it only looks.
 """
 
 from __future__ import annotations
@@ -33,14 +35,24 @@ PERSISTENT = 3
 """Bad batches among the last ``RECENT`` after which skipping is not enough."""
 
 RECENT = 10
+
+LOST = 0.5
+"""Share of the fall from the first epoch's loss to the lowest: lost again, it is a collapse."""
+
+LEARNED = 2.0
+"""Times the lowest loss that the first epoch's has to be, for a fall to speak of."""
+
+LASTING = 2
+"""Bad epochs in a row after which the training goes back."""
+
 CONSISTENT_DEVIATION = 1.4826  # of normal numbers: standard deviation over median deviation
 
-Action = Literal["skip", "go back", "stop"]
+Action = Literal["skip", "watch", "go back", "stop"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with a step, and what to do about it."""
+    """What is wrong with a step or an epoch, and what to do about it."""
 
     reason: str
     action: Action
@@ -53,6 +65,11 @@ class Guard:
     Attributes:
         most_returns: How often the training may go back to its last good state.
         returns: How often it has.
+        first: The first losses, in which RUNAWAY is measured.
+        losses: The recent losses of steps that were well.
+        recent: Whether each of the last steps was bad.
+        epochs: The mean losses of the first epoch and of the best, of those that were well.
+        bad_epochs: How many epochs in a row were bad, up to the last.
     """
 
     most_returns: int
@@ -60,6 +77,8 @@ class Guard:
     first: list[float] = field(default_factory=list)
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))
+    epochs: list[float] = field(default_factory=list)
+    bad_epochs: int = 0
 
     def judge(self, loss: float, gradient_norm: float) -> Verdict | None:
         """Judge a step before its weights are changed.
@@ -80,7 +99,40 @@ class Guard:
             return None
         if sum(self.recent) < PERSISTENT:
             return Verdict(reason, "skip")
+        return self._go_back(reason)
+
+    def judge_epoch(self, training: float | None, validation: float | None) -> Verdict | None:
+        """Judge an epoch after its validation.
+
+        Args:
+            training: Mean loss of its steps; None where all were skipped.
+            validation: Mean loss on the validation pictures; None where the network answered one
+                of them with no number.
+
+        Returns:
+            None where all is well. The first bad epoch is only watched, unless the answers are no
+            numbers: from there no training comes back.
+        """
+        reason = self._trouble_of_epoch(training, validation)
+        if reason is None:
+            self.bad_epochs = 0
+            if training is not None:
+                first, best = self.epochs or (training, training)
+                self.epochs = [first, min(best, training)]
+            return None
+        self.bad_epochs += 1
+        if validation is not None and self.bad_epochs < LASTING:
+            return Verdict(reason, "watch")
+        return self._go_back(reason)
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last steps and epochs were all well, and the weights are worth keeping."""
+        return not any(self.recent) and self.bad_epochs == 0
+
+    def _go_back(self, reason: str) -> Verdict:
         self.recent.clear()
+        self.bad_epochs = 0
         if self.returns == self.most_returns:
             return Verdict(reason, "stop")
         self.returns += 1
@@ -88,11 +140,6 @@ class Guard:
             self.first.clear()
             self.losses.clear()
         return Verdict(reason, "go back")
-
-    @property
-    def calm(self) -> bool:
-        """Whether the last steps were all well, so that their weights are worth keeping."""
-        return not any(self.recent)
 
     def _trouble(self, loss: float, gradient_norm: float) -> str | None:
         if not math.isfinite(loss):
@@ -104,11 +151,30 @@ class Guard:
             return f"the loss jumped above {highest:.4g}, the most that its recent values allow"
         return None
 
+    def _trouble_of_epoch(self, training: float | None, validation: float | None) -> str | None:
+        if validation is None:
+            return "the network answers validation pictures with no numbers"
+        if validation > self._runaway():
+            return (
+                f"the validation loss, {validation:.4g}, is above {RUNAWAY:g} times "
+                "what the first losses were"
+            )
+        if self.epochs and training is not None:
+            first, best = self.epochs
+            if first > LEARNED * best and training > best + LOST * (first - best):
+                return (
+                    f"the epoch's mean loss, {training:.4g}, has lost more than half of the way "
+                    f"from {first:.4g} down to {best:.4g}"
+                )
+        return None
+
+    def _runaway(self) -> float:
+        """Return a loss that no training that learns comes to."""
+        return RUNAWAY * max(self.first[0], median(self.first)) if self.first else math.inf
+
     def _highest(self) -> float:
         """Return the loss above which a step counts as a spike."""
-        if not self.first:
-            return math.inf
-        runaway = RUNAWAY * max(self.first[0], median(self.first))
+        runaway = self._runaway()
         if len(self.losses) < FEWEST:
             return runaway
         middle = median(self.losses)
@@ -123,6 +189,8 @@ class Guard:
             "first": list(self.first),
             "losses": list(self.losses),
             "recent": list(self.recent),
+            "epochs": list(self.epochs),
+            "bad_epochs": self.bad_epochs,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -130,3 +198,4 @@ class Guard:
         self.returns, self.first = state["returns"], list(state["first"])
         self.losses = deque(state["losses"], maxlen=WINDOW)
         self.recent = deque(state["recent"], maxlen=RECENT)
+        self.epochs, self.bad_epochs = list(state["epochs"]), state["bad_epochs"]

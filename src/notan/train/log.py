@@ -11,7 +11,7 @@ from notan.config import run_to_toml
 from notan.files import storage_errors, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from notan.config import Run
@@ -43,7 +43,7 @@ class RunLog:
         """
         self.folder = folder
         write_bytes(folder / SETTINGS, run_to_toml(run).encode())
-        keep_lines_before(folder / HISTORY, "epoch", first_epoch)
+        keep_lines(folder / HISTORY, lambda line: line["epoch"] < first_epoch)
         self._events = _open_events(folder / EVENTS, first_epoch) if run.train.tensorboard else None
 
     def __enter__(self) -> RunLog:
@@ -73,13 +73,13 @@ class RunLog:
                 self._events.add_image(f"validation/{name}", picture, number, dataformats="HWC")
 
 
-def keep_lines_before(path: Path, name: str, first: int) -> None:
-    """Drop the lines of a .jsonl file from a number on, and a last line that was cut short."""
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines of a .jsonl file that are not wanted, and a last line that was cut short."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    kept = [line for line in whole if json.loads(line)[name] < first]
+    kept = [line for line in whole if wanted(json.loads(line))]
     write_bytes(path, "".join(kept).encode())
 
 

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("notan")
 
-THRESHOLD = 0.5
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -86,7 +84,6 @@ class Parts:
             model_class=type(self.model).__name__,
             preprocess=self.preprocessor,
             border=self.run.data.border if self.data_card.layout == "pets" else None,
-            threshold=THRESHOLD,
             epoch=epoch,
             scores=dict(scores),
             data=self.data_card,
@@ -173,6 +170,8 @@ def _open_sources(
         training_fingerprint=fingerprint(training),
         validation_pictures=len(validation),
         validation_fingerprint=fingerprint(validation),
+        training_hashes=tuple(training.hashes()),
+        validation_hashes=tuple(validation.hashes()),
         validation_names=tuple(validation.names) if own_split else None,
     )
     return training, validation, card

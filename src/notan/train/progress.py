@@ -68,18 +68,35 @@ class Progress:
         self.batch, self.seconds, self.means = 0, 0.0, Means()
 
 
-def capture(parts: Parts, progress: Progress, guard: Guard | None) -> dict[str, Any]:
-    """Return all that the rest of a training depends on, as a tree for a StateFolder."""
-    average = parts.average
+def capture(
+    parts: Parts, progress: Progress, guard: Guard | None, good: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return all that the rest of a training depends on, as a tree for a StateFolder.
+
+    Args:
+        parts: The weights and what changes them.
+        progress: The place in the training.
+        guard: What it has seen.
+        good: The weights that it would go back to.
+    """
     return {
         "run": run_to_toml(parts.run),
         "pictures": fingerprints(parts),
         "progress": asdict(progress),
-        "model": clone_weights(parts.model),
-        "average": average and {"steps": average.steps, "model": clone_weights(average.model)},
+        **weights_of(parts),
         **optimization_state(parts),
         "guard": guard and guard.state(),
+        "good": good,
         "random": random_states(),
+    }
+
+
+def weights_of(parts: Parts) -> dict[str, Any]:
+    """Return copies of the weights and of their average."""
+    average = parts.average
+    return {
+        "model": clone_weights(parts.model),
+        "average": average and {"steps": average.steps, "model": clone_weights(average.model)},
     }
 
 
@@ -104,6 +121,8 @@ def optimization_state(parts: Parts) -> dict[str, Any]:
 def restore(parts: Parts, tree: dict[str, Any], guard: Guard | None) -> Progress:
     """Put a training back to where ``capture`` found it, to the last bit."""
     restore_weights(parts, tree)
+    restore_optimizer(parts.optimization.optimizer, tree["optimizer"])
+    parts.optimization.scaler.load_state_dict(tree["scaler"])
     schedule = parts.optimization.schedule
     schedule.lowered, schedule.steps = tree["schedule"]["lowered"], tree["schedule"]["steps"]
     schedule.apply()
@@ -116,7 +135,7 @@ def restore(parts: Parts, tree: dict[str, Any], guard: Guard | None) -> Progress
 
 
 def restore_weights(parts: Parts, tree: dict[str, Any]) -> None:
-    """Put weights, average, moments and scaler back, but neither schedule nor position.
+    """Put back what ``weights_of`` returned.
 
     Raises:
         CheckpointError: They are another network's.
@@ -128,8 +147,6 @@ def restore_weights(parts: Parts, tree: dict[str, Any]) -> None:
             "the state of this run does not fit the network; resume with the model settings, "
             "or the module, that it was started with"
         ) from error
-    restore_optimizer(parts.optimization.optimizer, tree["optimizer"])
-    parts.optimization.scaler.load_state_dict(tree["scaler"])
     if parts.average and tree["average"]:
         parts.average.steps = tree["average"]["steps"]
         parts.average.model.load_state_dict(tree["average"]["model"])

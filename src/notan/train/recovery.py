@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from notan.errors import DivergedError
 from notan.files import storage_errors
-from notan.train.progress import restore_weights
+from notan.train.progress import restore_weights, weights_of
 from notan.train.steps import ADVICE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from notan.data.batches import Batch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from notan.train.guard import Guard, Verdict
     from notan.train.parts import Parts
     from notan.train.progress import Progress
+    from notan.train.steps import Validation
 
 logger = logging.getLogger("notan")
 
@@ -29,7 +31,13 @@ SLOWER = 0.25
 
 
 class Recovery:
-    """Skips bad batches, and goes back to the last good state where that is not enough."""
+    """Skips bad batches, and goes back to the last good weights where that is not enough.
+
+    Attributes:
+        good: The weights, and their average, at the last calm moment that ``keep`` was called;
+            which those are depends on the steps alone, so a resumed training goes back to the
+            very weights that it would have gone back to without the stop.
+    """
 
     def __init__(self, parts: Parts, guard: Guard | None, folder: Path) -> None:
         self.parts = parts
@@ -37,12 +45,11 @@ class Recovery:
         self.path = folder / INCIDENTS
         self.returning = False
         self.good: dict[str, Any] | None = None
-        """The last state whose neighbouring steps were all well."""
 
-    def keep(self, tree: dict[str, Any]) -> None:
-        """Remember a state as good, unless it was taken amid trouble."""
+    def keep(self) -> None:
+        """Remember the present weights as good, unless the last steps were trouble."""
         if self.guard and (self.guard.calm or self.good is None):
-            self.good = tree
+            self.good = weights_of(self.parts)
 
     def allows(
         self, progress: Progress, batch: Batch, value: LossValue, gradient_norm: float
@@ -66,13 +73,21 @@ class Recovery:
         verdict = self.guard.judge(loss, gradient_norm)
         if verdict is None:
             return True
-        self._record(progress, batch, value, gradient_norm, verdict)
-        if verdict.action == "stop":
-            raise DivergedError(
-                f"{_place(progress)}: {verdict.reason}, having gone back {self.guard.returns} "
-                f"time(s): {describe(batch, value, gradient_norm)}; all of it is in {self.path}; "
-                f"{ADVICE}"
-            )
+        pictures = tuple(truth.name for truth in batch.truths)
+        self._act(
+            verdict,
+            _place(progress),
+            describe(batch, value, gradient_norm),
+            {
+                "epoch": progress.epoch,
+                "batch": progress.batch + 1,
+                "step": progress.step + 1,
+                "loss": _finite_or_text(loss),
+                "terms": {name: _finite_or_text(term.item()) for name, term in value.terms.items()},
+                "gradient_norm": _finite_or_text(gradient_norm),
+                "pictures": pictures,
+            },
+        )
         self.returning = verdict.action == "go back"
         return False
 
@@ -81,46 +96,90 @@ class Recovery:
 
         Only now: the end of a skipped step sets batch norm's statistics to those before it.
         """
-        if not self.returning:
+        if self.returning:
+            self.returning = False
+            self._return()
+
+    def after_epoch(
+        self, progress: Progress, validation: Validation | None, blank: DivergedError | None
+    ) -> None:
+        """Judge an epoch after its validation, and do what the verdict asks for.
+
+        Args:
+            progress: At the end of the epoch.
+            validation: What it gave; None where the network answered a picture with no number.
+            blank: What was raised then.
+
+        Raises:
+            DivergedError: The training has gone back as often as it may, or there is no guard
+                and the answers are no numbers.
+            StorageError: The incident could not be written down.
+        """
+        if self.guard is None:
+            if blank:
+                raise blank
             return
-        self.returning = False
-        schedule = self.parts.optimization.schedule
+        training = progress.means.result().get("loss")
+        loss = validation.losses["loss"] if validation else None
+        verdict = self.guard.judge_epoch(training, loss)
+        if verdict is None:
+            return
+        pictures = blank.pictures if blank else tuple(self.parts.validation.names)
+        self._act(
+            verdict,
+            f"epoch {progress.epoch}, validation",
+            f"training loss {_in_words(training)}, validation loss {_in_words(loss)}; "
+            f"{_names(pictures)}",
+            {
+                "epoch": progress.epoch,
+                "batch": None,
+                "step": progress.step,
+                "loss": training,
+                "validation_loss": loss,
+                "pictures": pictures,
+            },
+        )
+        if verdict.action == "go back":
+            self._return()
+
+    def _return(self) -> None:
+        """Put the good weights back and lower the rate; the optimizer's moments begin anew.
+
+        The moments were made by the gradients that led astray.
+        """
         if self.good:
             restore_weights(self.parts, self.good)
-        schedule.lowered *= SLOWER
-        schedule.apply()
+        optimization = self.parts.optimization
+        optimization.optimizer.state.clear()
+        optimization.schedule.lowered *= SLOWER
+        optimization.schedule.apply()
 
-    def _record(
-        self,
-        progress: Progress,
-        batch: Batch,
-        value: LossValue,
-        gradient_norm: float,
-        verdict: Verdict,
-    ) -> None:
-        logger.warning(
-            "%s: %s; %s (%s)",
-            *(_place(progress), verdict.reason, ACTIONS[verdict.action]),
-            describe(batch, value, gradient_norm),
-        )
-        incident = {
-            "epoch": progress.epoch,
-            "batch": progress.batch + 1,
-            "step": progress.step + 1,
-            "reason": verdict.reason,
-            "action": verdict.action,
-            "loss": _finite_or_text(value.total.item()),
-            "terms": {name: _finite_or_text(term.item()) for name, term in value.terms.items()},
-            "gradient_norm": _finite_or_text(gradient_norm),
-            "learning_rate": self.parts.optimization.schedule.present_rate,
-            "pictures": [truth.name for truth in batch.truths],
-        }
+    def _act(self, verdict: Verdict, place: str, what: str, incident: dict[str, Any]) -> None:
+        """Write an incident down, and stop where the verdict is that."""
+        logger.warning("%s: %s; %s (%s)", place, verdict.reason, ACTIONS[verdict.action], what)
+        rate = self.parts.optimization.schedule.present_rate
+        told = {"reason": verdict.reason, "action": verdict.action, "learning_rate": rate}
         with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(incident) + "\n")
+            file.write(json.dumps({**incident, **told}) + "\n")
+        if verdict.action == "stop":
+            returns = self.guard.returns if self.guard else 0
+            raise DivergedError(
+                f"{place}: {verdict.reason}, having gone back {returns} time(s): {what}; all of "
+                f"it is in {self.path}; {ADVICE}",
+                tuple(incident["pictures"]),
+            )
+
+
+def is_before(incident: dict[str, Any], progress: Progress) -> bool:
+    """Say whether an incident was before a place in the training, and will not come again."""
+    if incident["batch"] is None:
+        return bool(incident["epoch"] < progress.epoch)
+    return bool(incident["step"] <= progress.step)
 
 
 ACTIONS = {
     "skip": "the batch is skipped",
+    "watch": "nothing is done yet",
     "go back": f"back to the last good weights, learning rate times {SLOWER}",
     "stop": "stopping",
 }
@@ -133,9 +192,17 @@ def _place(progress: Progress) -> str:
 def describe(batch: Batch, value: LossValue, gradient_norm: float) -> str:
     """Say in a few words which batch it was and what it gave."""
     terms = ", ".join(f"{name} {term.item():.4g}" for name, term in value.terms.items())
-    names = ", ".join(truth.name for truth in batch.truths[:4])
-    more = f" and {len(batch.truths) - 4} more" if len(batch.truths) > 4 else ""
-    return f"loss of {names}{more}: {terms}; gradient norm {gradient_norm:.4g}"
+    names = _names([truth.name for truth in batch.truths])
+    return f"loss of {names}: {terms}; gradient norm {gradient_norm:.4g}"
+
+
+def _names(pictures: Sequence[str]) -> str:
+    more = f" and {len(pictures) - 4} more" if len(pictures) > 4 else ""
+    return ", ".join(pictures[:4]) + more
+
+
+def _in_words(loss: float | None) -> str:
+    return "none" if loss is None else f"{loss:.4g}"
 
 
 def _finite_or_text(number: float) -> float | str:

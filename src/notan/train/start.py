@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from notan.config import changed_settings, load_run
-from notan.errors import ConfigError, DataError
+from notan.errors import CheckpointError, ConfigError, DataError
 from notan.files import fresh_folder
 from notan.train.folder import STATES, claim_folder, clear_folder, locked
-from notan.train.log import SETTINGS
+from notan.train.log import BEST, SETTINGS
 from notan.train.parts import prepare
 from notan.train.progress import fingerprints
 from notan.train.state import StateFolder
@@ -109,6 +109,7 @@ def resume(
     Raises:
         ConfigError: There is no run, or other settings make it another one.
         DataError: The pictures are not those of the run.
+        CheckpointError: Every saved state is damaged; the folder is left as it is.
         DivergedError: The loss is no number or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
@@ -126,8 +127,8 @@ def resume(
         states = StateFolder(folder / STATES)
         tree = states.load()
         if tree is None:
-            why = "has no intact state" if states.files() else "was stopped before its first state"
-            logger.info("%s %s: beginning again", folder, why)
+            _require_no_states(folder, states)
+            logger.info("%s was stopped before its first state: beginning again", folder)
             clear_folder(folder)
         elif not allow_changes:
             _refuse_other_pictures(parts, tree)
@@ -139,6 +140,17 @@ def _settings_of(folder: Path) -> Path:
     if not path.is_file():
         raise ConfigError(f"{folder}: there is no run here to go on with ({SETTINGS} is missing)")
     return path
+
+
+def _require_no_states(folder: Path, states: StateFolder) -> None:
+    """Refuse to begin a run again whose states are all damaged: its best may still be of worth."""
+    if not states.files():
+        return
+    best = " best.safetensors is kept and can still be used;" if (folder / BEST).exists() else ""
+    raise CheckpointError(
+        f"{folder}: every saved state in {STATES}/ is damaged, so the run cannot go on;{best} "
+        f"train it anew with: notan train --recipe {folder / SETTINGS} --out {folder}-again"
+    )
 
 
 def _changes(stored: Run, run: Run) -> list[str]:

@@ -11,9 +11,9 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
+from notan.decision import sigmoid
 from notan.errors import DivergedError
 from notan.metrics import Counts
-from notan.predict.predictor import sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from notan.predict.backends import Array, Backend
     from notan.runtime import Precision
     from notan.train.optim import Schedule
+
+THRESHOLD = 0.5
+"""Probability from which a pixel is figure while training; the end of it chooses a better one."""
 
 ADVICE = "try a smaller --learning-rate, train.precision=fp32, or --detect-anomaly to find where"
 
@@ -159,16 +162,13 @@ def _gradient_norm(model: nn.Module, optimization: Optimization) -> float:
     return norm.item()
 
 
-def validate(
-    backend: Backend, batches: Iterable[Batch], loss: Loss, threshold: float
-) -> Validation:
+def validate(backend: Backend, batches: Iterable[Batch], loss: Loss) -> Validation:
     """Score every validation picture at its own size, by the Predictor's own path.
 
     Args:
         backend: The network in evaluation mode.
         batches: Pictures without augmentation.
         loss: Computed at the model's size.
-        threshold: Probability from which a pixel is figure.
 
     Raises:
         DivergedError: The network's answer is no number.
@@ -178,11 +178,13 @@ def validate(
     for batch in bar:
         logits = backend(batch.images.numpy())
         if not np.isfinite(logits).all():
-            names = ", ".join(truth.name for truth in batch.truths[:4])
-            raise DivergedError(f"the network answers {names} with no numbers; {ADVICE}")
+            names = tuple(truth.name for truth in batch.truths)
+            raise DivergedError(
+                f"the network answers {', '.join(names[:4])} with no numbers; {ADVICE}", names
+            )
         means.add(loss(torch.from_numpy(logits), batch.targets, batch.valid), len(batch.truths))
-        counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths, threshold))
-        blind.extend(_counts(np.ones_like(logits[:, 0]), batch.truths, threshold))
+        counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths))
+        blind.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
     return Validation(
         means.result(),
         dice=fmean(count.dice for count in counts),
@@ -191,8 +193,8 @@ def validate(
     )
 
 
-def _counts(probabilities: Array, truths: Iterable[Truth], threshold: float) -> Iterator[Counts]:
+def _counts(probabilities: Array, truths: Iterable[Truth]) -> Iterator[Counts]:
     """Count each picture's pixels at its own size."""
     for probability, truth in zip(probabilities, truths, strict=True):
-        prediction = truth.placement.restore(probability) >= threshold
+        prediction = truth.placement.restore(probability) >= THRESHOLD
         yield Counts.of(prediction, truth.mask, truth.ignore)

@@ -11,19 +11,19 @@ import torch
 from tqdm import tqdm
 
 from notan.checkpoint import Checkpoint, save_checkpoint
-from notan.errors import StoppedBySignal
+from notan.errors import DivergedError, StoppedBySignal
 from notan.files import write_bytes
 from notan.predict.backends import TorchBackend
 from notan.predict.formats import overlay_picture
 from notan.predict.predictor import Predictor
+from notan.train.decide import decide
 from notan.train.folder import STATES
 from notan.train.guard import Guard
-from notan.train.log import BEST, SPLIT, RunLog, keep_lines_before
-from notan.train.parts import THRESHOLD, Parts
+from notan.train.log import BEST, SPLIT, RunLog, keep_lines
 from notan.train.progress import Best, Progress, capture, restore
-from notan.train.recovery import Recovery
+from notan.train.recovery import Recovery, is_before
 from notan.train.state import StateFolder
-from notan.train.steps import Validation, train_epoch, validate
+from notan.train.steps import ADVICE, Validation, train_epoch, validate
 from notan.train.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -34,9 +34,13 @@ if TYPE_CHECKING:
 
     from notan.data.batches import Batch
     from notan.losses import LossValue
+    from notan.train.parts import Parts
     from notan.types import Picture
 
 logger = logging.getLogger("notan")
+
+GOOD_BATCHES = 500
+"""Batches of a long epoch after which the weights are kept to go back to, as at its start."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class TrainResult:
 
     Attributes:
         checkpoint: The best checkpoint by validation Dice.
-        dice: Its mean per-picture Dice on the validation split, at the pictures' own size.
+        dice: Its mean per-picture Dice on the validation split, at the pictures' own size, with
+            the decision that was chosen there.
         epoch: The epoch it is from, counted from 1.
     """
 
@@ -70,6 +75,7 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.epoch_began = time.perf_counter()
         self.bar: tqdm[Batch] | None = None
+        self.blank: DivergedError | None = None
 
     def train(self, tree: dict[str, Any] | None = None) -> TrainResult:
         """Train from the start, or from a state, to the end; see ``notan.train.train`` for errors.
@@ -82,10 +88,12 @@ class Trainer:
         logger.info("run folder: %s", self.folder)
         if tree:
             self.progress = restore(parts, tree, self.guard)
+            self.recovery.good = tree["good"]
             where = f"epoch {self.progress.epoch}, batch {self.progress.batch + 1}"
             logger.info("going on from %s", where)
-        keep_lines_before(self.recovery.path, "step", self.progress.step + 1)
-        self.recovery.keep(tree or capture(parts, self.progress, self.guard))
+        else:
+            self.recovery.keep()
+        keep_lines(self.recovery.path, lambda line: is_before(line, self.progress))
         anomaly = torch.autograd.set_detect_anomaly(self.settings.detect_anomaly)
         log = RunLog(self.folder, parts.run, first_epoch=self.progress.epoch)
         names = "".join(f"{name}\n" for name in parts.validation.names)
@@ -93,18 +101,24 @@ class Trainer:
         try:
             with log, anomaly, self.stop:
                 best = self._epochs(log)
+                choice = decide(self.folder / BEST, parts, self._stop_if_asked)
         finally:
             parts.training_batches.close()
             parts.validation_batches.close()
-        result = TrainResult(self.folder / BEST, best.dice, best.epoch)
-        logger.info("done; best Dice %.4f (epoch %d): %s", best.dice, best.epoch, result.checkpoint)
+        result = TrainResult(self.folder / BEST, choice.dice, best.epoch)
+        logger.info("done; best epoch %d: %s", best.epoch, result.checkpoint)
         return result
 
     def _epochs(self, log: RunLog) -> Best:
         """Train epoch after epoch; the state after the last says that the run is finished."""
+        while not self._finished():
+            self._epoch(log)
         best = self.progress.best
-        while best is None or not self._finished():
-            best = self._epoch(log)
+        if best is None:
+            raise self.blank or DivergedError(
+                f"{self.folder}: no epoch of this run ended with a network that answers in "
+                f"numbers; {ADVICE}"
+            )
         if best.dice <= best.blind_dice:
             logger.warning(
                 "the best Dice, %.4f, is no better than calling every pixel figure (%.4f): nothing "
@@ -125,27 +139,38 @@ class Trainer:
             return True
         return done >= self.settings.epochs
 
-    def _epoch(self, log: RunLog) -> Best:
+    def _epoch(self, log: RunLog) -> None:
         """Train for the rest of an epoch, validate, keep the best, write down what happened."""
         parts, progress = self.parts, self.progress
         self.epoch_began = time.perf_counter() - progress.seconds
         parts.training_batches.go_to(progress.epoch, progress.batch)
         with self._show_progress() as self.bar:
             train_epoch(parts.model, self.bar, parts.loss, parts.optimization, self)
-        validations = list(self._validations())
+        try:
+            self.blank, validations = None, list(self._validations())
+        except DivergedError as error:
+            self.blank, validations = error, []
         rate = parts.optimization.schedule.rate_after(progress.epoch - 1)
         seconds = time.perf_counter() - self.epoch_began
-        best = self._keep_if_better(validations, log)
+        if validations:
+            self._keep_if_better(validations, log)
         log.epoch(progress.epoch, _history(progress, validations, rate, seconds))
-        losses, validation = progress.means.result(), max(validations, key=lambda v: v.dice)
-        logger.info(
-            f"epoch {progress.epoch}/{self.settings.epochs}  loss {losses.get('loss', 0):.4f}  "
-            f"validation loss {validation.losses['loss']:.4f}  Dice {validation.dice:.4f}  "
-            f"best {best.dice:.4f} (epoch {best.epoch})  {seconds:.1f} s"
-        )
+        logger.info("%s  %.1f s", self._in_words(validations), seconds)
+        self.recovery.after_epoch(progress, validations[0] if validations else None, self.blank)
         progress.seconds = seconds
         progress.next_epoch()
-        return best
+        self.recovery.keep()
+
+    def _in_words(self, validations: list[Validation]) -> str:
+        progress, losses = self.progress, self.progress.means.result()
+        start = f"epoch {progress.epoch}/{self.settings.epochs}  loss {losses.get('loss', 0):.4f}"
+        if not validations or progress.best is None:
+            return f"{start}  validation gave no numbers"
+        best, validation = progress.best, max(validations, key=lambda v: v.dice)
+        return (
+            f"{start}  validation loss {validation.losses['loss']:.4f}  "
+            f"Dice {validation.dice:.4f}  best {best.dice:.4f} (epoch {best.epoch})"
+        )
 
     def allows(self, batch: Batch, value: LossValue, gradient_norm: float) -> bool:
         """Let the guard judge a step before the weights change; see ``Recovery.allows``."""
@@ -167,6 +192,8 @@ class Trainer:
             progress.means.add(value, len(batch.truths))
             if self.parts.average:
                 self.parts.average.update(self.parts.model)
+        if progress.batch % GOOD_BATCHES == 0:
+            self.recovery.keep()
         if self.bar is not None:
             losses = progress.means.result()
             self.bar.set_postfix(loss=f"{losses.get('loss', 0):.4f}", refresh=False)
@@ -185,9 +212,8 @@ class Trainer:
         )
 
     def _save_state(self) -> None:
-        tree = capture(self.parts, self.progress, self.guard)
+        tree = capture(self.parts, self.progress, self.guard, self.recovery.good)
         self.states.save(self.progress.step, tree)
-        self.recovery.keep(tree)
         self.saved_at = time.monotonic()
 
     def _show_progress(self) -> tqdm[Batch]:
@@ -208,7 +234,7 @@ class Trainer:
         models = [parts.model, *([parts.average.model] if parts.average else [])]
         for model in models:
             backend = TorchBackend(model, parts.device)
-            yield validate(backend, self._until_stopped(), parts.loss, THRESHOLD)
+            yield validate(backend, self._until_stopped(), parts.loss)
 
     def _until_stopped(self) -> Iterator[Batch]:
         """Read the validation pictures, which change nothing, so stopping is safe between them."""
@@ -216,19 +242,18 @@ class Trainer:
             self._stop_if_asked()
             yield batch
 
-    def _keep_if_better(self, validations: list[Validation], log: RunLog) -> Best:
+    def _keep_if_better(self, validations: list[Validation], log: RunLog) -> None:
         """Save the model, or its average, if it is better than all before."""
         progress, parts = self.progress, self.parts
         scored = max(validations, key=lambda validation: validation.dice)
         if progress.best and scored.dice <= progress.best.dice:
-            return progress.best
+            return
         averaged = parts.average if scored is not validations[0] else None
         model = averaged.model if averaged else parts.model
         card = parts.card(progress.epoch, {"dice": scored.dice, "iou": scored.iou})
         save_checkpoint(self.folder / BEST, Checkpoint(card, model.state_dict()))
         log.overlays(progress.epoch, list(self._overlays(model)))
         progress.best = Best(scored.dice, progress.epoch, averaged is not None, scored.blind_dice)
-        return progress.best
 
     def _overlays(self, model: nn.Module) -> Iterator[tuple[str, Picture]]:
         parts = self.parts
@@ -243,16 +268,16 @@ def _history(
     progress: Progress, validations: list[Validation], rate: float, seconds: float
 ) -> dict[str, float]:
     """Name an epoch's values; a term of the loss is not the score of the same name."""
-    first, *average = validations
     values = {
         **_named("train", progress.means.result()),
-        **_named("validation", first.losses),
-        "validation/dice": first.dice,
-        "validation/iou": first.iou,
         "learning_rate": rate,
         "seconds": seconds,
     }
-    for validation in average:
+    for validation in validations[:1]:
+        values |= _named("validation", validation.losses)
+        values["validation/dice"] = validation.dice
+        values["validation/iou"] = validation.iou
+    for validation in validations[1:]:
         values["validation/average_dice"] = validation.dice
         values["validation/average_iou"] = validation.iou
     return values

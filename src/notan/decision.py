@@ -1,0 +1,224 @@
+"""Decision: from a network's probability map to calibrated probabilities, a mask, and its worth.
+
+What validation chose stands in it, and it is stored in the card, so that evaluation, prediction and
+every export decide alike. It works at the picture's own size. NumPy and OpenCV only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from notan.config.sections import Fraction, Section
+from notan.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from notan.types import Mask, Probability
+
+FLOAT32_EPSILON = float(np.finfo(np.float32).eps)
+LEVELS = 2**16
+"""Bins that the Dice-optimal cut sorts probabilities into; a power of two, so edges are exact."""
+
+NO_FIGURE = 2.0
+"""A threshold that no probability reaches."""
+
+
+class Decision(Section):
+    """How probabilities become a mask.
+
+    Attributes:
+        temperature: What logits are divided by; above 1 makes an overconfident network modest.
+        threshold: Calibrated probability from which a pixel is figure.
+        cut: ``threshold``: the one above; ``dice``: for each picture the threshold whose mask has
+            the highest expected Dice under its own probabilities.
+        smallest_fraction: Figure components below this share of the picture become ground.
+        hole_fraction: Holes in the figure below this share of the picture are filled.
+        only_largest: Keep the largest figure component alone.
+        check_below: A mask whose expected Dice is lower should be looked at; None: not known.
+    """
+
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    threshold: Fraction = 0.5
+    cut: Literal["threshold", "dice"] = "threshold"
+    smallest_fraction: Fraction = 0.0
+    hole_fraction: Fraction = 0.0
+    only_largest: bool = False
+    check_below: Fraction | None = None
+
+    def calibrate(self, probability: Probability) -> Probability:
+        """Apply the temperature to a map of the network's own probabilities.
+
+        Args:
+            probability: float32, (height, width), 0..1.
+
+        Source: Guo et al. 2017, arXiv:1706.04599. The division is done at the picture's own size,
+            after resizing; it keeps the order of the pixels, and so every cut is still possible.
+        """
+        if self.temperature == 1.0:
+            return probability
+        return sigmoid(logit(probability) / np.float32(self.temperature))
+
+    def mask(self, probability: Probability) -> Mask:
+        """Return the mask, bool (height, width), of a calibrated map."""
+        threshold = dice_threshold(probability) if self.cut == "dice" else self.threshold
+        return self.tidy(probability >= threshold)
+
+    def tidy(self, mask: Mask) -> Mask:
+        """Remove specks and fill holes as asked for.
+
+        Components of the figure are 8-connected, holes 4-connected. A part of the ground that
+        touches the picture's edge is no hole.
+        """
+        if self.only_largest or self.smallest_fraction:
+            labels, areas, _ = _components(mask, connectivity=8)
+            kept = areas >= self.smallest_fraction * mask.size
+            if self.only_largest:
+                kept &= np.arange(len(areas)) == np.argmax(areas)
+            mask = mask & kept[labels]
+        if self.hole_fraction:
+            labels, areas, touching = _components(~mask, connectivity=4)
+            filled = (areas < self.hole_fraction * mask.size) & ~touching
+            mask = mask | filled[labels]
+        return mask
+
+    def with_threshold(self, threshold: float) -> Decision:
+        """Return one with another threshold, without cut and tidying, which fitted the old one.
+
+        Raises:
+            ConfigError: The threshold is outside 0..1.
+        """
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"the threshold is {threshold}; it must be in 0..1")
+        return Decision(
+            temperature=self.temperature, threshold=threshold, check_below=self.check_below
+        )
+
+    def in_words(self) -> str:
+        """Say the rule in a few words."""
+        words = [
+            "the Dice-optimal cut of each picture"
+            if self.cut == "dice"
+            else f"threshold {self.threshold:g}"
+        ]
+        if self.temperature != 1.0:
+            words.append(f"temperature {self.temperature:g}")
+        if self.only_largest:
+            words.append("largest component only")
+        if self.smallest_fraction:
+            words.append(f"components under {self.smallest_fraction:.2%} of the picture removed")
+        if self.hole_fraction:
+            words.append(f"holes under {self.hole_fraction:.2%} of the picture filled")
+        return ", ".join(words)
+
+
+def sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
+    """Map logits to probabilities; the only place outside the losses that does."""
+    probabilities = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
+    return cast("Probability", probabilities)
+
+
+def logit(probability: Probability) -> npt.NDArray[np.float32]:
+    """Map probabilities back to logits; 0 and 1 to those of float32's nearest neighbours."""
+    inside = np.clip(probability, FLOAT32_EPSILON, 1 - FLOAT32_EPSILON)
+    return cast("npt.NDArray[np.float32]", np.log(inside / (1 - inside)))
+
+
+def expected_dice(probability: Probability, mask: Mask) -> float:
+    """Return the Dice that a mask is expected to have, if the probabilities are right.
+
+    Args:
+        probability: Calibrated, (height, width), 0..1.
+        mask: bool, (height, width), True = figure.
+
+    Returns:
+        0..1. Of an empty mask, the chance that the picture is empty.
+
+    Source: Dai and Li 2023 (RankSEG), arXiv:2206.13086: the expectation of 2 |Y and M| /
+        (|Y| + |M|) over truths Y whose pixels are independent. It is developed to second order
+        around the mean here, instead of summed over the number of figure pixels; the rest falls
+        with the square of that number.
+    """
+    chance = probability.astype(np.float64)
+    if not mask.any():
+        return float(np.exp(np.log1p(-np.minimum(chance, 1 - 1e-12)).sum()))
+    spread = chance * (1 - chance)
+    inside, whole = chance[mask].sum(), chance.sum()
+    inside_spread = spread[mask].sum()
+    return float(
+        _expectation(
+            np.asarray(np.count_nonzero(mask)),
+            inside,
+            whole - inside,
+            inside_spread,
+            spread.sum() - inside_spread,
+        )
+    )
+
+
+def dice_threshold(probability: Probability) -> float:
+    """Return the threshold whose mask has the highest expected Dice.
+
+    Args:
+        probability: Calibrated, (height, width), 0..1.
+
+    Returns:
+        A multiple of 1 / 65536; above 1 where an empty mask is best.
+
+    Source: Dai and Li 2023 (RankSEG), arXiv:2206.13086: the best mask of each size holds the
+        likeliest pixels, so only the number of pixels is to be found. Pixels are sorted into 65536
+        levels here, and a level is taken whole.
+    """
+    levels = np.minimum((probability * np.float32(LEVELS)).astype(np.int64), LEVELS - 1).ravel()
+    chance = probability.astype(np.float64).ravel()
+    size = np.bincount(levels, minlength=LEVELS)[::-1].cumsum()
+    inside = np.bincount(levels, chance, minlength=LEVELS)[::-1].cumsum()
+    spread = np.bincount(levels, chance * (1 - chance), minlength=LEVELS)[::-1].cumsum()
+    taken = np.flatnonzero(size)  # the masks that hold anything
+    expected = _expectation(
+        size[taken],
+        inside[taken],
+        inside[-1] - inside[taken],
+        spread[taken],
+        spread[-1] - spread[taken],
+    )
+    best = int(np.argmax(expected))
+    if expected[best] < expected_dice(probability, np.zeros(probability.shape, np.bool_)):
+        return NO_FIGURE
+    return float(LEVELS - 1 - taken[best]) / LEVELS
+
+
+def _expectation(
+    size: npt.NDArray[np.int64],
+    inside: npt.NDArray[np.float64],
+    outside: npt.NDArray[np.float64],
+    inside_spread: npt.NDArray[np.float64],
+    outside_spread: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Return E[2 X / (size + X + Z)] to second order.
+
+    X and Z are the figure's pixels inside the mask and outside it, with these means and variances.
+    """
+    whole = size + inside + outside
+    value = 2 * inside / whole
+    curve = 2 * inside * outside_spread / whole**3 - 2 * (size + outside) * inside_spread / whole**3
+    return np.clip(value + curve, 0.0, 1.0)
+
+
+def _components(
+    mask: Mask, *, connectivity: Literal[4, 8]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Mask]:
+    """Return labels (0 is outside), each one's area, and whether it touches the picture's edge."""
+    _, labels, found, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=connectivity
+    )
+    left, top, width, height, area = found.T
+    touching = (left == 0) | (top == 0)
+    touching |= (left + width == mask.shape[1]) | (top + height == mask.shape[0])
+    touching[0], area = True, area.astype(np.int64)
+    area[0] = 0
+    return labels.astype(np.int32), area, touching

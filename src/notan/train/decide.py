@@ -1,0 +1,49 @@
+"""The end of a training: what validation decides is written into the best checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from notan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from notan.predict.backends import TorchBackend, rebuild
+from notan.predict.calibrate import choose_decision
+from notan.predict.predictor import Predictor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from notan.predict.calibrate import Choice
+    from notan.train.parts import Parts
+
+logger = logging.getLogger("notan")
+
+
+def decide(path: Path, parts: Parts, between: Callable[[], None]) -> Choice:
+    """Choose how the best checkpoint's probabilities become masks, and store it in its card.
+
+    Args:
+        path: The checkpoint, which is written anew.
+        parts: Of the training that made it; its model receives the checkpoint's weights.
+        between: Called between pictures; what it raises ends the choice and leaves the file.
+
+    Raises:
+        CheckpointError: The checkpoint was changed since it was written.
+        StorageError: It could not be written; the old one is whole.
+    """
+    checkpoint = load_checkpoint(path)
+    backend = TorchBackend(rebuild(checkpoint, parts.model), parts.device)
+    choice = choose_decision(
+        Predictor(backend, parts.preprocessor),
+        parts.validation,
+        batch_size=parts.run.train.batch_size,
+        between=between,
+    )
+    scores = {"dice": choice.dice, "iou": choice.iou, "plain_dice": choice.plain_dice}
+    told = {"decision": choice.decision, "choices": choice.reasons, "scores": scores}
+    card = checkpoint.card.model_copy(update=told)
+    save_checkpoint(path, Checkpoint(card, checkpoint.weights))
+    for reason in choice.reasons:
+        logger.info("chosen on validation: %s", reason)
+    return choice

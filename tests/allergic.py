@@ -1,0 +1,96 @@
+"""A network that white pictures make ill, and trainings that show it some."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from notan.data.synthetic import DrawnSource
+from notan.train import train
+from notan.train.trainer import Trainer
+from runs import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from notan.config import Run
+    from notan.train import TrainResult
+
+TRAINING = DrawnSource(24, size=(16, 16))
+VALIDATION = DrawnSource(4, size=(16, 16), first=24)
+BATCHES = 8  # of an epoch
+
+
+class Allergic(nn.Module):
+    """A small network that a white picture makes ill: its loss, or only its gradient, is NaN."""
+
+    stride = 1
+
+    def __init__(self, where: str = "loss") -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.norm = nn.BatchNorm2d(3)
+        self.layer = nn.Conv2d(3, 1, 3, padding=1)
+        self.where = where
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        white = images.amin(dim=(1, 2, 3), keepdim=True) >= 1
+        if self.where == "loss":
+            images = torch.where(white, math.nan, images)
+        logits: torch.Tensor = self.layer(self.norm(images))
+        if self.where == "gradient" and white.any():
+            logits = logits + (0 * self.layer.weight.sum()).sqrt()
+        return logits
+
+
+class Whitening:
+    """An augmentation that makes every picture of some batches white, and counts the batches."""
+
+    def __init__(self, *batches: int) -> None:
+        self.batches, self.pictures = batches, 0
+
+    def __call__(self, *, image: Any, mask: Any) -> dict[str, Any]:
+        self.pictures += 1
+        bad = (self.pictures + 2) // 3 in self.batches
+        return {"image": np.full_like(image, 255) if bad else image, "mask": mask}
+
+
+def watched(**flags: object) -> Run:
+    plain: dict[str, object] = {"preprocess__mean": (0, 0, 0), "preprocess__std": (1, 1, 1)}
+    return tiny(**{**plain, "train__epochs": 3, "train__learning_rate": 0.02, **flags})
+
+
+def train_allergic(
+    run: Run, out: Path, *bad: int, to: str = "loss"
+) -> tuple[TrainResult, list[dict[str, torch.Tensor]]]:
+    """Train with bad batches; return the weights after each step too, those before it first."""
+    after: list[dict[str, torch.Tensor]] = []
+    allows, after_step = Trainer.allows, Trainer.after_step
+
+    def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+        return {name: value.clone() for name, value in trainer.parts.model.state_dict().items()}
+
+    def before(trainer: Trainer, *arguments: Any) -> bool:
+        if not after:
+            after.append(weights_of(trainer))
+        return allows(trainer, *arguments)
+
+    def recorded(trainer: Trainer, *arguments: Any, **named: Any) -> None:
+        after_step(trainer, *arguments, **named)
+        after.append(weights_of(trainer))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "allows", before)
+        patch.setattr(Trainer, "after_step", recorded)
+        parts: dict[str, Any] = {"training": TRAINING, "validation": VALIDATION}
+        result = train(run, out=out, model=Allergic(to), transform=Whitening(*bad), **parts)
+    return result, after
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())

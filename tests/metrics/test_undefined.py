@@ -1,0 +1,124 @@
+"""What a score could not compute is said, with the reason, and is null in the JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from notan.metrics import Counts, Score
+from scores import ALL, NONE, random_mask, random_pairs, random_probability, score_of, tallied
+
+
+def check_undefined(score: Score, *lines: str) -> None:
+    text = json.dumps(score.to_json(), allow_nan=False)
+    for line in lines:
+        assert line in score.undefined
+    assert json.loads(text)["undefined"] == list(score.undefined)
+    assert "nan" not in score.summary()
+    assert len(score.summary().splitlines()) <= 25
+
+
+def test_one_picture_has_no_intervals() -> None:
+    score = tallied(*random_pairs(1))
+    check_undefined(score, "intervals: one picture has no spread, at least 2 are needed")
+    assert score.to_json()["means"]["dice"] == {  # type: ignore[index]
+        "pictures": 1,
+        "mean": score.mean_dice,
+        "low": None,
+        "high": None,
+    }
+
+
+def test_without_any_figure_recall_and_average_precision_are_undefined() -> None:
+    score = tallied((random_probability(1), NONE), (random_probability(2), NONE))
+    check_undefined(
+        score,
+        "recall: no picture has a figure",
+        "average precision: there is no figure",
+        "Hausdorff 95, pixels: one of truth and prediction is empty, the other is not",
+    )
+    assert score.pooled_values["recall"] is None
+    assert math.isnan(score.means["recall"].mean)
+    assert (score.pooled_dice, score.mean_dice) == (0, 0)
+
+
+def test_where_every_prediction_is_empty_precision_is_undefined() -> None:
+    low = np.full((6, 8), 0.1, np.float32)
+    score = tallied((low, random_mask(1)), (low, random_mask(2)))
+    check_undefined(score, "precision: every prediction is empty")
+    assert score.pooled_values["precision"] is None
+    assert score.pooled_values["recall"] == 0
+    assert score.means["boundary_f"].mean == 0
+
+
+def test_where_there_is_no_ground_specificity_is_undefined() -> None:
+    score = tallied((random_probability(1), ALL), (random_probability(2), ALL))
+    check_undefined(score, "specificity: no picture has ground")
+    assert score.pooled_values["specificity"] is None
+
+
+def test_where_every_pixel_is_ignored_nothing_is_claimed() -> None:
+    score = tallied(*random_pairs(2), ignore=ALL)
+    check_undefined(
+        score,
+        "every score: all pixels are ignored, so that each 1 is the empty rule's alone",
+        "accuracy: every pixel is ignored",
+        "Brier: all pixels are ignored",
+    )
+    assert score.pooled_values["ece"] is None
+    assert score.mean_dice == 1
+
+
+def test_a_picture_that_lacks_a_measure_is_counted_and_said() -> None:
+    score = tallied(*random_pairs(3), (random_probability(9), NONE))
+    check_undefined(
+        score,
+        "Hausdorff 95, pixels of 1 of 4 pictures: "
+        "one of truth and prediction is empty, the other is not",
+        "average precision of 1 of 4 pictures: there is no figure",
+    )
+
+
+def test_masks_alone_leave_the_probabilities_undefined() -> None:
+    score = score_of(Counts.of(random_mask(1), random_mask(2)), Counts.of(NONE, NONE))
+    check_undefined(
+        score,
+        "ECE, reliability and threshold sweep: no probabilities were given",
+        "average precision: no probabilities were given",
+        "boundary F: boundaries were not measured",
+    )
+    assert score.to_json()["threshold_sweep"] is None
+    assert "Brier" not in score.summary().split("undefined")[0]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))
+def test_any_score_can_be_told(densities: list[tuple[float, float]]) -> None:
+    random = np.random.default_rng(0)
+    score = tallied(
+        *(
+            (random.random((6, 8)).astype(np.float32) * np.float32(high), random_mask(3, density))
+            for high, density in densities
+        )
+    )
+    check_undefined(score)
+
+
+def test_an_expectation_without_spread_or_without_flags_is_said_to_be_undefined() -> None:
+    score = tallied(*random_pairs(3), expected=(0.7, 0.7, 0.7))
+    assert score.expected is not None
+    assert (score.expected.rank_correlation, score.expected.flagged) == (None, 0)
+    assert score.expected.flagged_mean_dice is None
+    text = "\n".join(score.undefined)
+    assert "rank correlation of expected and true Dice: one of them is the same" in text
+    assert "mean Dice of pictures to check: the model asked for none" in text
+    anxious = tallied(*random_pairs(3), expected=(0.7, 0.6, 0.7), check_below=0.9)
+    never = Score(
+        tuple(replace(picture, please_check=None) for picture in score.pictures), score.rules
+    )
+    assert "pictures to check: the model was never told how sure is usual" in never.undefined
+    assert "the model asked to check all" in "\n".join(anxious.undefined)

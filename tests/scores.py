@@ -1,0 +1,59 @@
+"""Small scores that several tests of the metrics make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from notan.metrics import Counts, Grouping, PictureScore, Score, ScoreRules, Tally
+
+if TYPE_CHECKING:
+    from notan.types import Mask, Probability
+
+RULES = ScoreRules(border="figure", threshold=0.5, split="val")
+NONE = np.zeros((6, 8), np.bool_)
+ALL = np.ones((6, 8), np.bool_)
+
+
+def random_mask(seed: int, fraction: float = 0.4) -> Mask:
+    return np.asarray(np.random.default_rng(seed).random((6, 8)) < fraction)
+
+
+def random_probability(seed: int) -> Probability:
+    return np.random.default_rng(seed).random((6, 8)).astype(np.float32)
+
+
+def score_of(*counts: Counts, rules: ScoreRules = RULES) -> Score:
+    pictures = (
+        PictureScore(name=f"picture {index}", counts=count, height=6, width=8)
+        for index, count in enumerate(counts)
+    )
+    return Score(tuple(pictures), rules)
+
+
+def tallied(
+    *pairs: tuple[Probability, Mask],
+    ignore: Mask | None = None,
+    expected: tuple[float, ...] = (),
+    check_below: float = 0.5,
+    groupings: tuple[Grouping, ...] = (),
+) -> Score:
+    """The score of probabilities against truths, at a threshold of 0.5."""
+    tally = Tally(RULES)
+    for index, (probability, truth) in enumerate(pairs):
+        expects = expected[index] if expected else None
+        tally.add(
+            f"picture {index}",
+            np.asarray(probability >= 0.5),
+            probability,
+            truth,
+            ignore,
+            expected_dice=expects,
+            please_check=None if expects is None else expects < check_below,
+        )
+    return tally.score(groupings)
+
+
+def random_pairs(number: int) -> list[tuple[Probability, Mask]]:
+    return [(random_probability(seed), random_mask(100 + seed)) for seed in range(number)]
