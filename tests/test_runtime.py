@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from notan.errors import ConfigError
-from notan.runtime import choose_precision, choose_workers, find_device, seed_everything
+from notan.runtime import (
+    choose_precision,
+    choose_workers,
+    describe_hardware,
+    find_device,
+    seed_everything,
+)
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
