@@ -22,6 +22,7 @@ import cv2
 import torch
 from torch import nn
 
+import notan.cli.train
 from notan.checkpoint import read_card
 from notan.cli.main import main
 from notan.config import Run, load_run
@@ -228,6 +229,10 @@ class Server:
         self.process.stdout.close()
 
 
+def no_report(_: Path) -> None:
+    """Stand in for the page at a training's end, which has tests of its own and takes its time."""
+
+
 def serve() -> None:
     """Answer questions about children until the input ends."""
     codes: dict[int, int] = {}
@@ -282,6 +287,7 @@ def _be_the_child(question: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    notan.cli.train._report = no_report  # type: ignore[assignment]
     cv2.setNumThreads(1)  # a fork loses threads, and then waits for them
     with tempfile.TemporaryDirectory() as folder:
         train_own(tiny(), Path(folder) / "run")  # what the first step loads, no fork has to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ import torch
 
 from notan.errors import ConfigError
 from notan.runtime import (
+    _processor,
     choose_precision,
     choose_workers,
     describe_hardware,
     find_device,
     seed_everything,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -158,7 +163,25 @@ def test_the_largest_seed_that_a_run_allows_works() -> None:
     assert torch.initial_seed() == 2**32 - 1
 
 
-def test_the_hardware_is_named_with_its_threads_and_torch() -> None:
-    words = describe_hardware(torch.device("cpu"))
-    assert "1 thread, PyTorch " in words
-    assert not words.startswith(",")
+def test_the_hardware_is_named_with_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr("notan.runtime._processor", lambda: "Abacus 2")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert describe_hardware(CPU) == "Abacus 2, 3 threads"
+    assert describe_hardware(CUDA) == "GPU 0; Abacus 2, 3 threads"
+    assert describe_hardware(torch.device("mps")) == "Apple GPU; Abacus 2, 3 threads"
+
+
+def test_a_processor_has_some_name_whatever_the_system_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = tmp_path / "cpuinfo"
+    facts.write_text("vendor_id : x\nmodel name\t: Abacus 2\nmodel name\t: Abacus 3\n")
+    assert _processor(facts) == "Abacus 2"
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "")
+    assert _processor(tmp_path / "absent") == "a processor"
+
+
+def test_a_precision_says_why_it_was_chosen() -> None:
+    assert str(choose_precision("auto", CPU)) == "float32 (the safe choice on cpu)"

@@ -64,6 +64,9 @@ class Card(Section):
         data: The pictures.
         run: All settings of the training.
         versions: Of notan, PyTorch and Python.
+        parameters: Numbers that training changed; None in cards that do not say.
+        hardware: What the training ran on, in words.
+        precision: The arithmetic of the network and why, in words.
         sha256: Of the weights.
     """
 
@@ -79,6 +82,9 @@ class Card(Section):
     data: DataCard
     run: Run
     versions: dict[str, str]
+    parameters: int | None = None
+    hardware: str = ""
+    precision: str = ""
     sha256: str = ""
 
 

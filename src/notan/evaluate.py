@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
+from notan.config import load_run
+from notan.data.build import find_layout, open_split
 from notan.errors import DataError
 from notan.files import write_bytes
 from notan.metrics import ScoreRules, Tally, Tolerance
+from notan.metrics.groups import by_breed
+from notan.metrics.manifest import read_groupings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +29,23 @@ if TYPE_CHECKING:
 
 TABLE = "pictures.csv"
 SUMMARY = "score.json"
+SPOILT = "NOT A TEST"
+"""How a score begins to say that the model was trained on the pictures."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Pictures to score a model on.
+
+    Attributes:
+        source: Pictures with their true masks.
+        border: What the trimap's border counts as; None: there is none.
+        groupings: Ways to divide the pictures: by breed, and those of the user's table.
+    """
+
+    source: Source
+    border: Border | None
+    groupings: tuple[Grouping, ...]
 
 
 class Witness(Protocol):
@@ -115,7 +136,7 @@ class Seen:
         """Say what that means for a score."""
         trained, chosen = (f"{len(n)} of {self.pictures}" for n in (self.trained, self.chosen))
         if self.trained:
-            return f"NOT A TEST: the model was trained on {trained} of these pictures"
+            return f"{SPOILT}: the model was trained on {trained} of these pictures"
         if self.chosen:
             return f"flattering: epoch and threshold were chosen on {chosen} of these pictures"
         if self.known:
@@ -147,6 +168,41 @@ def find_seen(card: Card | None, source: Source) -> Seen:
         for known in ({*card.data.training_hashes}, {*card.data.validation_hashes})
     )
     return Seen(len(source), trained, chosen, known=True)
+
+
+def open_subject(
+    card: Card,
+    split: str,
+    *,
+    data_path: Path | None,
+    border: Border | None = None,
+    groups: Path | None = None,
+) -> Subject:
+    """Open a part of a data folder as the model knows it: border rule, layout, validation split.
+
+    Args:
+        card: Of the model.
+        split: Which part.
+        data_path: The data folder.
+        border: Another rule for the trimap's border than the model's own.
+        groups: A table that divides the pictures into groups.
+
+    Raises:
+        ConfigError: There is no such split, or no data folder was given.
+        DataError: The folder or the table is missing, unreadable or does not fit.
+    """
+    flags = {
+        "data.path": data_path,
+        "data.border": border or card.border,
+        "data.layout": card.run.data.layout,
+    }
+    data = load_run(flags=flags).data
+    names = frozenset(card.data.validation_names or ()) or None
+    source = open_split(data, split, seed=card.run.seed, validation_names=names)
+    given = read_groupings(groups, source.names) if groups else ()
+    if find_layout(data) == "pets":
+        return Subject(source, data.border, (by_breed(source.names), *given))
+    return Subject(source, None, given)
 
 
 def write_score(folder: Path, score: Score) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import random
@@ -34,6 +33,9 @@ class Precision:
     device: torch.device
     dtype: torch.dtype
     why: str
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} ({self.why})"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context to run the network in."""
@@ -77,24 +79,26 @@ def _present_devices() -> list[str]:
 
 
 def describe_hardware(device: torch.device) -> str:
-    """Say what a speed was measured on: the GPU's name, or the processor's and its threads."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
+    """Name the GPU, where the device is one, then the processor and how many threads it may use.
+
+    Returns:
+        For example ``"AMD EPYC 7763, 1 thread"``.
+    """
     threads = torch.get_num_threads()
-    on = "MPS on " if device.type == "mps" else ""
-    return (
-        f"{on}{_processor()}, {threads} thread{'' if threads == 1 else 's'}, "
-        f"PyTorch {torch.__version__}"
-    )
+    words = f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}; {words}"
+    return f"Apple GPU; {words}" if device.type == "mps" else words
 
 
-def _processor() -> str:
-    """Return the processor's name; Linux tells Python only its architecture."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _processor(facts: Path = Path("/proc/cpuinfo")) -> str:
+    """Name the processor; Linux tells its model only in a file."""
+    try:
+        lines = facts.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(models), "") or platform.processor() or platform.machine() or "a processor"
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:

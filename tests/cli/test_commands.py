@@ -28,6 +28,7 @@ COMMANDS = (
     "predict",
     "compare",
     "benchmark-models",
+    "report",
     "download",
     "demo",
 )
@@ -39,6 +40,7 @@ FLAGS = {
     "predict": "model out batch-size device",
     "compare": "data-path split border allow-seen batch-size device out",
     "benchmark-models": "data-path models seeds budget epochs recipe border device out",
+    "report": "data-path split device out",
     "download": "out",
     "demo": "out seed",
 }
@@ -200,7 +202,7 @@ def test_every_run_gets_a_fresh_folder(
         main(["evaluate", "--model", str(model), "--data-path", str(drawn_folder)])
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"unet", "unet-2"}
     folders = {path.name for path in model.parent.iterdir() if path.is_dir()}
-    assert folders == {"evaluate-test", "evaluate-test-2", "last"}
+    assert folders == {"evaluate-test", "evaluate-test-2", "last", "report"}
 
 
 @pytest.mark.parametrize(

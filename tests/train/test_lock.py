@@ -44,6 +44,16 @@ def test_a_folder_that_is_locked_takes_no_run(tmp_path: Path) -> None:
     assert fate(folder) == before
 
 
+def test_what_a_killed_report_was_writing_goes_with_the_next_run(tmp_path: Path) -> None:
+    half = [tmp_path / name for name in (".report.html.x1", ".report.json.x2", "report/.a.png.x3")]
+    whole = tmp_path / "report" / "a.png"
+    whole.parent.mkdir()
+    for path in (*half, whole):
+        path.touch()
+    with locked(tmp_path):
+        assert [path.exists() for path in (*half, whole)] == [False, False, False, True]
+
+
 def test_a_lock_is_gone_when_the_run_is_over_however_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, Threshold, shows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from notan.data.sample import Sample
-    from notan.metrics import Grouping, Score
+    from notan.metrics import Score
     from notan.predict.predictor import Prediction
 
 OutFolder = Annotated[Path | None, shows("a fresh folder beside the model", "FOLDER")]
@@ -127,10 +125,8 @@ def _score(
     write_pictures: bool,
 ) -> tuple[Score, Path]:
     from notan.checkpoint import read_card
-    from notan.config import load_run
-    from notan.data.build import find_layout, open_split
     from notan.evaluate import evaluate as score_all
-    from notan.evaluate import write_score
+    from notan.evaluate import open_subject, write_score
     from notan.files import fresh_folder
     from notan.metrics import Tolerance
     from notan.predict.formats import write_overlay_and_mask
@@ -139,16 +135,9 @@ def _score(
 
     tolerance = Tolerance.parse(task.tolerance) if task.tolerance is not None else None
     card = read_card(task.model)
-    flags = {
-        "data.path": task.data_path,
-        "data.border": task.border or card.border,
-        "data.layout": card.run.data.layout,
-    }
-    data = load_run(flags=flags).data
-    names = frozenset(card.data.validation_names or ()) or None
-    source = open_split(data, task.split, seed=card.run.seed, validation_names=names)
-    is_pets = find_layout(data) == "pets"
-    groupings = _groupings(source.names, task.groups, is_pets=is_pets)
+    subject = open_subject(
+        card, task.split, data_path=task.data_path, border=task.border, groups=task.groups
+    )
     predictor = Predictor.load(task.model, device=find_device(device), threshold=task.threshold)
     kind = "inference" if write_pictures else "evaluate"
     folder = out or fresh_folder(task.model.parent / f"{kind}-{task.split}")
@@ -158,22 +147,14 @@ def _score(
 
     score = score_all(
         predictor,
-        source,
+        subject.source,
         split=task.split,
-        border=data.border if is_pets else None,
+        border=subject.border,
         batch_size=batch_size,
         witness=write if write_pictures else None,
         tolerance=tolerance,
-        groupings=groupings,
+        groupings=subject.groupings,
         allow_seen=task.allow_seen,
     )
     write_score(folder, score)
     return score, folder
-
-
-def _groupings(names: Sequence[str], table: Path | None, *, is_pets: bool) -> tuple[Grouping, ...]:
-    from notan.metrics.groups import by_breed
-    from notan.metrics.manifest import read_groupings
-
-    given = read_groupings(table, names) if table else ()
-    return (by_breed(names), *given) if is_pets else given

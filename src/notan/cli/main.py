@@ -21,6 +21,7 @@ from notan.cli.demo import demo
 from notan.cli.download import download
 from notan.cli.evaluate import evaluate, inference
 from notan.cli.predict import predict
+from notan.cli.report import report
 from notan.cli.train import train
 from notan.config import Run
 from notan.errors import ConfigError, NotanError, nearest
@@ -38,6 +39,7 @@ COMMANDS = {
         predict,
         compare,
         benchmark_models,
+        report,
         check,
         download,
         demo,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from notan.train import TrainResult
+
+logger = logging.getLogger("notan")
 
 
 def train(
@@ -43,7 +47,8 @@ def train(
 
     The data folder is the Oxford-IIIT Pet dataset in its own layout, or any folder with images/
     and masks/ (matched by name), alone or inside train/, val/ and test/. No test picture is
-    read. The run folder receives best.safetensors, run.toml, history.jsonl and curves.
+    read. The run folder receives best.safetensors, run.toml, history.jsonl, curves, and at the end
+    report.html.
 
     Args:
         overrides: Any other setting: model.width=16 train.precision=bf16 data.limit=40
@@ -103,6 +108,21 @@ def train(
         result = _go_on(resume, flags, overrides, allow_changes=allow_changes)
     print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})")
     print(result.checkpoint)
+    _report(result.checkpoint.parent)
+
+
+def _report(folder: Path) -> None:
+    """Write the report; whatever hinders it, the training is done and stays so."""
+    from notan.config import load_run
+    from notan.report.render import write_report
+
+    try:
+        page = write_report(folder, device=load_run(folder / "run.toml").device)
+    except Exception as error:  # noqa: BLE001 - a page must not fail a training that went well
+        again = f"notan report {shlex.quote(str(folder))}"
+        logger.warning("there is no report (%s); try again with: %s", error, again)
+    else:
+        logger.info("report: %s", page)
 
 
 def _go_on(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from html import escape
-from importlib.resources import files
-from string import Template
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from notan.data.doctor.diagnosis import SEVERITIES, number_of
 from notan.report.check_thumbnails import Thumbnails
 from notan.report.check_words import reason_of, title_of
+from notan.report.page import TIMES, fill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,8 +24,28 @@ MOST_OPEN = 3
 """More findings of one kind than this are folded away."""
 
 WITHOUT_THUMBNAILS = frozenset({"mask-encoding", "ignored-file"})
-HEADINGS = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
 MARKS = {"error": "✕", "warning": "!", "clean": "✓"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The findings of one kind, as the page shows them.
+
+    Attributes:
+        severity: error, warning or note.
+        title: What the kind is called.
+        reason: Why it matters; may be empty.
+        messages: One for each finding.
+        frames: For each finding the caption and JPEG of its files; None cannot be shown.
+        shortened: Whether there are more files than frames show.
+    """
+
+    severity: str
+    title: str
+    reason: str
+    messages: tuple[str, ...]
+    frames: tuple[tuple[tuple[str, str | None], ...], ...]
+    shortened: bool
 
 
 def check_page(diagnosis: Diagnosis) -> str:
@@ -39,124 +58,58 @@ def check_page(diagnosis: Diagnosis) -> str:
     Returns:
         HTML that refers to nothing outside itself.
     """
-    template = Template(files("notan.report").joinpath("templates/check.html").read_text("utf-8"))
     state = next((each for each in ("error", "warning") if diagnosis.count(each)), "clean")
-    return template.substitute(
-        folder=_breakable(str(diagnosis.folder)),
-        name=escape(diagnosis.folder.resolve().name),
+    counts = [(each, diagnosis.count(each)) for each in SEVERITIES]
+    return fill(
+        "check.html",
+        diagnosis=diagnosis,
         state=state,
         mark=MARKS[state],
-        verdict=escape(diagnosis.verdict()),
-        counts="".join(_counts(diagnosis)),
-        findings="".join(_groups(diagnosis)) or "<p>There is nothing to report.</p>",
-        statistics="".join(_row(split) for split in diagnosis.statistics),
+        counts=[(severity, count, number_of(count, severity)) for severity, count in counts],
+        groups=list(_groups(diagnosis)),
+        sizes=_sizes,
+        most_messages=MOST_MESSAGES,
+        most_open=MOST_OPEN,
+        most_thumbnails=MOST_THUMBNAILS,
     )
 
 
-def _counts(diagnosis: Diagnosis) -> Iterator[str]:
-    for severity in SEVERITIES:
-        count = diagnosis.count(severity)
-        word = number_of(count, severity)
-        if count:
-            yield f'<li class="{severity}"><a href="#{severity}">{word}</a></li>'
-        else:
-            yield f'<li class="none">{word}</li>'
-
-
-def _groups(diagnosis: Diagnosis) -> Iterator[str]:
-    """Write a heading for each severity, and below it an article for each kind."""
+def _groups(diagnosis: Diagnosis) -> Iterator[Group]:
     thumbnails = Thumbnails(diagnosis)
-    last = None
     for (severity, kind), findings in diagnosis.grouped().items():
-        if severity != last:
-            yield f'<h2 id="{severity}">{HEADINGS[severity]}</h2>'
-            last = severity
-        count = f' <span class="count">{len(findings)}</span>' if len(findings) > 1 else ""
-        yield f'<article class="{severity}"><h3>{escape(title_of(kind))}{count}</h3>'
-        if reason_of(kind):
-            yield f"<p>{escape(reason_of(kind))}</p>"
-        yield '<div class="body">'
-        if kind not in WITHOUT_THUMBNAILS:
-            yield from _gallery(diagnosis, thumbnails, findings)
-        yield from _messages(diagnosis, findings)
-        yield "</div></article>"
+        shown = () if kind in WITHOUT_THUMBNAILS else findings
+        frames = tuple(_frames(diagnosis, thumbnails, shown))
+        full = sum(len(frame) for frame in frames) == MOST_THUMBNAILS
+        yield Group(
+            severity=severity,
+            title=title_of(kind),
+            reason=reason_of(kind),
+            messages=tuple(diagnosis.brief(each.message) for each in findings),
+            frames=frames,
+            shortened=full and sum(len(each.files) for each in findings) > MOST_THUMBNAILS,
+        )
 
 
-def _messages(diagnosis: Diagnosis, findings: Sequence[Finding]) -> Iterator[str]:
-    lines = [f"<li>{_breakable(diagnosis.brief(each.message))}</li>" for each in findings]
-    more = len(lines) - MOST_MESSAGES
-    tail = f"<li>... and {more} more, all of them in check.json</li>" if more > 0 else ""
-    listing = f"<ul>{''.join(lines[:MOST_MESSAGES])}{tail}</ul>"
-    if len(lines) > MOST_OPEN:
-        listing = f"<details><summary>All {len(lines)} in words</summary>{listing}</details>"
-    yield listing
-
-
-def _gallery(
+def _frames(
     diagnosis: Diagnosis, thumbnails: Thumbnails, findings: Sequence[Finding]
-) -> Iterator[str]:
-    """Write thumbnails; those of one finding stand in one frame."""
+) -> Iterator[tuple[tuple[str, str | None], ...]]:
+    """Read the files of each finding, until there are enough."""
     picture_of = {mask: picture for picture, mask in diagnosis.pairs}
     left = MOST_THUMBNAILS
-    yield '<div class="gallery">'
     for finding in findings:
         # a sample is shown once, by its picture, whichever of its two files is meant
         paths = list(dict.fromkeys(picture_of.get(path, path) for path in finding.files))[:left]
         left -= len(paths)
         if paths:
-            figures = "".join(_figure(diagnosis, thumbnails, path) for path in paths)
-            yield f'<div class="together">{figures}</div>'
-    yield "</div>"
-    hidden = sum(len(finding.files) for finding in findings) - MOST_THUMBNAILS
-    if left == 0 and hidden > 0:
-        yield f'<p class="quiet">The first {MOST_THUMBNAILS} are shown.</p>'
+            yield tuple((_caption(diagnosis, path), thumbnails.of(path)) for path in paths)
 
 
-def _figure(diagnosis: Diagnosis, thumbnails: Thumbnails, path: Path) -> str:
+def _caption(diagnosis: Diagnosis, path: Path) -> str:
     inside = path.is_relative_to(diagnosis.folder)
-    caption = _breakable((path.relative_to(diagnosis.folder) if inside else path).as_posix())
-    encoded = thumbnails.of(path)
-    if encoded is None:
-        shown = '<div class="gone">cannot be shown</div>'
-    else:
-        shown = f'<img src="data:image/jpeg;base64,{encoded}" alt="{escape(path.name)}">'
-    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+    return (path.relative_to(diagnosis.folder) if inside else path).as_posix()
 
 
-def _breakable(text: str) -> str:
-    """Escape, and let long paths break after slashes and underscores."""
-    return escape(text).replace("/", "/<wbr>").replace("_", "_<wbr>")
-
-
-def _row(split: SplitStatistics) -> str:
-    heights, widths = split.height, split.width
-    sizes = list(dict.fromkeys(f"{heights[i]} &times; {widths[i]}" for i in range(3)))
-    least, middle, most = split.coverage
-    cells = (
-        f'<th scope="row">{escape(split.split)}</th>',
-        f'<td class="number" data-name="pictures">{split.pictures}</td>',
-        f'<td class="number" data-name="masks">{split.masks}</td>',
-        f'<td data-name="height &times; width">{_sizes(sizes)}</td>',
-        '<td data-name="figure">'
-        f'<span class="range"><i style="left:{least:.1%};right:{1 - most:.1%}"></i>'
-        f'<b style="left:{middle:.1%}"></b></span>'
-        f"{least:.0%} &ndash; <strong>{middle:.0%}</strong> &ndash; {most:.0%}</td>",
-        f'<td data-name="colour">{_colour(split)}</td>',
-    )
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _sizes(sizes: Sequence[str]) -> str:
-    if len(sizes) == 1:
-        return f"{sizes[0]} throughout"
-    middle = f" &ndash; <strong>{sizes[1]}</strong>" if len(sizes) == 3 else ""
-    return f"{sizes[0]}{middle} &ndash; {sizes[-1]}"
-
-
-def _colour(split: SplitStatistics) -> str:
-    red, green, blue = (round(255 * mean) for mean in split.colour_mean)
-    numbers = " · ".join(
-        f"{mean:.2f} ± {std:.2f}"
-        for mean, std in zip(split.colour_mean, split.colour_std, strict=True)
-    )
-    return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>{numbers}'
+def _sizes(split: SplitStatistics) -> list[str]:
+    """Return the least, middle and largest size, each once."""
+    sizes = (f"{split.height[i]} {TIMES} {split.width[i]}" for i in range(3))
+    return list(dict.fromkeys(sizes))

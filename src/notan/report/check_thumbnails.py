@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, cast
 
-import cv2
 import numpy as np
 
 from notan.data.doctor.reading import mask_reader
 from notan.data.formats import read_picture
 from notan.errors import DataError
 from notan.predict.formats import TRUTH, mask_picture, overlay_picture
+from notan.report.pictures import as_jpeg, fitted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +25,6 @@ SIDE = 220
 LEAST_SIDE = 110
 """Smaller pictures are magnified to this, pixel by pixel."""
 
-QUALITY = 82
 GAP = 6
 MASK_FOLDERS = ("masks", "trimaps")
 
@@ -45,11 +43,11 @@ class Thumbnails:
             path: A picture, shown with its mask where it has one, or a lone mask.
         """
         pixels = self._lone_mask(path) if path.parent.name in MASK_FOLDERS else self._sample(path)
-        return None if pixels is None else jpeg(pixels)
+        return None if pixels is None else as_jpeg(pixels)
 
     def _lone_mask(self, path: Path) -> Picture | None:
         mask = self._mask(path)
-        return self._raw(path) if mask is None else _grey(fitted(mask_picture(mask)))
+        return self._raw(path) if mask is None else _grey(_fitted(mask_picture(mask)))
 
     def _sample(self, path: Path) -> Picture | None:
         try:
@@ -58,14 +56,14 @@ class Thumbnails:
             return None
         mask_path = self._mask_of.get(path)
         if mask_path is None:
-            return fitted(picture)
+            return _fitted(picture)
         mask = self._mask(mask_path)
         if mask is None:
             raw = self._raw(mask_path)
-            return fitted(picture) if raw is None else _beside(fitted(picture), raw)
+            return _fitted(picture) if raw is None else _beside(_fitted(picture), raw)
         if mask.shape != picture.shape[:2]:
-            return _beside(fitted(picture), _grey(fitted(mask_picture(mask))))
-        return _tinted(fitted(picture), fitted(mask_picture(mask)) > 127)
+            return _beside(_fitted(picture), _grey(_fitted(mask_picture(mask))))
+        return _tinted(_fitted(picture), _fitted(mask_picture(mask)) > 127)
 
     def _mask(self, path: Path) -> Mask | None:
         try:
@@ -81,17 +79,11 @@ class Thumbnails:
             return None
         low, high = int(picture.min()), int(picture.max())
         spread = (picture.astype(np.float32) - low) * (255 / max(1, high - low))
-        return fitted(spread.astype(np.uint8))
+        return _fitted(spread.astype(np.uint8))
 
 
-def fitted(picture: Picture) -> Picture:
-    """Shrink to the thumbnail's size, or magnify what is tiny."""
-    height, width = picture.shape[:2]
-    longest = max(height, width)
-    scale = min(1.0, SIDE / longest) if longest >= LEAST_SIDE else LEAST_SIDE / longest
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    return np.asarray(cv2.resize(picture, size, interpolation=way), np.uint8)
+def _fitted(picture: Picture) -> Picture:
+    return fitted(picture, side=SIDE, least_side=LEAST_SIDE)
 
 
 def _tinted(picture: Picture, mask: Mask) -> Picture:
@@ -111,10 +103,3 @@ def _beside(one: Picture, other: Picture) -> Picture:
     sheet[: one.shape[0], : one.shape[1]] = one
     sheet[: other.shape[0], -other.shape[1] :] = other
     return sheet
-
-
-def jpeg(picture: Picture) -> str:
-    """Return a picture as JPEG, in base64 text."""
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return base64.b64encode(encoded.tobytes()).decode("ascii")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
 from notan.comparison.text import (
     SPEED,
     figures_of,
@@ -13,8 +15,9 @@ from notan.comparison.text import (
     table,
 )
 from notan.predict.formats import overlay_picture
-from notan.report.check_thumbnails import fitted, jpeg
 from notan.report.compare_chart import compare_chart
+from notan.report.page import fill
+from notan.report.pictures import as_jpeg, fitted
 
 if TYPE_CHECKING:
     from notan.comparison import Comparison
@@ -26,6 +29,10 @@ SHOWN = 3
 
 MOST_SHOWN = 24
 """Pictures on the whole page; of more pairs than this none are shown, so that it still opens."""
+
+
+SIDE, LEAST_SIDE = 340, 170
+"""Pixels of the longer side: twice what is shown, for sharp screens; tiny ones are magnified."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +78,16 @@ def compare_page(comparison: Comparison) -> str:
     Returns:
         HTML that refers to nothing outside itself.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("notan.report"), autoescape=True, undefined=StrictUndefined
-    )
     each = min(SHOWN, MOST_SHOWN // len(comparison.pairs))
     parts = [_part(comparison, pair, each) for pair in comparison.pairs]
     headings, *rows = table(comparison)
-    return environment.get_template("compare.html").render(
+    return fill(
+        "compare.html",
         headline=headline(comparison),
         headings=headings,
         rows=rows,
         speed=f"{comparison.hardware}; {SPEED}",
-        chart=compare_chart(comparison),
+        chart=Markup(compare_chart(comparison)),  # noqa: S704 - drawn by matplotlib, which escapes
         pairs=parts,
         method=method(comparison),
         notes=comparison.notes,
@@ -113,4 +116,5 @@ def _overlay(sample: Sample, contender: Contender, number: int) -> Overlay:
     """Show a model's mask; of several seeds, the one that is nearest to their mean."""
     result = contender.nearest(number)
     picture = overlay_picture(sample.image, result.masks[number].unpack(), sample.mask)
-    return Overlay(result.candidate.name, result.dice[number], jpeg(fitted(picture)))
+    shown = fitted(picture, side=SIDE, least_side=LEAST_SIDE)
+    return Overlay(result.candidate.name, result.dice[number], as_jpeg(shown))

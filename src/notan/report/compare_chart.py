@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from notan.report.svg import INK, ORANGE, STYLE, to_svg
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,40 +19,27 @@ if TYPE_CHECKING:
     from notan.comparison import Comparison
     from notan.metrics.statistics import Interval
 
-INK, DOT = "#010203", "#e69f00"
-"""Ink is replaced by the page's own colour, dark or light; the dots are Okabe and Ito's orange."""
-
-SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "notan",  # the same comparison gives the same file
-    "text.parse_math": False,  # a dollar in a name is a dollar
-}
-WIDTH, ROW, FRAME = 8.0, 0.34, 0.8
+WIDTH, ROW, FRAME = 7.0, 0.32, 0.7
 """Inches: of the chart, of a row, and of what surrounds the rows of one panel."""
 
 
 def compare_chart(comparison: Comparison) -> str:
     """Return an SVG that stands inside a page and takes its ink from there."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     means = [(each.title, each.mean) for each in comparison.contenders]
     differences = [
         (f"{pair.second.name} − {pair.first.name}", pair.compared.difference)  # noqa: RUF001
         for pair in comparison.pairs
     ]
     heights = [len(rows) * ROW + FRAME for rows in (means, differences)]
-    with rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has it
+    with mpl.rc_context({**STYLE, "text.parse_math": False}):  # a dollar in a name is a dollar
         figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
         upper, lower = figure.subplots(2, gridspec_kw={"height_ratios": heights})
         _draw(upper, means, "mean Dice")
         _draw(lower, differences, "difference in Dice")
         lower.axvline(0, color=INK, linewidth=1, linestyle=":")
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has it
+        return to_svg(figure, "compare")
 
 
 def _draw(axes: Axes, rows: Sequence[tuple[str, Interval]], title: str) -> None:
@@ -56,11 +47,9 @@ def _draw(axes: Axes, rows: Sequence[tuple[str, Interval]], title: str) -> None:
     for place, (_, interval) in enumerate(rows):
         if not math.isnan(interval.low):
             axes.plot([interval.low, interval.high], [place, place], color=INK, linewidth=1.5)
-        axes.plot([interval.mean], [place], "o", color=DOT, markersize=7)
+        axes.plot([interval.mean], [place], "o", color=ORANGE, markersize=6)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(title, color=INK)
-    axes.tick_params(colors=INK)
-    axes.grid(axis="x", color=INK, alpha=0.15)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.set_xlabel(title)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)

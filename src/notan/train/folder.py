@@ -10,7 +10,16 @@ from filelock import FileLock, Timeout
 
 from notan.errors import ConfigError
 from notan.files import storage_errors
-from notan.train.log import BEST, EVENTS, HISTORY, SETTINGS, SPLIT
+from notan.train.log import (
+    BEST,
+    CONTENT,
+    EVENTS,
+    FIGURES,
+    HISTORY,
+    PAGE,
+    SETTINGS,
+    SPLIT,
+)
 from notan.train.recovery import INCIDENTS
 from notan.train.state import StateFolder
 
@@ -51,13 +60,29 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_in_use(folder: Path) -> bool:
+    """Say whether a training is writing into a folder at this moment."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # a folder that may only be read; whose lock it is cannot be told
+        return False
+    lock.release()
+    return False
+
+
 def _remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that a killed run was writing when it ended."""
-    names = (BEST, HISTORY, SETTINGS, SPLIT)
+    names = (BEST, HISTORY, SETTINGS, SPLIT, PAGE, CONTENT)
     with storage_errors(folder):
         for path in (
             *(path for name in names for path in folder.glob(f".{name}.*")),
             *(folder / STATES).glob(".*.safetensors.*"),
+            *(folder / FIGURES).glob(".*.png.*"),
         ):
             path.unlink(missing_ok=True)
 
@@ -91,7 +116,8 @@ def clear_folder(folder: Path) -> None:
         StorageError: The folder is a file, or may not be changed.
     """
     with storage_errors(folder):
-        for name in (BEST, HISTORY, SETTINGS, SPLIT, INCIDENTS):
+        for name in (BEST, HISTORY, SETTINGS, SPLIT, INCIDENTS, PAGE, CONTENT):
             (folder / name).unlink(missing_ok=True)
     StateFolder(folder / STATES).clear()
-    shutil.rmtree(folder / EVENTS, ignore_errors=True)
+    for inner in (EVENTS, FIGURES):
+        shutil.rmtree(folder / inner, ignore_errors=True)

@@ -24,6 +24,8 @@ HISTORY = "history.jsonl"
 SETTINGS = "run.toml"
 SPLIT = "validation.txt"
 EVENTS = "tensorboard"
+PAGE, CONTENT, FIGURES = "report.html", "report.json", "report"
+"""What notan.report adds when the training is over."""
 
 
 class RunLog:

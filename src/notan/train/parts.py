@@ -24,6 +24,7 @@ from notan.runtime import (
     Precision,
     choose_precision,
     choose_workers,
+    describe_hardware,
     find_device,
     seed_everything,
 )
@@ -93,17 +94,22 @@ class Parts:
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },
+            parameters=self.parameters,
+            hardware=describe_hardware(self.device),
+            precision=str(self.optimization.precision),
         )
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers training changes."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def describe(self) -> str:
         """Say in a line what will be trained on what, where."""
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        precision = self.optimization.precision
-        name = str(precision.dtype).removeprefix("torch.")
         return (
-            f"{type(self.model).__name__}, {parameters:,} parameters; "
+            f"{type(self.model).__name__}, {self.parameters:,} parameters; "
             f"{len(self.training)} pictures to train on, {len(self.validation)} to validate on; "
-            f"{self.device}, {name} ({precision.why})"
+            f"{self.device}, {self.optimization.precision}"
         )
 
 

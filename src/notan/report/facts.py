@@ -1,0 +1,140 @@
+"""What a report says of a run: its state, what was trained on what, how to do it again."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any, Literal
+
+from notan.metrics.rules import BORDER_WORDS
+from notan.report.page import TIMES
+from notan.report.words import duration, epochs, name_of, plain
+from notan.train.recovery import ACTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from notan.config import Run
+    from notan.report.gather import Report
+    from notan.report.run_folder import RunFolder
+
+State = Literal["clean", "note", "warning", "error"]
+
+
+def state_of(run: RunFolder) -> tuple[State, str]:
+    """Say whether a run is finished, still going or was stopped."""
+    total, done = run.run.train.epochs, run.epochs
+    if run.in_use:
+        return "note", f"Still going: {done} of {total} epochs are done."
+    patience, best = run.run.train.patience, run.card.epoch if run.card else 0
+    if done >= total:
+        return "clean", f"Finished: {epochs(done)} in {duration(run.seconds)}."
+    if patience and best and done - best >= patience:
+        return "clean", (
+            f"Finished early, after {done} of {total} epochs in {duration(run.seconds)}: no better "
+            f"Dice for {patience}."
+        )
+    if run.incidents and run.incidents[-1].get("action") == "stop":
+        return "error", f"Stopped by the guard after {done} of {total} epochs."
+    words = f"Stopped after {done} of {total} epochs" if done else "Stopped before its first epoch"
+    return "warning", f"{words}; notan train --resume {shlex.quote(str(run.path))} goes on with it."
+
+
+def facts_of(report: Report) -> dict[str, str]:
+    """Return what was trained on what, as labels and words."""
+    run, card = report.run.run, report.run.card
+    train = run.train
+    name = card.model_class if card else run.model.name
+    weights = f", {card.parameters:,} parameters" if card and card.parameters else ""
+    facts = {
+        "Model": f"{name}{f', width {run.model.width}' if not card or card.model else ''}{weights}",
+        "Input": f" {TIMES} ".join(map(str, run.preprocess.image_size)) + " pixels",
+        "Data": f"{run.data.path or 'a source of its own'}",
+        **_split_facts(report),
+        "Loss": " + ".join(f"{weight:g} {term}" for term, weight in run.loss.weights.items()),
+        "Optimizer": f"AdamW, learning rate {train.learning_rate:g} ({train.schedule}), "
+        f"batches of {train.batch_size}, at most {epochs(train.epochs)}",
+        "Weight average": f"decay {train.average_decay:g}" if train.average_decay else "none",
+        "Augmentation": ", ".join(_augmentation(run)) or "none",
+        "Seed": str(run.seed),
+    }
+    if card and card.precision:
+        facts["Precision"] = card.precision
+    if card and card.hardware:
+        facts["Hardware"] = card.hardware
+    return facts
+
+
+def kept_of(run: RunFolder) -> dict[str, str]:
+    """Return what the training kept, and what it took."""
+    facts = {"Epochs done": f"{run.epochs} of {run.run.train.epochs}"}
+    if run.card:
+        facts["Best epoch"] = str(run.card.epoch)
+        facts["Mask"] = run.card.decision.in_words()
+        for metric, value in run.card.scores.items():
+            facts[f"Validation {name_of(metric)}"] = f"{value:.4f}"
+    facts["Training time"] = duration(run.seconds)
+    if run.history:
+        facts["Per epoch"] = duration(run.seconds / len(run.history))
+    return facts
+
+
+def _split_facts(report: Report) -> dict[str, str]:
+    card = report.run.card
+    if card is None:
+        return {"Border": f"{report.run.run.data.border}, where the masks have one"}
+    chosen = " (set aside by the seed)" if card.data.validation_names else ""
+    return {
+        "Split": f"{card.data.training_pictures} to train on, "
+        f"{card.data.validation_pictures} to validate on{chosen}",
+        "Border": BORDER_WORDS[card.border or "none"],
+    }
+
+
+def _augmentation(run: Run) -> Iterator[str]:
+    """Name what varies the training pictures and how far."""
+    augment = run.augment
+    if not augment.enabled:
+        return
+    if augment.flip_probability:
+        yield "flip"
+    if augment.affine_degrees:
+        yield f"turn ± {augment.affine_degrees:g}°"
+    if augment.affine_shift:
+        yield f"shift ± {augment.affine_shift:.0%}"
+    if augment.affine_scale or (augment.scale and augment.scale_probability):
+        yield "zoom"
+    if augment.crop_probability:
+        yield f"crop to {augment.crop_area:.0%} or more"
+    if augment.light_probability:
+        yield "brightness and contrast"
+    if augment.dropout_probability:
+        yield "grid dropout"
+
+
+def commands_of(report: Report) -> dict[str, str]:
+    """Return the command lines that make the run, its score and this page again."""
+    run = report.run
+    place, split = shlex.quote(str(run.path)), "val" if report.split == "validation" else "test"
+    data = f" --data-path {shlex.quote(str(report.data_path))}" if report.data_path else ""
+    commands = {}
+    if run.card is None or run.card.model is not None:
+        commands["train again"] = f"notan train --recipe {place}/run.toml{data} --out {place}-again"
+    if run.card:
+        model = f"{place}/best.safetensors"
+        commands["evaluate"] = f"notan evaluate --model {model}{data} --split {split}"
+    commands["this page"] = f"notan report {place}{data} --split {split}"
+    return commands
+
+
+def incident_row(incident: Mapping[str, Any]) -> dict[str, str]:
+    """Say when, why, and what was done; an incident may lack anything but its epoch."""
+    pictures = incident.get("pictures")
+    action = str(incident.get("action", ""))
+    epoch, batch = incident["epoch"], incident.get("batch")
+    return {
+        "when": f"end of epoch {epoch}" if batch is None else f"epoch {epoch}, batch {batch}",
+        "why": str(incident.get("reason", "not said")),
+        "loss": plain(incident.get("loss")),
+        "done": ACTIONS.get(action, action),
+        "pictures": ", ".join(map(str, pictures)) if isinstance(pictures, list) else "",
+    }

@@ -1,0 +1,123 @@
+"""Run folders for the tests of reports, and a score with all that a score can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+INCIDENT = {
+    "epoch": 1,
+    "batch": 2,
+    "step": 2,
+    "reason": "the loss is no number",
+    "action": "skip",
+    "loss": "nan",
+    "terms": {"bce": "nan", "dice": 0.5},
+    "gradient_norm": "nan",
+    "learning_rate": 0.001,
+    "pictures": ["cat_1", "<b>dog</b>"],
+}
+METRICS = (
+    "dice iou precision recall specificity accuracy boundary_f surface_dice average_precision brier"
+)
+
+GROUPS = {
+    "figure size": {
+        "small": {"pictures": 2, "mean_dice": 0.5, "low": 0.4, "high": 0.65},
+        "medium": {"pictures": 3, "mean_dice": 0.7, "low": 0.6, "high": 0.75},
+        "large": {"pictures": 1, "mean_dice": 0.9, "low": None, "high": None},
+    },
+}
+RULES = {
+    "border": "none",
+    "threshold": 0.5,
+    "size": "original size",
+    "weights": "from scratch",
+    "empty": "an empty picture predicted empty scores 1",
+    "tolerance": 2.0,
+}
+
+
+def full_score(names: Sequence[str], split: str = "validation") -> dict[str, Any]:
+    """Return a score.json with every part, of made-up numbers."""
+    number = len(names)
+    dice = [0.35 + 0.6 * math.sqrt((index + 1) / (number + 1)) for index in range(number)]
+    mean = sum(dice) / number
+    interval = {"mean": mean, "low": mean - 0.05, "high": mean + 0.04, "pictures": number}
+    nothing = {"mean": None, "low": None, "high": None, "pictures": 0}
+    thresholds = [step / 20 for step in range(1, 20)]
+    return {
+        "mean_dice": mean,
+        "mean_iou": mean - 0.1,
+        "pooled_dice": mean + 0.01,
+        "pooled_iou": mean - 0.09,
+        "empty_pictures": 1,
+        "means": {**dict.fromkeys(METRICS.split(), interval), "hausdorff95": nothing},
+        "pooled": {**dict.fromkeys(("dice", "iou", "precision", "recall"), mean), "ece": 0.031},
+        "reliability": [reliability_bin(tenth / 10) for tenth in range(10)],
+        "threshold_sweep": {
+            "thresholds": thresholds,
+            "mean_dice": [mean - (step - 0.45) ** 2 for step in thresholds],
+            "area": 0.6,
+        },
+        "groups": GROUPS,
+        "expected": {
+            "rank_correlation": 0.71,
+            "flagged": 2,
+            "flagged_mean_dice": 0.41,
+            "other_mean_dice": 0.83,
+        },
+        "undefined": ["hausdorff95: one of the masks is empty in every picture"],
+        "rules": {**RULES, "split": split},
+        "pictures": [picture_row(name, value) for name, value in zip(names, dice, strict=True)],
+    }
+
+
+def reliability_bin(start: float) -> dict[str, float]:
+    """Return the pixels of a tenth of the probabilities, of an over-cautious model."""
+    return {
+        "from": start,
+        "to": start + 0.1,
+        "pixels": 50 if start else 100,
+        "mean_probability": start + 0.05,
+        "figure_fraction": min(1.0, 1.2 * start),
+    }
+
+
+def picture_row(name: str, dice: float) -> dict[str, Any]:
+    """Return one picture's row."""
+    return {
+        "name": name,
+        "height": 40,
+        "width": 48,
+        "dice": dice,
+        "iou": dice - 0.1,
+        "expected_dice": min(1.0, dice + 0.1 * math.sin(9 * dice)),
+        "please_check": dice < 0.5,
+    }
+
+
+def keep_score(run: Path, content: object, folder: str = "evaluate-val") -> Path:
+    """Put a score into a run folder, as evaluate does."""
+    path = run / folder / "score.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def keep_incidents(run: Path, *incidents: dict[str, Any]) -> None:
+    """Write incidents as the guard does."""
+    lines = "".join(json.dumps({**INCIDENT, **incident}) + "\n" for incident in incidents)
+    (run / "incidents.jsonl").write_text(lines)
+
+
+def forget_data(run: Path) -> None:
+    """Let the run's data folder be one that is not there."""
+    settings = run / "run.toml"
+    settings.write_text(re.sub(r'path = ".*"', 'path = "gone"', settings.read_text()))
