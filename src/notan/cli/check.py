@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from notan.cli.flags import DEFAULT, DataPath, shows
+
+if TYPE_CHECKING:
+    from notan.data.doctor import Diagnosis
+    from notan.labels.search import LabelSearch, Plan
 
 JSON, PAGE = "check.json", "check.html"
 
@@ -23,6 +28,9 @@ def check(
     layout: Annotated[
         Literal["auto", "pets", "folder"], arg(metavar="auto|pets|folder")
     ] = DEFAULT.data.layout,
+    model: Annotated[Path | None, shows("none; masks are not ranked", "FILE")] = None,
+    folds: Annotated[int | None, shows("3, with --model", "N")] = None,
+    epochs: Annotated[int | None, shows("the model's own, with --model", "N")] = None,
     out: Annotated[Path | None, shows("a fresh folder, runs/check", "FOLDER")] = None,
 ) -> None:
     """Look at every picture and mask of a data folder, and say what is wrong with them.
@@ -32,26 +40,73 @@ def check(
     check.html, a page with pictures. The exit code is 0 when nothing is wrong, 2 with errors,
     and 1 with warnings under --strict.
 
+    With --model, the masks of the training and validation pictures are judged too, by networks
+    with that model's settings that are trained here without them; this takes as long as --folds
+    trainings. A check that was stopped goes on when it is given the same --out again.
+
     Args:
         data_path: The folder with the pictures and masks.
         strict: Count warnings as a failure too.
         border: What the border of Oxford's trimaps counts as.
         layout: How the folder is arranged; auto looks.
+        model: A best.safetensors of a run on this folder; ranks the masks by how much they look
+            like mistakes.
+        folds: Parts that the pictures are divided into; each is judged by a network trained on
+            the others.
+        epochs: Of each of these trainings.
         out: Where check.json and check.html go.
     """
     from notan.data.doctor import examine
     from notan.errors import ConfigError
-    from notan.files import fresh_folder, write_bytes
-    from notan.report.check import check_page
+    from notan.files import fresh_folder
 
     if data_path is None:
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
+    plan = _plan(model, folds, epochs)
     diagnosis = examine(data_path, border=border, layout=layout)
     folder = out or fresh_folder(Path("runs") / "check")
-    write_bytes(folder / JSON, (diagnosis.to_json() + "\n").encode())
-    write_bytes(folder / PAGE, check_page(diagnosis).encode())
+    _write(folder, diagnosis)
     print(diagnosis.summary())
+    if plan:
+        from notan.labels.findings import describe, with_labels
+        from notan.labels.search import search_labels
+
+        search = search_labels(plan, diagnosis, out=folder)
+        diagnosis = with_labels(diagnosis, search)
+        _write(folder, diagnosis, search)
+        print(describe(search))
     print(folder / PAGE)
     code = diagnosis.exit_code(strict)
     if code:
         sys.exit(code)
+
+
+def _plan(model: Path | None, folds: int | None, epochs: int | None) -> Plan | None:
+    from notan.errors import ConfigError
+
+    if model is None:
+        words = (("folds", folds), ("epochs", epochs))
+        given = [f"--{name}" for name, value in words if value is not None]
+        if given:
+            raise ConfigError(
+                f"{given[0]} is about the networks that judge masks; give --model FILE too, a "
+                "best.safetensors of a run on this folder"
+            )
+        return None
+    from notan.labels.search import plan_search  # imports torch, which a plain check does without
+
+    return plan_search(model, folds=folds, epochs=epochs)
+
+
+def _write(folder: Path, diagnosis: Diagnosis, search: LabelSearch | None = None) -> None:
+    from notan.files import write_bytes
+    from notan.report.check import check_page
+
+    everything = diagnosis.to_json()
+    if search:
+        from notan.labels.findings import labels_to_json
+
+        ranked = {**json.loads(everything), "labels": labels_to_json(search)}
+        everything = json.dumps(ranked, indent=2, ensure_ascii=False)
+    write_bytes(folder / JSON, (everything + "\n").encode())
+    write_bytes(folder / PAGE, check_page(diagnosis, search).encode())

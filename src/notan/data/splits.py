@@ -27,3 +27,17 @@ def choose_validation(names: Sequence[str], *, fraction: float, seed: int) -> fr
 
 def _lot(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+
+def choose_folds(names: Sequence[str], count: int, *, seed: int) -> tuple[frozenset[str], ...]:
+    """Divide pictures into parts for cross-validation, their sizes differing by one at most.
+
+    As above, only the names and the seed decide.
+
+    Args:
+        names: All pictures to divide, each once; at least ``count``.
+        count: How many parts, at least 2.
+        seed: Another seed makes other parts.
+    """
+    drawn = sorted(names, key=lambda name: _lot(name, seed))
+    return tuple(frozenset(drawn[first::count]) for first in range(count))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from notan.data.doctor.diagnosis import SEVERITIES, number_of
+from notan.labels.explanations import KINDS
+from notan.report.check_labels import label_rows
 from notan.report.check_thumbnails import Thumbnails
 from notan.report.check_words import reason_of, title_of
 from notan.report.page import TIMES, fill
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.data.doctor import Diagnosis, Finding, SplitStatistics
+    from notan.labels.search import LabelSearch
 
 MOST_MESSAGES = 100
 """Findings of one kind that the page puts into words; the JSON beside it has all."""
@@ -23,7 +26,10 @@ MOST_THUMBNAILS = 12
 MOST_OPEN = 3
 """More findings of one kind than this are folded away."""
 
-WITHOUT_THUMBNAILS = frozenset({"mask-encoding", "ignored-file"})
+WITHOUT_THUMBNAILS = frozenset(
+    {"mask-encoding", "ignored-file", "label-unjudged", "label-disagreement"}
+    | {f"label-{kind}" for kind in KINDS}  # the section about labels shows them
+)
 MARKS = {"error": "✕", "warning": "!", "clean": "✓"}
 
 
@@ -48,12 +54,13 @@ class Group:
     shortened: bool
 
 
-def check_page(diagnosis: Diagnosis) -> str:
+def check_page(diagnosis: Diagnosis, search: LabelSearch | None = None) -> str:
     """Return the page: one HTML text with its pictures and its style inside.
 
     Args:
         diagnosis: What the doctor found. Of the files that findings name, up to 12 of each kind
             are read again to be shown.
+        search: The ranking of the masks, where there is one; the first 12 are shown.
 
     Returns:
         HTML that refers to nothing outside itself.
@@ -71,6 +78,8 @@ def check_page(diagnosis: Diagnosis) -> str:
         most_messages=MOST_MESSAGES,
         most_open=MOST_OPEN,
         most_thumbnails=MOST_THUMBNAILS,
+        search=search,
+        rows=label_rows(search) if search else [],
     )
 
 

@@ -47,7 +47,7 @@ class Thumbnails:
 
     def _lone_mask(self, path: Path) -> Picture | None:
         mask = self._mask(path)
-        return self._raw(path) if mask is None else _grey(_fitted(mask_picture(mask)))
+        return self._raw(path) if mask is None else _grey(fit(mask_picture(mask)))
 
     def _sample(self, path: Path) -> Picture | None:
         try:
@@ -56,14 +56,14 @@ class Thumbnails:
             return None
         mask_path = self._mask_of.get(path)
         if mask_path is None:
-            return _fitted(picture)
+            return fit(picture)
         mask = self._mask(mask_path)
         if mask is None:
             raw = self._raw(mask_path)
-            return _fitted(picture) if raw is None else _beside(_fitted(picture), raw)
+            return fit(picture) if raw is None else _beside(fit(picture), raw)
         if mask.shape != picture.shape[:2]:
-            return _beside(_fitted(picture), _grey(_fitted(mask_picture(mask))))
-        return _tinted(_fitted(picture), _fitted(mask_picture(mask)) > 127)
+            return _beside(fit(picture), _grey(fit(mask_picture(mask))))
+        return _tinted(fit(picture), fit(mask_picture(mask)) > 127)
 
     def _mask(self, path: Path) -> Mask | None:
         try:
@@ -79,10 +79,11 @@ class Thumbnails:
             return None
         low, high = int(picture.min()), int(picture.max())
         spread = (picture.astype(np.float32) - low) * (255 / max(1, high - low))
-        return _fitted(spread.astype(np.uint8))
+        return fit(spread.astype(np.uint8))
 
 
-def _fitted(picture: Picture) -> Picture:
+def fit(picture: Picture) -> Picture:
+    """Shrink to the thumbnail's size, or magnify what is tiny."""
     return fitted(picture, side=SIDE, least_side=LEAST_SIDE)
 
 

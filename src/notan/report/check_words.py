@@ -37,6 +37,13 @@ TITLES = {
     "blank-picture": "Blank pictures",
     "different-coverage": "Splits with different shares of figure",
     "different-colour": "Splits with different colours",
+    "label-inverted": "Masks that look inverted to networks that never saw them",
+    "label-shifted": "Masks that look shifted to networks that never saw them",
+    "label-eroded": "Masks that look too thin to networks that never saw them",
+    "label-dilated": "Masks that look too fat to networks that never saw them",
+    "label-swapped": "Masks that look swapped to networks that never saw them",
+    "label-disagreement": "Masks that networks that never saw them disagree with",
+    "label-unjudged": "Masks that could not be ranked",
     "mask-encoding": "How the masks are read",
     "ignored-file": "Files that are never read",
     "unlisted": "Files that are in no list",
@@ -57,6 +64,7 @@ REASONS = {
     "inverted-mask": "Figure seems to be what should be ground.",
     "shifted-mask": "The outline would fit the picture better elsewhere. Edges beside edges can "
     "deceive this test, so look.",
+    "label-disagreement": "The mask may be wrong, or the picture may be unlike the others.",
     "ragged-mask": "Noise in a mask teaches noise.",
     "blank-picture": "There is nothing to be seen in them.",
 }
