@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 import torch
 
+from comparison_runs import train_small
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.train import train
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from notan.config import Run
+    from notan.data.sample import Source
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = {
@@ -90,6 +92,25 @@ def small_run(drawn_folder: Path) -> Run:
 def small_checkpoint(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The best checkpoint of that training; not to be changed."""
     return train(small_run, out=tmp_path_factory.mktemp("run") / "small").checkpoint
+
+
+@pytest.fixture(scope="session")
+def seeded_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders: trained-s0, trained-s1, raw-s0, raw-s1; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs")
+    learned: dict[str, Any] = {"train__epochs": 15, "train__learning_rate": 0.01}
+    raw: dict[str, Any] = {"train__epochs": 1, "train__learning_rate": 1e-7}
+    return {
+        f"{name}-s{seed}": train_small(folder / f"{name}-s{seed}", seed=seed, **settings)
+        for name, settings in (("trained", learned), ("raw", raw))
+        for seed in (0, 1)
+    }
+
+
+@pytest.fixture(scope="session")
+def unseen() -> Source:
+    """Drawn pictures of the same kind that none of those runs has seen."""
+    return DrawnSource(40, size=(24, 30), first=100)
 
 
 @pytest.fixture(scope="session")

@@ -124,7 +124,7 @@ def flat(node: Any, name: str = "") -> dict[str, Any]:
         content = node.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return {name: f"{node.dtype} {tuple(node.shape)} {hashlib.sha256(content).hexdigest()}"}
     if not isinstance(node, dict | list | tuple):
-        return {} if name.endswith("/seconds") else {name: node}
+        return {} if name.endswith("seconds") else {name: node}
     items = node.items() if isinstance(node, dict) else enumerate(node)
     return {
         inner: value for key, part in items for inner, value in flat(part, f"{name}/{key}").items()

@@ -85,11 +85,13 @@ class StoppedBySignal(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, raised at a point where everything has been saved.
 
     Attributes:
+        number: The signal's.
         exit_code: 128 and the signal's number, as a shell reports it.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
+        self.number = signal_number
         self.exit_code = 128 + signal_number
 
 

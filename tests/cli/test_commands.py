@@ -21,13 +21,25 @@ from notan.data.build import open_split
 from notan.metrics import Tolerance
 from notan.train import train as run_training
 
-COMMANDS = ("train", "evaluate", "inference", "predict", "report", "download", "demo")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "inference",
+    "predict",
+    "compare",
+    "benchmark-models",
+    "report",
+    "download",
+    "demo",
+)
 FLAGS = {
     "train": "data-path model recipe out overwrite device epochs batch-size learning-rate "
     "image-size border patience seed detect-anomaly",
     "evaluate": "model data-path split border tolerance groups batch-size device out",
     "inference": "model data-path split border tolerance groups batch-size device out",
     "predict": "model out batch-size device",
+    "compare": "data-path split border allow-seen batch-size device out",
+    "benchmark-models": "data-path models seeds budget epochs recipe border device out",
     "report": "data-path split device out",
     "download": "out",
     "demo": "out seed",

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from notan.cli.benchmark import benchmark_models
 from notan.cli.check import check
+from notan.cli.compare import compare
 from notan.cli.demo import demo
 from notan.cli.download import download
 from notan.cli.evaluate import evaluate, inference
@@ -28,7 +30,21 @@ from notan.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-COMMANDS = (train, evaluate, inference, predict, report, check, download, demo)
+COMMANDS = {
+    command.__name__.replace("_", "-"): command
+    for command in (
+        train,
+        evaluate,
+        inference,
+        predict,
+        compare,
+        benchmark_models,
+        report,
+        check,
+        download,
+        demo,
+    )
+}
 INTERRUPTED = 130
 OVERRIDE = re.compile(rf"({'|'.join(Run.model_fields)})(\.\w+)?=")
 DESCRIPTION = f"""notan {__version__}: two-class image segmentation, figure against ground.
@@ -82,7 +98,7 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
     try:
         with contextlib.redirect_stderr(complaint):
             command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
-                {command.__name__: _prepared(command) for command in COMMANDS},
+                {name: _prepared(command) for name, command in COMMANDS.items()},
                 prog="notan",
                 description=DESCRIPTION,
                 args=_overrides_last(words) or ["--help"],
@@ -119,13 +135,13 @@ def _in_one_line(complaint: str, words: Sequence[str]) -> str:
     text = " ".join(lines).split("───")[0].split("Got errors:")[0].strip().rstrip(".")
     text = re.sub(r"Expected one of \((.*)\)", _sorted_choices, text)
     command = next((word for word in words if not word.startswith("-")), "")
-    names = {known.__name__: known for known in COMMANDS}
-    if command not in names:
-        return f"{text}{nearest(command, names)}"
+    command = command.replace("_", "-")
+    if command not in COMMANDS:
+        return f"{text}{nearest(command, COMMANDS)}"
     unknown = re.search(r"Unrecognized options: (-[\w-]+)", text)
     hint = f"; see notan {command} --help"
     if unknown:
-        hint = nearest(unknown[1].replace("_", "-"), _flags(names[command])) or hint
+        hint = nearest(unknown[1].replace("_", "-"), _flags(COMMANDS[command])) or hint
     return f"{text}{hint}"
 
 

@@ -53,6 +53,20 @@ def run_to_toml(run: Run) -> str:
     return tomli_w.dumps(run.model_dump(mode="json", exclude_none=True))
 
 
+def changed_settings(before: Run, now: Run) -> dict[str, tuple[object, object]]:
+    """Return the settings in which two runs differ: dotted name -> (before, now)."""
+    old, new = _flat(before.model_dump()), _flat(now.model_dump())
+    return {name: (old[name], new[name]) for name in new if new[name] != old[name]}
+
+
+def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = _flat(value, f"{before}{name}.") if isinstance(value, dict) else None
+        flat.update(inner if inner is not None else {f"{before}{name}": value})
+    return flat
+
+
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -38,6 +38,8 @@ class Data(Section):
     """What the trimap's border (value 3) counts as; data without trimaps have no border."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """The share of training pictures set aside where the data have no validation part."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Decides which those are; None: the run's seed does."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Train on the first so many training pictures only, for trying things out."""
     workers: Annotated[int, Field(ge=0)] | None = None
@@ -130,6 +132,9 @@ class Train(Section):
     """Epochs over which the cosine schedule rises to the learning rate."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many epochs without a better validation Dice; None: never."""
+    budget_seconds: Annotated[float, Field(gt=0.0)] | None = None
+    """Stop after the epoch in which this much training time is spent; time before a resume counts
+    too. None: no limit."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; ``auto``: bf16 where a GPU has it, else fp32."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 5.0

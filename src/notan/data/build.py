@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from notan.data.folder import folder_source, has_pairs, looks_like_folder, part_folder
-from notan.data.pets import looks_like_pets, pets_source
+from notan.data.pets import has_list, looks_like_pets, pets_source
 from notan.data.splits import choose_validation
 from notan.errors import ConfigError, DataError, nearest
 
@@ -27,7 +27,8 @@ def open_split(
     Args:
         data: Where the data are and how to read them. ``data.limit`` shortens ``train`` only.
         split: ``train``, ``val`` (or ``validation``), ``test`` or ``all``.
-        seed: Decides the validation split where the folder has none.
+        seed: Decides the validation split where the folder has none, unless ``data.split_seed``
+            does.
         validation_names: A validation split made earlier, to be kept instead of a new one.
 
     Raises:
@@ -76,6 +77,18 @@ def makes_validation(data: Data) -> bool:
     return has_pairs(folder) or part_folder(folder, "validation") is None
 
 
+def has_test(data: Data) -> bool:
+    """Say whether the data have a test split.
+
+    Raises:
+        DataError: The folder is missing or holds no pictures with masks.
+    """
+    folder = _existing(data.path)
+    if find_layout(data) == "pets":
+        return has_list(folder, "test")
+    return part_folder(folder, "test") is not None
+
+
 def _existing(path: Path | None) -> Path:
     if path is None:
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
@@ -99,6 +112,8 @@ def _folder_split(
             f"{folder}: only one pair of picture and mask; at least two are wanted, "
             "one to train on and one to validate on"
         )
+    if data.split_seed is not None:
+        seed = data.split_seed
     chosen = validation_names or choose_validation(
         whole.names, fraction=data.validation_fraction, seed=seed
     )

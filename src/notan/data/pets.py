@@ -78,6 +78,11 @@ def split_names(folder: Path, split: str) -> Sequence[str]:
     return [name for name in listed if name not in held_back]
 
 
+def has_list(folder: Path, split: str) -> bool:
+    """Say whether the folder holds the dataset's list of a split: ``trainval`` or ``test``."""
+    return (folder / "annotations" / f"{split}.txt").is_file()
+
+
 def pair_of(folder: Path, name: str) -> Pair:
     """Say where a picture and its trimap should lie, whether or not they are there."""
     return Pair(

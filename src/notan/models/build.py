@@ -27,6 +27,16 @@ def build_model(settings: Model) -> SegmentationModel:
     Raises:
         ConfigError: There is no such model, or it has no such setting.
     """
+    check_model(settings)
+    return MODELS[settings.name](settings)
+
+
+def check_model(settings: Model) -> None:
+    """Refuse settings that no network can be built from.
+
+    Raises:
+        ConfigError: There is no such model, or it has no such setting.
+    """
     if settings.name not in MODELS:
         raise ConfigError(
             f"'{settings.name}': there is no such model{nearest(settings.name, MODELS)}"
@@ -36,4 +46,3 @@ def build_model(settings: Model) -> SegmentationModel:
             f"model.residual={settings.residual} belongs to resnet34_unet; "
             f"{settings.name} has no residual blocks"
         )
-    return MODELS[settings.name](settings)

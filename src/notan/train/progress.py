@@ -48,6 +48,7 @@ class Progress:
         batch: Batches of it that are done.
         step: Batches since the start of the run.
         seconds: Time spent on this epoch so far.
+        earlier_seconds: Time spent on the epochs before it.
         means: Losses of this epoch so far.
         best: The best epoch so far.
     """
@@ -56,11 +57,13 @@ class Progress:
     batch: int = 0
     step: int = 0
     seconds: float = 0.0
+    earlier_seconds: float = 0.0
     means: Means = field(default_factory=Means)
     best: Best | None = None
 
     def next_epoch(self) -> None:
         """Go on to the first batch of the next epoch."""
+        self.earlier_seconds += self.seconds
         self.epoch += 1
         self.batch, self.seconds, self.means = 0, 0.0, Means()
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notan.config import load_run
+from notan.config import changed_settings, load_run
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.files import fresh_folder
 from notan.train.folder import STATES, claim_folder, clear_folder, locked
@@ -32,6 +32,7 @@ HARMLESS = {
     "data.path",
     "data.workers",
     "train.patience",
+    "train.budget_seconds",
     "train.state_seconds",
     "train.state_steps",
     "train.detect_anomaly",
@@ -155,11 +156,14 @@ def _require_no_states(folder: Path, states: StateFolder) -> None:
 def _changes(stored: Run, run: Run) -> list[str]:
     """Say which settings have changed; return those that make it another run."""
     harmless = HARMLESS | ({"train.epochs"} if run.train.schedule == "exponential" else set())
-    before, now = _flat(stored.model_dump()), _flat(run.model_dump())
-    changed = [name for name in now if now[name] != before[name]]
-    for name in changed:
-        logger.info("changed since the run began: %s, %s -> %s", name, before[name], now[name])
-    return [f"{name} ({before[name]} -> {now[name]})" for name in changed if name not in harmless]
+    changed = changed_settings(stored, run)
+    for name, (before, now) in changed.items():
+        logger.info("changed since the run began: %s, %s -> %s", name, before, now)
+    return [
+        f"{name} ({before} -> {now})"
+        for name, (before, now) in changed.items()
+        if name not in harmless
+    ]
 
 
 def _refuse_other_pictures(parts: Parts, tree: dict[str, Any]) -> None:
@@ -168,14 +172,6 @@ def _refuse_other_pictures(parts: Parts, tree: dict[str, Any]) -> None:
             f"{parts.run.data.path}: these are not the pictures that the run was trained on; "
             "give their folder with --data-path, or go on all the same with --allow-changes"
         )
-
-
-def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        inner = _flat(value, f"{before}{name}.") if isinstance(value, dict) else None
-        flat.update(inner if inner is not None else {f"{before}{name}": value})
-    return flat
 
 
 def _folder_name(run: Run, model: nn.Module | None) -> str:

@@ -133,6 +133,10 @@ class Trainer:
         if best and patience and done - best.epoch >= patience:
             logger.info("no better Dice for %d epochs: stopping early", patience)
             return True
+        budget, spent = self.settings.budget_seconds, self.progress.earlier_seconds
+        if done and budget is not None and spent >= budget:
+            logger.info("%.0f of %.0f seconds are spent: stopping", spent, budget)
+            return True
         return done >= self.settings.epochs
 
     def _epoch(self, log: RunLog) -> None:
@@ -153,6 +157,7 @@ class Trainer:
         log.epoch(progress.epoch, _history(progress, validations, rate, seconds))
         logger.info("%s  %.1f s", self._in_words(validations), seconds)
         self.recovery.after_epoch(progress, validations[0] if validations else None, self.blank)
+        progress.seconds = seconds
         progress.next_epoch()
         self.recovery.keep()
 

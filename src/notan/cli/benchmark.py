@@ -1,0 +1,112 @@
+"""``notan benchmark-models``: train several models under one budget, and compare them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+from notan.cli.flags import DEFAULT, DataPath, Overrides, shows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
+UNITS = (3600, 60, 1)
+DECIDED = {
+    "model.name": "--models",
+    "train.epochs": "--epochs",
+    "train.budget_seconds": "--budget",
+}
+
+
+def benchmark_models(
+    overrides: Overrides = (),
+    *,
+    data_path: DataPath = None,
+    models: Annotated[str, arg(metavar="NAME,NAME")],
+    seeds: int = 3,
+    budget: Annotated[str | None, shows("none", "90s|30m|1h30m")] = None,
+    epochs: Annotated[int | None, shows("none", "N")] = None,
+    recipe: Annotated[Path | None, shows("none", "FILE")] = None,
+    border: Annotated[
+        Literal["figure", "ground", "ignore"] | None,
+        shows(DEFAULT.data.border, "figure|ground|ignore"),
+    ] = None,
+    device: Annotated[str | None, shows(DEFAULT.device, "auto|cpu|cuda|cuda:1|mps")] = None,
+    out: Annotated[Path, shows("runs/benchmark", "FOLDER")] = Path("runs") / "benchmark",
+) -> None:
+    """Train several models with several seeds under one budget, then compare them.
+
+    Give the budget as time for all runs together, divided equally, or as epochs for each run. The
+    same command goes on where it was stopped: runs that have ended are kept, the others resumed.
+    Ends with the comparison of notan compare on the test split, or on the validation split where
+    there is none, and writes compare.json and compare.html beside the runs.
+
+    Args:
+        overrides: Any other setting for all runs, as for train: model.width=16
+            preprocess.image_size=128 train.learning_rate=1e-3.
+        data_path: The folder with the pictures and masks.
+        models: Names with commas between them, say unet,resnet34_unet,attention_unet.
+        seeds: Runs of each model, with the seeds 0, 1, 2 and so on; seed=5 starts at another.
+        budget: Training time for all runs together; each ends after the epoch in which its share
+            is spent.
+        epochs: Passes over the training pictures for each run.
+        recipe: A .toml file of settings for all runs.
+        border: What the border of Oxford's trimaps counts as.
+        device: Where to compute.
+        out: Where the runs and the comparison go.
+    """
+    from notan.benchmark import make_plan, run_benchmark
+    from notan.cli.compare import show
+    from notan.config import load_run
+    from notan.errors import ConfigError
+
+    if (epochs is None) == (budget is None):
+        given = "neither --budget nor --epochs was" if epochs is None else "both were"
+        raise ConfigError(
+            f"{given} given; give one: a time for all runs together (--budget 30m), or epochs for "
+            "each run (--epochs 20)"
+        )
+    _refuse_decided(overrides)
+    flags = {
+        "data.path": data_path,
+        "data.border": border,
+        "device": device,
+        "train.epochs": epochs,
+    }
+    run = load_run(recipe, flags=flags, overrides=overrides)
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    seconds = None if budget is None else seconds_of(budget)
+    plan = make_plan(run, names, seeds=seeds, budget_seconds=seconds)
+    show(run_benchmark(plan, out), out)
+
+
+def _refuse_decided(overrides: Sequence[str]) -> None:
+    """Refuse words on settings that the flags decide: they would do nothing."""
+    from notan.errors import ConfigError
+
+    for word in overrides:
+        name = word.partition("=")[0].strip()
+        if name in DECIDED:
+            raise ConfigError(f"{word}: for a benchmark, {name} is said by {DECIDED[name]}")
+
+
+def seconds_of(budget: str) -> int:
+    """Return the seconds of a duration such as 90s, 30m, 2h or 1h30m.
+
+    Raises:
+        ConfigError: It is no duration, or none at all.
+    """
+    from notan.errors import ConfigError
+
+    found = DURATION.fullmatch(budget.strip())
+    parts = found.groups(default="0") if found else ()
+    seconds = sum(int(part) * unit for part, unit in zip(parts, UNITS, strict=False))
+    if seconds == 0:
+        raise ConfigError(
+            f"--budget {budget}: a time above zero is wanted, such as 90s, 30m, 2h or 1h30m"
+        )
+    return seconds

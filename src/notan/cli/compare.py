@@ -1,0 +1,78 @@
+"""``notan compare``: several models on the same pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from notan.cli.flags import BorderFlag, Device, Split, shows
+
+if TYPE_CHECKING:
+    from notan.comparison import Comparison
+
+JSON, PAGE = "compare.json", "compare.html"
+
+Models = Positional[Annotated[tuple[Path, ...], arg(metavar="RUN RUN ...")]]
+
+
+def compare(
+    models: Models,
+    *,
+    data_path: Annotated[Path | None, shows("the first run's own", "FOLDER")] = None,
+    split: Split = "test",
+    border: BorderFlag = None,
+    allow_seen: bool = False,
+    batch_size: int = 8,
+    device: Device = "auto",
+    out: Annotated[Path | None, shows("a fresh folder, runs/compare", "FOLDER")] = None,
+) -> None:
+    """Compare models on the same pictures, and say which differences are more than noise.
+
+    Prints each model's mean Dice with its interval, IoU, speed and size, and for each pair the
+    difference with its interval, a test on the paired pictures and a verdict in words. Runs that
+    differ in the seed only are taken together. Writes compare.json and compare.html, a page with
+    the pictures on which the models differ most.
+
+    Args:
+        models: Run folders or model files; two or more.
+        data_path: The folder with the pictures and masks.
+        split: Which pictures; all takes every picture of a folder that has no parts.
+        border: What the border of Oxford's trimaps counts as; needed where the models differ in it.
+        allow_seen: Score pictures that a model was trained on too, and say so.
+        batch_size: Pictures predicted at once; changes neither score nor speed that is reported.
+        device: Where to compute.
+        out: Where compare.json and compare.html go.
+    """
+    from notan.comparison import compare as compare_models
+    from notan.files import fresh_folder
+
+    comparison = compare_models(
+        models,
+        data_path=data_path,
+        split=split,
+        border=border,
+        device=device,
+        batch_size=batch_size,
+        allow_seen=allow_seen,
+    )
+    show(comparison, out or fresh_folder(Path("runs") / "compare"))
+
+
+def show(comparison: Comparison, folder: Path) -> None:
+    """Print a comparison, and write it as JSON and as a page.
+
+    Raises:
+        StorageError: A file could not be written.
+    """
+    from notan.comparison.text import text_of
+    from notan.files import write_bytes
+    from notan.report.compare import compare_page
+
+    everything = json.dumps(comparison.to_json(), indent=2, allow_nan=False)
+    write_bytes(folder / JSON, (everything + "\n").encode())
+    write_bytes(folder / PAGE, compare_page(comparison).encode())
+    print(text_of(comparison))
+    print(folder / PAGE)

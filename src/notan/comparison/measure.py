@@ -1,0 +1,165 @@
+"""What one model scores on the pictures: its Dice, its masks, its speed, its size."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from notan.evaluate import evaluate
+from notan.predict.backends import TorchBackend
+from notan.predict.predictor import Predictor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from notan.comparison.candidates import Candidate
+    from notan.config import Border
+    from notan.data.sample import Sample, Source
+    from notan.metrics import Score
+    from notan.predict.predictor import Prediction
+    from notan.types import Mask, Picture, Size
+
+TIMED, TRIES = 10, 3
+"""Pictures that the speed is measured on, and how often each is tried."""
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask as compressed bits, so that those of a whole test split fit into memory.
+
+    Attributes:
+        size: (height, width) in pixels.
+        bits: One for each pixel, eight to a byte, compressed by zlib.
+    """
+
+    size: Size
+    bits: bytes
+
+    @classmethod
+    def of(cls, mask: Mask) -> PackedMask:
+        """Pack a mask: bool, (height, width)."""
+        bits = zlib.compress(np.packbits(mask).tobytes(), level=1)
+        return cls((mask.shape[0], mask.shape[1]), bits)
+
+    def unpack(self) -> Mask:
+        """Return the mask as it was."""
+        height, width = self.size
+        bits = np.frombuffer(zlib.decompress(self.bits), np.uint8)
+        return np.unpackbits(bits, count=height * width).reshape(self.size).astype(np.bool_)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model did on the pictures.
+
+    Attributes:
+        candidate: The model.
+        score: Of every picture.
+        masks: Of every picture.
+        pictures_per_second: One picture at a time, from pixels to mask; reading not counted.
+        parameters: Numbers that were learned.
+        file_bytes: Of the model file.
+    """
+
+    candidate: Candidate
+    score: Score
+    masks: tuple[PackedMask, ...]
+    pictures_per_second: float
+    parameters: int
+    file_bytes: int
+
+    @property
+    def dice(self) -> list[float]:
+        """Of every picture."""
+        return [picture.counts.dice for picture in self.score.pictures]
+
+    def to_json(self) -> dict[str, object]:
+        """Return what is said of this model alone."""
+        return {
+            "name": self.candidate.name,
+            "file": str(self.candidate.path),
+            "seed": self.candidate.card.run.seed,
+            "epoch": self.candidate.card.epoch,
+            "threshold": self.score.rules.threshold,
+            "decision": self.score.rules.decision,
+            "seen": self.score.rules.seen,
+            "mean_dice": self.score.mean_dice,
+            "mean_iou": self.score.mean_iou,
+            "pictures_per_second": self.pictures_per_second,
+            "parameters": self.parameters,
+            "file_bytes": self.file_bytes,
+            "dice": self.dice,
+        }
+
+
+def measure(
+    candidate: Candidate,
+    source: Source,
+    *,
+    split: str,
+    border: Border | None,
+    device: torch.device,
+    batch_size: int,
+    allow_seen: bool,
+) -> Result:
+    """Evaluate a model, keep its masks and measure its speed.
+
+    Raises:
+        CheckpointError: The file is damaged, or of a network of the user's own.
+        DataError: A picture or mask cannot be read, or the model was trained on it and
+            ``allow_seen`` is False.
+    """
+    predictor = Predictor.load(candidate.path, device=device)
+    masks: list[PackedMask] = []
+    first: list[Picture] = []
+
+    def keep(sample: Sample, prediction: Prediction) -> None:
+        masks.append(PackedMask.of(prediction.mask))
+        if len(first) < TIMED:
+            first.append(sample.image)
+
+    score = evaluate(
+        predictor,
+        source,
+        split=split,
+        border=border,
+        batch_size=batch_size,
+        witness=keep,
+        allow_seen=allow_seen,
+    )
+    return Result(
+        candidate,
+        score,
+        tuple(masks),
+        _speed(predictor, first),
+        _parameters(predictor),
+        candidate.path.stat().st_size,
+    )
+
+
+def _speed(predictor: Predictor, pictures: Sequence[Picture]) -> float:
+    """Return pictures per second, of the middle picture's fastest try.
+
+    Whatever else the machine does makes a try slower, never faster.
+    """
+    fastest = (min(_seconds(predictor, picture) for _ in range(TRIES)) for picture in pictures)
+    return 1 / median(fastest)
+
+
+def _seconds(predictor: Predictor, picture: Picture) -> float:
+    start = time.perf_counter()
+    _ = predictor(picture).mask
+    return time.perf_counter() - start
+
+
+def _parameters(predictor: Predictor) -> int:
+    backend = predictor.backend
+    model = backend.model if isinstance(backend, TorchBackend) else None
+    return sum(parameter.numel() for parameter in model.parameters()) if model else 0

@@ -1,0 +1,260 @@
+"""A comparison finds what is different, and nothing where nothing is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from comparison_runs import train_small
+from notan.comparison import Comparison, compare, compare_on
+from notan.comparison.candidates import distinct_names, open_candidates
+from notan.comparison.measure import PackedMask
+from notan.comparison.text import text_of
+from notan.data.synthetic import DrawnSource, write_folder
+from notan.errors import CheckpointError, ConfigError, DataError
+from notan.metrics import Counts
+from notan.predict.predictor import Predictor
+from notan.train import train
+from runs import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from notan.data.sample import Source
+    from notan.types import Mask
+
+
+def compared(pictures: Source, *runs: Path) -> Comparison:
+    return compare_on(open_candidates(runs), pictures, split="test")
+
+
+def test_a_model_that_learned_is_better_than_one_that_did_not(
+    seeded_runs: dict[str, Path], unseen: Source
+) -> None:
+    pair = compared(unseen, seeded_runs["raw-s0"], seeded_runs["trained-s0"]).pairs[0]
+    assert pair.compared.difference.low > 0
+    assert pair.p_value < 0.01
+    assert pair.verdict.startswith("trained-s0 is better by 0.")
+    assert pair.agreement < 0.9
+    assert pair.compared.wins > pair.compared.losses
+
+
+def test_the_same_training_twice_makes_no_difference(
+    seeded_runs: dict[str, Path], unseen: Source, tmp_path: Path
+) -> None:
+    again = train_small(tmp_path / "again", train__epochs=15, train__learning_rate=0.01)
+    comparison = compared(unseen, seeded_runs["trained-s0"], again)
+    pair = comparison.pairs[0]
+    assert pair.p_value == 1
+    assert pair.compared.ties == len(unseen)
+    assert pair.agreement == 1
+    assert pair.most_different == ()
+    assert pair.verdict.startswith("no difference: trained-s0 and again score the same on each of")
+    assert any("hold the same weights" in note for note in comparison.notes)
+
+
+def test_a_run_given_twice_is_said_to_be(seeded_runs: dict[str, Path], unseen: Source) -> None:
+    comparison = compared(unseen, seeded_runs["raw-s0"], seeded_runs["raw-s0"] / "best.safetensors")
+    assert [each.name for each in comparison.contenders] == ["raw-s0", "raw-s0 (2)"]
+    assert any("was given twice: it is compared with itself" in note for note in comparison.notes)
+    assert comparison.pairs[0].p_value == 1
+
+
+def test_seeds_of_one_run_are_taken_together(seeded_runs: dict[str, Path], unseen: Source) -> None:
+    comparison = compared(unseen, *seeded_runs.values())
+    assert [each.title for each in comparison.contenders] == ["trained (2 seeds)", "raw (2 seeds)"]
+    trained = comparison.contenders[0]
+    single = [
+        compared(unseen, path, seeded_runs["raw-s0"]).contenders[0] for path in seeded_runs.values()
+    ][:2]
+    assert trained.dice == pytest.approx(np.mean([each.dice for each in single], axis=0))
+    means = [each.mean.mean for each in single]
+    assert trained.mean.mean == pytest.approx(np.mean(means))
+    assert trained.seed_spread == pytest.approx(np.std(means, ddof=1))
+    assert "over seeds" in text_of(comparison)
+    assert "Several seeds count as their mean on each picture" in text_of(comparison)
+
+
+def test_two_seeds_alone_are_compared_with_each_other(
+    seeded_runs: dict[str, Path], unseen: Source
+) -> None:
+    comparison = compared(unseen, seeded_runs["trained-s0"], seeded_runs["trained-s1"])
+    assert [each.name for each in comparison.contenders] == ["trained-s0", "trained-s1"]
+    assert any("Each model is one training" in note for note in comparison.notes)
+
+
+def test_other_settings_make_another_group(
+    seeded_runs: dict[str, Path], unseen: Source, tmp_path: Path
+) -> None:
+    wider = train_small(tmp_path / "wider", seed=2, model__width=5)
+    comparison = compared(unseen, seeded_runs["raw-s0"], seeded_runs["raw-s1"], wider)
+    assert [each.title for each in comparison.contenders] == ["raw (2 seeds)", "wider"]
+    assert len({each.results[0].parameters for each in comparison.contenders}) == 2
+
+
+def test_p_values_are_corrected_for_the_number_of_pairs(
+    seeded_runs: dict[str, Path], unseen: Source, tmp_path: Path
+) -> None:
+    wider = train_small(tmp_path / "wider", model__width=5)
+    comparison = compared(unseen, seeded_runs["raw-s0"], seeded_runs["trained-s0"], wider)
+    assert len(comparison.pairs) == 3
+    smallest = min(comparison.pairs, key=lambda pair: pair.compared.p_value)
+    assert smallest.p_value == pytest.approx(3 * smallest.compared.p_value)
+    assert "corrected by Holm for 3 pairs" in text_of(comparison)
+
+
+def test_agreement_is_the_dice_of_one_mask_against_the_other(
+    seeded_runs: dict[str, Path], unseen: Source
+) -> None:
+    pair = compared(unseen, seeded_runs["raw-s0"], seeded_runs["trained-s0"]).pairs[0]
+    predictors = [
+        Predictor.load(seeded_runs[name] / "best.safetensors") for name in ("raw-s0", "trained-s0")
+    ]
+    dice = [
+        Counts.of(*(predictor(sample.image).mask for predictor in predictors)).dice
+        for sample in unseen
+    ]
+    assert pair.agreement == pytest.approx(np.mean(dice))
+
+
+def test_the_pictures_that_differ_most_come_first(
+    seeded_runs: dict[str, Path], unseen: Source
+) -> None:
+    comparison = compared(unseen, seeded_runs["raw-s0"], seeded_runs["trained-s0"])
+    pair = comparison.pairs[0]
+    gaps = np.abs(np.subtract(pair.first.dice, pair.second.dice))
+    assert list(gaps[list(pair.most_different)]) == sorted(gaps, reverse=True)[:5]
+    assert comparison.names[pair.most_different[0]] in text_of(comparison)
+
+
+def test_the_json_holds_every_number_and_no_nan(
+    seeded_runs: dict[str, Path], unseen: Source
+) -> None:
+    comparison = compared(unseen, *seeded_runs.values())
+    read = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
+    assert read["pictures"] == list(unseen.names)
+    assert read["rules"]["split"] == "test"
+    assert {model["name"] for model in read["models"]} == {"trained", "raw"}
+    first = read["models"][0]
+    assert first["pictures_per_second"] > 0
+    assert first["parameters"] > 0
+    assert first["file_bytes"] == (seeded_runs["trained-s0"] / "best.safetensors").stat().st_size
+    assert [seed["seed"] for seed in first["seeds"]] == [0, 1]
+    assert len(first["seeds"][0]["dice"]) == len(unseen)
+    assert read["pairs"][0]["better"] in {"first", "second", "none", "unclear"}
+
+
+def test_one_picture_is_compared_without_a_claim(seeded_runs: dict[str, Path]) -> None:
+    one = DrawnSource(1, size=(24, 30), first=101)
+    comparison = compared(one, seeded_runs["raw-s0"], seeded_runs["trained-s0"])
+    assert comparison.pairs[0].verdict == "too few pictures to tell: 1, where 6 are the least"
+    assert json.dumps(comparison.to_json(), allow_nan=False)
+    assert "nan" not in text_of(comparison)
+
+
+def test_models_of_different_pictures_are_said_to_be(
+    seeded_runs: dict[str, Path], unseen: Source, tmp_path: Path
+) -> None:
+    fewer = train_small(tmp_path / "fewer", training=DrawnSource(16, size=(24, 24)))
+    notes = compared(unseen, seeded_runs["raw-s0"], fewer).notes
+    assert "The models were trained on different pictures (raw-s0 on 24; fewer on 16)." in notes
+
+
+def test_a_single_run_is_refused(seeded_runs: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"two or more runs or model files; only .*raw-s0 was"):
+        compare([seeded_runs["raw-s0"]])
+    with pytest.raises(ConfigError, match="two or more runs or model files; none was given"):
+        compare([])
+
+
+def test_a_run_that_is_not_there_is_named(seeded_runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: there is no such model file"):
+        compare([seeded_runs["raw-s0"], tmp_path / "nowhere"])
+
+
+def test_a_folder_without_a_model_is_named(seeded_runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no best.safetensors here; a run folder"):
+        compare([seeded_runs["raw-s0"], tmp_path])
+
+
+def test_a_pickle_is_not_opened(seeded_runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(CheckpointError, match=r"model.pth: this is a PyTorch pickle"):
+        compare([seeded_runs["raw-s0"], tmp_path / "model.pth"])
+
+
+def test_a_run_without_a_data_folder_wants_one(seeded_runs: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="no data folder was given; name one with --data-path"):
+        compare([seeded_runs["raw-s0"], seeded_runs["trained-s0"]])
+
+
+def test_a_folder_without_the_split_is_refused(
+    seeded_runs: dict[str, Path], drawn_folder: Path
+) -> None:
+    with pytest.raises(DataError, match="there is no test part"):
+        compare(
+            [seeded_runs["raw-s0"], seeded_runs["trained-s0"]], data_path=drawn_folder / "train"
+        )
+
+
+def test_the_first_runs_own_pictures_are_the_default(small_checkpoint: Path) -> None:
+    comparison = compare([small_checkpoint, small_checkpoint])
+    assert len(comparison.names) == 6
+
+
+def test_pictures_that_a_model_was_trained_on_are_refused(small_checkpoint: Path) -> None:
+    with pytest.raises(DataError, match="the model was trained on 24 of these 24 pictures"):
+        compare([small_checkpoint, small_checkpoint], split="train")
+
+
+def test_pictures_that_a_model_was_trained_on_are_marked_where_they_are_wanted(
+    small_checkpoint: Path,
+) -> None:
+    comparison = compare([small_checkpoint, small_checkpoint], split="train", allow_seen=True)
+    assert any("Of each model: NOT A TEST" in note for note in comparison.notes)
+
+
+def test_models_that_set_different_pictures_aside_are_not_compared_on_them(
+    tmp_path: Path,
+) -> None:
+    write_folder(DrawnSource(12, size=(24, 24)), tmp_path / "data")
+    runs = [
+        train(tiny(data__path=tmp_path / "data", seed=seed), out=tmp_path / str(seed)).checkpoint
+        for seed in (0, 1)
+    ]
+    with pytest.raises(ConfigError, match="the models set different pictures aside"):
+        compare(runs, split="val")
+
+
+def test_names_tell_paths_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "unet", tmp_path / "b" / "unet", tmp_path / "b" / "wide"]
+    assert distinct_names(paths[1:]) == ["unet", "wide"]
+    assert distinct_names(paths) == ["a/unet", "b/unet", "b/wide"]
+    assert distinct_names([paths[0], paths[0]]) == ["unet", "unet (2)"]
+
+
+def test_a_copied_run_is_found_out(
+    seeded_runs: dict[str, Path], unseen: Source, tmp_path: Path
+) -> None:
+    shutil.copytree(seeded_runs["trained-s0"], tmp_path / "copy")
+    notes = compared(unseen, seeded_runs["trained-s0"], tmp_path / "copy").notes
+    assert "trained-s0 and copy hold the same weights." in notes
+
+
+@given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40)))
+def test_a_packed_mask_comes_back_whole(mask: Mask) -> None:
+    back = PackedMask.of(mask).unpack()
+    assert back.dtype == np.bool_
+    assert np.array_equal(back, mask)
+
+
+@given(st.integers(1, 30))
+def test_an_empty_mask_takes_next_to_no_room(side: int) -> None:
+    assert len(PackedMask.of(np.zeros((side, 100 * side), np.bool_)).bits) < 400

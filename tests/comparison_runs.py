@@ -1,0 +1,23 @@
+"""Small trainings whose models the tests of comparisons compare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from notan.data.synthetic import DrawnSource
+from runs import tiny, train_own
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from notan.data.sample import Source
+
+TRAINING = DrawnSource(24, size=(24, 24))
+VALIDATION = DrawnSource(6, size=(24, 24), first=24)
+
+
+def train_small(out: Path, training: Source = TRAINING, **flags: object) -> Path:
+    """Train on 24 drawn pictures, or on others; return the run folder."""
+    flags = {"model__width": 4, "preprocess__image_size": 24, "train__batch_size": 8, **flags}
+    train_own(tiny(**flags), out, training=training, validation=VALIDATION)
+    return out
