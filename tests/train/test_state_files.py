@@ -144,7 +144,7 @@ def test_a_run_without_an_intact_state_is_left_as_it_is(
     for path in (tmp_path / "run" / "last").iterdir():
         damage(path)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(CheckpointError, match=r"every saved state in last/ is damaged") as error:
+    with pytest.raises(CheckpointError, match=r"no saved state in last/ can be read") as error:
         resume_own(tmp_path / "run")
     assert "best.safetensors is kept and can still be used; train it anew with" in str(error.value)
     assert {path: path.read_bytes() for path in before} == before
@@ -224,3 +224,14 @@ def test_a_limit_on_file_sizes_ends_a_run_that_can_go_on_without_it(
     assert names_in(tmp_path / "run" / "last") == {state.name}
     server.run(*resumed)
     assert fate(tmp_path / "run") == fate(tmp_path / "whole")
+
+
+def test_a_state_of_another_version_is_refused_and_said_to_be_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("notan.train.state.FORMAT", "1")
+        train_own(tiny(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"no saved state in last/ can be read"):
+        resume_own(tmp_path / "run")
+    assert "the state was written by another version of notan" in caplog.text

@@ -148,7 +148,7 @@ def _require_no_states(folder: Path, states: StateFolder) -> None:
         return
     best = " best.safetensors is kept and can still be used;" if (folder / BEST).exists() else ""
     raise CheckpointError(
-        f"{folder}: every saved state in {STATES}/ is damaged, so the run cannot go on;{best} "
+        f"{folder}: no saved state in {STATES}/ can be read, so the run cannot go on;{best} "
         f"train it anew with: notan train --recipe {folder / SETTINGS} --out {folder}-again"
     )
 

@@ -31,7 +31,7 @@ logger = logging.getLogger("notan")
 
 KEPT = 2
 TENSOR = "$tensor"
-FORMAT = "1"
+FORMAT = "2"
 
 
 class StateFolder:
@@ -61,7 +61,7 @@ class StateFolder:
     def load(self) -> dict[str, Any] | None:
         """Read the newest intact state; None where there is none.
 
-        A damaged one is named in a warning and the one before it is taken.
+        A damaged one, or one of another version, is named in a warning and the one before it is taken.
         """
         for path in self.files():
             try:
@@ -154,6 +154,8 @@ def _read(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["format"] != FORMAT:
+            raise CheckpointError(f"{path}: the state was written by another version of notan")
         plain = metadata["plain"]
         if metadata["sha256"] != _digest(plain, tensors):
             raise CheckpointError(f"{path}: the state is damaged (SHA-256 differs)")
