@@ -96,6 +96,7 @@ def evaluate(
         decision=predictor.decision.in_words(),
         tolerance=tolerance or Tolerance(),
         seen=seen.in_words(),
+        trained_border=predictor.card.border if predictor.card else None,
     )
     tally = Tally(rules)
     pairs = predictor.predict_samples(source, batch_size=batch_size)

@@ -195,6 +195,7 @@ def test_the_rules_in_the_json_say_how_every_number_was_taken() -> None:
         "decision": None,
         "tolerance": "0.75%",
         "seen": "whether the model has seen these pictures is not known",
+        "trained_border": None,
         "empty": "an empty picture predicted empty scores 1, "
         "a false alarm on an empty picture scores 0",
     }
@@ -236,6 +237,19 @@ def test_the_summary_says_what_became_of_the_border(border: str, words: str) -> 
     assert words in summary
     assert "from scratch" in summary
     assert summary.startswith("1 picture ")
+
+
+@pytest.mark.parametrize(
+    ("border", "trained", "said"),
+    [("figure", "ground", True), ("ground", "ground", False), ("figure", None, False)],
+)
+def test_a_border_rule_unlike_that_of_the_training_is_said(
+    border: str, trained: str | None, *, said: bool
+) -> None:
+    rules = ScoreRules(border=border, threshold=0.5, split="val", trained_border=trained)
+    summary = score_of(Counts(3, 1, 1, 5), rules=rules).summary()
+    words = "border counted as figure (UNLIKE IN TRAINING: border counted as ground there)"
+    assert (words in summary) == said
 
 
 def test_an_unknown_border_rule_is_refused_with_the_nearest_name() -> None:

@@ -27,8 +27,10 @@ def predict(
 ) -> None:
     """Write the mask and the overlay of any picture, or of every picture in a folder.
 
-    Writes masks/NAME.png (0 / 255) and overlays/NAME.png at the pictures' own size. A file that
-    cannot be read does not stop the others: it is named at the end, and the exit code is 3.
+    Writes masks/NAME.png (0 / 255) and overlays/NAME.png at the pictures' own size, and
+    predictions.csv with the Dice that the model expects of each mask and whether a person should
+    check it. A file that cannot be read does not stop the others: it is named at the end, and the
+    exit code is 3.
 
     Args:
         inputs: Picture files, and folders of them.
@@ -45,17 +47,22 @@ def predict(
     from notan.predict.formats import write_overlay_and_mask
     from notan.predict.inputs import find_pictures
     from notan.predict.predictor import Predictor
+    from notan.predict.table import PredictionTable
     from notan.runtime import find_device
 
     pictures = find_pictures(inputs)
     predictor = Predictor.load(model, device=find_device(device), threshold=threshold)
-    reader = _Reader(pictures)
+    reader, table = _Reader(pictures), PredictionTable()
     bar = tqdm(total=len(pictures), unit="picture", leave=False, disable=None)
     with bar:
         for prediction in predictor.predict_many(reader.read(), batch_size=batch_size):
             name, image = reader.waiting.pop(0)
             write_overlay_and_mask(out, name, image, prediction.mask)
+            table.add(name, pictures[name], prediction)
             bar.update()
+    table.write(out)
+    if unsure := table.summary():
+        print(unsure)
     print(f"{len(pictures) - len(reader.failed)} of {len(pictures)} pictures: {out}")
     if reader.failed:
         raise DataError(

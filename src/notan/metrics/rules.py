@@ -32,6 +32,8 @@ class ScoreRules:
         decision: How probabilities became masks, in words; None: by the threshold alone.
         tolerance: How far a boundary may lie off and still count as right.
         seen: What the model has seen of these pictures before, in words.
+        trained_border: The border rule of the model's training; None: it had no border class, or
+            is not known.
 
     Raises:
         ConfigError: There is no such border rule, or the threshold is outside 0..1.
@@ -45,6 +47,14 @@ class ScoreRules:
     decision: str | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
     seen: str = "whether the model has seen these pictures is not known"
+    trained_border: str | None = None
+
+    def border_in_words(self) -> str:
+        """Say the border rule, and the model's own where it was trained by another."""
+        words = BORDER_WORDS[self.border]
+        if self.trained_border in (None, self.border) or self.border == "none":
+            return words
+        return f"{words} (UNLIKE IN TRAINING: {BORDER_WORDS[self.trained_border]} there)"
 
     def __post_init__(self) -> None:
         if self.border not in BORDER_WORDS:

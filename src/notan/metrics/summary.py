@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from notan.metrics.picture import MEASURES
-from notan.metrics.rules import BORDER_WORDS, EMPTY_RULE
+from notan.metrics.rules import EMPTY_RULE
 from notan.metrics.undefined import find_undefined
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _rules(score: Measurements) -> Iterator[str]:
     yield f"split {rules.split}, {decision}, weights {rules.weights}"
     yield rules.seen
     tolerance = rules.tolerance.in_words()
-    yield f"scored at {rules.size}, {BORDER_WORDS[rules.border]}, boundary tolerance {tolerance}"
+    yield f"scored at {rules.size}, {rules.border_in_words()}, boundary tolerance {tolerance}"
     yield "mean: each picture alike; pooled: each pixel alike; intervals: bootstrap over pictures"
     yield f"empty pictures: {score.empty_pictures} of {len(score.pictures)}; {EMPTY_RULE}"
 

@@ -37,6 +37,7 @@ RULES = {
     "seen": "Seen before",
     "size": "Compared at",
     "border": "Border",
+    "trained_border": "Border in training",
     "decision": "Mask",
     "threshold": "Threshold",
     "tolerance": "Tolerance",
@@ -58,8 +59,11 @@ def meaning_of(metric: str) -> str:
 def rules_in_words(score: ScoreFile) -> dict[str, str]:
     """Return a score's rules, the known ones first and in the words of ``evaluate``."""
     rules = score.rules
-    border = BORDER_WORDS.get(str(rules.get("border")), rules.get("border"))
-    known = {label: {**rules, "border": border}.get(name) for name, label in RULES.items()}
+    borders = {
+        name: BORDER_WORDS.get(str(rules.get(name)), rules.get(name))
+        for name in ("border", "trained_border")
+    }
+    known = {label: {**rules, **borders}.get(name) for name, label in RULES.items()}
     others = {
         name.replace("_", " ").capitalize(): value
         for name, value in rules.items()

@@ -61,7 +61,7 @@ class StateFolder:
     def load(self) -> dict[str, Any] | None:
         """Read the newest intact state; None where there is none.
 
-        A damaged one, or one of another version, is named in a warning and the one before it is taken.
+        One that is damaged or of another version is named in a warning, and the one before taken.
         """
         for path in self.files():
             try:
