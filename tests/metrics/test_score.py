@@ -196,6 +196,7 @@ def test_the_rules_in_the_json_say_how_every_number_was_taken() -> None:
         "tolerance": "0.75%",
         "seen": "whether the model has seen these pictures is not known",
         "trained_border": None,
+        "augment": None,
         "empty": "an empty picture predicted empty scores 1, "
         "a false alarm on an empty picture scores 0",
     }
