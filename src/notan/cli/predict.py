@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from notan.cli.flags import Device, Inputs, ModelFile, Threshold, Tta
+from notan.cli.flags import (
+    BackendFlag,
+    Device,
+    Inputs,
+    ModelFile,
+    PrecisionFlag,
+    Threads,
+    Threshold,
+    Tta,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +34,9 @@ def predict(
     tta: Tta = None,
     batch_size: int = 1,
     device: Device = "auto",
+    backend: BackendFlag = "auto",
+    precision: PrecisionFlag = "fp32",
+    threads: Threads = None,
 ) -> None:
     """Write the mask and the overlay of any picture, or of every picture in a folder.
 
@@ -35,7 +47,7 @@ def predict(
 
     Args:
         inputs: Picture files, and folders of them.
-        model: A best.safetensors that train wrote.
+        model: A best.safetensors that train wrote, or an .onnx file that export made of one.
         out: Where masks and overlays go.
         threshold: Calibrated probability from which a pixel is figure; leaves out what else
             validation chose for the mask.
@@ -44,6 +56,10 @@ def predict(
             number of views.
         batch_size: Pictures predicted at once.
         device: Where to compute.
+        backend: What runs the network: a checkpoint runs on torch, an .onnx file on openvino or
+            else onnxruntime, whichever is installed.
+        precision: bf16 is quicker on processors that know it, and may move a few pixels.
+        threads: Of the processor, at most.
     """
     from tqdm import tqdm
 
@@ -53,12 +69,17 @@ def predict(
     from notan.predict.inputs import find_pictures
     from notan.predict.predictor import Predictor
     from notan.predict.table import PredictionTable
-    from notan.runtime import find_device
 
     pictures = find_pictures(inputs)
     augment = parse_augment(tta) if tta is not None else ()
     predictor = Predictor.load(
-        model, device=find_device(device), threshold=threshold, augment=augment
+        model,
+        device=device,
+        backend=backend,
+        precision=precision,
+        threads=threads,
+        threshold=threshold,
+        augment=augment,
     )
     reader, table = _Reader(pictures), PredictionTable()
     bar = tqdm(total=len(pictures), unit="picture", leave=False, disable=None)
