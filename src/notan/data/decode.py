@@ -94,16 +94,21 @@ def _why_not_opened(path: Path, error: Exception) -> str:
 
 def guarded(work: Callable[[BinaryIO, str], _T], file: BinaryIO, name: str) -> _T:
     """Run Pillow on a file; whatever a broken one raises becomes a DataError."""
+    return guarded_image(lambda: work(file, name), name)
+
+
+def guarded_image(work: Callable[[], _T], name: str) -> _T:
+    """Run Pillow on an image that is open already, as ``guarded`` does."""
     try:
         try:
-            return work(file, name)
+            return work()
         except Warning:
             # The program turns warnings into errors, and Pillow warns of blemishes such as a
             # cut EXIF block: the file must read as it would elsewhere. Only here are the filters
             # touched, under a lock, because they belong to the whole process.
             with _ONE_AT_A_TIME, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return work(file, name)
+                return work()
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: {str(error).rstrip('.')}; {_TOO_LARGE}") from error
     except _BROKEN as error:
@@ -146,7 +151,17 @@ def upright_size(file: BinaryIO, name: str) -> Size:
 def header(file: BinaryIO, name: str) -> ImageFile:
     """Read a header and refuse a size that must not be decoded."""
     image = identified(file, name)
-    width, height = image.size
+    refuse_size((image.size[1], image.size[0]), name)
+    return image
+
+
+def refuse_size(size: Size, name: str) -> None:
+    """Refuse a (height, width) that must not be decoded.
+
+    Raises:
+        DataError: No pixels, or more than ``MAX_PIXELS``.
+    """
+    height, width = size
     if width < 1 or height < 1:
         raise DataError(
             f"{name}: its header claims {height}x{width} pixels (height x width); wanted at least "
@@ -157,7 +172,6 @@ def header(file: BinaryIO, name: str) -> ImageFile:
             f"{name}: its header claims {height}x{width} (height x width), {width * height:,} "
             f"pixels; {_TOO_LARGE}"
         )
-    return image
 
 
 def identified(file: BinaryIO, name: str) -> ImageFile:
