@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from notan.data.folder import SUFFIXES
 from notan.data.video import VIDEO_SUFFIXES
-from notan.errors import DataError
+from notan.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 STANDARD_INPUT = Path("-")
 MOST_BYTES = 2**30
 """Of standard input: more than any picture that is decoded."""
 
 _SEQUENCES = VIDEO_SUFFIXES | {".tif", ".tiff"}
+_PART = re.compile(r"-(\d{6,}|p\d{4,})$")
+"""How the names of a video's frames and of a TIFF's pages end."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,34 @@ def find_inputs(words: Iterable[Path], *, standard_input: BinaryIO | None = None
     content = _read_standard_input(standard_input) if STANDARD_INPUT in files else None
     names = _name(files)
     return [Found(names[path], path, content if path == STANDARD_INPUT else None) for path in files]
+
+
+def refuse_outputs_over_inputs(
+    found: Iterable[Found], outputs: Callable[[str], Iterable[Path]]
+) -> None:
+    """Refuse to write where any input lies.
+
+    Args:
+        found: The inputs.
+        outputs: Returns where the outputs of a name go.
+
+    Raises:
+        ConfigError: An output would take the place of an input.
+    """
+    inputs = {file.path.resolve() for file in found if file.content is None}
+    # whose frames or pages: clip for clip-000001.png
+    parts = {path.parent / _PART.sub("", path.stem): path for path in sorted(inputs)}
+    for file in found:
+        is_sequence = file.path.suffix.lower() in _SEQUENCES
+        for path in outputs(file.name):
+            # the folder only: an output that is a link is itself replaced, not what it leads to
+            place = path.parent.resolve() / path.name
+            taken = parts.get(place.with_suffix("")) if is_sequence else None
+            if place in inputs or taken not in (None, file.path.resolve()):
+                raise ConfigError(
+                    f"{taken or place}: is an input, and outputs of {file.path} could replace it; "
+                    "choose another --out"
+                )
 
 
 def _files(word: Path) -> list[Path]:
@@ -163,7 +193,7 @@ def _alike(names: Mapping[Path, str]) -> list[Path]:
         name.casefold() for path, name in names.items() if path.suffix.lower() in _SEQUENCES
     }
     for path, name in names.items():
-        parent = re.sub(r"-(\d{6,}|p\d{4,})$", "", name.casefold())
+        parent = _PART.sub("", name.casefold())
         if parent != name.casefold() and parent in sequences:
             alike.append(path)
     return alike

@@ -85,7 +85,10 @@ class PredictionTable:
             return cls()
         try:
             with path.open(newline="", encoding="utf-8") as file:
-                return cls([_row(cells) for cells in csv.DictReader(file)])
+                reader = csv.DictReader(file)
+                if reader.fieldnames != [field.name for field in fields(Row)]:
+                    raise ValueError(f"its columns are {reader.fieldnames}")
+                return cls([_row(cells) for cells in reader])
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise DataError(
                 f"{path}: cannot be read as the table that an earlier run wrote "
