@@ -358,7 +358,6 @@ def test_a_malicious_pickle_is_not_run_under_any_name(
 
 
 def test_a_state_dict_of_somebody_else_is_refused_with_what_to_do(
-    predict: Callable[..., Path],
     photos: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

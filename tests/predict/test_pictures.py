@@ -106,14 +106,16 @@ def test_what_cannot_be_decoded_is_named(tmp_path: Path) -> None:
         as_picture(b"")
     path = saved(tmp_path / "cut.png", Image.fromarray(photo()))
     path.write_bytes(path.read_bytes()[:99])
-    with Image.open(path) as image:
-        with pytest.raises(DataError, match=r"cut\.png: is damaged or cut short"):
-            as_picture(image)
+    with (
+        Image.open(path) as image,
+        pytest.raises(DataError, match=r"cut\.png: is damaged or cut short"),
+    ):
+        as_picture(image)
 
 
 def test_a_pillow_image_of_too_large_a_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("notan.data.decode.MAX_PIXELS", 599)
-    with pytest.raises(DataError, match="the Pillow image that was given: .* 600 pixels"):
+    with pytest.raises(DataError, match=r"the Pillow image that was given: .* 600 pixels"):
         as_picture(Image.fromarray(photo()))
 
 
@@ -126,5 +128,5 @@ def test_the_predictor_takes_all_of_them(tmp_path: Path, small_checkpoint: Path)
 
 
 def test_a_file_like_object_is_refused_with_what_is_wanted() -> None:
-    with pytest.raises(ShapeError, match="a BytesIO was given.*the bytes of a file"):
+    with pytest.raises(ShapeError, match=r"a BytesIO was given.*the bytes of a file"):
         as_picture(io.BytesIO(b"x"))  # type: ignore[arg-type]

@@ -222,7 +222,8 @@ def test_decoded_bytes_are_bounded_however_many_pictures_there_are(
 
     items = (Item(f"{n}", Path(f"{n}.png"), size, read) for n in range(30))
     budget = fits * DECODING * size[0] * size[1]
-    run(items, tmp_path, Anything(), predictor=Predictor(busy, PLAIN), budget=budget)
+    predictor = Predictor(busy, PLAIN)
+    run(items, tmp_path, Anything(), predictor=predictor, budget=budget, batch_size=batch_size)
     assert read_so_far == 30
 
 

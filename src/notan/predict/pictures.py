@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from notan.types import Picture
 
-PictureLike: TypeAlias = "str | Path | bytes | Image.Image | npt.NDArray[np.uint8]"
+PictureLike: TypeAlias = (
+    "str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
+)
 
 _WANTED = (
     "uint8 of shape (height, width, 3) is wanted, RGB; (height, width) is taken as grey and "
