@@ -51,6 +51,7 @@ __all__ = [
     "MaskReading",
     "decode_picture",
     "read_format",
+    "read_header",
     "read_mask",
     "read_picture",
     "read_size",
@@ -60,7 +61,10 @@ __all__ = [
 # Pillow's own limit for a warning: 256 MiB of RGB. A few kilobytes on disk can claim much more,
 # and memory for the claim would be taken before the fraud shows.
 MAX_PIXELS = 89_478_485
-_TOO_LARGE = f"at most {MAX_PIXELS:,} pixels are decoded; cut it into tiles or scale it down"
+_TOO_LARGE = (
+    f"at most {MAX_PIXELS:,} pixels are decoded at once; scale it down, cut it up, or, to predict "
+    "it as it is, save it as a tiled TIFF, which notan predict reads part by part"
+)
 
 # Named one by one because Pillow also knows formats that run other programs (EPS starts
 # Ghostscript) or have no signature, so that any file may pass for them (TGA).
@@ -154,6 +158,20 @@ def read_format(path: Path) -> str:
     """
     with _opened(path) as file:
         return _guarded(_identified, file, str(path)).format or "unknown"
+
+
+def read_header(path: Path, work: Callable[[ImageFile], _T]) -> _T:
+    """Take something from a picture's header, whatever size it claims; no pixel is decoded.
+
+    Args:
+        path: A picture of any of the formats that are read.
+        work: Is given the opened header, which closes afterwards.
+
+    Raises:
+        DataError: The file is missing, is no picture, or its header is broken.
+    """
+    with _opened(path) as file:
+        return _guarded(lambda file, name: work(_identified(file, name)), file, str(path))
 
 
 def read_mask(path: Path) -> MaskReading:
