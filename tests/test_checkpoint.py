@@ -193,11 +193,20 @@ def test_a_card_of_the_first_format_is_read_with_its_threshold(
     assert read_card(old).format == FORMAT
 
 
+def test_a_card_of_the_second_format_is_no_ensembles(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "old.safetensors"
+    old = with_card(small_checkpoint, path, {"format": 2}, without=("members",))
+    assert read_card(old) == read_card(small_checkpoint)
+    assert Predictor.load(old).card == read_card(small_checkpoint)
+
+
 def test_a_card_from_the_future_asks_for_an_upgrade(small_checkpoint: Path, tmp_path: Path) -> None:
     path = with_card(
         small_checkpoint, tmp_path / "new.safetensors", {"format": FORMAT + 1, "odd": "news"}
     )
-    with pytest.raises(CheckpointError, match=r"card format 3 is newer than notan .*upgrade notan"):
+    with pytest.raises(CheckpointError, match=r"card format 4 is newer than notan .*upgrade notan"):
         load_checkpoint(path)
 
 

@@ -9,9 +9,9 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from notan.config import Border, Model, Run, first_problem
 from notan.config.sections import Section
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 KEY = "notan"
 LONGEST_HEADER = 100_000_000
 """safetensors' own limit; a longer claim is a damaged or foreign file."""
@@ -50,21 +50,44 @@ class DataCard(Section):
     """(height, width) in pixels that half of the training pictures exceed; None in older cards."""
 
 
+class Member(Section):
+    """One network of an ensemble.
+
+    Attributes:
+        name: What it was called when it was joined.
+        model: Settings to build it from.
+        weight: Its share of the mean, above 0.
+        temperature: What its logits are divided by.
+        bias: What is added to them then.
+        sha256: Of its weights, in the file that it came from.
+    """
+
+    name: str
+    model: Model
+    weight: Annotated[float, Field(gt=0.0, le=1.0)]
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    bias: float = 0.0
+    sha256: str = ""
+
+
 class Card(Section):
     """All that a model file says of itself.
 
     Attributes:
         format: Version of this card.
-        model: Settings to build the network from; None for a module of the user's own.
+        model: Settings to build the network from; None for a module of the user's own, and for
+            an ensemble.
         model_class: Name of the network's class.
+        members: The networks of an ensemble; none otherwise.
         preprocess: How pictures become inputs, and masks come back.
         border: What the trimap's border counted as; None where the masks had none.
         decision: How probabilities become a mask, as validation chose.
         choices: What was tried for it, and why it was taken or not.
-        epoch: The epoch that these weights are from, counted from 1.
+        epoch: The epoch that these weights are from, counted from 1; of an ensemble, its members'
+            latest.
         scores: Scores on the validation split, by name.
         data: The pictures.
-        run: All settings of the training.
+        run: All settings of the training; of an ensemble, of its first member's.
         versions: Of notan, PyTorch and Python.
         parameters: Numbers that training changed; None in cards that do not say.
         hardware: What the training ran on, in words.
@@ -75,6 +98,7 @@ class Card(Section):
     format: int = FORMAT
     model: Model | None
     model_class: str
+    members: tuple[Member, ...] = ()
     preprocess: Preprocessor
     border: Border | None
     decision: Decision = Decision()
@@ -155,6 +179,7 @@ def read_card(path: Path) -> Card:
             )
         if version == 1:  # knew a threshold and nothing else
             fields["decision"] = {"threshold": fields.pop("threshold", 0.5)}
+        if version in (1, 2):  # knew no ensembles
             fields["format"] = FORMAT
         return Card.model_validate(fields)
     except ValidationError as error:

@@ -97,6 +97,7 @@ def evaluate(
         tolerance=tolerance or Tolerance(),
         seen=seen.in_words(),
         trained_border=predictor.card.border if predictor.card else None,
+        augment=predictor.augment,
     )
     tally = Tally(rules)
     pairs = predictor.predict_samples(source, batch_size=batch_size)

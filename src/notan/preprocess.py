@@ -136,7 +136,7 @@ def resize_mask(mask: Mask, size: Size) -> Mask:
     return resized
 
 
-def pad(image: Picture, size: Size) -> Picture:
-    """Repeat the last row and column until a picture has the (height, width) asked for."""
+def pad(image: npt.NDArray[Pixel], size: Size) -> npt.NDArray[Pixel]:
+    """Repeat the last row and column of (height, width, 3) until it has the size asked for."""
     below, right = size[0] - image.shape[0], size[1] - image.shape[1]
     return np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")

@@ -149,7 +149,7 @@ def test_the_card_of_many_groups_and_faults_stays_short() -> None:
     assert len(score.groups) == 5
     assert "and by 3 more, in score.json" in score.summary()
     assert f"undefined: {len(score.undefined) - 2} more, in score.json" in score.summary()
-    assert len(score.summary().splitlines()) == 26
+    assert len(score.summary().splitlines()) == 26  # and one more for test-time augmentation
 
 
 def test_a_score_as_json_holds_everything_in_plain_types() -> None:
@@ -196,6 +196,7 @@ def test_the_rules_in_the_json_say_how_every_number_was_taken() -> None:
         "tolerance": "0.75%",
         "seen": "whether the model has seen these pictures is not known",
         "trained_border": None,
+        "augment": None,
         "empty": "an empty picture predicted empty scores 1, "
         "a false alarm on an empty picture scores 0",
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, Threshold, shows
+from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, Threshold, Tta, shows
 
 if TYPE_CHECKING:
     from notan.data.sample import Sample
@@ -27,6 +27,7 @@ def evaluate(
     tolerance: ToleranceFlag = None,
     groups: GroupsFile = None,
     threshold: Threshold = None,
+    tta: Tta = None,
     allow_seen: bool = False,
     batch_size: int = 8,
     device: Device = "auto",
@@ -48,12 +49,15 @@ def evaluate(
             more to give the mean Dice of each group by.
         threshold: Calibrated probability from which a pixel is figure; leaves out what else
             validation chose for the mask.
+        tta: Ask the network several views of each picture and take the mean: mirror (left and
+            right), flip (top and bottom too), turn, scale, or several: flip,turn. Slower by the
+            number of views.
         allow_seen: Score pictures that the model was trained on too, and mark the score.
         batch_size: Pictures predicted at once; changes the speed, not the score.
         device: Where to compute.
         out: Where the table goes.
     """
-    task = Task(model, data_path, split, border, tolerance, groups, threshold, allow_seen)
+    task = Task(model, data_path, split, border, tolerance, groups, threshold, tta, allow_seen)
     score, folder = _score(task, batch_size, device, out, write_pictures=False)
     print(score.summary())
     print(folder)
@@ -68,6 +72,7 @@ def inference(
     tolerance: ToleranceFlag = None,
     groups: GroupsFile = None,
     threshold: Threshold = None,
+    tta: Tta = None,
     allow_seen: bool = False,
     batch_size: int = 1,
     device: Device = "auto",
@@ -90,12 +95,15 @@ def inference(
             more to give the mean Dice of each group by.
         threshold: Calibrated probability from which a pixel is figure; leaves out what else
             validation chose for the mask.
+        tta: Ask the network several views of each picture and take the mean: mirror (left and
+            right), flip (top and bottom too), turn, scale, or several: flip,turn. Slower by the
+            number of views.
         allow_seen: Score pictures that the model was trained on too, and mark the score.
         batch_size: Pictures predicted at once; changes the speed, not the masks.
         device: Where to compute.
         out: Where masks, overlays and table go.
     """
-    task = Task(model, data_path, split, border, tolerance, groups, threshold, allow_seen)
+    task = Task(model, data_path, split, border, tolerance, groups, threshold, tta, allow_seen)
     score, folder = _score(task, batch_size, device, out, write_pictures=True)
     print(f"Mean Dice Score: {score.mean_dice:.4f}")
     print(score.summary())
@@ -113,6 +121,7 @@ class Task:
     tolerance: str | None
     groups: Path | None
     threshold: float | None
+    tta: str | None
     allow_seen: bool
 
 
@@ -129,16 +138,20 @@ def _score(
     from notan.evaluate import open_subject, write_score
     from notan.files import fresh_folder
     from notan.metrics import Tolerance
+    from notan.predict.augment import parse_augment
     from notan.predict.formats import write_overlay_and_mask
     from notan.predict.predictor import Predictor
     from notan.runtime import find_device
 
     tolerance = Tolerance.parse(task.tolerance) if task.tolerance is not None else None
+    augment = parse_augment(task.tta) if task.tta is not None else ()
     card = read_card(task.model)
     subject = open_subject(
         card, task.split, data_path=task.data_path, border=task.border, groups=task.groups
     )
-    predictor = Predictor.load(task.model, device=find_device(device), threshold=task.threshold)
+    predictor = Predictor.load(
+        task.model, device=find_device(device), threshold=task.threshold, augment=augment
+    )
     kind = "inference" if write_pictures else "evaluate"
     folder = out or fresh_folder(task.model.parent / f"{kind}-{task.split}")
 

@@ -19,6 +19,7 @@ from notan.cli.check import check
 from notan.cli.compare import compare
 from notan.cli.demo import demo
 from notan.cli.download import download
+from notan.cli.ensemble import ensemble
 from notan.cli.evaluate import evaluate, inference
 from notan.cli.predict import predict
 from notan.cli.report import report
@@ -39,6 +40,7 @@ COMMANDS = {
         predict,
         compare,
         benchmark_models,
+        ensemble,
         report,
         check,
         download,

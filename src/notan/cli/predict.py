@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from notan.cli.flags import Device, Inputs, ModelFile, Threshold
+from notan.cli.flags import Device, Inputs, ModelFile, Threshold, Tta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,7 @@ def predict(
     model: ModelFile,
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions"),
     threshold: Threshold = None,
+    tta: Tta = None,
     batch_size: int = 1,
     device: Device = "auto",
 ) -> None:
@@ -38,12 +39,16 @@ def predict(
         out: Where masks and overlays go.
         threshold: Calibrated probability from which a pixel is figure; leaves out what else
             validation chose for the mask.
+        tta: Ask the network several views of each picture and take the mean: mirror (left and
+            right), flip (top and bottom too), turn, scale, or several: flip,turn. Slower by the
+            number of views.
         batch_size: Pictures predicted at once.
         device: Where to compute.
     """
     from tqdm import tqdm
 
     from notan.errors import DataError
+    from notan.predict.augment import parse_augment
     from notan.predict.formats import write_overlay_and_mask
     from notan.predict.inputs import find_pictures
     from notan.predict.predictor import Predictor
@@ -51,7 +56,10 @@ def predict(
     from notan.runtime import find_device
 
     pictures = find_pictures(inputs)
-    predictor = Predictor.load(model, device=find_device(device), threshold=threshold)
+    augment = parse_augment(tta) if tta is not None else ()
+    predictor = Predictor.load(
+        model, device=find_device(device), threshold=threshold, augment=augment
+    )
     reader, table = _Reader(pictures), PredictionTable()
     bar = tqdm(total=len(pictures), unit="picture", leave=False, disable=None)
     with bar:

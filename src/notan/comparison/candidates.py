@@ -62,12 +62,17 @@ def open_candidates(models: Sequence[Path]) -> list[Candidate]:
             f"a comparison wants two or more runs or model files; {given} given: "
             "notan compare runs/unet runs/attention_unet"
         )
-    paths = [_model_file(model) for model in models]
+    paths = [model_file(model) for model in models]
     names = distinct_names([path.parent if path.name == BEST else path for path in paths])
     return [Candidate(name, path, read_card(path)) for name, path in zip(names, paths, strict=True)]
 
 
-def _model_file(model: Path) -> Path:
+def model_file(model: Path) -> Path:
+    """Return the model file of a run folder; any other path is one itself.
+
+    Raises:
+        CheckpointError: A folder without a model.
+    """
     if not model.is_dir():
         return model  # reading its card says what is wrong with it
     if not (model / BEST).is_file():
@@ -123,6 +128,7 @@ def _differ_in_seed_only(one: Candidate, other: Candidate) -> bool:
         one.card.run.seed != other.card.run.seed
         and changed <= BESIDE_THE_RECIPE
         and one.card.model_class == other.card.model_class
+        and not one.card.members  # what each was joined of is not told by the settings
         and _pictures(one) == _pictures(other)
     )
 

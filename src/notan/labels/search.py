@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from notan.checkpoint import Card
     from notan.config import Border, Run
     from notan.data.doctor import Diagnosis
     from notan.data.sample import Sample
@@ -106,8 +107,8 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
     card = read_card(model)
     if card.model is None:
         raise CheckpointError(
-            f"{model}: this model is of {card.model_class}, a class of your own, of which no fresh "
-            "one can be built for each fold; train one of notan's models and give that"
+            f"{model}: this model is {_kind(card)}, of which no fresh one can be built for each "
+            "fold; train one of notan's models and give that"
         )
     folds = FOLDS if folds is None else folds
     require_folds(folds)
@@ -238,3 +239,7 @@ def in_words(seconds: float) -> str:
         return f"{max(1, round(seconds))} seconds"
     minutes = seconds / 60
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+
+
+def _kind(card: Card) -> str:
+    return "an ensemble" if card.members else f"of {card.model_class}, a class of your own"

@@ -34,6 +34,7 @@ class ScoreRules:
         seen: What the model has seen of these pictures before, in words.
         trained_border: The border rule of the model's training; None: it had no border class, or
             is not known.
+        augment: Which views of each picture the network was asked, in words; None: it alone.
 
     Raises:
         ConfigError: There is no such border rule, or the threshold is outside 0..1.
@@ -48,6 +49,7 @@ class ScoreRules:
     tolerance: Tolerance = field(default_factory=Tolerance)
     seen: str = "whether the model has seen these pictures is not known"
     trained_border: str | None = None
+    augment: str | None = None
 
     def border_in_words(self) -> str:
         """Say the border rule, and the model's own where it was trained by another."""

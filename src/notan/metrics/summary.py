@@ -25,7 +25,7 @@ MOST_UNDEFINED = 2
 
 
 def score_summary(score: Measurements) -> str:
-    """Return the card, at most 26 lines."""
+    """Return the card, at most 27 lines."""
     number = len(score.pictures)
     heading = f"{number} picture{'' if number == 1 else 's'}"
     lines = (
@@ -103,6 +103,8 @@ def _rules(score: Measurements) -> Iterator[str]:
     rules = score.rules
     decision = rules.decision or f"threshold {rules.threshold:g}"
     yield f"split {rules.split}, {decision}, weights {rules.weights}"
+    if rules.augment:
+        yield f"test-time augmentation: {rules.augment}"
     yield rules.seen
     tolerance = rules.tolerance.in_words()
     yield f"scored at {rules.size}, {rules.border_in_words()}, boundary tolerance {tolerance}"

@@ -15,7 +15,7 @@ from notan.errors import CheckpointError, ShapeError
 if TYPE_CHECKING:
     import torch
 
-    from notan.checkpoint import Checkpoint
+    from notan.checkpoint import Card, Checkpoint
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -72,10 +72,8 @@ def rebuild(checkpoint: Checkpoint, own_model: torch.nn.Module | None) -> torch.
         CheckpointError: The network is the user's own and was not given, or the weights belong
             to another network.
     """
-    from notan.models.build import build_model
-
     card = checkpoint.card
-    model = build_model(card.model) if card.model and own_model is None else own_model
+    model = _build(card) if own_model is None else own_model
     if model is None:
         raise CheckpointError(
             f"this checkpoint is of {card.model_class}, a class of your own; load it from "
@@ -87,3 +85,18 @@ def rebuild(checkpoint: Checkpoint, own_model: torch.nn.Module | None) -> torch.
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"the weights do not fit {type(model).__name__}: {reason}") from error
     return model
+
+
+def _build(card: Card) -> torch.nn.Module | None:
+    """Build a card's network, freshly initialised; None where it is the user's own."""
+    from notan.models.build import build_model
+    from notan.models.ensemble import Ensemble
+
+    if card.members:
+        return Ensemble(
+            [build_model(member.model) for member in card.members],
+            [member.weight for member in card.members],
+            temperatures=[member.temperature for member in card.members],
+            biases=[member.bias for member in card.members],
+        )
+    return build_model(card.model) if card.model else None

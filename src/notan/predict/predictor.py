@@ -14,6 +14,7 @@ import numpy as np
 from notan.checkpoint import load_checkpoint
 from notan.decision import Decision, expected_dice, sigmoid
 from notan.errors import DivergedError
+from notan.predict.augment import AugmentedBackend
 from notan.predict.backends import TorchBackend, rebuild
 from notan.predict.tiles import PixelsInMemory, Tiling
 
@@ -101,6 +102,7 @@ class Predictor:
         model: torch.nn.Module | None = None,
         threshold: float | None = None,
         tiling: Tiling | None = None,
+        augment: Sequence[str] = (),
     ) -> Predictor:
         """Open a checkpoint.
 
@@ -110,17 +112,25 @@ class Predictor:
             model: A fresh instance, where the checkpoint is of a class of your own.
             threshold: Instead of what validation chose; None: as it chose.
             tiling: When and how a picture is cut into tiles; None: where it is too large.
+            augment: Ask several views of each picture: ``mirror``, ``flip``, ``turn``, ``scale``.
 
         Raises:
-            ConfigError: The threshold is outside 0..1.
+            ConfigError: The threshold is outside 0..1, or there is no such view.
             CheckpointError: Missing, damaged, foreign, or of a network that was not given.
         """
         checkpoint = load_checkpoint(path)
         card = checkpoint.card
-        backend = TorchBackend(rebuild(checkpoint, model), device)
+        backend: Backend = TorchBackend(rebuild(checkpoint, model), device)
+        if augment:
+            backend = AugmentedBackend(backend, augment, stride=card.preprocess.stride)
         chosen = card.decision
         decision = chosen if threshold is None else chosen.with_threshold(threshold)
         return cls(backend, card.preprocess, decision=decision, card=card, tiling=tiling)
+
+    @property
+    def augment(self) -> str | None:
+        """Say which views of each picture are asked; None: the picture alone."""
+        return self.backend.in_words() if isinstance(self.backend, AugmentedBackend) else None
 
     def with_decision(self, decision: Decision) -> Predictor:
         """Return the same network and preprocessing with another decision."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "loss": ("Loss", "What training makes small, on the pictures it learns from and on others."),
     "dice": ("Validation score", "Means over the validation pictures at their own size."),
-    "learning-rate": ("Learning rate", "At the end of each epoch."),
+    "learning-rate": ("Learning rate", "At the start of each epoch."),
     "dice-histogram": ("Dice of the pictures", "How many pictures score how much."),
     "dice-sorted": ("Every picture, sorted", "A steep left end means a few bad failures."),
     "reliability": (
@@ -44,7 +44,7 @@ CAPTIONS = {
         "Does it know?",
         "What the model expects of its own mask, against what it scores.",
     ),
-    "groups": ("Groups", "Mean Dice of each kind of picture, with its interval and number."),
+    "groups": ("By group", "Mean Dice of each kind of picture, with its interval and number."),
 }
 """Each chart's title and what to see in it."""
 

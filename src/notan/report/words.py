@@ -40,6 +40,7 @@ RULES = {
     "trained_border": "Border in training",
     "decision": "Mask",
     "threshold": "Threshold",
+    "augment": "Test-time augmentation",
     "tolerance": "Tolerance",
     "weights": "Began",
     "empty": "Empty pictures",

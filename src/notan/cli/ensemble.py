@@ -1,0 +1,47 @@
+"""``notan ensemble``: several models as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from notan.cli.flags import Device, shows
+
+Models = Positional[Annotated[tuple[Path, ...], arg(metavar="RUN RUN ...")]]
+
+
+def ensemble(
+    models: Models,
+    *,
+    out: Annotated[Path, arg(metavar="FILE")],
+    data_path: Annotated[Path | None, shows("the first run's own", "FOLDER")] = None,
+    batch_size: int = 8,
+    device: Device = "auto",
+) -> None:
+    """Make one model file of several trained models, which answers with their weighted mean.
+
+    Weights, calibration and threshold are chosen on the validation pictures of the first model, on
+    which none of them may have been trained: give all trainings one split, data.split_seed=0, where
+    the data have no val/ part. The file is used like any other model, and takes the time of all its
+    members.
+
+    Args:
+        models: Run folders or model files, two or more; their networks may differ.
+        out: The file to write, such as ensemble.safetensors.
+        data_path: The folder with the pictures and masks.
+        batch_size: Pictures predicted at once.
+        device: Where to compute.
+    """
+    from notan.ensemble import join
+
+    joined = join(models, out, data_path=data_path, device=device, batch_size=batch_size)
+    print(f"{'':<32} weight  validation Dice")
+    for name, weight in joined.weights.items():
+        dice = f"{joined.dice[name]:.4f}" if name in joined.dice else ""
+        print(f"{name:<32} {weight:6.3f}  {dice}".rstrip())
+    print(f"{'ensemble':<32} {'':6}  {joined.dice['ensemble']:.4f}")
+    for reason in joined.card.choices:
+        print(reason)
+    print(joined.path)
