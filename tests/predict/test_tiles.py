@@ -20,7 +20,7 @@ from notan.errors import ConfigError
 from notan.models.unet import UNet
 from notan.predict.backends import Array, TorchBackend
 from notan.predict.predictor import Predictor
-from notan.predict.tiles import MARGIN, PixelsInMemory, Tiling
+from notan.predict.tiles import MARGIN, PixelsInMemory, Tiling, make_tiling
 from notan.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -235,3 +235,9 @@ def test_a_scale_that_makes_one_tile_a_huge_picture_is_refused() -> None:
 def test_settings_out_of_bounds_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Tiling.model_validate(wrong)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 17.0, float("nan"), float("inf")])
+def test_a_scale_that_is_none_is_refused_in_words(scale: float) -> None:
+    with pytest.raises(ConfigError, match=r"--scale is .*above 0 and at most 16"):
+        make_tiling(always=True, scale=scale)

@@ -26,6 +26,7 @@ BorderFlag: TypeAlias = Annotated[
 Split: TypeAlias = Annotated[str, arg(metavar="test|val|train|all")]
 Threshold: TypeAlias = Annotated[float | None, shows("as validation chose", "0..1")]
 Tta: TypeAlias = Annotated[str | None, shows("none", "mirror,flip,turn,scale")]
+Scale: TypeAlias = Annotated[float | None, shows("as training saw its pictures", "FRACTION")]
 ModelFile: TypeAlias = Annotated[Path, arg(metavar="FILE")]
 Inputs: TypeAlias = Positional[Annotated[tuple[Path, ...], arg(metavar="INPUT ...")]]
 Overrides: TypeAlias = Positional[

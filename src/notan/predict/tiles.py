@@ -34,6 +34,7 @@ MARGIN = 0.25
 """The share of an overlap, at either tile's edge, that counts for nothing: a tile that ends there
 knows too little of what lies beyond."""
 
+MAX_SCALE = 16.0
 OWN_INPUT = (512, 512)
 OWN_PIXELS = 4_000_000
 """Input pixels that a network without a size of its own gets at once; a U-Net of width 64 takes
@@ -54,7 +55,7 @@ class Tiling(Section):
     """
 
     always: bool = False
-    scale: Annotated[float, Field(gt=0.0, le=16.0)] | None = None
+    scale: Annotated[float, Field(gt=0.0, le=MAX_SCALE)] | None = None
     overlap: Annotated[float, Field(ge=0.0, le=0.75)] = 0.25
     whole_pixels: Annotated[int, Field(ge=1)] | None = None
     input_size: ImageSize | None = None
@@ -99,6 +100,20 @@ class Tiling(Section):
             return 1.0, 1.0
         (height, width), (rows, columns) = preprocessor.image_size, trained
         return height / rows, width / columns
+
+
+def make_tiling(*, always: bool, scale: float | None) -> Tiling:
+    """Return the settings that the flags of a command ask for.
+
+    Raises:
+        ConfigError: The scale is out of bounds.
+    """
+    if scale is not None and not 0 < scale <= MAX_SCALE:
+        raise ConfigError(
+            f"--scale is {scale:g}; network pixels for each pixel of the picture are wanted, above "
+            f"0 and at most {MAX_SCALE:g}, such as 0.5"
+        )
+    return Tiling(always=always, scale=scale)
 
 
 class Pixels(Protocol):
