@@ -47,6 +47,8 @@ class DataCard(Section):
     validation_hashes: tuple[str, ...] = ()
     validation_names: tuple[str, ...] | None = None
     """The validation split, where it was made by us and not by the data's own layout."""
+    median_size: tuple[int, int] | None = None
+    """(height, width) in pixels that half of the training pictures exceed; None in older cards."""
 
 
 class Parity(Section):

@@ -15,6 +15,7 @@ from notan.cli.flags import (
     Inputs,
     ModelFile,
     PrecisionFlag,
+    Scale,
     Threads,
     Threshold,
     Tta,
@@ -42,6 +43,8 @@ def predict(
     format: Annotated[str, arg(metavar="NAME,...")] = "mask,overlay",  # noqa: A002 - the flag's name
     threshold: Threshold = None,
     tta: Tta = None,
+    tiles: bool = False,
+    scale: Scale = None,
     every: Annotated[int, arg(metavar="N")] = 1,
     resume: bool = False,
     batch_size: int = 1,
@@ -72,6 +75,9 @@ def predict(
         tta: Ask the network several views of each picture and take the mean: mirror (left and
             right), flip (top and bottom too), turn, scale, or several: flip,turn. Slower by the
             number of views.
+        tiles: Cut every picture into overlapping tiles, as pictures that are too large for one go
+            always are.
+        scale: Of a picture in tiles, network pixels for each of its pixels, such as 0.5.
         every: Of a video, take the first frame and every N-th after it.
         resume: Leave out what an earlier run with the same settings has written into the folder.
         batch_size: Pictures predicted at once.
@@ -87,6 +93,7 @@ def predict(
     from notan.predict.job import begin
     from notan.predict.pipeline import Pipeline
     from notan.predict.predictor import Predictor
+    from notan.predict.tiles import make_tiling
 
     _require_at_least_one("--every", every)
     _require_at_least_one("--batch-size", batch_size)
@@ -100,6 +107,7 @@ def predict(
         threads=threads,
         threshold=threshold,
         augment=augment,
+        tiling=make_tiling(always=tiles, scale=scale),
     )
     writers = open_formats([name.strip() for name in format.split(",")], out)
     refuse_outputs_over_inputs(found, writers.paths)
@@ -123,6 +131,7 @@ def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
         "model": card.sha256 if card else "not known",
         "decision": predictor.decision.model_dump_json(),
         "tta": predictor.augment or "none",
+        "tiling": predictor.tiling.model_dump_json(),
         "precision": precision,
     }
 
