@@ -21,6 +21,7 @@ from notan.cli.demo import demo
 from notan.cli.download import download
 from notan.cli.ensemble import ensemble
 from notan.cli.evaluate import evaluate, inference
+from notan.cli.export import export
 from notan.cli.predict import predict
 from notan.cli.report import report
 from notan.cli.train import train
@@ -39,6 +40,7 @@ COMMANDS = {
         evaluate,
         inference,
         predict,
+        export,
         compare,
         benchmark_models,
         ensemble,

@@ -92,17 +92,57 @@ def _open_portable(
             f"{path}: PyTorch cannot run a portable file; leave --backend out, or give the "
             "checkpoint that it was made from"
         )
-    chosen = _installed(path) if runtime == "auto" else runtime
+    chosen = installed_runtimes()[0] if runtime == "auto" else runtime
     if chosen == "onnxruntime" and precision != "fp32":
         raise ConfigError(
             f"{path}: ONNX Runtime computes in fp32 only, {precision} was asked for; install "
             "OpenVINO for it: pip install 'notan[openvino]'"
         )
+    cache = cache_folder(card.sha256)
     with explaining_extras():
-        if chosen == "onnxruntime":
-            return card, OnnxRuntimeBackend(path, threads=threads)
-        cache = cache_folder(card.sha256)
-        return card, OpenVinoBackend(path, precision=precision, threads=threads, cache=cache)
+        return card, portable_backend(
+            path, chosen, precision=precision, threads=threads, cache=cache
+        )
+
+
+def portable_backend(
+    path: Path,
+    runtime: str,
+    *,
+    precision: Precision = "fp32",
+    threads: int | None = None,
+    cache: Path | None = None,
+) -> Backend:
+    """Load a portable file, whatever its card says.
+
+    Args:
+        path: The file.
+        runtime: ``openvino`` or ``onnxruntime``.
+        precision: ``bf16`` on OpenVINO only.
+        threads: At most so many.
+        cache: Where OpenVINO keeps what it has compiled; None: nowhere.
+
+    Raises:
+        CheckpointError: The runtime cannot run the file.
+    """
+    if runtime == "onnxruntime":
+        return OnnxRuntimeBackend(path, threads=threads)
+    return OpenVinoBackend(path, precision=precision, threads=threads, cache=cache)
+
+
+def installed_runtimes() -> tuple[str, ...]:
+    """Name what can run a portable file on this machine, the quicker one first.
+
+    Raises:
+        MissingExtraError: Nothing can.
+    """
+    found = tuple(name for name in PORTABLE if importlib.util.find_spec(name) is not None)
+    if not found:
+        choices = " or ".join(f"pip install 'notan[{EXTRAS[name]}]'" for name in PORTABLE)
+        raise MissingExtraError(
+            f"a portable file needs OpenVINO or ONNX Runtime, and neither is installed: {choices}"
+        )
+    return found
 
 
 def _check(runtime: str, precision: str, threads: int | None) -> None:
@@ -112,11 +152,3 @@ def _check(runtime: str, precision: str, threads: int | None) -> None:
             raise ConfigError(f"{flag} {name}: there is no such choice{nearest(name, choices)}")
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads {threads}: at least 1 is wanted")
-
-
-def _installed(path: Path) -> str:
-    for name in PORTABLE:
-        if importlib.util.find_spec(name) is not None:
-            return name
-    choices = " or ".join(f"pip install 'notan[{EXTRAS[name]}]'" for name in PORTABLE)
-    raise MissingExtraError(f"{path}: neither OpenVINO nor ONNX Runtime is installed: {choices}")

@@ -1,0 +1,83 @@
+"""Parity: how far a portable file's masks agree with those of its checkpoint, on pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from notan.checkpoint import Parity
+from notan.errors import ExportError
+
+if TYPE_CHECKING:
+    from notan.export.pictures import Pictures
+    from notan.predict.predictor import Prediction, Predictor
+    from notan.types import Mask
+
+LEAST_IOU = {"fp32": 0.9999, "half": 0.999, "int8": 0.995}
+"""What the masks of each precision must agree by.
+
+Of ``half``: float16 keeps eleven bits of each weight, so a logit moves by a thousandth or so, and
+with it the pixels that lie on the threshold.
+"""
+
+
+def measure_parity(
+    reference: Predictor, exported: Predictor, pictures: Pictures, *, runtime: str
+) -> Parity:
+    """Compare the masks of two predictors at the pictures' own size.
+
+    Args:
+        reference: On PyTorch in float32.
+        exported: The portable file.
+        pictures: At least one.
+        runtime: What runs the portable file.
+    """
+    common = either = 0
+    worst, largest = 1.0, 0.0
+    for image in pictures.images:
+        one, other = reference(image), exported(image)
+        both, any_of_them = _overlap(one.mask, other.mask)
+        common, either = common + both, either + any_of_them
+        worst = min(worst, _iou(both, any_of_them))
+        largest = max(largest, _difference(one, other))
+    return Parity(
+        runtime=runtime,
+        pictures=pictures.words,
+        mask_iou=_iou(common, either),
+        worst_iou=worst,
+        largest_difference=largest,
+    )
+
+
+def check_parity(parity: Parity, precision: str) -> None:
+    """Refuse a portable file whose masks differ too much.
+
+    Raises:
+        ExportError: They do; the message says by how much.
+    """
+    least = LEAST_IOU[precision]
+    if parity.mask_iou < least:
+        advice = {
+            "fp32": "the runtime computes something else; please report it with the model's card",
+            "half": "export without --half",
+            "int8": "give more pictures with --data-path, or export without --int8",
+        }[precision]
+        raise ExportError(
+            f"{precision} under {parity.runtime} gives other masks than the checkpoint: IoU "
+            f"{parity.mask_iou:.5f} on {parity.pictures} (worst {parity.worst_iou:.5f}), at least "
+            f"{least} is wanted; nothing was written: {advice}"
+        )
+
+
+def _overlap(one: Mask, other: Mask) -> tuple[int, int]:
+    return int(np.count_nonzero(one & other)), int(np.count_nonzero(one | other))
+
+
+def _iou(common: int, either: int) -> float:
+    """Return intersection over union; two empty masks agree."""
+    return common / either if either else 1.0
+
+
+def _difference(one: Prediction, other: Prediction) -> float:
+    return float(np.abs(one.probability - other.probability).max())
