@@ -111,7 +111,10 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "png-many-texts", _png(4, 4, *[text] * 70)
     yield "gif-frame", b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0, 0, 0) + _gif_frame(65_535)
     yield "gif-screen", b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + _gif_frame(4)
-    yield "bmp-65535", b"BM" + struct.pack("<IIIIiiHHI", 70, 0, 54, 40, 65_535, 65_535, 1, 24, 0).ljust(70, b"\0")
+    yield (
+        "bmp-65535",
+        b"BM" + struct.pack("<IIIIiiHHI", 70, 0, 54, 40, 65_535, 65_535, 1, 24, 0).ljust(70, b"\0"),
+    )
     yield "ppm-99999", b"P6 99999 99999 255 " + bytes(99)
     yield "ppm-digits", b"P6 " + b"9" * 100_000
     frame = struct.pack(">HBHHB", 17, 8, 65_500, 65_500, 3) + b"\1\x22\0\2\x11\1\3\x11\1"

@@ -100,7 +100,7 @@ def test_pages_that_lead_back_are_read_once(said: dict[str, list[str]]) -> None:
     assert said["tiff-itself-again"] == ["read"]
 
 
-def test_the_limit_of_memory_is_one(tmp_path: Path) -> None:
+def test_the_limit_of_memory_is_one() -> None:
     """Without it, the tests above could not fail by memory."""
     script = (
         "import damaged_files, numpy as np\n"
