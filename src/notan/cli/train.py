@@ -110,8 +110,7 @@ def train(
                 "--overwrite"
             )
         result = _go_on(resume, flags, overrides, allow_changes=allow_changes)
-    print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})")
-    print(result.checkpoint)
+    print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})\n{result.checkpoint}")
     _report(result.checkpoint.parent)
 
 

@@ -114,7 +114,7 @@ def load_teacher(
     if card.border != border:
         raise ConfigError(
             f"{path}: the teacher was trained with border = {card.border or 'none'}, this run has "
-            f"border = {border or 'none'}; both must learn one rule: choose --border or another teacher"
+            f"border = {border or 'none'}; give both one rule, by --border or another teacher"
         )
     model = model.to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not card.data.training_hashes:
