@@ -228,5 +228,9 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 def _foreign(start: bytes) -> str:
     """Say what a file that is no safetensors file looks like."""
     if start[:2] == b"PK" or start[:1] == b"\x80":
-        return "this is a PyTorch pickle, which can run any code when opened, so it is not opened"
+        return (
+            "this is a PyTorch pickle, which can run any code when opened, so it is not opened; if "
+            "you trust it, load it into its own network with torch.load(weights_only=True), and "
+            "predict from Python with Predictor(TorchBackend(network), Preprocessor())"
+        )
     return "not a safetensors file, or a damaged one"

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from notan.errors import StorageError
+from notan.errors import ConfigError, StorageError, nearest
 from notan.files import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from notan.predict.predictor import Prediction
     from notan.types import Mask, Picture
 
 PREDICTION = (230, 159, 0)
@@ -93,3 +94,42 @@ def contact_sheet(pictures: Sequence[Picture], *, columns: int, gap: int = 4) ->
         top, left = number // columns * down, number % columns * across
         sheet[top : top + height, left : left + width] = picture
     return sheet
+
+
+class Writers:
+    """Write every output that was asked for."""
+
+    def __init__(self, names: Sequence[str], out: Path) -> None:
+        self.names = names
+        self.out = out
+
+    def paths(self, name: str) -> list[Path]:
+        """Return where a picture's outputs go."""
+        folders = {"mask": "masks", "overlay": "overlays"}
+        return [self.out / folders[kind] / f"{name}.png" for kind in self.names]
+
+    def add(self, name: str, picture: Path, image: Picture, prediction: Prediction) -> None:
+        """Write all outputs of one picture."""
+        del picture
+        for kind, path in zip(self.names, self.paths(name), strict=True):
+            mask = prediction.mask
+            write_png(path, mask_picture(mask) if kind == "mask" else overlay_picture(image, mask))
+
+    def has(self, name: str) -> bool:
+        """Say whether all outputs of a name are there already."""
+        return all(path.exists() for path in self.paths(name))
+
+    def close(self) -> None:
+        """Write what is written once for all pictures."""
+
+
+def open_formats(names: Sequence[str], out: Path) -> Writers:
+    """Open formats by name.
+
+    Raises:
+        ConfigError: There is no such format.
+    """
+    for name in names:
+        if name not in ("mask", "overlay"):
+            raise ConfigError(f"there is no format '{name}'{nearest(name, ('mask', 'overlay'))}")
+    return Writers(names, out)

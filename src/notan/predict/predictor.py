@@ -15,6 +15,7 @@ from notan.decision import Decision, expected_dice, sigmoid
 from notan.errors import DivergedError
 from notan.predict.augment import AugmentedBackend
 from notan.predict.backends import TorchBackend, rebuild
+from notan.predict.pictures import as_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from notan.checkpoint import Card
     from notan.data.sample import Sample
     from notan.predict.backends import Backend
+    from notan.predict.pictures import PictureLike
     from notan.preprocess import Placement, Preprocessor
     from notan.types import Mask, ModelInput, Picture, Probability
 
@@ -126,13 +128,18 @@ class Predictor:
         """Return the same network and preprocessing with another decision."""
         return Predictor(self.backend, self.preprocessor, decision=decision, card=self.card)
 
-    def __call__(self, image: Picture) -> Prediction:
-        """Segment one picture: uint8, (height, width, 3), RGB, from 1x1 up.
+    def __call__(self, image: PictureLike) -> Prediction:
+        """Segment one picture, from 1x1 up.
+
+        Args:
+            image: A path, the bytes of a file, a Pillow image, or a uint8 array of shape
+                (height, width, 3) RGB, (height, width) grey or (height, width, 4) RGBA.
 
         Raises:
             ShapeError: Not such a picture.
+            DataError: A file, bytes or image that cannot be decoded.
         """
-        return next(self.predict_many([image]))
+        return next(self.predict_many([as_picture(image)]))
 
     def predict_many(
         self, images: Iterable[Picture], *, batch_size: int = 1
