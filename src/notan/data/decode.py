@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 # Pillow's own limit for a warning: 256 MiB of RGB. A few kilobytes on disk can claim much more,
 # and memory for the claim would be taken before the fraud shows.
 MAX_PIXELS = 89_478_485
-_TOO_LARGE = f"at most {MAX_PIXELS:,} pixels are decoded; cut it into tiles or scale it down"
+_TOO_LARGE = (
+    f"at most {MAX_PIXELS:,} pixels are decoded at once; scale it down, cut it up, or, to predict "
+    "it as it is, save it as a tiled TIFF, which notan predict reads part by part"
+)
 
 # Named one by one because Pillow also knows formats that run other programs (EPS starts
 # Ghostscript) or have no signature, so that any file may pass for them (TGA).

@@ -13,7 +13,7 @@ the header only, so that sizes and pixels cannot disagree; a PNG that states it 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 import numpy as np
 
@@ -42,9 +42,11 @@ from notan.data.mask_values import (
 from notan.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from PIL import Image
+    from PIL.ImageFile import ImageFile
 
     from notan.types import Mask, Picture, Size
 
@@ -53,11 +55,15 @@ __all__ = [
     "MaskReading",
     "decode_picture",
     "read_format",
+    "read_header",
     "read_mask",
     "read_picture",
     "read_size",
     "read_trimap",
 ]
+
+
+_T = TypeVar("_T")
 
 
 def read_picture(path: Path) -> Picture:
@@ -116,6 +122,20 @@ def read_format(path: Path) -> str:
     """
     with opened(path) as file:
         return guarded(identified, file, str(path)).format or "unknown"
+
+
+def read_header(path: Path, work: Callable[[ImageFile], _T]) -> _T:
+    """Take something from a picture's header, whatever size it claims; no pixel is decoded.
+
+    Args:
+        path: A picture of any of the formats that are read.
+        work: Is given the opened header, which closes afterwards.
+
+    Raises:
+        DataError: The file is missing, is no picture, or its header is broken.
+    """
+    with opened(path) as file:
+        return guarded(lambda file, name: work(identified(file, name)), file, str(path))
 
 
 def read_mask(path: Path) -> MaskReading:
