@@ -21,8 +21,8 @@ def extras() -> dict[str, list[str]]:
 
 
 def test_a_missing_package_of_an_extra_says_which_extra_brings_it() -> None:
-    absent = ModuleNotFoundError("No module named 'nncf.common'", name="nncf.common")
-    wanted = r"needs nncf, which is not installed: pip install 'notan\[export\]'"
+    absent = ModuleNotFoundError("No module named 'onnx.helper'", name="onnx.helper")
+    wanted = r"needs onnx, which is not installed: pip install 'notan\[export\]'"
     with pytest.raises(MissingExtraError, match=wanted), explaining_extras():
         raise absent
 

@@ -74,16 +74,14 @@ class Exported(Section):
 
     Attributes:
         checkpoint: SHA-256 of the weights it was made from.
-        precision: ``fp32``, ``half`` (weights stored in float16) or ``int8``.
+        precision: ``fp32`` or ``half`` (weights stored in float16).
         opset: Version of ONNX's operators.
-        calibration: The pictures that int8's ranges were taken from, in words.
         parity: One for each runtime that was there.
     """
 
     checkpoint: str
-    precision: Literal["fp32", "half", "int8"]
+    precision: Literal["fp32", "half"]
     opset: int
-    calibration: str = ""
     parity: tuple[Parity, ...]
 
 

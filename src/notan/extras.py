@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ EXTRAS = {
     "openvino": "openvino",
     "onnx": "export",
     "onnxscript": "export",
-    "nncf": "export",
 }
 """Package -> the extra of notan that installs it."""
 
@@ -49,12 +47,11 @@ def explaining_extras() -> Iterator[None]:
 
 
 def stop_telemetry() -> None:
-    """Keep OpenVINO and NNCF from reporting their use; call it before importing either.
+    """Keep OpenVINO from reporting its use; call it before importing it.
 
-    Both send events to an analytics host through the package openvino_telemetry, unless a file in
-    the user's home says otherwise, and both take a stand-in where that package is absent. So it is
-    made absent, for this process alone; nothing is written. Where the process has imported it
-    already, its own setting stands, but NNCF still obeys the variable.
+    Its tools send events to an analytics host through the package openvino_telemetry, unless a
+    file in the user's home says otherwise, and take a stand-in where that package is absent. So it
+    is made absent, for this process alone; nothing is written. Where the process has imported it
+    already, its own setting stands.
     """
-    os.environ.setdefault("NNCF_CI", "1")  # NNCF's own switch, read when it is imported
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

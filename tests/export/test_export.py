@@ -23,7 +23,7 @@ from notan.errors import CheckpointError, ConfigError, DataError, ExportError
 from notan.export import export
 from notan.export.onnx import store_half, to_onnx
 from notan.export.parity import LEAST_IOU, check_parity, measure_parity
-from notan.export.pictures import Pictures, pictures_to_calibrate, pictures_to_compare
+from notan.export.pictures import Pictures, pictures_to_compare
 from notan.portable import write_portable
 from notan.predict.predictor import Predictor
 
@@ -131,12 +131,7 @@ def test_without_data_pictures_are_drawn_and_it_says_so(small_checkpoint: Path) 
     card = read_card(small_checkpoint)
     run = card.run.model_copy(update={"data": card.run.data.model_copy(update={"path": None})})
     gone = card.model_copy(update={"run": run})
-    for find in (pictures_to_compare, pictures_to_calibrate):
-        assert "drawn pictures, for want of real ones" in find(gone, None).words
-
-
-def test_few_validation_pictures_are_not_calibrated_on(small_checkpoint: Path) -> None:
-    assert pictures_to_calibrate(read_card(small_checkpoint), None).words == "24 training pictures"
+    assert "drawn pictures, for want of real ones" in pictures_to_compare(gone, None).words
 
 
 def test_a_data_folder_that_is_not_there_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ def export(
     model: ModelFile,
     to: Annotated[Literal["onnx"], arg(metavar="onnx")] = "onnx",  # noqa: ARG001 - one so far
     out: Annotated[Path | None, shows("beside the model, best.onnx", "FILE")] = None,
-    int8: bool = False,
     half: bool = False,
     data_path: Annotated[Path | None, shows("the model's own", "FOLDER")] = None,
 ) -> None:
@@ -32,30 +31,21 @@ def export(
         model: A best.safetensors that train wrote.
         to: The format.
         out: The file to write.
-        int8: Compute in eight bits: a file a quarter as large and several times quicker, with masks
-            that differ a little. Calibrated on validation pictures.
         half: Store the weights in float16: a file half as large, of the same speed.
         data_path: The folder with the pictures that the masks are compared on.
     """
-    from notan.errors import ConfigError
     from notan.export import export as export_model
 
-    if int8 and half:
-        raise ConfigError("--int8 and --half exclude each other: int8 is the smaller one")
-    precision: Literal["fp32", "half", "int8"] = "int8" if int8 else "half" if half else "fp32"
-    path, card = export_model(model, out, precision=precision, data_path=data_path)
+    path, card = export_model(model, out, precision="half" if half else "fp32", data_path=data_path)
     if card.exported:
         print(_in_words(card.exported))
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def _in_words(exported: Exported) -> str:
-    lines = [
+    return "\n".join(
         f"{each.runtime}: mask IoU {each.mask_iou:.5f} with the checkpoint on {each.pictures} "
         f"(worst {each.worst_iou:.5f}), probabilities differ by at most "
         f"{each.largest_difference:.1g}"
         for each in exported.parity
-    ]
-    if exported.calibration:
-        lines.append(f"int8 was calibrated on {exported.calibration}")
-    return "\n".join(lines)
+    )

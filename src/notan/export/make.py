@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,8 +10,7 @@ from notan.checkpoint import KEY, Exported, load_checkpoint
 from notan.errors import ConfigError
 from notan.export.onnx import OPSET, store_half, to_onnx
 from notan.export.parity import check_parity, measure_parity
-from notan.export.pictures import pictures_to_calibrate, pictures_to_compare
-from notan.export.quantize import quantize
+from notan.export.pictures import pictures_to_compare
 from notan.extras import explaining_extras
 from notan.portable import SUFFIX, hash_model, is_portable, write_portable
 from notan.predict.backends import TorchBackend, rebuild
@@ -24,9 +22,7 @@ if TYPE_CHECKING:
 
     from notan.checkpoint import Card, Checkpoint, Parity
 
-Kind = Literal["fp32", "half", "int8"]
-
-logger = logging.getLogger("notan")
+Kind = Literal["fp32", "half"]
 
 
 def export(
@@ -41,10 +37,9 @@ def export(
 
     Args:
         model: The checkpoint.
-        out: The file to write; None: beside the checkpoint, ``best.onnx`` or ``best-int8.onnx``.
-        precision: ``fp32``; ``half`` stores the weights in float16, a file half as large;
-            ``int8`` computes in eight bits.
-        data_path: Where pictures to compare and calibrate on are; None: where the training found
+        out: The file to write; None: beside the checkpoint, ``best.onnx`` or ``best-half.onnx``.
+        precision: ``fp32``; ``half`` stores the weights in float16, a file half as large.
+        data_path: Where pictures to compare on are; None: where the training found
             them. Where they are not, pictures are drawn, and the card says so.
         own_model: A fresh instance, where the checkpoint is of a class of the user's own.
 
@@ -70,14 +65,13 @@ def export(
 
         runtimes = installed_runtimes()
         checkpoint = load_checkpoint(model)
-        content, calibration = _convert(checkpoint, precision, data_path, own_model)
+        content = _convert(checkpoint, precision, own_model)
         parity = _compare(checkpoint, content, precision, data_path, own_model, runtimes)
     card = checkpoint.card
     exported = Exported(
         checkpoint=card.sha256,
         precision=precision,
         opset=OPSET,
-        calibration=calibration,
         parity=parity,
     )
     card = card.model_copy(update={"exported": exported, "sha256": hash_model(content)})
@@ -85,23 +79,13 @@ def export(
     return out, card
 
 
-def _convert(
-    checkpoint: Checkpoint,
-    precision: Kind,
-    data_path: Path | None,
-    own_model: torch.nn.Module | None,
-) -> tuple[bytes, str]:
-    """Return the serialized model, and which pictures int8 was calibrated on."""
-    card, calibration = checkpoint.card, ""
-    model = to_onnx(rebuild(checkpoint, own_model), card.preprocess.stride)
+def _convert(checkpoint: Checkpoint, precision: Kind, own_model: torch.nn.Module | None) -> bytes:
+    """Return the serialized model."""
+    model = to_onnx(rebuild(checkpoint, own_model), checkpoint.card.preprocess.stride)
     if precision == "half":
         model = store_half(model)
-    if precision == "int8":
-        pictures = pictures_to_calibrate(card, data_path)
-        logger.info("calibrating int8 on %s", pictures.words)
-        model = quantize(model, pictures.images, card.preprocess)
-        calibration = pictures.words
-    return model.SerializeToString(deterministic=True), calibration
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 def _compare(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from notan.predict.predictor import Prediction, Predictor
     from notan.types import Mask
 
-LEAST_IOU = {"fp32": 0.9999, "half": 0.999, "int8": 0.995}
+LEAST_IOU = {"fp32": 0.9999, "half": 0.999}
 """What the masks of each precision must agree by.
 
 Of ``half``: float16 keeps eleven bits of each weight, so a logit moves by a thousandth or so, and
@@ -61,7 +61,6 @@ def check_parity(parity: Parity, precision: str) -> None:
         advice = {
             "fp32": "the runtime computes something else; please report it with the model's card",
             "half": "export without --half",
-            "int8": "give more pictures with --data-path, or export without --int8",
         }[precision]
         raise ExportError(
             f"{precision} under {parity.runtime} gives other masks than the checkpoint: IoU "

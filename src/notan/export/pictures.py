@@ -1,4 +1,4 @@
-"""The pictures that an export is measured on, and those that int8 is calibrated on."""
+"""The pictures that an export is measured on."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 COMPARED = 32
 """Most pictures that masks are compared on."""
-
-CALIBRATED, FEWEST = 64, 16
-"""Most and fewest pictures for the ranges of int8; with fewer, training pictures are taken."""
 
 DRAWN_SIZE = (120, 152)
 """Of pictures that are drawn for want of real ones; no multiple of any stride."""
@@ -51,32 +48,18 @@ def pictures_to_compare(card: Card, data_path: Path | None) -> Pictures:
     Raises:
         DataError: The folder that was given is missing or does not fit.
     """
-    source = _open(card, data_path, "val")
+    source = _open(card, data_path)
     return _drawn(COMPARED) if source is None else _some(source, COMPARED, "validation pictures")
 
 
-def pictures_to_calibrate(card: Card, data_path: Path | None) -> Pictures:
-    """Return validation pictures, training pictures where those are few, or drawn ones.
-
-    Raises:
-        DataError: The folder that was given is missing or does not fit.
-    """
-    source, words = _open(card, data_path, "val"), "validation pictures"
-    if source is None:
-        return _drawn(CALIBRATED)
-    if len(source) < FEWEST:
-        source, words = _open(card, data_path, "train") or source, "training pictures"
-    return _some(source, CALIBRATED, words)
-
-
-def _open(card: Card, data_path: Path | None, split: str) -> Source | None:
+def _open(card: Card, data_path: Path | None) -> Source | None:
     path = data_path or card.run.data.path
     if path is None or (data_path is None and not path.is_dir()):
         return None
     flags = {"data.path": path, "data.border": card.border, "data.layout": card.run.data.layout}
     names = frozenset(card.data.validation_names or ()) or None
     data = load_run(flags=flags).data
-    return open_split(data, split, seed=card.run.seed, validation_names=names)
+    return open_split(data, "val", seed=card.run.seed, validation_names=names)
 
 
 def _some(source: Source, most: int, words: str) -> Pictures:
