@@ -151,21 +151,9 @@ def expected_dice(probability: Probability, mask: Mask) -> float:
         around the mean here, instead of summed over the number of figure pixels; the rest falls
         with the square of that number.
     """
-    chance = probability.astype(np.float64)
-    if not mask.any():
-        return float(np.exp(np.log1p(-np.minimum(chance, 1 - 1e-12)).sum()))
-    spread = chance * (1 - chance)
-    inside, whole = chance[mask].sum(), chance.sum()
-    inside_spread = spread[mask].sum()
-    return float(
-        _expectation(
-            np.asarray(np.count_nonzero(mask)),
-            inside,
-            whole - inside,
-            inside_spread,
-            spread.sum() - inside_spread,
-        )
-    )
+    sums = MaskSums()
+    sums.add(probability, mask)
+    return sums.expected_dice()
 
 
 def dice_threshold(probability: Probability) -> float:
@@ -181,23 +169,85 @@ def dice_threshold(probability: Probability) -> float:
         likeliest pixels, so only the number of pixels is to be found. Pixels are sorted into 65536
         levels here, and a level is taken whole.
     """
-    levels = np.minimum((probability * np.float32(LEVELS)).astype(np.int64), LEVELS - 1).ravel()
-    chance = probability.astype(np.float64).ravel()
-    size = np.bincount(levels, minlength=LEVELS)[::-1].cumsum()
-    inside = np.bincount(levels, chance, minlength=LEVELS)[::-1].cumsum()
-    spread = np.bincount(levels, chance * (1 - chance), minlength=LEVELS)[::-1].cumsum()
-    taken = np.flatnonzero(size)  # the masks that hold anything
-    expected = _expectation(
-        size[taken],
-        inside[taken],
-        inside[-1] - inside[taken],
-        spread[taken],
-        spread[-1] - spread[taken],
-    )
-    best = int(np.argmax(expected))
-    if expected[best] < expected_dice(probability, np.zeros(probability.shape, np.bool_)):
-        return NO_FIGURE
-    return float(LEVELS - 1 - taken[best]) / LEVELS
+    sums = LevelSums()
+    sums.add(probability)
+    return sums.threshold()
+
+
+class MaskSums:
+    """What the expected Dice of a mask needs, summed over the parts of a picture."""
+
+    def __init__(self) -> None:
+        self.size, self.pixels = 0, 0
+        self.inside, self.whole, self.inside_spread, self.whole_spread = 0.0, 0.0, 0.0, 0.0
+        self.log_empty = 0.0
+
+    def add(self, probability: Probability, mask: Mask) -> None:
+        """Take a part in: its calibrated map and its mask, both (height, width)."""
+        chance = probability.astype(np.float64)
+        spread = chance * (1 - chance)
+        self.size += int(np.count_nonzero(mask))
+        self.pixels += mask.size
+        self.inside += chance[mask].sum()
+        self.whole += chance.sum()
+        self.inside_spread += spread[mask].sum()
+        self.whole_spread += spread.sum()
+        self.log_empty += _log_empty(chance)
+
+    def expected_dice(self) -> float:
+        """Return what ``notan.decision.expected_dice`` says of the whole picture, 0..1."""
+        if not self.size:
+            return float(np.exp(self.log_empty))
+        return float(
+            _expectation(
+                np.asarray(self.size),
+                np.asarray(self.inside),
+                np.asarray(self.whole - self.inside),
+                np.asarray(self.inside_spread),
+                np.asarray(self.whole_spread - self.inside_spread),
+            )
+        )
+
+
+class LevelSums:
+    """What the Dice-optimal cut needs, summed over the parts of a picture."""
+
+    def __init__(self) -> None:
+        self.size = np.zeros(LEVELS, np.int64)
+        self.inside, self.spread = np.zeros(LEVELS), np.zeros(LEVELS)
+        self.log_empty = 0.0
+
+    def add(self, probability: Probability) -> None:
+        """Take the calibrated map of a part in, (height, width)."""
+        levels = np.minimum((probability * np.float32(LEVELS)).astype(np.int64), LEVELS - 1).ravel()
+        chance = probability.astype(np.float64).ravel()
+        self.size += np.bincount(levels, minlength=LEVELS)
+        self.inside += np.bincount(levels, chance, minlength=LEVELS)
+        self.spread += np.bincount(levels, chance * (1 - chance), minlength=LEVELS)
+        self.log_empty += _log_empty(chance)
+
+    def threshold(self) -> float:
+        """Return what ``notan.decision.dice_threshold`` says of the whole picture."""
+        size, inside, spread = (
+            sums[::-1].cumsum() for sums in (self.size, self.inside, self.spread)
+        )
+        taken = np.flatnonzero(size)  # the masks that hold anything
+        expected = _expectation(
+            size[taken],
+            inside[taken],
+            inside[-1] - inside[taken],
+            spread[taken],
+            spread[-1] - spread[taken],
+        )
+        best = int(np.argmax(expected))
+        if expected[best] < float(np.exp(self.log_empty)):
+            return NO_FIGURE
+        return float(LEVELS - 1 - taken[best]) / LEVELS
+
+
+def _log_empty(chance: npt.NDArray[np.float64]) -> float:
+    """Return the logarithm of the chance that no pixel is figure."""
+    return float(np.log1p(-np.minimum(chance, 1 - 1e-12)).sum())
 
 
 def _expectation(

@@ -138,7 +138,7 @@ def test_too_large_a_size_never_warns(tmp_path: Path, factor: int) -> None:
     path.write_bytes(png(10_000, MAX_PIXELS // 10_000 * factor + 10, depth=1))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with pytest.raises(DataError, match="cut it into tiles or scale it down"):
+        with pytest.raises(DataError, match="cut it up, or, to predict it"):
             read_size(path)
     assert not caught
 

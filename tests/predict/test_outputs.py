@@ -1,4 +1,4 @@
-"""What a prediction is written as, and what the files are called."""
+"""What a prediction is written as."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from notan.errors import DataError, StorageError
+from notan.errors import StorageError
 from notan.predict.formats import (
     PREDICTION,
     TRUTH,
@@ -20,7 +20,6 @@ from notan.predict.formats import (
     write_overlay_and_mask,
     write_png,
 )
-from notan.predict.inputs import find_pictures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,12 +37,6 @@ def square(top: int, bottom: int, size: int = 60) -> Mask:
 
 def noise(size: int = 60) -> Picture:
     return RANDOM.integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def touch(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
 
 
 def test_ground_away_from_the_outline_is_left_as_it_is() -> None:
@@ -144,62 +137,3 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(StorageError, match=r"taken/masks/cat\.png: could not be written"):
         write_overlay_and_mask(tmp_path / "taken", "cat", noise(), square(10, 30))
-
-
-def test_outputs_are_called_by_the_stem(tmp_path: Path) -> None:
-    touch(tmp_path / "cat.jpg", tmp_path / "dogs" / "b.png", tmp_path / "dogs" / "a.JPEG")
-    found = find_pictures([tmp_path / "cat.jpg", tmp_path / "dogs"])
-    assert list(found) == ["cat", "a", "b"]
-    assert found["a"] == tmp_path / "dogs" / "a.JPEG"
-
-
-def test_pictures_of_one_stem_keep_their_file_names(tmp_path: Path) -> None:
-    touch(tmp_path / "cat.jpg", tmp_path / "cat.png", tmp_path / "dog.png")
-    assert list(find_pictures([tmp_path])) == ["cat.jpg", "cat.png", "dog"]
-
-
-def test_a_folder_gives_its_pictures_only(tmp_path: Path) -> None:
-    touch(
-        tmp_path / "cat.jpg",
-        tmp_path / "notes.txt",
-        tmp_path / "._cat.jpg",
-        tmp_path / "x" / "y.png",
-    )
-    assert list(find_pictures([tmp_path])) == ["cat"]
-
-
-def test_a_named_file_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
-    touch(tmp_path / "download")
-    assert list(find_pictures([tmp_path / "download"])) == ["download"]
-
-
-def test_a_picture_given_twice_is_predicted_once(tmp_path: Path) -> None:
-    touch(tmp_path / "cat.jpg")
-    assert list(find_pictures([tmp_path / "cat.jpg", tmp_path])) == ["cat"]
-
-
-def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path / "a" / "cat.jpg", tmp_path / "b" / "cat.jpg")
-    with pytest.raises(DataError, match=r"b/cat\.jpg: .*a/cat\.jpg has the same name.*--out"):
-        find_pictures([tmp_path / "a", tmp_path / "b"])
-
-
-def test_no_two_pictures_ever_share_an_output(tmp_path: Path) -> None:
-    """The stem of one file may be the whole name of another."""
-    touch(tmp_path / "cat.jpg", tmp_path / "cat.png", tmp_path / "cat.jpg.bmp")
-    with pytest.raises(DataError, match="has the same name"):
-        find_pictures([tmp_path])
-
-
-@pytest.mark.parametrize(
-    ("inputs", "words"),
-    [
-        ([], "no pictures were given"),
-        (["gone.jpg"], r"gone\.jpg: there is no such picture or folder"),
-        (["empty"], "empty: there are no pictures in this folder"),
-    ],
-)
-def test_nothing_to_predict_is_an_error(tmp_path: Path, inputs: list[str], words: str) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=words):
-        find_pictures([tmp_path / name for name in inputs])

@@ -178,7 +178,7 @@ def test_a_module_that_returns_another_shape_is_named(channels: int) -> None:
 )
 def test_what_is_no_picture_is_refused(image: Picture) -> None:
     with pytest.raises(ShapeError, match=r"uint8 of shape \(height, width, 3\) is wanted"):
-        Predictor(RedIsFigure(), OWN_SIZE)(image)
+        next(Predictor(RedIsFigure(), OWN_SIZE).predict_many([image]))
 
 
 def test_the_sigmoid_agrees_with_scipy() -> None:

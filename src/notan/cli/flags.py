@@ -26,6 +26,10 @@ BorderFlag: TypeAlias = Annotated[
 Split: TypeAlias = Annotated[str, arg(metavar="test|val|train|all")]
 Threshold: TypeAlias = Annotated[float | None, shows("as validation chose", "0..1")]
 Tta: TypeAlias = Annotated[str | None, shows("none", "mirror,flip,turn,scale")]
+BackendFlag: TypeAlias = Annotated[str, arg(metavar="auto|torch|onnxruntime|openvino")]
+PrecisionFlag: TypeAlias = Annotated[Literal["fp32", "bf16"], arg(metavar="fp32|bf16")]
+Threads: TypeAlias = Annotated[int | None, shows("the runtime's own choice", "N")]
+Scale: TypeAlias = Annotated[float | None, shows("as training saw its pictures", "FRACTION")]
 ModelFile: TypeAlias = Annotated[Path, arg(metavar="FILE")]
 Inputs: TypeAlias = Positional[Annotated[tuple[Path, ...], arg(metavar="INPUT ...")]]
 Overrides: TypeAlias = Positional[

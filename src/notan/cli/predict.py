@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from tyro.conf import arg
 
-from notan.cli.flags import Device, Inputs, ModelFile, Threshold, Tta
+from notan.cli.flags import (
+    BackendFlag,
+    Device,
+    Inputs,
+    ModelFile,
+    PrecisionFlag,
+    Scale,
+    Threads,
+    Threshold,
+    Tta,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
-    from notan.errors import DataError
-    from notan.types import Picture
+    from tqdm import tqdm
+
+    from notan.predict.inputs import Found
+    from notan.predict.items import Item
+    from notan.predict.pipeline import Outcome, Pipeline
+    from notan.predict.predictor import Predictor
+    from notan.predict.table import Failure
+
+MOST_NAMED = 5
 
 
 def predict(
@@ -21,82 +40,152 @@ def predict(
     *,
     model: ModelFile,
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions"),
+    format: Annotated[str, arg(metavar="NAME,...")] = "mask,overlay",  # noqa: A002 - the flag's name
     threshold: Threshold = None,
     tta: Tta = None,
+    tiles: bool = False,
+    scale: Scale = None,
+    every: Annotated[int, arg(metavar="N")] = 1,
+    resume: bool = False,
     batch_size: int = 1,
     device: Device = "auto",
+    backend: BackendFlag = "auto",
+    precision: PrecisionFlag = "fp32",
+    threads: Threads = None,
 ) -> None:
-    """Write the mask and the overlay of any picture, or of every picture in a folder.
+    """Write the mask and the overlay of any picture, folder of pictures or video.
 
     Writes masks/NAME.png (0 / 255) and overlays/NAME.png at the pictures' own size, and
     predictions.csv with the Dice that the model expects of each mask and whether a person should
-    check it. A file that cannot be read does not stop the others: it is named at the end, and the
-    exit code is 3.
+    check it. NAME is the file's, without its suffix; where two files share it, with it, and with
+    their folders if need be. Frames of a video are called NAME-000001, pages of a TIFF
+    NAME-p0001; of an animated GIF, PNG or WebP the first frame is taken.
+
+    A file that cannot be read does not stop the others: it is named at the end and in failed.csv,
+    and the exit code is 3. Ctrl-C leaves whole files only; the same command with --resume goes on.
 
     Args:
-        inputs: Picture files, and folders of them.
-        model: A best.safetensors that train wrote.
-        out: Where masks and overlays go.
+        inputs: Picture files, videos, folders of them, patterns such as 'plates/**/*.tif' (in
+            quotes, or your shell expands them), or - for a picture on standard input.
+        model: A best.safetensors that train wrote, or an .onnx file that export made of one.
+        out: Where everything goes.
+        format: What to write, separated by commas: mask, overlay, cutout (RGBA), probability,
+            probability16, probability-float (TIFF), rle (one rle.csv for all pictures).
         threshold: Calibrated probability from which a pixel is figure; leaves out what else
             validation chose for the mask.
         tta: Ask the network several views of each picture and take the mean: mirror (left and
             right), flip (top and bottom too), turn, scale, or several: flip,turn. Slower by the
             number of views.
+        tiles: Cut every picture into overlapping tiles, as pictures that are too large for one go
+            always are.
+        scale: Of a picture in tiles, network pixels for each of its pixels, such as 0.5.
+        every: Of a video, take the first frame and every N-th after it.
+        resume: Leave out what an earlier run with the same settings has written into the folder.
         batch_size: Pictures predicted at once.
         device: Where to compute.
+        backend: What runs the network: a checkpoint runs on torch, an .onnx file on openvino or
+            else onnxruntime, whichever is installed.
+        precision: bf16 is quicker on processors that know it, and may move a few pixels.
+        threads: Of the processor, at most.
     """
-    from tqdm import tqdm
-
-    from notan.errors import DataError
     from notan.predict.augment import parse_augment
-    from notan.predict.formats import write_overlay_and_mask
-    from notan.predict.inputs import find_pictures
+    from notan.predict.formats import open_formats
+    from notan.predict.inputs import find_inputs, refuse_outputs_over_inputs
+    from notan.predict.job import begin
+    from notan.predict.pipeline import Pipeline
     from notan.predict.predictor import Predictor
-    from notan.predict.table import PredictionTable
-    from notan.runtime import find_device
+    from notan.predict.tiles import make_tiling
 
-    pictures = find_pictures(inputs)
+    _require_at_least_one("--every", every)
+    _require_at_least_one("--batch-size", batch_size)
+    found = find_inputs(inputs)
     augment = parse_augment(tta) if tta is not None else ()
     predictor = Predictor.load(
-        model, device=find_device(device), threshold=threshold, augment=augment
+        model,
+        device=device,
+        backend=backend,
+        precision=precision,
+        threads=threads,
+        threshold=threshold,
+        augment=augment,
+        tiling=make_tiling(always=tiles, scale=scale),
     )
-    reader, table = _Reader(pictures), PredictionTable()
-    bar = tqdm(total=len(pictures), unit="picture", leave=False, disable=None)
-    with bar:
-        for prediction in predictor.predict_many(reader.read(), batch_size=batch_size):
-            name, image = reader.waiting.pop(0)
-            write_overlay_and_mask(out, name, image, prediction.mask)
-            table.add(name, pictures[name], prediction)
-            bar.update()
-    table.write(out)
+    writers = open_formats([name.strip() for name in format.split(",")], out, resume=resume)
+    refuse_outputs_over_inputs(found, writers.paths)
+    table = begin(out, _settings(predictor, precision), resume=resume)
+    pipeline = Pipeline(predictor, writers, table, folder=out, batch_size=batch_size)
+    try:
+        outcome = _run(pipeline, found, every)
+    finally:
+        writers.close()
     if unsure := table.summary():
         print(unsure)
-    print(f"{len(pictures) - len(reader.failed)} of {len(pictures)} pictures: {out}")
-    if reader.failed:
-        raise DataError(
-            f"{len(reader.failed)} of {len(pictures)} pictures could not be read: "
-            + "; ".join(str(error) for error in reader.failed)
-        )
+    kept = f" ({outcome.kept} were there already)" if outcome.kept else ""
+    print(f"{outcome.predicted + outcome.kept} of {outcome.total} pictures: {out}{kept}")
+    _raise_failures(outcome)
 
 
-class _Reader:
-    """Reads pictures one by one, and remembers which wait for a mask and which failed."""
+def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
+    """Name what decides how a mask comes out, beside its picture."""
+    card = predictor.card
+    return {
+        "model": card.sha256 if card else "not known",
+        "decision": predictor.decision.model_dump_json(),
+        "tta": predictor.augment or "none",
+        "tiling": predictor.tiling.model_dump_json(),
+        "precision": precision,
+    }
 
-    def __init__(self, pictures: dict[str, Path]) -> None:
-        self.pictures = pictures
-        self.waiting: list[tuple[str, Picture]] = []
-        self.failed: list[DataError] = []
 
-    def read(self) -> Iterator[Picture]:
-        """Yield every picture that can be read."""
-        from notan.data.formats import read_picture
-        from notan.errors import DataError
+def _run(pipeline: Pipeline, found: Sequence[Found], every: int) -> Outcome:
+    from tqdm import tqdm
 
-        for name, path in self.pictures.items():
-            try:
-                image = read_picture(path)
-            except DataError as error:
-                self.failed.append(error)
-                continue
-            self.waiting.append((name, image))
-            yield image
+    from notan.errors import StoppedBySignal
+    from notan.predict.items import items_of
+
+    items = itertools.chain.from_iterable(items_of(file, every=every) for file in found)
+    with tqdm(total=len(found), unit="picture", leave=False, disable=None) as bar:
+        pipeline.progress = _Progress(bar)
+        try:
+            return pipeline.run(items)
+        except KeyboardInterrupt as stop:
+            raise StoppedBySignal(
+                f"stopped by Ctrl-C; {len(pipeline.table.rows)} pictures are done and whole: "
+                "give the same command with --resume to go on",
+                signal.SIGINT,
+            ) from stop
+
+
+class _Progress:
+    """Moves a bar on, and lengthens it by the frames and pages that are found on the way."""
+
+    def __init__(self, bar: tqdm[NoReturn]) -> None:
+        self.bar = bar
+        self.seen: set[Path] = set()
+
+    def __call__(self, item: Item) -> None:
+        if item.siblings > 1 and item.path not in self.seen:
+            self.seen.add(item.path)
+            self.bar.total = (self.bar.total or 0) + item.siblings - 1
+        self.bar.update()
+
+
+def _require_at_least_one(flag: str, value: int) -> None:
+    from notan.errors import ConfigError
+
+    if value < 1:
+        raise ConfigError(f"{flag} is {value}; 1 or more is wanted")
+
+
+def _raise_failures(outcome: Outcome) -> None:
+    from notan.errors import DataError
+
+    failures: Sequence[Failure] = outcome.failures
+    if not failures:
+        return
+    reasons = "; ".join(failure.reason for failure in failures[:MOST_NAMED])
+    more = f"; and {len(failures) - MOST_NAMED} more" if len(failures) > MOST_NAMED else ""
+    raise DataError(
+        f"{len(failures)} of {outcome.total} pictures could not be read: {reasons}{more}; all in "
+        "failed.csv"
+    )

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from notan.data.formats import read_picture
+from notan.data.formats import read_picture, read_size
 from notan.data.sample import Sample, Source, short_hash
 from notan.errors import DataError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from notan.types import Mask
+    from notan.types import Mask, Size
 
 HASHED = 65536
 """Bytes of either end of a file that are hashed: a folder of large pictures is soon done."""
@@ -81,6 +81,14 @@ class FileSource(Source):
             DataError: A file cannot be read.
         """
         return [_hash_file(pair.image) for pair in self.pairs]
+
+    def sizes(self) -> list[Size]:
+        """Return the (height, width) of each picture, from its file's header.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return [read_size(pair.image) for pair in self.pairs]
 
     def first(self, count: int | None) -> FileSource:
         """Return the first ``count`` samples as a source; None means all of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from statistics import median_low
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,8 +81,25 @@ class Source(ABC):
         """
         return [short_hash(np.ascontiguousarray(sample.image).tobytes()) for sample in self]
 
+    def sizes(self) -> list[Size]:
+        """Return the (height, width) of each picture.
+
+        Every picture is read for it; a source of files needs less.
+        """
+        return [sample.size for sample in self]
+
     def __len__(self) -> int:
         return len(self.names)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+
+def median_size(source: Source) -> Size:
+    """Return the median height and the median width of a source's pictures; at least one picture.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    heights, widths = zip(*source.sizes(), strict=True)
+    return median_low(heights), median_low(widths)

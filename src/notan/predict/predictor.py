@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.checkpoint import load_checkpoint
 from notan.decision import Decision, expected_dice, sigmoid
 from notan.errors import DivergedError
 from notan.predict.augment import AugmentedBackend
-from notan.predict.backends import TorchBackend, rebuild
+from notan.predict.backends.choose import open_model
+from notan.predict.pictures import as_picture
+from notan.predict.tiles import PixelsInMemory, Tiling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,9 +26,13 @@ if TYPE_CHECKING:
 
     from notan.checkpoint import Card
     from notan.data.sample import Sample
-    from notan.predict.backends import Backend
+    from notan.predict.backends import Backend, Precision
+    from notan.predict.pictures import PictureLike
+    from notan.predict.tiles import Pixels
     from notan.preprocess import Placement, Preprocessor
     from notan.types import Mask, ModelInput, Picture, Probability
+
+logger = logging.getLogger("notan")
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Predictor:
         *,
         decision: Decision | None = None,
         card: Card | None = None,
+        tiling: Tiling | None = None,
     ) -> None:
         """Join a network and its preprocessing.
 
@@ -79,11 +86,13 @@ class Predictor:
             preprocessor: Makes model inputs, and knows the way back.
             decision: How probabilities become masks; None: a threshold of 0.5.
             card: The card of the model file, where there is one.
+            tiling: When and how a picture is cut into tiles; None: where it is too large.
         """
         self.backend = backend
         self.preprocessor = preprocessor
         self.decision = decision or Decision()
         self.card = card
+        self.tiling = tiling or Tiling()
 
     @classmethod
     def load(
@@ -91,31 +100,46 @@ class Predictor:
         path: Path,
         *,
         device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        backend: str = "auto",
         model: torch.nn.Module | None = None,
         threshold: float | None = None,
+        tiling: Tiling | None = None,
         augment: Sequence[str] = (),
     ) -> Predictor:
-        """Open a checkpoint.
+        """Open a checkpoint or a portable file.
 
         Args:
-            path: A ``.safetensors`` file that ``train`` wrote.
-            device: Where to run.
+            path: A ``.safetensors`` file that ``train`` wrote, or an ``.onnx`` one of ``export``.
+            device: Where to run; ``auto`` takes a GPU where there is one.
+            precision: ``fp32``; ``bf16`` is quicker on processors that know it.
+            threads: At most so many of the processor; None: the runtime's own choice.
+            backend: ``torch``, ``onnxruntime``, ``openvino``, or the one that fits: ``auto``.
             model: A fresh instance, where the checkpoint is of a class of your own.
             threshold: Instead of what validation chose; None: as it chose.
+            tiling: When and how a picture is cut into tiles; None: where it is too large.
             augment: Ask several views of each picture: ``mirror``, ``flip``, ``turn``, ``scale``.
 
         Raises:
-            ConfigError: The threshold is outside 0..1, or there is no such view.
+            ConfigError: The threshold is outside 0..1, there is no such view, or file and runtime
+                cannot do what was asked for.
             CheckpointError: Missing, damaged, foreign, or of a network that was not given.
+            MissingExtraError: The runtime is not installed.
         """
-        checkpoint = load_checkpoint(path)
-        card = checkpoint.card
-        backend: Backend = TorchBackend(rebuild(checkpoint, model), device)
+        card, network = open_model(
+            path,
+            runtime=backend,
+            device=device,
+            precision=precision,
+            threads=threads,
+            own_model=model,
+        )
         if augment:
-            backend = AugmentedBackend(backend, augment, stride=card.preprocess.stride)
+            network = AugmentedBackend(network, augment, stride=card.preprocess.stride)
         chosen = card.decision
         decision = chosen if threshold is None else chosen.with_threshold(threshold)
-        return cls(backend, card.preprocess, decision=decision, card=card)
+        return cls(network, card.preprocess, decision=decision, card=card, tiling=tiling)
 
     @property
     def augment(self) -> str | None:
@@ -124,15 +148,26 @@ class Predictor:
 
     def with_decision(self, decision: Decision) -> Predictor:
         """Return the same network and preprocessing with another decision."""
-        return Predictor(self.backend, self.preprocessor, decision=decision, card=self.card)
+        return Predictor(
+            self.backend,
+            self.preprocessor,
+            decision=decision,
+            card=self.card,
+            tiling=self.tiling,
+        )
 
-    def __call__(self, image: Picture) -> Prediction:
-        """Segment one picture: uint8, (height, width, 3), RGB, from 1x1 up.
+    def __call__(self, image: PictureLike) -> Prediction:
+        """Segment one picture, from 1x1 up.
+
+        Args:
+            image: A path, the bytes of a file, a Pillow image, or a uint8 array of shape
+                (height, width, 3) RGB, (height, width) grey or (height, width, 4) RGBA.
 
         Raises:
             ShapeError: Not such a picture.
+            DataError: A file, bytes or image that cannot be decoded.
         """
-        return next(self.predict_many([image]))
+        return next(self.predict_many([as_picture(image)]))
 
     def predict_many(
         self, images: Iterable[Picture], *, batch_size: int = 1
@@ -147,10 +182,40 @@ class Predictor:
             ShapeError: Something that is no picture.
             DivergedError: The network returned NaN or infinity.
         """
-        inputs = (self.preprocessor(image) for image in images)
-        for _, same_size in itertools.groupby(inputs, key=lambda pair: pair[1].padded):
-            while batch := list(itertools.islice(same_size, batch_size)):
-                yield from self._predict_batch(batch)
+        for in_tiles, group in itertools.groupby(images, key=self._is_cut):
+            if not in_tiles:
+                yield from self._predict_whole(group, batch_size)
+                continue
+            for image in group:
+                bands = self.predict_bands(PixelsInMemory(image), batch_size=batch_size)
+                yield Prediction(np.concatenate(list(bands)), self.decision)
+
+    def predict_bands(self, pixels: Pixels, *, batch_size: int = 1) -> Iterator[Probability]:
+        """Segment a picture of any size in tiles, holding no more than a row of them.
+
+        Args:
+            pixels: The picture, of which any part can be read.
+            batch_size: At most so many tiles at once.
+
+        Yields:
+            The calibrated map from the top, float32, (rows, width): all rows together.
+
+        Raises:
+            ConfigError: The scale makes a single tile too large.
+            DataError: A part of the picture cannot be read.
+            DivergedError: The network returned NaN or infinity.
+        """
+        trained = self.card.data.median_size if self.card else None
+        grid = self.tiling.grid(pixels.size, self.preprocessor, trained)
+        logger.info("%s", grid.in_words())
+        as_it_is = self.preprocessor.model_copy(update={"image_size": None})
+        plain = Predictor(self.backend, as_it_is)
+
+        def predict(tiles: Iterable[Picture]) -> Iterator[Probability]:
+            return (each.probability for each in plain._predict_whole(tiles, batch_size))
+
+        for band in grid.bands(predict, pixels):
+            yield self.decision.calibrate(band)
 
     def predict_samples(
         self, samples: Iterable[Sample], *, batch_size: int = 1
@@ -174,6 +239,19 @@ class Predictor:
 
         for prediction in self.predict_many(images(), batch_size=batch_size):
             yield waiting.popleft(), prediction
+
+    def _is_cut(self, image: Picture) -> bool:
+        """Say whether a picture goes through in tiles; what is no picture is refused elsewhere."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            return False
+        return self.tiling.cuts((image.shape[0], image.shape[1]), self.preprocessor)
+
+    def _predict_whole(self, images: Iterable[Picture], batch_size: int) -> Iterator[Prediction]:
+        """Segment pictures each at once, several together where their inputs are of one size."""
+        inputs = (self.preprocessor(image) for image in images)
+        for _, same_size in itertools.groupby(inputs, key=lambda pair: pair[1].padded):
+            while batch := list(itertools.islice(same_size, batch_size)):
+                yield from self._predict_batch(batch)
 
     def _predict_batch(self, batch: Sequence[tuple[ModelInput, Placement]]) -> Iterator[Prediction]:
         logits = self.backend(np.stack([array for array, _ in batch]))

@@ -1,20 +1,22 @@
-"""The table beside written masks: what the model itself thinks of each of them."""
+"""The tables beside written masks: what the model thinks of each of them, and what failed."""
 
 from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
-from notan.files import write_bytes
+from notan.errors import DataError
+from notan.files import storage_errors, write_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from notan.predict.predictor import Prediction
 
-TABLE = "predictions.csv"
+TABLE, FAILED = "predictions.csv", "failed.csv"
 MOST_NAMED = 5
 
 
@@ -41,20 +43,80 @@ class Row:
     expected_dice: float
     please_check: bool | None
 
-
-class PredictionTable:
-    """Collects a row for each mask."""
-
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-
-    def add(self, name: str, picture: Path, prediction: Prediction) -> None:
+    @classmethod
+    def of(cls, name: str, picture: Path, prediction: Prediction) -> Row:
         """Note what a prediction says of itself."""
         height, width = prediction.mask.shape
         fraction = round(float(prediction.mask.mean()), 6)
         expected = round(prediction.expected_dice, 4)
-        row = Row(name, str(picture), height, width, fraction, expected, prediction.please_check)
-        self.rows.append(row)
+        return cls(name, str(picture), height, width, fraction, expected, prediction.please_check)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be read.
+
+    Attributes:
+        name: What its outputs would have been called.
+        picture: The file.
+        reason: In words.
+    """
+
+    name: str
+    picture: str
+    reason: str
+
+
+class PredictionTable:
+    """Holds a row for each mask, in the order in which they were put in."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._rows = {row.name: row for row in rows}
+
+    @classmethod
+    def read(cls, folder: Path) -> PredictionTable:
+        """Read the predictions.csv of a folder, if there is one.
+
+        Raises:
+            DataError: It is not as it was written.
+        """
+        path = folder / TABLE
+        if not path.exists():
+            return cls()
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                if reader.fieldnames != [field.name for field in fields(Row)]:
+                    raise ValueError(f"its columns are {reader.fieldnames}")
+                return cls([_row(cells) for cells in reader])
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            raise DataError(
+                f"{path}: cannot be read as the table that an earlier run wrote "
+                f"({type(error).__name__}: {error}); remove it, or leave out --resume"
+            ) from error
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows, in order."""
+        return list(self._rows.values())
+
+    def add(self, name: str, picture: Path, prediction: Prediction) -> None:
+        """Note what a prediction says of itself, at the end."""
+        self.put(Row.of(name, picture, prediction))
+
+    def put(self, row: Row) -> None:
+        """Put a row at the end, instead of one of the same name."""
+        self._rows.pop(row.name, None)
+        self._rows[row.name] = row
+
+    def keep(self, name: str) -> None:
+        """Move a row to the end, so that a resumed table has the order of an uninterrupted one."""
+        self._rows[name] = self._rows.pop(name)
+
+    def has(self, name: str, picture: Path) -> bool:
+        """Say whether there is a row of this name, made from this file."""
+        row = self._rows.get(name)
+        return row is not None and row.picture == str(picture)
 
     def write(self, folder: Path) -> None:
         """Write predictions.csv, if there is any row.
@@ -62,13 +124,8 @@ class PredictionTable:
         Raises:
             StorageError: The file could not be written.
         """
-        if not self.rows:
-            return
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=list(asdict(self.rows[0])))
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
-        write_bytes(folder / TABLE, text.getvalue().encode())
+        if self._rows:
+            _write(folder / TABLE, self.rows)
 
     def summary(self) -> str:
         """Name the pictures that a person should check, the least sure first; may be empty."""
@@ -78,3 +135,38 @@ class PredictionTable:
         names = ", ".join(f"{row.name} ({row.expected_dice:.2f})" for row in unsure[:MOST_NAMED])
         more = f" and {len(unsure) - MOST_NAMED} more" if len(unsure) > MOST_NAMED else ""
         return f"please check, by expected Dice: {names}{more}; all in {TABLE}"
+
+
+def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
+    """Write failed.csv; without failures, remove that of an earlier run.
+
+    Raises:
+        StorageError: The file could not be written.
+    """
+    path = folder / FAILED
+    if failures:
+        _write(path, failures)
+    else:
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, rows: Sequence[Row | Failure]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(rows[0])])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    # file names are bytes to the system, and need not be text: what is none is kept, escaped
+    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _row(cells: dict[str, str]) -> Row:
+    return Row(
+        name=cells["name"],
+        picture=cells["picture"],
+        height=int(cells["height"]),
+        width=int(cells["width"]),
+        figure_fraction=float(cells["figure_fraction"]),
+        expected_dice=float(cells["expected_dice"]),
+        please_check={"True": True, "False": False, "": None}[cells["please_check"]],
+    )

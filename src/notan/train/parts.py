@@ -13,6 +13,7 @@ from notan.checkpoint import Card, DataCard
 from notan.data.batches import BatchLoader, Pictures
 from notan.data.build import find_layout, makes_validation, open_split
 from notan.data.files import FileSource, fingerprint
+from notan.data.sample import median_size
 from notan.data.survey import look_over
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
@@ -179,6 +180,7 @@ def _open_sources(
         training_hashes=tuple(training.hashes()),
         validation_hashes=tuple(validation.hashes()),
         validation_names=tuple(validation.names) if own_split else None,
+        median_size=median_size(training),
     )
     return training, validation, card
 
