@@ -1,6 +1,6 @@
 """One safe file in and out: weights as safetensors, with the card as JSON in their metadata.
 
-Never a pickle. The card can be read without torch.
+Never a pickle. The card can be read without torch; a portable file (``.onnx``) holds the same one.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from notan.config import Border, Model, Run, first_problem
-from notan.config.sections import Section
+from notan.config.sections import Fraction, Section
 from notan.decision import Decision
 from notan.errors import CheckpointError
 from notan.files import write_bytes
+from notan.portable import is_portable, read_envelope
 from notan.preprocess import Preprocessor
 from notan.version import __version__
 
@@ -48,6 +49,42 @@ class DataCard(Section):
     """The validation split, where it was made by us and not by the data's own layout."""
     median_size: tuple[int, int] | None = None
     """(height, width) in pixels that half of the training pictures exceed; None in older cards."""
+
+
+class Parity(Section):
+    """How far the masks of a portable file agree with those of its checkpoint in float32.
+
+    Attributes:
+        runtime: What ran the file: ``onnxruntime`` or ``openvino``.
+        pictures: Which, in words.
+        mask_iou: Intersection over union of the two masks, over all pixels of all pictures.
+        worst_iou: That of the picture where it is lowest.
+        largest_difference: Between the two calibrated probabilities of any pixel.
+    """
+
+    runtime: str
+    pictures: str
+    mask_iou: Fraction
+    worst_iou: Fraction
+    largest_difference: Fraction
+
+
+class Exported(Section):
+    """What export did to make a portable file.
+
+    Attributes:
+        checkpoint: SHA-256 of the weights it was made from.
+        precision: ``fp32``, ``half`` (weights stored in float16) or ``int8``.
+        opset: Version of ONNX's operators.
+        calibration: The pictures that int8's ranges were taken from, in words.
+        parity: One for each runtime that was there.
+    """
+
+    checkpoint: str
+    precision: Literal["fp32", "half", "int8"]
+    opset: int
+    calibration: str = ""
+    parity: tuple[Parity, ...]
 
 
 class Member(Section):
@@ -92,7 +129,8 @@ class Card(Section):
         parameters: Numbers that training changed; None in cards that do not say.
         hardware: What the training ran on, in words.
         precision: The arithmetic of the network and why, in words.
-        sha256: Of the weights.
+        exported: How a portable file was made; None in a checkpoint.
+        sha256: Of the weights; in a portable file of the whole network.
     """
 
     format: int = FORMAT
@@ -111,6 +149,7 @@ class Card(Section):
     parameters: int | None = None
     hardware: str = ""
     precision: str = ""
+    exported: Exported | None = None
     sha256: str = ""
 
 
@@ -147,6 +186,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if is_portable(path):
+        raise CheckpointError(
+            f"{path}: a portable file predicts, but its weights cannot be taken out again; give "
+            "the .safetensors checkpoint that it was made from"
+        )
     card = read_card(path)
     try:
         weights = load_file(path)
@@ -163,12 +207,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def read_card(path: Path) -> Card:
     """Read the card alone, without torch.
 
+    Of a portable file, which no library of its own checks, the whole network is checked against
+    the card's SHA-256.
+
     Raises:
         CheckpointError: Missing, damaged, foreign or from a newer notan.
     """
-    text = _read_metadata(path).get(KEY)
+    if not is_portable(path):
+        return _parse_card(path, _read_metadata(path).get(KEY))
+    envelope = read_envelope(path)
+    card = _parse_card(path, envelope.metadata.get(KEY))
+    if envelope.sha256 != card.sha256:
+        raise CheckpointError(
+            f"{path}: the network is not the one that was exported (SHA-256 differs): the file is "
+            "damaged or was changed; use another copy, or export again"
+        )
+    return card
+
+
+def _parse_card(path: Path, text: object) -> Card:
     if not isinstance(text, str):
-        raise CheckpointError(f"{path}: weights without a notan card; train with notan to get one")
+        advice = (
+            "make one with notan export" if is_portable(path) else "train with notan to get one"
+        )
+        raise CheckpointError(f"{path}: weights without a notan card; {advice}")
     try:
         fields = json.loads(text)
         version = fields.get("format")

@@ -1,4 +1,7 @@
-"""The machine under a run: device, precision, seed and random states."""
+"""The machine under a run: device, precision, seed and random states.
+
+PyTorch is imported only where it is asked, so that a portable file runs on a machine without it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from notan.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    import torch
 
 MOST_WORKERS = 8
 
@@ -39,11 +43,15 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context to run the network in."""
+        import torch
+
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
     @property
     def needs_scaler(self) -> bool:
         """Whether gradients must be scaled not to vanish: float16 only."""
+        import torch
+
         return self.dtype is torch.float16
 
 
@@ -53,6 +61,8 @@ def find_device(name: str) -> torch.device:
     Raises:
         ConfigError: There is no such name, or no such device on this machine.
     """
+    import torch
+
     present = _present_devices()
     if name == "auto":
         return torch.device(present[-1] if len(present) > 1 else "cpu")
@@ -72,6 +82,8 @@ def find_device(name: str) -> torch.device:
 
 def _present_devices() -> list[str]:
     """Name the devices of this machine, the one to prefer last."""
+    import torch
+
     devices = ["cpu"]
     if torch.backends.mps.is_available():
         devices.append("mps")
@@ -84,6 +96,8 @@ def describe_hardware(device: torch.device) -> str:
     Returns:
         For example ``"AMD EPYC 7763, 1 thread"``.
     """
+    import torch
+
     threads = torch.get_num_threads()
     words = f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}"
     if device.type == "cuda":
@@ -111,6 +125,8 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
     Raises:
         ConfigError: The device cannot do what is wanted.
     """
+    import torch
+
     if wanted == "auto":
         if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(device, torch.bfloat16, "this GPU computes in bf16")
@@ -135,6 +151,8 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
         seed: The same seed gives the same run on the same machine.
         deterministic: Choose repeatable algorithms on a GPU too; the CPU's always are.
     """
+    import torch
+
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.backends.cudnn.benchmark = False

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from notan.cli.flags import BorderFlag, DataPath, Device, ModelFile, Split, Threshold, Tta, shows
+from notan.cli.flags import (
+    BackendFlag,
+    BorderFlag,
+    DataPath,
+    Device,
+    ModelFile,
+    PrecisionFlag,
+    Split,
+    Threads,
+    Threshold,
+    Tta,
+    shows,
+)
 
 if TYPE_CHECKING:
     from notan.data.sample import Sample
@@ -31,6 +43,9 @@ def evaluate(
     allow_seen: bool = False,
     batch_size: int = 8,
     device: Device = "auto",
+    backend: BackendFlag = "auto",
+    precision: PrecisionFlag = "fp32",
+    threads: Threads = None,
     out: OutFolder = None,
 ) -> None:
     """Score a model on a split, at the pictures' own size, and write a table of the pictures.
@@ -39,7 +54,7 @@ def evaluate(
     groups, with the rules they were taken by; writes pictures.csv and score.json.
 
     Args:
-        model: A best.safetensors that train wrote.
+        model: A best.safetensors that train wrote, or an .onnx file that export made of one.
         data_path: The folder with the pictures and masks.
         split: Which pictures; all takes every picture of a folder that has no parts.
         border: What the border of Oxford's trimaps counts as.
@@ -55,10 +70,15 @@ def evaluate(
         allow_seen: Score pictures that the model was trained on too, and mark the score.
         batch_size: Pictures predicted at once; changes the speed, not the score.
         device: Where to compute.
+        backend: What runs the network: a checkpoint runs on torch, an .onnx file on openvino or
+            else onnxruntime, whichever is installed.
+        precision: bf16 is quicker on processors that know it, and may move a few pixels.
+        threads: Of the processor, at most.
         out: Where the table goes.
     """
     task = Task(model, data_path, split, border, tolerance, groups, threshold, tta, allow_seen)
-    score, folder = _score(task, batch_size, device, out, write_pictures=False)
+    machine = Machine(device, backend, precision, threads)
+    score, folder = _score(task, batch_size, machine, out, write_pictures=False)
     print(score.summary())
     print(folder)
 
@@ -76,6 +96,9 @@ def inference(
     allow_seen: bool = False,
     batch_size: int = 1,
     device: Device = "auto",
+    backend: BackendFlag = "auto",
+    precision: PrecisionFlag = "fp32",
+    threads: Threads = None,
     out: OutFolder = None,
 ) -> None:
     """Score a model on a split and write every mask and overlay as PNG.
@@ -85,7 +108,7 @@ def inference(
     pictures' own size.
 
     Args:
-        model: A best.safetensors that train wrote.
+        model: A best.safetensors that train wrote, or an .onnx file that export made of one.
         data_path: The folder with the pictures and masks.
         split: Which pictures; all takes every picture of a folder that has no parts.
         border: What the border of Oxford's trimaps counts as.
@@ -101,10 +124,15 @@ def inference(
         allow_seen: Score pictures that the model was trained on too, and mark the score.
         batch_size: Pictures predicted at once; changes the speed, not the masks.
         device: Where to compute.
+        backend: What runs the network: a checkpoint runs on torch, an .onnx file on openvino or
+            else onnxruntime, whichever is installed.
+        precision: bf16 is quicker on processors that know it, and may move a few pixels.
+        threads: Of the processor, at most.
         out: Where masks, overlays and table go.
     """
     task = Task(model, data_path, split, border, tolerance, groups, threshold, tta, allow_seen)
-    score, folder = _score(task, batch_size, device, out, write_pictures=True)
+    machine = Machine(device, backend, precision, threads)
+    score, folder = _score(task, batch_size, machine, out, write_pictures=True)
     print(f"Mean Dice Score: {score.mean_dice:.4f}")
     print(score.summary())
     print(folder)
@@ -125,10 +153,20 @@ class Task:
     allow_seen: bool
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What computes, by the flags of both commands."""
+
+    device: str
+    backend: str
+    precision: PrecisionFlag
+    threads: int | None
+
+
 def _score(
     task: Task,
     batch_size: int,
-    device: str,
+    machine: Machine,
     out: Path | None,
     *,
     write_pictures: bool,
@@ -141,7 +179,6 @@ def _score(
     from notan.predict.augment import parse_augment
     from notan.predict.formats import write_overlay_and_mask
     from notan.predict.predictor import Predictor
-    from notan.runtime import find_device
 
     tolerance = Tolerance.parse(task.tolerance) if task.tolerance is not None else None
     augment = parse_augment(task.tta) if task.tta is not None else ()
@@ -150,7 +187,13 @@ def _score(
         card, task.split, data_path=task.data_path, border=task.border, groups=task.groups
     )
     predictor = Predictor.load(
-        task.model, device=find_device(device), threshold=task.threshold, augment=augment
+        task.model,
+        device=machine.device,
+        backend=machine.backend,
+        precision=machine.precision,
+        threads=machine.threads,
+        threshold=task.threshold,
+        augment=augment,
     )
     kind = "inference" if write_pictures else "evaluate"
     folder = out or fresh_folder(task.model.parent / f"{kind}-{task.split}")

@@ -26,6 +26,7 @@ from notan.cli.report import report
 from notan.cli.train import train
 from notan.config import Run
 from notan.errors import ConfigError, NotanError, nearest
+from notan.extras import explaining_extras
 from notan.version import __version__
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        parse(words)()
+        command = parse(words)
+        with explaining_extras():
+            command()
     except NotanError as error:
         if debug:
             raise

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from tyro.conf import arg
 
-from notan.cli.flags import Device, Inputs, ModelFile, Scale, Threshold, Tta
+from notan.cli.flags import (
+    BackendFlag,
+    Device,
+    Inputs,
+    ModelFile,
+    PrecisionFlag,
+    Scale,
+    Threads,
+    Threshold,
+    Tta,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +49,9 @@ def predict(
     resume: bool = False,
     batch_size: int = 1,
     device: Device = "auto",
+    backend: BackendFlag = "auto",
+    precision: PrecisionFlag = "fp32",
+    threads: Threads = None,
 ) -> None:
     """Write the mask and the overlay of any picture, folder of pictures or video.
 
@@ -54,7 +67,7 @@ def predict(
     Args:
         inputs: Picture files, videos, folders of them, patterns such as 'plates/**/*.tif' (in
             quotes, or your shell expands them), or - for a picture on standard input.
-        model: A best.safetensors that train wrote.
+        model: A best.safetensors that train wrote, or an .onnx file that export made of one.
         out: Where everything goes.
         format: What to write, separated by commas.
         threshold: Calibrated probability from which a pixel is figure; leaves out what else
@@ -69,6 +82,10 @@ def predict(
         resume: Leave out what an earlier run with the same settings has written into the folder.
         batch_size: Pictures predicted at once.
         device: Where to compute.
+        backend: What runs the network: a checkpoint runs on torch, an .onnx file on openvino or
+            else onnxruntime, whichever is installed.
+        precision: bf16 is quicker on processors that know it, and may move a few pixels.
+        threads: Of the processor, at most.
     """
     from notan.predict.augment import parse_augment
     from notan.predict.formats import open_formats
@@ -77,7 +94,6 @@ def predict(
     from notan.predict.pipeline import Pipeline
     from notan.predict.predictor import Predictor
     from notan.predict.tiles import make_tiling
-    from notan.runtime import find_device
 
     _require_at_least_one("--every", every)
     _require_at_least_one("--batch-size", batch_size)
@@ -85,14 +101,17 @@ def predict(
     augment = parse_augment(tta) if tta is not None else ()
     predictor = Predictor.load(
         model,
-        device=find_device(device),
+        device=device,
+        backend=backend,
+        precision=precision,
+        threads=threads,
         threshold=threshold,
         augment=augment,
         tiling=make_tiling(always=tiles, scale=scale),
     )
     writers = open_formats([name.strip() for name in format.split(",")], out)
     refuse_outputs_over_inputs(found, writers.paths)
-    table = begin(out, _settings(predictor), resume=resume)
+    table = begin(out, _settings(predictor, precision), resume=resume)
     pipeline = Pipeline(predictor, writers, table, folder=out, batch_size=batch_size)
     try:
         outcome = _run(pipeline, found, every)
@@ -105,7 +124,7 @@ def predict(
     _raise_failures(outcome)
 
 
-def _settings(predictor: Predictor) -> dict[str, str]:
+def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
     """Name what decides how a mask comes out, beside its picture."""
     card = predictor.card
     return {
@@ -113,6 +132,7 @@ def _settings(predictor: Predictor) -> dict[str, str]:
         "decision": predictor.decision.model_dump_json(),
         "tta": predictor.augment or "none",
         "tiling": predictor.tiling.model_dump_json(),
+        "precision": precision,
     }
 
 

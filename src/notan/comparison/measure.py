@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from notan.evaluate import evaluate
+from notan.portable import is_portable
 from notan.predict.backends import TorchBackend
 from notan.predict.predictor import Predictor
 
@@ -64,7 +65,7 @@ class Result:
         score: Of every picture.
         masks: Of every picture.
         pictures_per_second: One picture at a time, from pixels to mask; reading not counted.
-        parameters: Numbers that were learned.
+        parameters: Numbers that were learned; 0 where a portable file's card does not say.
         file_bytes: Of the model file.
     """
 
@@ -116,7 +117,9 @@ def measure(
         DataError: A picture or mask cannot be read, or the model was trained on it and
             ``allow_seen`` is False.
     """
-    predictor = Predictor.load(candidate.path, device=device)
+    # a portable file runs on the processor, whatever the others run on
+    where = "cpu" if is_portable(candidate.path) else device
+    predictor = Predictor.load(candidate.path, device=where)
     masks: list[PackedMask] = []
     first: list[Picture] = []
 
@@ -161,5 +164,6 @@ def _seconds(predictor: Predictor, picture: Picture) -> float:
 
 def _parameters(predictor: Predictor) -> int:
     backend = predictor.backend
-    model = backend.model if isinstance(backend, TorchBackend) else None
-    return sum(parameter.numel() for parameter in model.parameters()) if model else 0
+    if isinstance(backend, TorchBackend):
+        return sum(parameter.numel() for parameter in backend.model.parameters())
+    return (predictor.card.parameters if predictor.card else None) or 0

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.checkpoint import load_checkpoint
 from notan.decision import Decision, expected_dice, sigmoid
 from notan.errors import DivergedError
 from notan.predict.augment import AugmentedBackend
-from notan.predict.backends import TorchBackend, rebuild
+from notan.predict.backends.choose import open_model
 from notan.predict.pictures import as_picture
 from notan.predict.tiles import PixelsInMemory, Tiling
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from notan.checkpoint import Card
     from notan.data.sample import Sample
-    from notan.predict.backends import Backend
+    from notan.predict.backends import Backend, Precision
     from notan.predict.pictures import PictureLike
     from notan.predict.tiles import Pixels
     from notan.preprocess import Placement, Preprocessor
@@ -101,33 +100,46 @@ class Predictor:
         path: Path,
         *,
         device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        backend: str = "auto",
         model: torch.nn.Module | None = None,
         threshold: float | None = None,
         tiling: Tiling | None = None,
         augment: Sequence[str] = (),
     ) -> Predictor:
-        """Open a checkpoint.
+        """Open a checkpoint or a portable file.
 
         Args:
-            path: A ``.safetensors`` file that ``train`` wrote.
-            device: Where to run.
+            path: A ``.safetensors`` file that ``train`` wrote, or an ``.onnx`` one of ``export``.
+            device: Where to run; ``auto`` takes a GPU where there is one.
+            precision: ``fp32``; ``bf16`` is quicker on processors that know it.
+            threads: At most so many of the processor; None: the runtime's own choice.
+            backend: ``torch``, ``onnxruntime``, ``openvino``, or the one that fits: ``auto``.
             model: A fresh instance, where the checkpoint is of a class of your own.
             threshold: Instead of what validation chose; None: as it chose.
             tiling: When and how a picture is cut into tiles; None: where it is too large.
             augment: Ask several views of each picture: ``mirror``, ``flip``, ``turn``, ``scale``.
 
         Raises:
-            ConfigError: The threshold is outside 0..1, or there is no such view.
+            ConfigError: The threshold is outside 0..1, there is no such view, or file and runtime
+                cannot do what was asked for.
             CheckpointError: Missing, damaged, foreign, or of a network that was not given.
+            MissingExtraError: The runtime is not installed.
         """
-        checkpoint = load_checkpoint(path)
-        card = checkpoint.card
-        backend: Backend = TorchBackend(rebuild(checkpoint, model), device)
+        card, network = open_model(
+            path,
+            runtime=backend,
+            device=device,
+            precision=precision,
+            threads=threads,
+            own_model=model,
+        )
         if augment:
-            backend = AugmentedBackend(backend, augment, stride=card.preprocess.stride)
+            network = AugmentedBackend(network, augment, stride=card.preprocess.stride)
         chosen = card.decision
         decision = chosen if threshold is None else chosen.with_threshold(threshold)
-        return cls(backend, card.preprocess, decision=decision, card=card, tiling=tiling)
+        return cls(network, card.preprocess, decision=decision, card=card, tiling=tiling)
 
     @property
     def augment(self) -> str | None:

@@ -1,0 +1,85 @@
+"""The backend on OpenVINO, which is imported only where it is made."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from notan.errors import CheckpointError
+from notan.extras import stop_telemetry
+from notan.predict.backends.base import check_logits
+
+if TYPE_CHECKING:
+    from notan.predict.backends.base import Array, Precision
+
+ARITHMETIC = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoBackend:
+    """A portable file on OpenVINO, on the processor."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """Compile a portable file for this processor.
+
+        Args:
+            path: The ``.onnx`` file.
+            precision: OpenVINO itself would choose bfloat16 wherever it is quicker, and so other
+                masks on other machines; here float32 is the default.
+            threads: At most so many; None: OpenVINO's choice.
+            cache: A folder for what was compiled, to start sooner the next time; None: none.
+
+        Raises:
+            CheckpointError: OpenVINO cannot run the file.
+        """
+        stop_telemetry()
+        import openvino
+
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": ARITHMETIC[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        if cache is not None:
+            settings["CACHE_DIR"] = str(cache)
+        try:
+            self._compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise CheckpointError(f"{path}: OpenVINO cannot run it: {reason}") from error
+        self._request = self._compiled.create_infer_request()
+
+    def __call__(self, inputs: Array) -> Array:
+        """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w).
+
+        Raises:
+            ShapeError: The network returned another shape.
+        """
+        # The request's own memory is written again by the next picture, so the answer is copied
+        logits: Array = self._request.infer({0: inputs})[0].copy()
+        check_logits(logits.shape, inputs.shape, "the network")
+        return logits
+
+
+def cache_folder(sha256: str) -> Path | None:
+    """Return where compiled models of one file are kept; None where no home is known.
+
+    Args:
+        sha256: Of the portable file: a file that changes must not run what the old one gave.
+    """
+    home = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
+    try:
+        base = Path(os.environ.get(home) or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return base / "notan" / "openvino" / sha256[:32]
