@@ -13,7 +13,6 @@ from scipy import ndimage
 
 from notan.decision import Decision
 from notan.errors import ConfigError, DataError
-from notan.predict.backends import Array
 from notan.predict.large import bands
 from notan.predict.large.bands import BandFile, even_bands
 from notan.predict.large.components import tidy_bands
@@ -25,6 +24,7 @@ from notan.preprocess import Preprocessor
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from notan.predict.backends import Array
     from notan.types import Mask, Picture, Size
 
 OWN_SIZE = Preprocessor(image_size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -109,6 +109,14 @@ def test_a_band_file_gives_back_what_was_put_in_as_often_as_asked(
                 assert back.dtype == dtype
                 np.testing.assert_array_equal(back, part.astype(dtype))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_band_file_is_read_by_several_in_turns(tmp_path: Path) -> None:
+    with BandFile(tmp_path, 3, np.uint16) as file:
+        for number in range(4):
+            file.add(np.full((2, 3), number))
+        for one, other in zip(file, file, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("cut", ["threshold", "dice"])

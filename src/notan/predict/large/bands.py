@@ -76,12 +76,14 @@ class BandFile:
         self._rows.append(len(band))
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        """Read all bands from the top."""
-        self._file.seek(0)
+        """Read all bands from the top; several may do so in turns, each at a place of its own."""
+        place = 0
         is_mask = self._dtype == np.bool_
         columns = -(-self._width // 8) if is_mask else self._width
         for rows in self._rows:
             size = rows * columns * self._stored_type.itemsize
+            self._file.seek(place)
+            place += size
             stored = np.frombuffer(self._file.read(size), self._stored_type).reshape(rows, columns)
             yield (
                 np.unpackbits(stored, axis=1, count=self._width).astype(np.bool_)

@@ -35,10 +35,13 @@ def write_tiff(
     Raises:
         StorageError: The file could not be written.
     """
-    from tifffile import TiffWriter
+    from tifffile import FileHandle, TiffWriter
 
     large = size[0] * size[1] * np.dtype(dtype).itemsize > CLASSIC_BYTES
-    with replacing(path) as file, TiffWriter(file, bigtiff=large) as tiff:
+    with (
+        replacing(path) as file,
+        TiffWriter(FileHandle(file, name=path.name), bigtiff=large) as tiff,  # it wants a name
+    ):
         tiff.write(
             _tiles(bands),
             shape=size,
