@@ -26,7 +26,7 @@ from torch.nn import functional
 from notan.errors import ConfigError, ShapeError, nearest
 
 if TYPE_CHECKING:
-    from notan.types import Logits, Masks
+    from notan.types import Logits, Masks, Probabilities
 
 LossTerm: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits, targets, valid) -> scalar loss."""
@@ -37,7 +37,7 @@ def bce(logits: Logits, targets: Masks, valid: Masks) -> Tensor:
 
     Args:
         logits: (n, 1, h, w), any range.
-        targets: (n, 1, h, w), 0 or 1.
+        targets: (n, 1, h, w), 0 or 1, or a teacher's probabilities between them.
         valid: (n, 1, h, w), 0 or 1, or bool.
 
     Returns:
@@ -217,6 +217,7 @@ class Loss:
         focal_gamma: ``gamma`` of the focal loss, at least 0.
         tversky_alpha: Weight of false positives in the Tversky loss, at least 0.
         tversky_beta: Weight of false negatives in the Tversky loss, at least 0.
+        teacher: Weight of the cross entropy against a teacher's probabilities, at least 0.
 
     Raises:
         ConfigError: A name is unknown, a number is negative or not finite, or no weight is
@@ -227,6 +228,7 @@ class Loss:
     focal_gamma: float = 2.0
     tversky_alpha: float = 0.3
     tversky_beta: float = 0.7
+    teacher: float = 0.0
 
     def __post_init__(self) -> None:
         # A copy: the caller's mapping may change after it was checked
@@ -240,16 +242,19 @@ class Loss:
                 f"no loss has a weight above 0 (found {self.weights}); "
                 "give at least one, for example bce = 1.0"
             )
-        for setting in ("focal_gamma", "tversky_alpha", "tversky_beta"):
+        for setting in ("focal_gamma", "tversky_alpha", "tversky_beta", "teacher"):
             _require_at_least_zero(setting, getattr(self, setting))
 
-    def __call__(self, logits: Logits, targets: Masks, valid: Masks) -> LossValue:
+    def __call__(
+        self, logits: Logits, targets: Masks, valid: Masks, soft: Probabilities | None = None
+    ) -> LossValue:
         """Compute the terms and their weighted sum.
 
         Args:
             logits: (n, 1, h, w), any range.
             targets: (n, 1, h, w), 0 or 1.
             valid: (n, 1, h, w), 0 or 1, or bool.
+            soft: (n, 1, h, w), 0..1, what a teacher says; None: it is not asked.
 
         Returns:
             The weighted sum, and each term before its weight.
@@ -259,6 +264,9 @@ class Loss:
         """
         terms = {name: term(logits, targets, valid) for name, term in self._terms().items()}
         weighted = [self.weights[name] * term for name, term in terms.items()]
+        if soft is not None and self.teacher > 0:
+            terms["teacher"] = bce(logits, soft, valid)
+            weighted.append(self.teacher * terms["teacher"])
         return LossValue(torch.stack(weighted).sum(), terms)
 
     def _terms(self) -> dict[str, LossTerm]:

@@ -120,7 +120,7 @@ def test_a_pillow_image_of_too_large_a_size_is_refused(monkeypatch: pytest.Monke
 
 
 def test_the_predictor_takes_all_of_them(tmp_path: Path, small_checkpoint: Path) -> None:
-    predictor = Predictor.load(small_checkpoint)
+    predictor = Predictor.load(str(small_checkpoint))
     path = saved(tmp_path / "a.png", Image.fromarray(photo()))
     wanted = predictor(photo()).probability
     for thing in (path, str(path), path.read_bytes(), Image.open(path), photo()):

@@ -39,6 +39,7 @@ def train(
         shows(DEFAULT.data.border, "figure|ground|ignore"),
     ] = None,
     patience: Annotated[int | None, shows("never stop early", "EPOCHS")] = None,
+    teacher: Annotated[Path | None, shows("none", "FILE")] = None,
     seed: Annotated[int | None, shows(DEFAULT.seed, "N")] = None,
     deterministic: bool = False,
     detect_anomaly: Annotated[bool, arg(help_behavior_hint="(slow)")] = False,
@@ -70,6 +71,8 @@ def train(
         image_size: Side of the square that pictures are resized to, in pixels.
         border: What the border of Oxford's trimaps counts as; other masks have none.
         patience: Stop after so many epochs without a better validation Dice.
+        teacher: A model file, an ensemble's for example, to learn from beside the masks;
+            loss.teacher=1 is its weight.
         seed: Decides weights, order, augmentation and split.
         deterministic: Repeatable arithmetic on a GPU too, slower; on a CPU it always is.
         detect_anomaly: Stop at the very operation that made a NaN.
@@ -88,6 +91,7 @@ def train(
         "train.learning_rate": learning_rate,
         "train.patience": patience,
         "train.detect_anomaly": detect_anomaly or None,
+        "train.teacher": teacher,
         "train.deterministic": deterministic or None,
         "seed": seed,
         "device": device,
@@ -106,8 +110,7 @@ def train(
                 "--overwrite"
             )
         result = _go_on(resume, flags, overrides, allow_changes=allow_changes)
-    print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})")
-    print(result.checkpoint)
+    print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})\n{result.checkpoint}")
     _report(result.checkpoint.parent)
 
 

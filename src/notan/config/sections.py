@@ -107,6 +107,8 @@ class LossTerms(Section):
     focal: Weight = 0.0
     tversky: Weight = 0.0
     lovasz: Weight = 0.0
+    teacher: Weight = 1.0
+    """Of the teacher's probabilities, where ``train.teacher`` names one."""
     focal_gamma: Weight = 2.0
     tversky_alpha: Weight = 0.3
     tversky_beta: Weight = 0.7
@@ -141,6 +143,8 @@ class Train(Section):
     """Largest norm of the gradient of all weights together; None: any."""
     average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Keep a moving average of the weights too, and save whichever scores better."""
+    teacher: Path | None = None
+    """A model file to learn from beside the true masks; None: from the masks alone."""
     guard: bool = True
     """Watch for losses that are no numbers or that jump, skip them, go back if they persist."""
     most_returns: Annotated[int, Field(ge=0)] = 5

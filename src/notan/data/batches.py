@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from notan.data.sample import Sample, Source
     from notan.data.transforms import Transform
     from notan.preprocess import Placement, Preprocessor
-    from notan.types import Images, Mask, Masks
+    from notan.types import Images, Mask, Masks, Probabilities
 
 Key: TypeAlias = tuple[int, int]
 """(epoch, index of the sample)."""
@@ -48,12 +48,14 @@ class Batch(NamedTuple):
         targets: float32, (n, 1, h, w), 1 = figure.
         valid: float32, (n, 1, h, w), 0 = ignored or padding.
         truths: One for each picture.
+        soft: float32, (n, 1, h, w), 0..1: what a teacher says; None: none was asked.
     """
 
     images: Images
     targets: Masks
     valid: Masks
     truths: tuple[Truth, ...]
+    soft: Probabilities | None = None
 
 
 class Pictures(Dataset["Batch | NotanError"]):

@@ -100,18 +100,21 @@ def guarded(work: Callable[[BinaryIO, str], _T], file: BinaryIO, name: str) -> _
     return guarded_image(lambda: work(file, name), name)
 
 
-def guarded_image(work: Callable[[], _T], name: str) -> _T:
-    """Run Pillow on an image that is open already, as ``guarded`` does."""
+def guarded_image(work: Callable[[], _T], name: str, *, once: bool = False) -> _T:
+    """Run Pillow on an image that is open already, as ``guarded`` does.
+
+    Args:
+        work: What to do.
+        name: What to call the image in messages.
+        once: Whether the work, ended half-way by a warning, could not be begun again.
+    """
     try:
         try:
-            return work()
+            return _without_warnings(work) if once else work()
         except Warning:
             # The program turns warnings into errors, and Pillow warns of blemishes such as a
-            # cut EXIF block: the file must read as it would elsewhere. Only here are the filters
-            # touched, under a lock, because they belong to the whole process.
-            with _ONE_AT_A_TIME, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return work()
+            # cut EXIF block: the file must read as it would elsewhere.
+            return _without_warnings(work)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: {str(error).rstrip('.')}; {_TOO_LARGE}") from error
     except _BROKEN as error:
@@ -120,6 +123,13 @@ def guarded_image(work: Callable[[], _T], name: str) -> _T:
             f"{name}: is damaged or cut short ({reason}); wanted a whole picture file; "
             "copy it again from its source, or leave it out"
         ) from error
+
+
+def _without_warnings(work: Callable[[], _T]) -> _T:
+    # Only here are the filters touched, under a lock, because they belong to the whole process
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return work()
 
 
 def decode(file: BinaryIO, name: str) -> Decoded:

@@ -110,7 +110,8 @@ class TiffPages:
                 return False
             return True
 
-        return guarded_image(seek, self._called(number))
+        # A warning that became an error would leave Pillow's list of pages longer than the file's
+        return guarded_image(seek, self._called(number), once=True)
 
     def _called(self, number: int) -> str:
         return f"{self.name}, page {number + 1}"

@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,6 @@ from notan.predict.tiles import PixelsInMemory, Tiling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     import torch
 
@@ -97,7 +97,7 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        path: Path,
+        path: str | Path,
         *,
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
@@ -128,7 +128,7 @@ class Predictor:
             MissingExtraError: The runtime is not installed.
         """
         card, network = open_model(
-            path,
+            Path(path),
             runtime=backend,
             device=device,
             precision=precision,

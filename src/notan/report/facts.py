@@ -50,7 +50,7 @@ def facts_of(report: Report) -> dict[str, str]:
         "Input": f" {TIMES} ".join(map(str, run.preprocess.image_size)) + " pixels",
         "Data": f"{run.data.path or 'a source of its own'}",
         **_split_facts(report),
-        "Loss": " + ".join(f"{weight:g} {term}" for term, weight in run.loss.weights.items()),
+        "Loss": " + ".join(f"{weight:g} {term}" for term, weight in _terms(run)),
         "Optimizer": f"AdamW, learning rate {train.learning_rate:g} ({train.schedule}), "
         f"batches of {train.batch_size}, at most {epochs(train.epochs)}",
         "Weight average": f"decay {train.average_decay:g}" if train.average_decay else "none",
@@ -76,6 +76,12 @@ def kept_of(run: RunFolder) -> dict[str, str]:
     if run.history:
         facts["Per epoch"] = duration(run.seconds / len(run.history))
     return facts
+
+
+def _terms(run: Run) -> Iterator[tuple[str, float]]:
+    yield from run.loss.weights.items()
+    if run.train.teacher:
+        yield f"teacher ({run.train.teacher})", run.loss.teacher
 
 
 def _split_facts(report: Report) -> dict[str, str]:

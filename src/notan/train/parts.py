@@ -32,6 +32,7 @@ from notan.runtime import (
 from notan.train.average import WeightAverage
 from notan.train.optim import Schedule, build_optimizer
 from notan.train.steps import Optimization
+from notan.train.teacher import load_teacher, require_not_taught
 from notan.version import __version__
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from notan.config import Run
+    from notan.config import Border, Run
     from notan.data.sample import Source
+    from notan.train.teacher import Teacher
 
 logger = logging.getLogger("notan")
 
@@ -63,6 +65,7 @@ class Parts:
         loss: What is made small.
         optimization: What it is made small with.
         average: The moving average of the weights, where one is kept.
+        teacher: The model that is learned from beside the masks, where there is one.
     """
 
     run: Run
@@ -78,6 +81,7 @@ class Parts:
     loss: Loss
     optimization: Optimization
     average: WeightAverage | None
+    teacher: Teacher | None
 
     def card(self, epoch: int, scores: Mapping[str, float]) -> Card:
         """Return the card of a checkpoint of this training."""
@@ -85,7 +89,7 @@ class Parts:
             model=None if self.own_model else self.run.model,
             model_class=type(self.model).__name__,
             preprocess=self.preprocessor,
-            border=self.run.data.border if self.data_card.layout == "pets" else None,
+            border=_border(self.run, self.data_card),
             epoch=epoch,
             scores=dict(scores),
             data=self.data_card,
@@ -111,6 +115,7 @@ class Parts:
             f"{type(self.model).__name__}, {self.parameters:,} parameters; "
             f"{len(self.training)} pictures to train on, {len(self.validation)} to validate on; "
             f"{self.device}, {self.optimization.precision}"
+            f"{f'; taught by {self.run.train.teacher}' if self.teacher else ''}"
         )
 
 
@@ -138,6 +143,10 @@ def prepare(
     preprocessor = Preprocessor(**run.preprocess.model_dump(), stride=stride_of(network))
     training, validation, data_card = _open_sources(run, training, validation)
     _require_statistics(run, preprocessor, len(training))
+    teacher = load_teacher(run, preprocessor, precision, border=_border(run, data_card))
+    if teacher:
+        require_not_taught(teacher, run.train.teacher, validation)
+        data_card = teacher.seen_too(data_card)
     decay = run.train.average_decay
     batches = _load(run, device, preprocessor, training, validation, transform)
     return Parts(
@@ -154,7 +163,13 @@ def prepare(
         loss=_build_loss(run),
         optimization=_optimization(run, network, precision, len(batches[0])),
         average=WeightAverage(network, decay) if decay is not None else None,
+        teacher=teacher,
     )
+
+
+def _border(run: Run, data_card: DataCard) -> Border | None:
+    """Return the rule for the trimap's border; None where the masks have none."""
+    return run.data.border if data_card.layout == "pets" else None
 
 
 def _open_sources(
@@ -233,6 +248,7 @@ def _build_loss(run: Run) -> Loss:
         focal_gamma=settings.focal_gamma,
         tversky_alpha=settings.tversky_alpha,
         tversky_beta=settings.tversky_beta,
+        teacher=settings.teacher if run.train.teacher else 0.0,
     )
 
 

@@ -82,6 +82,7 @@ def capture(
     return {
         "run": run_to_toml(parts.run),
         "pictures": fingerprints(parts),
+        "teacher": parts.teacher and parts.teacher.identity,
         "progress": asdict(progress),
         **weights_of(parts),
         **optimization_state(parts),

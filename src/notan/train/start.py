@@ -43,6 +43,9 @@ HARMLESS = {
 }
 """Settings that may differ when a run goes on: they decide where and how long, not what."""
 
+MOVED = {"train.teacher"}
+"""Files that may lie elsewhere by then; the state says whether they are the same."""
+
 
 def train(
     run: Run,
@@ -107,7 +110,7 @@ def resume(
         transform: Likewise, an augmentation of your own.
 
     Raises:
-        ConfigError: There is no run, or other settings make it another one.
+        ConfigError: There is no run, or other settings or another teacher make it another one.
         DataError: The pictures are not those of the run.
         CheckpointError: Every saved state is damaged; the folder is left as it is.
         DivergedError: The loss is no number or jumps, again and again.
@@ -132,6 +135,7 @@ def resume(
             clear_folder(folder)
         elif not allow_changes:
             _refuse_other_pictures(parts, tree)
+            _refuse_another_teacher(parts, tree)
         return Trainer(parts, folder).train(tree)
 
 
@@ -155,7 +159,9 @@ def _require_no_states(folder: Path, states: StateFolder) -> None:
 
 def _changes(stored: Run, run: Run) -> list[str]:
     """Say which settings have changed; return those that make it another run."""
-    harmless = HARMLESS | ({"train.epochs"} if run.train.schedule == "exponential" else set())
+    harmless = (
+        HARMLESS | MOVED | ({"train.epochs"} if run.train.schedule == "exponential" else set())
+    )
     changed = changed_settings(stored, run)
     for name, (before, now) in changed.items():
         logger.info("changed since the run began: %s, %s -> %s", name, before, now)
@@ -171,6 +177,15 @@ def _refuse_other_pictures(parts: Parts, tree: dict[str, Any]) -> None:
         raise DataError(
             f"{parts.run.data.path}: these are not the pictures that the run was trained on; "
             "give their folder with --data-path, or go on all the same with --allow-changes"
+        )
+
+
+def _refuse_another_teacher(parts: Parts, tree: dict[str, Any]) -> None:
+    teacher = parts.teacher and parts.teacher.identity
+    if tree.get("teacher") != teacher:
+        raise ConfigError(
+            f"train.teacher = {parts.run.train.teacher}: this is not the teacher that the run "
+            "began with; give that one, or go on all the same with --allow-changes"
         )
 
 

@@ -148,7 +148,7 @@ def compute_loss(model: nn.Module, batch: Batch, loss: Loss, precision: Precisio
     valid = batch.valid.to(precision.device, non_blocking=True)
     with precision.autocast():
         logits = model(images)
-    return loss(logits, targets, valid)
+    return loss(logits, targets, valid, batch.soft)
 
 
 def _gradient_norm(model: nn.Module, optimization: Optimization) -> float:

@@ -145,7 +145,8 @@ class Trainer:
         self.epoch_began = time.perf_counter() - progress.seconds
         parts.training_batches.go_to(progress.epoch, progress.batch)
         with self._show_progress() as self.bar:
-            train_epoch(parts.model, self.bar, parts.loss, parts.optimization, self)
+            batches = parts.teacher.mark(self.bar) if parts.teacher else self.bar
+            train_epoch(parts.model, batches, parts.loss, parts.optimization, self)
         try:
             self.blank, validations = None, list(self._validations())
         except DivergedError as error:
