@@ -267,16 +267,30 @@ def _expectation(
     return np.clip(value + curve, 0.0, 1.0)
 
 
-def _components(
-    mask: Mask, *, connectivity: Literal[4, 8]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Mask]:
-    """Return labels (0 is outside), each one's area, and whether it touches the picture's edge."""
+def label_components(
+    mask: Mask, connectivity: Literal[4, 8]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Mask, Mask, Mask]:
+    """Label the connected components of a mask; label 0 is outside.
+
+    Returns:
+        The labels, int32 (height, width), and of each label: its area (0 for the outside), whether
+        it touches the left or right edge, the upper edge, the lower edge.
+    """
     _, labels, found, _ = cv2.connectedComponentsWithStats(
         mask.astype(np.uint8), connectivity=connectivity
     )
     left, top, width, height, area = found.T
-    touching = (left == 0) | (top == 0)
-    touching |= (left + width == mask.shape[1]) | (top + height == mask.shape[0])
-    touching[0], area = True, area.astype(np.int64)
+    area = area.astype(np.int64)
     area[0] = 0
-    return labels.astype(np.int32), area, touching
+    sides = (left == 0) | (left + width == mask.shape[1])
+    return labels.astype(np.int32), area, sides, top == 0, top + height == mask.shape[0]
+
+
+def _components(
+    mask: Mask, *, connectivity: Literal[4, 8]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Mask]:
+    """Return labels (0 is outside), each one's area, and whether it touches the picture's edge."""
+    labels, areas, sides, top, bottom = label_components(mask, connectivity)
+    touching = sides | top | bottom
+    touching[0] = True
+    return labels, areas, touching

@@ -69,7 +69,8 @@ def predict(
             quotes, or your shell expands them), or - for a picture on standard input.
         model: A best.safetensors that train wrote, or an .onnx file that export made of one.
         out: Where everything goes.
-        format: What to write, separated by commas.
+        format: What to write, separated by commas: mask, overlay, cutout (RGBA), probability,
+            probability16, probability-float (TIFF), rle (one rle.csv for all pictures).
         threshold: Calibrated probability from which a pixel is figure; leaves out what else
             validation chose for the mask.
         tta: Ask the network several views of each picture and take the mean: mirror (left and
@@ -91,6 +92,7 @@ def predict(
     from notan.predict.formats import open_formats
     from notan.predict.inputs import find_inputs, refuse_outputs_over_inputs
     from notan.predict.job import begin
+    from notan.predict.large.files import LargeFiles, split_large
     from notan.predict.pipeline import Pipeline
     from notan.predict.predictor import Predictor
     from notan.predict.tiles import make_tiling
@@ -109,14 +111,20 @@ def predict(
         augment=augment,
         tiling=make_tiling(always=tiles, scale=scale),
     )
-    writers = open_formats([name.strip() for name in format.split(",")], out)
+    formats = [name.strip() for name in format.split(",")]
+    writers = open_formats(formats, out, resume=resume)
     refuse_outputs_over_inputs(found, writers.paths)
     table = begin(out, _settings(predictor, precision), resume=resume)
     pipeline = Pipeline(predictor, writers, table, folder=out, batch_size=batch_size)
     try:
-        outcome = _run(pipeline, found, every)
+        small, large = split_large(found)
+        outcome = _run(pipeline, small, every)
     finally:
         writers.close()
+    if large:
+        streamed = LargeFiles(predictor, formats, out, table, batch_size)
+        refuse_outputs_over_inputs(large, streamed.paths)
+        outcome = _with_large(outcome, streamed.run(large), out)
     if unsure := table.summary():
         print(unsure)
     kept = f" ({outcome.kept} were there already)" if outcome.kept else ""
@@ -134,6 +142,16 @@ def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
         "tiling": predictor.tiling.model_dump_json(),
         "precision": precision,
     }
+
+
+def _with_large(outcome: Outcome, large: tuple[int, int, Sequence[Failure]], out: Path) -> Outcome:
+    """Count the streamed pictures with the others, and write down which failed."""
+    from notan.predict.pipeline import Outcome
+    from notan.predict.table import write_failures
+
+    failures = (*outcome.failures, *large[2])
+    write_failures(out, failures)
+    return Outcome(outcome.predicted + large[0], outcome.kept + large[1], failures)
 
 
 def _run(pipeline: Pipeline, found: Sequence[Found], every: int) -> Outcome:

@@ -1,21 +1,25 @@
-"""What a prediction is written as: a mask, or an overlay on its picture."""
+"""A prediction as pixels: mask, cut-out, overlay, probability."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-from notan.errors import ConfigError, StorageError, nearest
+from notan.errors import StorageError
 from notan.files import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from notan.predict.predictor import Prediction
-    from notan.types import Mask, Picture
+    from notan.types import Mask, Picture, Probability
+
+Pixels: TypeAlias = npt.NDArray[Any]
+"""uint8 or uint16, (height, width) grey, (height, width, 3) RGB or (height, width, 4) RGBA."""
 
 PREDICTION = (230, 159, 0)
 TRUTH = (86, 180, 233)
@@ -50,17 +54,64 @@ def overlay_picture(image: Picture, mask: Mask, truth: Mask | None = None) -> Pi
     return result
 
 
-def write_png(path: Path, picture: Picture) -> None:
-    """Write grey or RGB pixels as PNG, whole or not at all.
+def cutout_picture(image: Picture, mask: Mask) -> Pixels:
+    """Return the figure alone: what is ground becomes transparent.
+
+    The edge is hard on purpose. The mask is what validation chose the threshold and the tidying
+    for; a probability as transparency would let the ground shine through wherever the network is
+    less than sure, in the middle of the figure too. The colours under the ground are kept, so an
+    editor can bring them back.
+
+    Returns:
+        uint8, (height, width, 4), RGBA; alpha is 255 on the figure and 0 elsewhere.
+    """
+    return np.dstack([image, mask_picture(mask)])
+
+
+def probability_picture(probability: Probability, dtype: npt.DTypeLike = np.uint8) -> Pixels:
+    """Return probabilities as grey levels, 0 for 0 and the type's largest for 1.
+
+    Args:
+        probability: float32, (height, width), 0..1.
+        dtype: uint8 (steps of 1/255) or uint16 (steps of 1/65535).
+    """
+    top = np.iinfo(dtype).max
+    return np.rint(probability.astype(np.float64) * top).astype(dtype)
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Return the bytes of a PNG file of grey, RGB or RGBA pixels of 8 or 16 bits.
+
+    Raises:
+        StorageError: PNG cannot hold them.
+    """
+    orders = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
+    swapped = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, orders[pixels.shape[2]])
+    try:
+        fine, encoded = cv2.imencode(".png", swapped)
+    except cv2.error:  # such as a side that PNG's header has no room for
+        fine = False
+    if not fine:
+        raise StorageError(f"{pixels.shape} pixels could not be encoded as PNG")
+    return encoded.tobytes()
+
+
+def encode_float_tiff(probability: Probability) -> bytes:
+    """Return the bytes of a TIFF file of one float32 channel, compressed without loss."""
+    import tifffile
+
+    file = io.BytesIO()
+    tifffile.imwrite(file, probability.astype(np.float32), compression="zlib", metadata=None)
+    return file.getvalue()
+
+
+def write_png(path: Path, picture: Pixels) -> None:
+    """Write grey, RGB or RGBA pixels as PNG, whole or not at all.
 
     Raises:
         StorageError: The file could not be written.
     """
-    pixels = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    fine, encoded = cv2.imencode(".png", pixels)
-    if not fine:
-        raise StorageError(f"{path}: {picture.shape} pixels could not be encoded as PNG")
-    write_bytes(path, encoded.tobytes())
+    write_bytes(path, encode_png(picture))
 
 
 def write_overlay_and_mask(
@@ -94,42 +145,3 @@ def contact_sheet(pictures: Sequence[Picture], *, columns: int, gap: int = 4) ->
         top, left = number // columns * down, number % columns * across
         sheet[top : top + height, left : left + width] = picture
     return sheet
-
-
-class Writers:
-    """Write every output that was asked for."""
-
-    def __init__(self, names: Sequence[str], out: Path) -> None:
-        self.names = names
-        self.out = out
-
-    def paths(self, name: str) -> list[Path]:
-        """Return where a picture's outputs go."""
-        folders = {"mask": "masks", "overlay": "overlays"}
-        return [self.out / folders[kind] / f"{name}.png" for kind in self.names]
-
-    def add(self, name: str, picture: Path, image: Picture, prediction: Prediction) -> None:
-        """Write all outputs of one picture."""
-        del picture
-        for kind, path in zip(self.names, self.paths(name), strict=True):
-            mask = prediction.mask
-            write_png(path, mask_picture(mask) if kind == "mask" else overlay_picture(image, mask))
-
-    def has(self, name: str) -> bool:
-        """Say whether all outputs of a name are there already."""
-        return all(path.exists() for path in self.paths(name))
-
-    def close(self) -> None:
-        """Write what is written once for all pictures."""
-
-
-def open_formats(names: Sequence[str], out: Path) -> Writers:
-    """Open formats by name.
-
-    Raises:
-        ConfigError: There is no such format.
-    """
-    for name in names:
-        if name not in ("mask", "overlay"):
-            raise ConfigError(f"there is no format '{name}'{nearest(name, ('mask', 'overlay'))}")
-    return Writers(names, out)

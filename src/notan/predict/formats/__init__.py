@@ -1,0 +1,25 @@
+"""What a prediction is written as: pixels, run lengths, outlines."""
+
+from notan.predict.formats.pictures import (
+    PREDICTION,
+    TRUTH,
+    contact_sheet,
+    mask_picture,
+    overlay_picture,
+    write_overlay_and_mask,
+    write_png,
+)
+from notan.predict.formats.writers import FORMATS, Writers, open_formats
+
+__all__ = [
+    "FORMATS",
+    "PREDICTION",
+    "TRUTH",
+    "Writers",
+    "contact_sheet",
+    "mask_picture",
+    "open_formats",
+    "overlay_picture",
+    "write_overlay_and_mask",
+    "write_png",
+]

@@ -1,0 +1,194 @@
+"""The formats by name, and Writers, which writes those that were asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from notan.errors import ConfigError, nearest
+from notan.files import write_bytes
+from notan.predict.formats.pictures import (
+    cutout_picture,
+    encode_float_tiff,
+    encode_png,
+    mask_picture,
+    overlay_picture,
+    probability_picture,
+)
+from notan.predict.formats.rows import RowFile
+from notan.predict.formats.runs import kaggle_rle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from notan.predict.predictor import Prediction
+    from notan.types import Picture
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a format may make use of.
+
+    Attributes:
+        name: Of the output files, and the picture's in tables.
+        picture: The file that the picture came from.
+        image: uint8, (height, width, 3), RGB.
+        prediction: What the model says of it.
+    """
+
+    name: str
+    picture: Path
+    image: Picture
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """One file for each picture: ``FOLDER/NAME.SUFFIX``."""
+
+    folder: str
+    suffix: str
+    encode: Callable[[Output], bytes]
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """One file of all pictures.
+
+    Attributes:
+        file: What it is called.
+        row: What is kept of a picture; JSON can hold it.
+        finish: Writes the file from the rows, which come in the order of their names.
+    """
+
+    file: str
+    row: Callable[[Output], Any]
+    finish: Callable[[BinaryIO, Iterator[Any]], None]
+
+
+RLE_HEADER = ("image_id", "encoded_mask")
+
+
+def write_rle_csv(file: BinaryIO, rows: Iterator[Sequence[str]]) -> None:
+    """Write rows of a picture's name and its run lengths as CSV with a header."""
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(RLE_HEADER)
+    writer.writerows(rows)
+    text.detach()
+
+
+FORMATS: dict[str, FileFormat | TableFormat] = {
+    "mask": FileFormat("masks", ".png", lambda o: encode_png(mask_picture(o.prediction.mask))),
+    "overlay": FileFormat(
+        "overlays", ".png", lambda o: encode_png(overlay_picture(o.image, o.prediction.mask))
+    ),
+    "cutout": FileFormat(
+        "cutout", ".png", lambda o: encode_png(cutout_picture(o.image, o.prediction.mask))
+    ),
+    "probability": FileFormat(
+        "probability", ".png", lambda o: encode_png(probability_picture(o.prediction.probability))
+    ),
+    "probability16": FileFormat(
+        "probability16",
+        ".png",
+        lambda o: encode_png(probability_picture(o.prediction.probability, np.uint16)),
+    ),
+    "probability-float": FileFormat(
+        "probability-float", ".tif", lambda o: encode_float_tiff(o.prediction.probability)
+    ),
+    "rle": TableFormat("rle.csv", lambda o: [o.name, kaggle_rle(o.prediction.mask)], write_rle_csv),
+}
+
+
+def check_formats(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names, each once.
+
+    Raises:
+        ConfigError: There is no such format, or none was given.
+    """
+    if not names:
+        raise ConfigError(f"no output format was given{nearest('', FORMATS)}")
+    for name in names:
+        if name not in FORMATS:
+            raise ConfigError(f"'{name}': there is no such output format{nearest(name, FORMATS)}")
+    return tuple(dict.fromkeys(names))
+
+
+class Writers:
+    """Writes what was asked for of each picture; may be used from many threads at once."""
+
+    def __init__(self, names: Sequence[str], out: Path, *, resume: bool = False) -> None:
+        """Look the formats up; nothing is written yet.
+
+        Args:
+            names: Keys of ``FORMATS``.
+            out: The folder that everything goes into.
+            resume: Keep the rows of an earlier run in the files that hold all pictures.
+
+        Raises:
+            ConfigError: There is no such format, or none was given.
+            DataError: The rows of the earlier run cannot be read.
+        """
+        self.names = check_formats(names)
+        self.out = out
+        found = [FORMATS[name] for name in self.names]
+        self._files = [format_ for format_ in found if isinstance(format_, FileFormat)]
+        self._tables = [
+            (table, RowFile(out / table.file, table.finish, resume=resume))
+            for table in found
+            if isinstance(table, TableFormat)
+        ]
+
+    def paths(self, name: str) -> list[Path]:
+        """Return every file that ``add`` and ``close`` write for this name."""
+        files = [self._path(format_, name) for format_ in self._files]
+        return [*files, *(path for _, table in self._tables for path in (table.rows, table.path))]
+
+    def has(self, name: str) -> bool:
+        """Say whether all outputs of a name are there already."""
+        return all(self._path(format_, name).is_file() for format_ in self._files) and all(
+            table.has(name) for _, table in self._tables
+        )
+
+    def add(self, name: str, picture: Path, image: Picture, prediction: Prediction) -> None:
+        """Write all outputs of one picture; rows of shared files are kept until ``close``.
+
+        Args:
+            name: Of the output files, and the picture's in tables.
+            picture: The file that it came from.
+            image: uint8, (height, width, 3), RGB.
+            prediction: Of the same height and width.
+
+        Raises:
+            StorageError: A file could not be written.
+        """
+        output = Output(name, picture, image, prediction)
+        for format_ in self._files:
+            write_bytes(self._path(format_, name), format_.encode(output))
+        for table_format, table in self._tables:
+            table.add(name, table_format.row(output))
+
+    def close(self) -> None:
+        """Write the files that hold all pictures, of what is done so far.
+
+        Raises:
+            StorageError: A file could not be written.
+        """
+        with contextlib.ExitStack() as stack:  # a full disk at one must not lose the others
+            for _, table in self._tables:
+                stack.callback(table.close)
+
+    def _path(self, format_: FileFormat, name: str) -> Path:
+        return self.out / format_.folder / f"{name}{format_.suffix}"
+
+
+def open_formats(names: Sequence[str], out: Path, *, resume: bool = False) -> Writers:
+    """Open output formats by name, as ``Writers`` does."""
+    return Writers(names, out, resume=resume)
