@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from pycocotools import mask as coco
 
 from notan.decision import Decision
 from notan.errors import ConfigError, StorageError
@@ -225,3 +226,17 @@ def test_a_place_for_rows_that_cannot_be_written_is_named(tmp_path: Path) -> Non
     writers = open_formats(["rle"], tmp_path / "taken")
     with pytest.raises(StorageError, match=r"taken/rle\.rows\.jsonl: could not be written"):
         writers.add("a", PHOTO, IMAGE, prediction())
+
+
+def test_coco_results_of_all_pictures_are_read_by_pycocotools(tmp_path: Path) -> None:
+    masks = {"b": np.zeros((7, 5), np.float32), "a": np.eye(7, 5, dtype=np.float32)}
+    writers = open_formats(["coco-rle"], tmp_path)
+    for name, mask in masks.items():
+        writers.add(name, Path(f"photos/{name}.jpg"), IMAGE, Prediction(mask, Decision()))
+    writers.close()
+    results = json.loads((tmp_path / "coco-rle.json").read_text())
+    assert [(row["image_id"], row["file_name"]) for row in results] == [(1, "a.jpg"), (2, "b.jpg")]
+    for row, name in zip(results, "ab", strict=True):
+        area = coco.area(row["segmentation"])
+        assert (area, row["category_id"]) == (masks[name].sum(), 1)
+        assert 0 <= row["score"] <= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,7 +22,7 @@ from notan.predict.formats.pictures import (
     probability_picture,
 )
 from notan.predict.formats.rows import RowFile
-from notan.predict.formats.runs import kaggle_rle
+from notan.predict.formats.runs import coco_rle, kaggle_rle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +85,25 @@ def write_rle_csv(file: BinaryIO, rows: Iterator[Sequence[str]]) -> None:
     text.detach()
 
 
+def coco_row(output: Output) -> dict[str, Any]:
+    """Return a COCO result of one picture; its score is the Dice that the model expects."""
+    return {
+        "file_name": output.picture.name,
+        "category_id": 1,
+        "segmentation": coco_rle(output.prediction.mask),
+        "score": round(output.prediction.expected_dice, 6),
+    }
+
+
+def write_coco_results(file: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
+    """Write COCO's list of results; pictures are numbered from 1 in the order of their names."""
+    file.write(b"[")
+    for number, row in enumerate(rows, start=1):
+        file.write(b"\n" if number == 1 else b",\n")
+        file.write(json.dumps({"image_id": number, **row}).encode())
+    file.write(b"\n]\n")
+
+
 FORMATS: dict[str, FileFormat | TableFormat] = {
     "mask": FileFormat("masks", ".png", lambda o: encode_png(mask_picture(o.prediction.mask))),
     "overlay": FileFormat(
@@ -104,6 +124,7 @@ FORMATS: dict[str, FileFormat | TableFormat] = {
         "probability-float", ".tif", lambda o: encode_float_tiff(o.prediction.probability)
     ),
     "rle": TableFormat("rle.csv", lambda o: [o.name, kaggle_rle(o.prediction.mask)], write_rle_csv),
+    "coco-rle": TableFormat("coco-rle.json", coco_row, write_coco_results),
 }
 
 
