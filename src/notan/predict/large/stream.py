@@ -16,6 +16,7 @@ import numpy as np
 
 from notan.decision import LevelSums, MaskSums
 from notan.errors import ConfigError
+from notan.predict.formats.pictures import probability_picture
 from notan.predict.large.bands import BandFile, even_bands
 from notan.predict.large.components import tidy_bands
 from notan.predict.large.write import write_tiff
@@ -163,8 +164,5 @@ class _Large:
 
 
 def _as(band: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """Scale chances, or a mask, to the whole range of whole numbers; floats stay as they are."""
-    if dtype is np.float32:
-        return band
-    most = np.iinfo(np.dtype(dtype)).max
-    return np.round(band * np.float32(most)).astype(dtype)
+    """Scale chances, or a mask, as small pictures are; floats stay as they are."""
+    return band if dtype is np.float32 else probability_picture(band, dtype)
