@@ -24,8 +24,8 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 # The four pixels round a vertex as bits of a number
 NORTH_WEST, NORTH_EAST, SOUTH_WEST, SOUTH_EAST = 1, 2, 4, 8
 FALLING, RISING = NORTH_WEST | SOUTH_EAST, NORTH_EAST | SOUTH_WEST
-BENDS = np.array([code not in (0, 3, 5, 10, 12, 15) for code in range(16)])
-"""Whether an outline bends at a vertex of this code: neither all alike nor two equal halves."""
+BENDS = np.array([code < 16 and code not in (0, 3, 5, 10, 12, 15) for code in range(256)], np.uint8)
+"""1 where an outline bends at a vertex of this code: neither all alike nor two equal halves."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,11 @@ def trace_parts(mask: Mask) -> list[Part]:
         the outline turns round each of the two where they are of different parts, and round the
         ground where they are of one, so no ring ever meets itself.
     """
-    labels = np.asarray(cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[1], np.int32)
+    _, found, statistics, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S
+    )
+    labels, areas = np.asarray(found, np.int32), statistics[:, cv2.CC_STAT_AREA]
     x, y, successor = _edges(mask, labels)
-    areas = np.bincount(labels.ravel())
     parts: dict[int, Part] = {}
     for ring in _rings(x, y, successor):
         column, row = ring[0]  # of its vertices the highest, and of those the leftmost
@@ -109,7 +111,7 @@ def _edges(mask: Mask, labels: npt.NDArray[np.int32]) -> tuple[Integers, Integer
     codes |= pixels[:-1, 1:] * NORTH_EAST
     codes |= pixels[1:, :-1] * SOUTH_WEST
     codes |= pixels[1:, 1:] * SOUTH_EAST
-    y, x = np.nonzero(BENDS[codes])
+    y, x = np.nonzero(cv2.LUT(codes, BENDS))  # an array as index would take 8 bytes a pixel
     codes = codes[y, x]
     falling, crossing = codes == FALLING, (codes == FALLING) | (codes == RISING)
     # The pixels of the figure that meet, as (row, column): one above the vertex, one below
