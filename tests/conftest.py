@@ -13,6 +13,7 @@ import torch
 from comparison_runs import train_small
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
+from notan.export import export
 from notan.train import train
 from runs import Server
 
@@ -92,6 +93,12 @@ def small_run(drawn_folder: Path) -> Run:
 def small_checkpoint(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The best checkpoint of that training; not to be changed."""
     return train(small_run, out=tmp_path_factory.mktemp("run") / "small").checkpoint
+
+
+@pytest.fixture(scope="session")
+def portable(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network as a portable file; not to be changed."""
+    return export(small_checkpoint, tmp_path_factory.mktemp("portable") / "small.onnx")[0]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import pytest
 from forbidden import run_without
 from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError
-from notan.export import export
 from notan.predict.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -19,11 +18,6 @@ if TYPE_CHECKING:
 PICTURES = [DrawnSource(1, size=size, seed=5)[0].image for size in [(40, 48), (33, 71), (8, 9)]]
 SAME_SIZE = [sample.image for sample in DrawnSource(8, size=(40, 48), seed=6)]
 RUNTIMES = ("openvino", "onnxruntime")
-
-
-@pytest.fixture(scope="session")
-def portable(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(small_checkpoint, tmp_path_factory.mktemp("portable") / "small.onnx")[0]
 
 
 @pytest.fixture(autouse=True)

@@ -30,12 +30,6 @@ from notan.predict.predictor import Predictor
 PICTURE = DrawnSource(1, size=(40, 48), seed=1, first=30)[0].image
 
 
-@pytest.fixture(scope="session")
-def portable(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small checkpoint as a portable file; not to be changed."""
-    return export(small_checkpoint, tmp_path_factory.mktemp("portable") / "small.onnx")[0]
-
-
 def test_the_card_says_what_export_did(portable: Path, small_checkpoint: Path) -> None:
     card, before = read_card(portable), read_card(small_checkpoint)
     assert card.exported is not None
