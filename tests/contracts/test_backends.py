@@ -1,23 +1,75 @@
-"""Every backend gives the same mask of the same picture, alone or in a batch."""
+"""Every backend gives the same mask of the same picture: alone, in a batch, in tiles, as a file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from forbidden import run_without
+from notan.cli.main import main
 from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError
+from notan.predict.formats.writers import FORMATS, FileFormat
 from notan.predict.predictor import Predictor
+from notan.predict.tiles import Tiling
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-PICTURES = [DrawnSource(1, size=size, seed=5)[0].image for size in [(40, 48), (33, 71), (8, 9)]]
+    from notan.predict.predictor import Prediction
+
+PICTURES = [DrawnSource(1, size=size, seed=5)[0].image for size in [(70, 90), (33, 71), (8, 9)]]
 SAME_SIZE = [sample.image for sample in DrawnSource(8, size=(40, 48), seed=6)]
 RUNTIMES = ("openvino", "onnxruntime")
+MOST = 1e-5
+"""That a probability may differ by between two runtimes."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way for a picture to go through a network.
+
+    Attributes:
+        own_pixels: As if training had kept the pictures' own pixels.
+        tiling: When and how it is cut.
+    """
+
+    own_pixels: bool = False
+    tiling: Tiling | None = None
+
+    def open(self, model: Path, runtime: str) -> Predictor:
+        predictor = Predictor.load(model, backend=runtime, tiling=self.tiling)
+        if self.own_pixels:
+            kept = predictor.preprocessor.model_copy(update={"image_size": None})
+            predictor.preprocessor = kept
+        return predictor
+
+
+WAYS = {
+    "whole": Way(),
+    "whole at its own pixels": Way(own_pixels=True),
+    "in tiles": Way(tiling=Tiling(always=True)),
+    "in tiles of its own pixels": Way(
+        own_pixels=True, tiling=Tiling(always=True, input_size=(32, 32))
+    ),
+}
+
+
+def clear_threshold(predictions: Sequence[Prediction]) -> float:
+    """Return a threshold amid the probabilities and as far from any of them as can be.
+
+    Runtimes round their last digits differently; so no pixel has an excuse.
+    """
+    values = np.sort(np.concatenate([each.probability.ravel() for each in predictions]))
+    middle = values[len(values) // 4 : -len(values) // 4].astype(np.float64)
+    widest = int(np.argmax(np.diff(middle)))
+    return float(middle[widest : widest + 2].mean())
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +79,94 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("runtime", ["torch", *RUNTIMES])
 def test_the_same_picture_gives_the_same_mask(
-    runtime: str, batch_size: int, portable: Path, small_checkpoint: Path
+    runtime: str, way: str, batch_size: int, portable: Path, small_checkpoint: Path
 ) -> None:
-    ours, theirs = Predictor.load(small_checkpoint), Predictor.load(portable, backend=runtime)
-    pictures = SAME_SIZE if batch_size > 1 else PICTURES
-    expected = list(ours.predict_many(pictures, batch_size=batch_size))
-    found = list(theirs.predict_many(pictures, batch_size=batch_size))
+    pictures = [*PICTURES, *SAME_SIZE]
+    model = small_checkpoint if runtime == "torch" else portable
+    expected = list(WAYS[way].open(small_checkpoint, "torch").predict_many(pictures))
+    found = list(WAYS[way].open(model, runtime).predict_many(pictures, batch_size=batch_size))
+    threshold = clear_threshold(expected)
     for one, other in zip(expected, found, strict=True):
-        np.testing.assert_allclose(one.probability, other.probability, atol=1e-4)
-        sure = np.abs(one.probability - one.decision.threshold) > 1e-4
-        np.testing.assert_array_equal(one.mask[sure], other.mask[sure])
+        np.testing.assert_allclose(one.probability, other.probability, atol=MOST)
+        mask = one.decision.with_threshold(threshold).mask(one.probability)
+        assert 0 < mask.mean() < 1
+        np.testing.assert_array_equal(
+            mask, other.decision.with_threshold(threshold).mask(other.probability)
+        )
+
+
+@pytest.mark.parametrize("way", [name for name in WAYS if WAYS[name].tiling])
+def test_those_tiles_are_several(way: str, small_checkpoint: Path) -> None:
+    predictor = WAYS[way].open(small_checkpoint, "torch")
+    assert predictor.card is not None
+    size = PICTURES[0].shape[0], PICTURES[0].shape[1]
+    trained = predictor.card.data.median_size
+    grid = predictor.tiling.grid(size, predictor.preprocessor, trained)
+    assert len(grid.rows) > 1
+    assert len(grid.columns) > 1
+
+
+@pytest.fixture(scope="module")
+def written(
+    portable: Path,
+    small_checkpoint: Path,
+    drawn_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """The outputs of ``notan predict`` in every format there is, by runtime."""
+    pictures = drawn_folder / "test" / "images"
+    predictor = Predictor.load(small_checkpoint)
+    threshold = clear_threshold([predictor(path) for path in sorted(pictures.iterdir())])
+    folders = {}
+    for runtime in ("torch", *RUNTIMES):
+        out = folders[runtime] = tmp_path_factory.mktemp(runtime)
+        model = small_checkpoint if runtime == "torch" else portable
+        words = ("--model", model, "--backend", runtime, "--out", out, "--threshold", threshold)
+        main(["predict", str(pictures), "--format", ",".join(FORMATS), *map(str, words)])
+    return folders
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_says_the_same(name: str, runtime: str, written: dict[str, Path]) -> None:
+    format_ = FORMATS[name]
+    place = format_.folder if isinstance(format_, FileFormat) else format_.file
+    expected, found = (files_at(written[each] / place) for each in ("torch", runtime))
+    assert len(expected) == (6 if isinstance(format_, FileFormat) else 1)
+    assert [path.name for path in expected] == [path.name for path in found]
+    steps = {"probability": 255, "probability16": 65535, "probability-float": 1}.get(name)
+    for one, other in zip(expected, found, strict=True):
+        if steps is not None:
+            np.testing.assert_allclose(pixels(one), pixels(other), atol=MOST * steps + (steps > 1))
+        elif one.suffix == ".json":
+            (ours, numbers), (theirs, others) = parsed(one), parsed(other)
+            assert ours == theirs
+            np.testing.assert_allclose(numbers, others, atol=MOST)  # the expected Dice
+        else:
+            assert one.read_bytes() == other.read_bytes()
+
+
+def files_at(place: Path) -> list[Path]:
+    return sorted(place.iterdir()) if place.is_dir() else [place]
+
+
+def pixels(path: Path) -> Any:
+    with Image.open(path) as image:
+        return np.asarray(image, np.float64)
+
+
+def parsed(path: Path) -> tuple[Any, list[float]]:
+    """Return the content with None in the place of each fraction, and the fractions."""
+    fractions: list[float] = []
+
+    def aside(digits: str) -> None:
+        fractions.append(float(digits))
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_float=aside), fractions
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
