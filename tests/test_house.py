@@ -106,6 +106,8 @@ def test_every_dependency_is_pinned_by_the_constraints_and_explained() -> None:
         "notan.predict.predictor",
         "notan.predict.backends.choose",
         "notan.predict.formats",
+        "notan.predict.submission",
+        "notan.predict.submission_check",
         "notan.data.formats",
         "notan.data.build",
         "notan.cli.main",

@@ -24,6 +24,7 @@ from notan.cli.evaluate import evaluate, inference
 from notan.cli.export import export
 from notan.cli.predict import predict
 from notan.cli.report import report
+from notan.cli.submit import submit
 from notan.cli.train import train
 from notan.config import Run
 from notan.errors import ConfigError, NotanError, nearest
@@ -40,6 +41,7 @@ COMMANDS = {
         evaluate,
         inference,
         predict,
+        submit,
         export,
         compare,
         benchmark_models,

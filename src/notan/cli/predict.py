@@ -71,7 +71,8 @@ def predict(
         out: Where everything goes.
         format: What to write, separated by commas: mask, overlay, cutout (RGBA), probability,
             probability16, probability-float (TIFF), rle (one rle.csv for all pictures),
-            coco-rle (one coco-rle.json).
+            coco-rle (one coco-rle.json), polygons (one COCO polygons.json), geojson, contours
+            (SVG).
         threshold: Calibrated probability from which a pixel is figure; leaves out what else
             validation chose for the mask.
         tta: Ask the network several views of each picture and take the mean: mirror (left and

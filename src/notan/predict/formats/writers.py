@@ -23,6 +23,7 @@ from notan.predict.formats.pictures import (
 )
 from notan.predict.formats.rows import RowFile
 from notan.predict.formats.runs import coco_rle, kaggle_rle
+from notan.predict.formats.shapes import coco_polygons, encode_geojson, encode_svg
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -104,6 +105,45 @@ def write_coco_results(file: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
     file.write(b"\n]\n")
 
 
+def polygons_row(output: Output) -> dict[str, Any]:
+    """Return COCO's image of one picture, and its annotation or None where there is no figure."""
+    height, width = output.prediction.mask.shape
+    figure = coco_polygons(output.prediction.mask)
+    if figure is not None:
+        figure = {"category_id": 1, "iscrowd": 0, **figure}
+        figure["score"] = round(output.prediction.expected_dice, 6)
+    return {
+        "image": {
+            "file_name": output.picture.name,
+            "name": output.name,  # tells frames and pages of one file apart
+            "height": height,
+            "width": width,
+        },
+        "annotation": figure,
+    }
+
+
+def write_coco_dataset(file: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
+    """Write COCO's data set; pictures are numbered from 1 in the order of their names.
+
+    Outlines are written as they come, so that they are never all in memory; the short entries of
+    the pictures follow.
+    """
+    file.write(b'{"annotations":[')
+    images: list[dict[str, Any]] = []
+    annotations = 0
+    for number, row in enumerate(rows, start=1):
+        images.append({"id": number, **row["image"]})
+        if row["annotation"] is not None:
+            annotations += 1
+            entry = {"id": annotations, "image_id": number, **row["annotation"]}
+            file.write(b"\n" if annotations == 1 else b",\n")
+            file.write(json.dumps(entry, separators=(",", ":")).encode())
+    listed = ",\n".join(map(json.dumps, images))
+    categories = json.dumps([{"id": 1, "name": "figure"}])
+    file.write(f'\n],\n"images":[\n{listed}\n],\n"categories":{categories}}}\n'.encode())
+
+
 FORMATS: dict[str, FileFormat | TableFormat] = {
     "mask": FileFormat("masks", ".png", lambda o: encode_png(mask_picture(o.prediction.mask))),
     "overlay": FileFormat(
@@ -125,6 +165,9 @@ FORMATS: dict[str, FileFormat | TableFormat] = {
     ),
     "rle": TableFormat("rle.csv", lambda o: [o.name, kaggle_rle(o.prediction.mask)], write_rle_csv),
     "coco-rle": TableFormat("coco-rle.json", coco_row, write_coco_results),
+    "polygons": TableFormat("polygons.json", polygons_row, write_coco_dataset),
+    "geojson": FileFormat("geojson", ".geojson", lambda o: encode_geojson(o.prediction.mask)),
+    "contours": FileFormat("contours", ".svg", lambda o: encode_svg(o.prediction.mask)),
 }
 
 

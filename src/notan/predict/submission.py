@@ -1,0 +1,215 @@
+"""A leaderboard's file: masks as run lengths, of the pictures that a list names, in its order."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from notan.data.folder import PART_NAMES, SUFFIXES, picture_files
+from notan.data.formats import read_picture, read_size
+from notan.errors import ConfigError, DataError
+from notan.files import replacing
+from notan.predict.formats.runs import kaggle_rle
+from notan.predict.formats.writers import write_rle_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from notan.predict.predictor import Predictor
+    from notan.types import Picture, Size
+
+
+@dataclass(frozen=True)
+class NameList:
+    """The pictures that a leaderboard asks for.
+
+    Attributes:
+        path: The list's file.
+        lines: The names as they stand there, in order, each with the number of its line.
+    """
+
+    path: Path
+    lines: Mapping[str, int]
+
+    def at(self, name: str) -> str:
+        """Say where a name stands, to begin a message with."""
+        return f"{self.path}, line {self.lines[name]}: '{name}'"
+
+
+def read_list(path: Path) -> NameList:
+    """Read the first word of every line; lines that begin with ``#`` are comments.
+
+    Raises:
+        DataError: The list is missing, no text, empty, or names a picture twice.
+
+    Source: the lists of the Oxford-IIIT Pet dataset, ``annotations/test.txt``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: the list cannot be read ({error}); wanted UTF-8 text, one picture's name a "
+            "line"
+        ) from error
+    if "\0" in text:
+        raise DataError(f"{path}: the list is no text; wanted UTF-8, one picture's name a line")
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        name = next(iter(line.split()), "#")
+        if name.startswith("#"):
+            continue
+        if name in lines:
+            raise DataError(
+                f"{path}, line {number}: '{name}' stands on line {lines[name]} already; a mask is "
+                "submitted once: remove one of the lines"
+            )
+        lines[name] = number
+    if not lines:
+        raise DataError(f"{path}: the list is empty; at least one picture's name was wanted")
+    return NameList(path, lines)
+
+
+def find_pictures(names: NameList, folder: Path) -> dict[str, Path]:
+    """Find the pictures of a list; they need no masks.
+
+    A name is a file's, with or without its suffix. Where no file has the name and the suffix is a
+    picture's, the rest decides, for lists name ``a.jpg`` when the folder holds ``a.png``.
+
+    Args:
+        names: The list.
+        folder: Holds pictures itself, in ``images/``, or in ``images/`` of a part such as
+            ``test/``.
+
+    Returns:
+        The name as the list has it -> its file, in the list's order.
+
+    Raises:
+        DataError: The folder is missing, or a picture is missing, there twice, or meant by two
+            names.
+    """
+    places = _places(folder)
+    by_name: defaultdict[str, list[Path]] = defaultdict(list)
+    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in (path for place in places for path in picture_files(place)):
+        by_name[path.name].append(path)
+        by_stem[path.stem].append(path)
+    found = {name: by_name.get(name) or by_stem.get(name) or [] for name in names.lines}
+    for name, paths in found.items():
+        stem, dot, ending = name.rpartition(".")
+        if not paths and dot + ending.lower() in SUFFIXES:
+            found[name] = by_stem.get(stem, [])
+    _refuse_missing([name for name in found if not found[name]], names, by_stem, places)
+    taken: dict[Path, str] = {}
+    for name, paths in found.items():
+        if len(paths) > 1:
+            raise DataError(
+                f"{names.at(name)} may be {' or '.join(map(str, paths[:3]))}; name the folder of "
+                "the one that is meant with --data-path, or give the list the whole file name"
+            )
+        if paths[0] in taken:
+            raise DataError(
+                f"{names.at(name)} means {paths[0]}, as '{taken[paths[0]]}' on line "
+                f"{names.lines[taken[paths[0]]]} does; remove one of the lines"
+            )
+        taken[paths[0]] = name
+    return {name: paths[0] for name, paths in found.items()}
+
+
+def read_sizes(pictures: Mapping[str, Path]) -> dict[str, Size]:
+    """Return each picture's upright (height, width) in pixels, from its file's header.
+
+    Raises:
+        DataError: A file is no picture, or claims too large a size.
+    """
+    return {name: read_size(path) for name, path in pictures.items()}
+
+
+def write_submission(
+    predictor: Predictor,
+    pictures: Mapping[str, Path],
+    out: Path,
+    *,
+    batch_size: int = 1,
+    progress: Callable[[], object] = lambda: None,
+) -> None:
+    """Predict pictures and write ``image_id,encoded_mask``, whole or not at all.
+
+    A leaderboard scores every picture, so one that cannot be read ends it. All headers are read
+    first, lest what is no picture shows at the end of a long run.
+
+    Args:
+        predictor: The network, with the rule that makes masks.
+        pictures: The id to write -> the file, in the order of the rows.
+        out: The CSV file; masks are at the pictures' own size, upright.
+        batch_size: Pictures predicted at once.
+        progress: Called as each row is written.
+
+    Raises:
+        ConfigError: The file would take the place of a picture or of a folder.
+        DataError: A picture cannot be read.
+        DivergedError: The network returned NaN or infinity.
+        StorageError: The file could not be written.
+    """
+    refuse_to_replace(out, list(pictures.values()))
+    read_sizes(pictures)
+    with replacing(out) as file:
+        write_rle_csv(file, _rows(predictor, pictures, batch_size, progress))
+
+
+def refuse_to_replace(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse to write where a folder or an input lies.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; name the file to write with --out")
+    # the folder only: an output that is a link is itself replaced, not what it leads to
+    place = out.parent.resolve() / out.name
+    if place in {path.resolve() for path in inputs}:
+        raise ConfigError(f"{out}: is an input, which would be lost; choose another --out")
+
+
+def _rows(
+    predictor: Predictor,
+    pictures: Mapping[str, Path],
+    batch_size: int,
+    progress: Callable[[], object],
+) -> Iterator[tuple[str, str]]:
+    images: Iterator[Picture] = (read_picture(path) for path in pictures.values())
+    predictions = predictor.predict_many(images, batch_size=batch_size)
+    for name, prediction in zip(pictures, predictions, strict=True):
+        yield name, kaggle_rle(prediction.mask)
+        progress()
+
+
+def _places(folder: Path) -> list[Path]:
+    """Return what may hold the pictures: the folder, its images/ and those of its parts."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; wanted the one with the pictures")
+    parts = [folder / part for parts in PART_NAMES.values() for part in parts]
+    places = [folder, *(place / "images" for place in (folder, *parts))]
+    return [place for place in places if place.is_dir()]
+
+
+def _refuse_missing(
+    missing: Sequence[str],
+    names: NameList,
+    by_stem: Mapping[str, Sequence[Path]],
+    places: Sequence[Path],
+) -> None:
+    if not missing:
+        return
+    name = missing[0]
+    close = difflib.get_close_matches(name, by_stem, n=1)
+    hint = f" (the nearest is {by_stem[close[0]][0].name})" if close else ""
+    others = f", nor of {len(missing) - 1} others" if len(missing) > 1 else ""
+    comma = "; a line holds one name, without commas" if "," in name else ""
+    folders = "; a name is that of a file, without folders" if "/" in name else ""
+    raise DataError(
+        f"{names.at(name)}: there is no picture of this name in "
+        f"{', '.join(map(str, places))}{hint}{others}{comma}{folders}"
+    )
