@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -40,9 +41,6 @@ class OpenVinoBackend:
         Raises:
             CheckpointError: OpenVINO cannot run the file.
         """
-        stop_telemetry()
-        import openvino
-
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": ARITHMETIC[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -53,7 +51,7 @@ class OpenVinoBackend:
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
         try:
-            self._compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+            self._compiled = _core().compile_model(str(path), "CPU", settings)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise CheckpointError(f"{path}: OpenVINO cannot run it: {reason}") from error
@@ -69,6 +67,19 @@ class OpenVinoBackend:
         logits: Array = self._request.infer({0: inputs})[0].copy()
         check_logits(logits.shape, inputs.shape, "the network")
         return logits
+
+
+@functools.cache
+def _core() -> Any:  # noqa: ANN401 - openvino.Core, without importing it above
+    """Return the process's one OpenVINO, which lives as long as the process.
+
+    It lends the thread its stack for signals, and takes that back when it goes: a later signal
+    that has a handler (PyTorch's for data workers has one) would then end the process.
+    """
+    stop_telemetry()
+    import openvino
+
+    return openvino.Core()
 
 
 def cache_folder(sha256: str) -> Path | None:
