@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from openvino import Core
 
 from comparison_runs import train_small
 from notan.comparison import Comparison, compare, compare_on
@@ -246,6 +248,25 @@ def test_a_copied_run_is_found_out(
     shutil.copytree(seeded_runs["trained-s0"], tmp_path / "copy")
     notes = compared(unseen, seeded_runs["trained-s0"], tmp_path / "copy").notes
     assert "trained-s0 and copy hold the same weights." in notes
+
+
+def test_a_portable_file_is_timed_on_as_many_threads_as_its_checkpoint(
+    portable: Path, small_checkpoint: Path, unseen: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, int] = {}
+    compile_model = Core.compile_model
+
+    def watched(core: Core, *arguments: Any) -> Any:
+        compiled = compile_model(core, *arguments)
+        threads["openvino"] = compiled.get_property("INFERENCE_NUM_THREADS")
+        return compiled
+
+    monkeypatch.setattr(Core, "compile_model", watched)
+    for count in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        comparison = compared(unseen, small_checkpoint, portable)
+        assert threads.pop("openvino") == count
+        assert comparison.hardware.endswith("1 thread" if count == 1 else "2 threads")
 
 
 @given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40)))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from notan.predict.backends import Precision
     from notan.predict.predictor import Prediction
 
 PICTURES = [DrawnSource(1, size=size, seed=5)[0].image for size in [(70, 90), (33, 71), (8, 9)]]
@@ -70,13 +71,6 @@ def clear_threshold(predictions: Sequence[Prediction]) -> float:
     middle = values[len(values) // 4 : -len(values) // 4].astype(np.float64)
     widest = int(np.argmax(np.diff(middle)))
     return float(middle[widest : widest + 2].mean())
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep what OpenVINO compiles out of the home of who runs the tests."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -206,13 +200,17 @@ def test_a_machine_without_torch_predicts(
     assert len(list((tmp_path / "o" / "masks").iterdir())) == 6
 
 
-def test_openvino_keeps_what_it_compiled_by_the_content_of_the_file(
-    portable: Path, own_cache: Path
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_openvino_keeps_nothing_that_could_be_damaged(
+    precision: Precision, portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = Predictor.load(portable, backend="openvino")
-    assert predictor.card is not None
-    folder = own_cache / "notan" / "openvino" / predictor.card.sha256[:32]
-    assert list(folder.iterdir())
+    for variable in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    beside = sorted(portable.parent.iterdir())
+    Predictor.load(portable, backend="openvino", precision=precision)(PICTURES[0])
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(portable.parent.iterdir()) == beside
 
 
 @pytest.mark.parametrize(

@@ -117,9 +117,7 @@ def measure(
         DataError: A picture or mask cannot be read, or the model was trained on it and
             ``allow_seen`` is False.
     """
-    # a portable file runs on the processor, whatever the others run on
-    where = "cpu" if is_portable(candidate.path) else device
-    predictor = Predictor.load(candidate.path, device=where)
+    predictor = _load(candidate, device)
     masks: list[PackedMask] = []
     first: list[Picture] = []
 
@@ -145,6 +143,16 @@ def measure(
         _parameters(predictor),
         candidate.path.stat().st_size,
     )
+
+
+def _load(candidate: Candidate, device: torch.device) -> Predictor:
+    """Open a model; a portable file runs on the processor, whatever the others run on."""
+    if not is_portable(candidate.path):
+        return Predictor.load(candidate.path, device=device)
+    import torch
+
+    # speeds stand side by side, under one line that says how many threads there were: PyTorch's
+    return Predictor.load(candidate.path, threads=torch.get_num_threads())
 
 
 def _speed(predictor: Predictor, pictures: Sequence[Picture]) -> float:

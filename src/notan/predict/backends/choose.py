@@ -10,7 +10,7 @@ from notan.errors import ConfigError, MissingExtraError, nearest
 from notan.extras import EXTRAS, explaining_extras
 from notan.portable import is_portable
 from notan.predict.backends.onnxruntime import OnnxRuntimeBackend
-from notan.predict.backends.openvino import OpenVinoBackend, cache_folder
+from notan.predict.backends.openvino import OpenVinoBackend
 from notan.predict.backends.torch import TorchBackend, rebuild
 from notan.runtime import find_device
 
@@ -98,11 +98,8 @@ def _open_portable(
             f"{path}: ONNX Runtime computes in fp32 only, {precision} was asked for; install "
             "OpenVINO for it: pip install 'notan[openvino]'"
         )
-    cache = cache_folder(card.sha256)
     with explaining_extras():
-        return card, portable_backend(
-            path, chosen, precision=precision, threads=threads, cache=cache
-        )
+        return card, portable_backend(path, chosen, precision=precision, threads=threads)
 
 
 def portable_backend(
@@ -111,7 +108,6 @@ def portable_backend(
     *,
     precision: Precision = "fp32",
     threads: int | None = None,
-    cache: Path | None = None,
 ) -> Backend:
     """Load a portable file, whatever its card says.
 
@@ -120,14 +116,13 @@ def portable_backend(
         runtime: ``openvino`` or ``onnxruntime``.
         precision: ``bf16`` on OpenVINO only.
         threads: At most so many.
-        cache: Where OpenVINO keeps what it has compiled; None: nowhere.
 
     Raises:
         CheckpointError: The runtime cannot run the file.
     """
     if runtime == "onnxruntime":
         return OnnxRuntimeBackend(path, threads=threads)
-    return OpenVinoBackend(path, precision=precision, threads=threads, cache=cache)
+    return OpenVinoBackend(path, precision=precision, threads=threads)
 
 
 def installed_runtimes() -> tuple[str, ...]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from notan.errors import CheckpointError
@@ -13,6 +10,8 @@ from notan.extras import stop_telemetry
 from notan.predict.backends.base import check_logits
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from notan.predict.backends.base import Array, Precision
 
 ARITHMETIC = {"fp32": "f32", "bf16": "bf16"}
@@ -27,16 +26,18 @@ class OpenVinoBackend:
         *,
         precision: Precision = "fp32",
         threads: int | None = None,
-        cache: Path | None = None,
     ) -> None:
         """Compile a portable file for this processor.
+
+        OpenVINO can keep what it compiled in a folder. It is not told to: it reads it again
+        unchecked, so that a byte that has flipped there gives another mask, and to check it by
+        its hash takes as long as to compile it.
 
         Args:
             path: The ``.onnx`` file.
             precision: OpenVINO itself would choose bfloat16 wherever it is quicker, and so other
                 masks on other machines; here float32 is the default.
             threads: At most so many; None: OpenVINO's choice.
-            cache: A folder for what was compiled, to start sooner the next time; None: none.
 
         Raises:
             CheckpointError: OpenVINO cannot run the file.
@@ -48,8 +49,6 @@ class OpenVinoBackend:
         }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        if cache is not None:
-            settings["CACHE_DIR"] = str(cache)
         try:
             self._compiled = _core().compile_model(str(path), "CPU", settings)
         except RuntimeError as error:
@@ -80,17 +79,3 @@ def _core() -> Any:  # noqa: ANN401 - openvino.Core, without importing it above
     import openvino
 
     return openvino.Core()
-
-
-def cache_folder(sha256: str) -> Path | None:
-    """Return where compiled models of one file are kept; None where no home is known.
-
-    Args:
-        sha256: Of the portable file: a file that changes must not run what the old one gave.
-    """
-    home = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
-    try:
-        base = Path(os.environ.get(home) or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return base / "notan" / "openvino" / sha256[:32]
