@@ -25,7 +25,7 @@ types: $(INSTALLED)  ## Types, strictly
 	$(BIN)/mypy
 
 check-tests: $(INSTALLED)  ## The test suite alone
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 clean:  ## Remove the environment and caches; runs and data stay
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

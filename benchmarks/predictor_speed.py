@@ -1,167 +1,149 @@
-"""How quick the whole Predictor is on each runtime, against PyTorch in float32.
+"""How fast a whole Predictor is by runtime and arithmetic, beside PyTorch's fp32, in one run.
 
 Run by hand: OMP_NUM_THREADS=1 python benchmarks/predictor_speed.py
-One picture of 256x256 at a time, one thread, a U-Net of 31 million weights that has hardly been
-trained (or --model). The ways take turns, so a busy machine slows all of them: ratios within one
-run are what counts. A start is a process of its own that cannot import PyTorch, from nothing to
-the first mask.
+Makes a U-Net of 31 million parameters (or takes --model), exports it as ``notan export`` does, and
+segments one picture of 256 x 256 pixels on one thread, the kinds taking turns. Medians, and the
+median of the ratios of neighbours in time, since other programs may share the machine. Then a fresh
+process without PyTorch opens the portable file and segments its first picture.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource
 from notan.export import export
 from notan.predict.predictor import Predictor
+from notan.runtime import describe_hardware
 from notan.train import train
 
 if TYPE_CHECKING:
-    from notan.predict.backends import Array, Backend, Precision
     from notan.types import Picture
 
-SIDE, WIDTH = 256, 64
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-START = """
-import sys
-sys.modules["torch"] = None  # an attempt to import it fails
-from notan.data.synthetic import DrawnSource
+SIDE = 256
+TURNS = 9
+KINDS: dict[str, tuple[str, str, str]] = {
+    "torch fp32": ("checkpoint", "torch", "fp32"),
+    "torch bf16": ("checkpoint", "torch", "bf16"),
+    "ONNX Runtime fp32": ("portable", "onnxruntime", "fp32"),
+    "OpenVINO fp32": ("portable", "openvino", "fp32"),
+    "OpenVINO fp32, --half": ("half", "openvino", "fp32"),
+    "OpenVINO bf16": ("portable", "openvino", "bf16"),
+}
+"""File, runtime and arithmetic; the first is what the others are measured against."""
+
+FIRST = """
+import sys, time
+begun = time.perf_counter()
+import numpy as np
 from notan.predict.predictor import Predictor
-predictor = Predictor.load(sys.argv[1], backend="openvino", precision=sys.argv[2], threads=1)
-as_it_is = predictor.preprocessor.model_copy(update={"image_size": None})
-predictor = Predictor(predictor.backend, as_it_is, decision=predictor.decision)
-predictor(DrawnSource(1, size=(256, 256))[0].image).mask
+predictor = Predictor.load(sys.argv[1], backend=sys.argv[2], precision=sys.argv[3], threads=1)
+predictor(np.zeros((256, 256, 3), np.uint8)).mask
+assert "torch" not in sys.modules
+print(time.perf_counter() - begun)
 """
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
-class Stopwatch:
-    """A backend that notes how long the network itself took."""
-
-    def __init__(self, backend: Backend) -> None:
-        """Wrap a backend."""
-        self.backend = backend
-        self.seconds = 0.0
-
-    def __call__(self, inputs: Array) -> Array:
-        """Run the network."""
-        begun = time.perf_counter()
-        logits = self.backend(inputs)
-        self.seconds = time.perf_counter() - begun
-        return logits
-
-
-class Way:
-    """One way to run a model file, and the seconds that it took."""
-
-    def __init__(self, name: str, file: Path, runtime: str, precision: Precision = "fp32") -> None:
-        """Load the file."""
-        loaded = Predictor.load(file, backend=runtime, precision=precision, threads=1)
-        self.name = name
-        self.watch = Stopwatch(loaded.backend)
-        # Whatever size a model was trained at, it is timed on the picture as it is
-        as_it_is = loaded.preprocessor.model_copy(update={"image_size": None})
-        self.predictor = Predictor(self.watch, as_it_is, decision=loaded.decision)
-        self.whole: list[float] = []
-        self.own: list[float] = []
-
-    def run(self, picture: Picture) -> None:
-        """Predict a picture to its mask."""
-        begun = time.perf_counter()
-        _ = self.predictor(picture).mask
-        self.whole.append(time.perf_counter() - begun)
-        self.own.append(self.whole[-1] - self.watch.seconds)
-
-
-def make_model(folder: Path) -> Path:
-    """Train the wide U-Net for a moment on tiny pictures."""
+def make_model(folder: Path, width: int) -> Path:
+    """Train a U-Net for a moment: speed does not depend on what it has learned."""
     run = load_run(
         flags={
-            "model.width": WIDTH,
-            "preprocess.image_size": 32,
+            "model.width": width,
+            "preprocess.image_size": SIDE,
             "train.epochs": 1,
-            "train.batch_size": 4,
+            "train.batch_size": 2,
             "train.tensorboard": False,
         }
     )
-    training = DrawnSource(4, size=(32, 32))
-    validation = DrawnSource(2, size=(32, 32), first=100)
+    training = DrawnSource(4, size=(SIDE, SIDE))
+    validation = DrawnSource(2, size=(SIDE, SIDE), first=100)
     return train(run, out=folder / "run", training=training, validation=validation).checkpoint
 
 
-def seconds_to_start(file: Path, precision: Precision) -> float:
-    """Return the wall time of a process that imports, loads and predicts one picture."""
+def seconds(predictor: Predictor, picture: Picture) -> float:
+    """Time one picture, from its pixels to its mask."""
     begun = time.perf_counter()
-    command = [sys.executable, "-c", START, str(file), precision]
-    subprocess.run(command, check=True)  # noqa: S603 - our own program
+    _ = predictor(picture).mask  # made only when asked for
     return time.perf_counter() - begun
 
 
-def processor() -> str:
-    """Name the processor and those of its instructions that matter (Linux)."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    about = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    about = {name.strip(): value.strip() for name, value in about.items()}
-    known = about.get("flags", "").split()
-    name = about.get("model name", "a processor without a name")
-    return f"{name}: {' '.join(flag for flag in CPU_FLAGS if flag in known)}"
+def network_seconds(predictor: Predictor, picture: Picture) -> float:
+    """Time the network alone, on the same picture made ready."""
+    inputs = predictor.preprocessor(picture)[0][np.newaxis]
+    begun = time.perf_counter()
+    predictor.backend(inputs)
+    return time.perf_counter() - begun
 
 
-def show(ways: list[Way]) -> None:
-    """Print the table; the first way is what the others are compared with."""
-    print(f"{'':24}{'median ms':>10}{'min ms':>9}{'ratio':>7}{'of mins':>9}{'own cost':>10}")
-    for way in ways:
-        pairs = zip(ways[0].whole, way.whole, strict=True)
-        ratio = statistics.median(first / this for first, this in pairs)
-        of_mins = min(ways[0].whole) / min(way.whole)
-        own = statistics.median(a / b for a, b in zip(way.own, way.whole, strict=True))
-        median = 1000 * statistics.median(way.whole)
-        least = 1000 * min(way.whole)
-        print(f"{way.name:24}{median:10.1f}{least:9.1f}{ratio:7.2f}{of_mins:9.2f}{own:10.1%}")
+def first_seconds(portable: Path, runtime: str, precision: str) -> float:
+    """Time a fresh process from its first import to its first mask; the quicker of two."""
+    words = [sys.executable, "-c", FIRST, str(portable), runtime, precision]
+    return min(float(subprocess.check_output(words, text=True)) for _ in range(2))  # noqa: S603
+
+
+def flags() -> str:
+    """Name what the processor has for such arithmetic (Linux)."""
+    file = Path("/proc/cpuinfo")
+    known = set(file.read_text().split()) if file.exists() else set()
+    return ", ".join(flag for flag in FLAGS if flag in known) or "unknown"
 
 
 def main() -> None:
-    """Make the files, let the ways take turns, print what they took."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--starts", type=int, default=3)
+    """Make the files, let the kinds take turns, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help="a checkpoint; None: a U-Net of --width")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=TURNS)
     wanted = parser.parse_args()
+    torch.set_num_threads(1)
+    picture = DrawnSource(1, size=(SIDE, SIDE), seed=7)[0].image
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        model = wanted.model or make_model(folder)
-        full, _ = export(model, folder / "full.onnx")
-        half, _ = export(model, folder / "half.onnx", precision="half")
-        ways = [
-            Way("PyTorch fp32", model, "torch"),
-            Way("PyTorch bf16", model, "torch", "bf16"),
-            Way("ONNX Runtime fp32", full, "onnxruntime"),
-            Way("OpenVINO fp32", full, "openvino"),
-            Way("OpenVINO fp32, --half", half, "openvino"),
-            Way("OpenVINO bf16", full, "openvino", "bf16"),
-        ]
-        picture = DrawnSource(1, size=(SIDE, SIDE))[0].image
-        for turn in range(wanted.repeats + 1):
-            for way in ways:
-                way.run(picture)
-                if turn == 0:  # the first picture pays for plans and memory
-                    way.whole.clear()
-                    way.own.clear()
-        print(f"{processor()}\n{SIDE}x{SIDE}, 1 thread, {wanted.repeats} turns")
-        show(ways)
+        checkpoint = wanted.model or make_model(Path(place), wanted.width)
+        portable, _ = export(checkpoint, Path(place) / "model.onnx")
+        half, _ = export(checkpoint, Path(place) / "half.onnx", precision="half")
+        files = {"checkpoint": checkpoint, "portable": portable, "half": half}
+        predictors = {
+            name: Predictor.load(files[file], backend=runtime, precision=precision, threads=1)  # type: ignore[arg-type]
+            for name, (file, runtime, precision) in KINDS.items()
+        }
+        whole: dict[str, list[float]] = {name: [] for name in KINDS}
+        alone: dict[str, list[float]] = {name: [] for name in KINDS}
+        for turn in range(wanted.turns + 1):  # the first is for getting warm
+            for name, predictor in predictors.items():
+                times = seconds(predictor, picture), network_seconds(predictor, picture)
+                if turn:
+                    whole[name].append(times[0])
+                    alone[name].append(times[1])
+        report(whole, alone)
         for precision in ("fp32", "bf16"):
-            starts = [seconds_to_start(full, precision) for _ in range(wanted.starts)]
-            print(
-                f"start to first mask, OpenVINO {precision}, no PyTorch: median "
-                f"{statistics.median(starts):.2f} s, min {min(starts):.2f} s"
-            )
+            taken = first_seconds(portable, "openvino", precision)
+            print(f"without PyTorch, OpenVINO {precision}: first mask after {taken:.2f} s")
+    print(f"{describe_hardware(torch.device('cpu'))}; {flags()}")
+
+
+def report(whole: dict[str, list[float]], alone: dict[str, list[float]]) -> None:
+    """Print a line for each kind."""
+    reference = next(iter(KINDS))
+    print(f"{'one picture, one thread':24}{'ms':>8}{'quickest':>10}{'times':>7}{'own cost':>10}")
+    for name, times in whole.items():
+        ratio = median(one / own for one, own in zip(whole[reference], times, strict=True))
+        own = (min(times) - min(alone[name])) / min(alone[name])
+        line = f"{name:24}{1e3 * median(times):8.0f}{1e3 * min(times):10.0f}{ratio:7.2f}"
+        print(f"{line}{max(0.0, own):10.1%}")
 
 
 if __name__ == "__main__":

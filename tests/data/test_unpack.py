@@ -94,6 +94,7 @@ def test_an_unsafe_member_is_named_and_nothing_is_unpacked(
         (pack(), "the archive is empty"),
         (pack(Member("._images", b"note")), "the archive is empty"),
     ],
+    ids=["cut short", "no archive", "empty", "nothing but notes"],  # an archive holds its time
 )
 def test_a_damaged_archive_leaves_nothing_unpacked(
     tmp_path: Path, content: bytes, words: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from notan.errors import CheckpointError
@@ -41,9 +42,6 @@ class OpenVinoBackend:
         Raises:
             CheckpointError: OpenVINO cannot run the file.
         """
-        stop_telemetry()
-        import openvino
-
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": ARITHMETIC[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -52,7 +50,7 @@ class OpenVinoBackend:
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+            self._compiled = _core().compile_model(str(path), "CPU", settings)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise CheckpointError(f"{path}: OpenVINO cannot run it: {reason}") from error
@@ -68,3 +66,16 @@ class OpenVinoBackend:
         logits: Array = self._request.infer({0: inputs})[0].copy()
         check_logits(logits.shape, inputs.shape, "the network")
         return logits
+
+
+@functools.cache
+def _core() -> Any:  # noqa: ANN401 - openvino.Core, without importing it above
+    """Return the process's one OpenVINO, which lives as long as the process.
+
+    It lends the thread its stack for signals, and takes that back when it goes: a later signal
+    that has a handler (PyTorch's for data workers has one) would then end the process.
+    """
+    stop_telemetry()
+    import openvino
+
+    return openvino.Core()
