@@ -24,6 +24,8 @@ def train(
     *,
     data_path: DataPath = None,
     model: Annotated[str | None, shows(DEFAULT.model.name, "NAME")] = None,
+    encoder: Annotated[str | None, shows("the model's own", "NAME")] = None,
+    pretrained: bool = False,
     recipe: Annotated[Path | None, shows("none", "FILE")] = None,
     out: Annotated[Path | None, shows("a fresh folder under runs/", "FOLDER")] = None,
     overwrite: bool = False,
@@ -57,6 +59,8 @@ def train(
             wins: defaults, then the recipe, then flags, then these.
         data_path: The folder with the pictures and masks.
         model: unet, resnet34_unet or attention_unet.
+        encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with.
+        pretrained: Start the encoder from its published weights, learned on ImageNet.
         recipe: A .toml file of settings, such as recipes/oxford-unet.toml.
         out: Where the run is kept.
         overwrite: Replace the run that is already in --out.
@@ -77,14 +81,14 @@ def train(
         deterministic: Repeatable arithmetic on a GPU too, slower; on a CPU it always is.
         detect_anomaly: Stop at the very operation that made a NaN.
     """
-    from notan.config import load_run
     from notan.errors import ConfigError
-    from notan.train import train as run_training
 
     flags = {
         "data.path": data_path,
         "data.border": border,
         "model.name": model,
+        "model.encoder": encoder,
+        "train.pretrained": pretrained or None,
         "preprocess.image_size": image_size,
         "train.epochs": epochs,
         "train.batch_size": batch_size,
@@ -101,8 +105,7 @@ def train(
             raise ConfigError(
                 "--allow-changes goes with --resume FOLDER; there is no run to change"
             )
-        run = load_run(recipe, flags=flags, overrides=overrides)
-        result = run_training(run, out=out, overwrite=overwrite)
+        result = _start(recipe, flags, overrides, out, overwrite=overwrite)
     else:
         if recipe or out or overwrite:
             raise ConfigError(
@@ -126,6 +129,21 @@ def _report(folder: Path) -> None:
         logger.warning("there is no report (%s); try again with: %s", error, again)
     else:
         logger.info("report: %s", page)
+
+
+def _start(
+    recipe: Path | None,
+    flags: Mapping[str, object],
+    overrides: Sequence[str],
+    out: Path | None,
+    *,
+    overwrite: bool,
+) -> TrainResult:
+    from notan.config import load_run
+    from notan.train import train as run_training
+
+    run = load_run(recipe, flags=flags, overrides=overrides)
+    return run_training(run, out=out, overwrite=overwrite)
 
 
 def _go_on(

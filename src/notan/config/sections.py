@@ -51,14 +51,15 @@ class Preprocess(Section):
 
     image_size: ImageSize = (256, 256)
     """(height, width) that every picture is resized to; one number means a square."""
-    mean: PerChannel = (0.485, 0.456, 0.406)
-    """Mean of the red, green and blue channel (0..1) to subtract; ImageNet's by default."""
-    std: Annotated[PerChannel, Field()] = (0.229, 0.224, 0.225)
-    """Standard deviation to divide by; ImageNet's by default."""
+    mean: PerChannel | None = None
+    """Mean of the red, green and blue channel (0..1) to subtract; None: what the encoder's
+    published weights were trained with, ImageNet's for most."""
+    std: PerChannel | None = None
+    """Standard deviation to divide by; None: likewise."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Preprocess:
-        if min(self.std) <= 0:
+        if self.std is not None and min(self.std) <= 0:
             raise ValueError("every channel's std must be above 0")
         return self
 
@@ -88,15 +89,29 @@ class Augment(Section):
     dropout_probability: Fraction = 0.5
 
 
+WIDTH_ON_AN_ENCODER = 16
+
+
 class Model(Section):
-    """Which network, built from scratch."""
+    """Which network."""
 
     name: str = "unet"
     """``unet``, ``resnet34_unet`` or ``attention_unet``."""
+    encoder: str | None = None
+    """What ``unet`` and ``attention_unet`` go down with: ``resnet34`` or ``efficientnet_lite0``;
+    None: what they have of their own."""
     width: Annotated[int, Field(ge=1, le=512)] = 64
-    """Channels of the finest level; every other level is a multiple of it."""
+    """Channels of the finest level; every other level is a multiple of it. 16 where an encoder is
+    named, as only the way up has them then."""
     residual: Literal["standard", "report"] = "standard"
     """The residual block of ``resnet34_unet``: He et al.'s, or the reference report's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _narrower_on_an_encoder(cls, settings: object) -> object:
+        if isinstance(settings, dict) and settings.get("encoder") is not None:
+            return {"width": WIDTH_ON_AN_ENCODER, **settings}
+        return settings
 
 
 class LossTerms(Section):
@@ -143,6 +158,10 @@ class Train(Section):
     """Largest norm of the gradient of all weights together; None: any."""
     average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Keep a moving average of the weights too, and save whichever scores better."""
+    pretrained: bool = False
+    """Start the encoder from its published weights; False: from scratch."""
+    encoder_weights: Path | None = None
+    """A file with the encoder's weights, instead of the published ones; None: those."""
     teacher: Path | None = None
     """A model file to learn from beside the true masks; None: from the masks alone."""
     guard: bool = True

@@ -18,8 +18,9 @@ from notan.data.survey import look_over
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
 from notan.losses import Loss
-from notan.models.base import stride_of
+from notan.models.base import Encoder, stride_of
 from notan.models.build import build_model
+from notan.models.pretrained import load_pretrained
 from notan.preprocess import Preprocessor
 from notan.runtime import (
     Precision,
@@ -136,11 +137,11 @@ def prepare(
     device = find_device(run.device)
     precision = choose_precision(run.train.precision, device)
     seed_everything(run.seed, deterministic=run.train.deterministic)
-    network = (model or build_model(run.model)).to(
-        device,
-        memory_format=torch.channels_last,  # type: ignore[call-overload]
-    )
-    preprocessor = Preprocessor(**run.preprocess.model_dump(), stride=stride_of(network))
+    network = model or build_model(run.model)
+    if run.train.pretrained or run.train.encoder_weights:
+        load_pretrained(network, run)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    preprocessor = build_preprocessor(run, network)
     training, validation, data_card = _open_sources(run, training, validation)
     _require_statistics(run, preprocessor, len(training))
     teacher = load_teacher(run, preprocessor, precision, border=_border(run, data_card))
@@ -164,6 +165,18 @@ def prepare(
         optimization=_optimization(run, network, precision, len(batches[0])),
         average=WeightAverage(network, decay) if decay is not None else None,
         teacher=teacher,
+    )
+
+
+def build_preprocessor(run: Run, network: nn.Module) -> Preprocessor:
+    """Return what turns pictures into the inputs that a network, or its encoder, was made for."""
+    encoder = getattr(network, "encoder", None)
+    published = encoder if isinstance(encoder, Encoder) else Encoder
+    return Preprocessor(
+        image_size=run.preprocess.image_size,
+        mean=run.preprocess.mean or published.mean,
+        std=run.preprocess.std or published.std,
+        stride=stride_of(network),
     )
 
 
