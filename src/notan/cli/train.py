@@ -81,8 +81,6 @@ def train(
         deterministic: Repeatable arithmetic on a GPU too, slower; on a CPU it always is.
         detect_anomaly: Stop at the very operation that made a NaN.
     """
-    from notan.errors import ConfigError
-
     flags = {
         "data.path": data_path,
         "data.border": border,
@@ -100,21 +98,26 @@ def train(
         "seed": seed,
         "device": device,
     }
-    if resume is None:
-        if allow_changes:
-            raise ConfigError(
-                "--allow-changes goes with --resume FOLDER; there is no run to change"
-            )
-        result = _start(recipe, flags, overrides, out, overwrite=overwrite)
-    else:
-        if recipe or out or overwrite:
-            raise ConfigError(
-                "--resume takes settings and folder from the run: leave --recipe, --out and "
-                "--overwrite"
-            )
-        result = _go_on(resume, flags, overrides, allow_changes=allow_changes)
+    _refuse_mixed(resume, starting=bool(recipe or out or overwrite), allow_changes=allow_changes)
+    result = (
+        _start(recipe, flags, overrides, out, overwrite=overwrite)
+        if resume is None
+        else _go_on(resume, flags, overrides, allow_changes=allow_changes)
+    )
     print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})\n{result.checkpoint}")
     _report(result.checkpoint.parent)
+
+
+def _refuse_mixed(resume: Path | None, *, starting: bool, allow_changes: bool) -> None:
+    """Refuse flags of a new run beside one that goes on, and the other way round."""
+    from notan.errors import ConfigError
+
+    if resume is None and allow_changes:
+        raise ConfigError("--allow-changes goes with --resume FOLDER; there is no run to change")
+    if resume is not None and starting:
+        raise ConfigError(
+            "--resume takes settings and folder from the run: leave --recipe, --out and --overwrite"
+        )
 
 
 def _report(folder: Path) -> None:
