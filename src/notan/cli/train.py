@@ -26,6 +26,7 @@ def train(
     model: Annotated[str | None, shows(DEFAULT.model.name, "NAME")] = None,
     encoder: Annotated[str | None, shows("the model's own", "NAME")] = None,
     pretrained: bool = False,
+    freeze_epochs: Annotated[int | None, shows(DEFAULT.train.freeze_epochs, "N")] = None,
     recipe: Annotated[Path | None, shows("none", "FILE")] = None,
     out: Annotated[Path | None, shows("a fresh folder under runs/", "FOLDER")] = None,
     overwrite: bool = False,
@@ -61,6 +62,8 @@ def train(
         model: unet, resnet34_unet or attention_unet.
         encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with.
         pretrained: Start the encoder from its published weights, learned on ImageNet.
+        freeze_epochs: Epochs at the start in which the encoder stays as it came and the rest
+            learns; then all of it does, the encoder more slowly with train.encoder_rate=0.3.
         recipe: A .toml file of settings, such as recipes/oxford-unet.toml.
         out: Where the run is kept.
         overwrite: Replace the run that is already in --out.
@@ -87,6 +90,7 @@ def train(
         "model.name": model,
         "model.encoder": encoder,
         "train.pretrained": pretrained or None,
+        "train.freeze_epochs": freeze_epochs,
         "preprocess.image_size": image_size,
         "train.epochs": epochs,
         "train.batch_size": batch_size,

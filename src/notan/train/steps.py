@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from notan.losses import Loss, LossValue
     from notan.predict.backends import Array, Backend
     from notan.runtime import Precision
+    from notan.train.freezing import Freezing
     from notan.train.optim import Schedule
 
 THRESHOLD = 0.5
@@ -42,6 +43,7 @@ class Optimization:
         scaler: Scales float16's losses; does nothing in other arithmetic.
         precision: Device and arithmetic of the network.
         gradient_clip: Largest norm of the gradient of all weights together; None: any.
+        freezing: What it leaves as it is.
     """
 
     optimizer: torch.optim.Optimizer
@@ -49,6 +51,7 @@ class Optimization:
     scaler: torch.amp.GradScaler
     precision: Precision
     gradient_clip: float | None
+    freezing: Freezing
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def train_epoch(
         watcher: Sees every step; what it raises ends the epoch.
     """
     for batch in batches:
-        model.train()
+        optimization.freezing.set_mode(model)
         train_step(model, batch, loss, optimization, watcher)
 
 
