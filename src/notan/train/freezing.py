@@ -45,7 +45,9 @@ class Freezing:
         frozen: Whether this is one of those epochs.
     """
 
-    def __init__(self, encoder: Encoder | None, epochs: int, *, statistics: bool) -> None:
+    def __init__(
+        self, encoder: Encoder | None = None, epochs: int = 0, *, statistics: bool = False
+    ) -> None:
         self.encoder = encoder
         self.epochs = epochs
         self.statistics = statistics
@@ -110,7 +112,7 @@ def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing
     settings = run.train
     changed = _changed(settings, SETTINGS)
     if not changed:
-        return Freezing(None, 0, statistics=False)
+        return Freezing()
     encoder, what = encoder_of(network), ", ".join(changed)
     if encoder is None:
         raise ConfigError(
