@@ -1,6 +1,12 @@
 """Every setting of a run, and how a recipe, flags and overrides become one Run."""
 
-from notan.config.load import changed_settings, first_problem, load_run, run_to_toml
+from notan.config.load import (
+    asked_settings,
+    changed_settings,
+    first_problem,
+    load_run,
+    run_to_toml,
+)
 from notan.config.sections import (
     Augment,
     Border,
@@ -21,6 +27,7 @@ __all__ = [
     "Preprocess",
     "Run",
     "Train",
+    "asked_settings",
     "changed_settings",
     "first_problem",
     "load_run",
