@@ -19,6 +19,7 @@ from notan.models.pretrained import load_pretrained
 from notan.pretrain.network import Reconstructor
 from notan.pretrain.pictures import MaskedPictures, PictureFiles, find_pictures
 from notan.runtime import choose_precision, choose_workers, find_device, seed_everything
+from notan.train.freezing import Freezing
 from notan.train.parts import build_optimization, build_preprocessor
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def prepare(settings: Pretrain) -> PretrainParts:
         validation_batches=BatchLoader(
             held_out, settings.batch_size, shuffle=False, workers=workers
         ),
-        optimization=build_optimization(run, network, precision, len(batches)),
+        optimization=build_optimization(run, network, precision, len(batches), Freezing()),
     )
 
 
