@@ -5,8 +5,10 @@ from notan.config.load import (
     changed_settings,
     first_problem,
     load_run,
+    load_settings,
     run_to_toml,
 )
+from notan.config.pretraining import Pretrain, Pretraining
 from notan.config.sections import (
     Augment,
     Border,
@@ -25,11 +27,14 @@ __all__ = [
     "LossTerms",
     "Model",
     "Preprocess",
+    "Pretrain",
+    "Pretraining",
     "Run",
     "Train",
     "asked_settings",
     "changed_settings",
     "first_problem",
     "load_run",
+    "load_settings",
     "run_to_toml",
 ]
