@@ -42,6 +42,7 @@ def train(
     ] = None,
     patience: Annotated[int | None, shows("never stop early", "EPOCHS")] = None,
     teacher: Annotated[Path | None, shows("none", "FILE")] = None,
+    unlabelled: Annotated[Path | None, shows("none", "FOLDER")] = None,
     seed: Annotated[int | None, shows(DEFAULT.seed, "N")] = None,
     deterministic: bool = False,
     detect_anomaly: Annotated[bool, arg(help_behavior_hint="(slow)")] = False,
@@ -77,6 +78,10 @@ def train(
         patience: Stop after so many epochs without a better validation Dice.
         teacher: A model file, an ensemble's for example, to learn from beside the masks;
             loss.teacher=1 is its weight.
+        unlabelled: A folder of more pictures of the same kind, without masks, to learn from too:
+            what the model's moving average says of them with confidence is taken as true, more
+            and more. Pictures of the validation and test parts are left out.
+            loss.consistency=1 is its weight.
         seed: Decides weights, order, augmentation and split.
         deterministic: Repeatable arithmetic on a GPU too, slower; on a CPU it always is.
         detect_anomaly: Stop at the very operation that made a NaN.
@@ -94,6 +99,7 @@ def train(
         "train.patience": patience,
         "train.detect_anomaly": detect_anomaly or None,
         "train.teacher": teacher,
+        "train.unlabelled": unlabelled,
         "train.deterministic": deterministic or None,
         "seed": seed,
         "device": device,

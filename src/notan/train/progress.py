@@ -83,6 +83,7 @@ def capture(
         "run": run_to_toml(parts.run),
         "pictures": fingerprints(parts),
         "teacher": parts.teacher and parts.teacher.identity,
+        "unlabelled": parts.data_card.unlabelled_fingerprint,
         "progress": asdict(progress),
         **weights_of(parts),
         **optimization_state(parts),

@@ -73,7 +73,7 @@ class Recovery:
         verdict = self.guard.judge(loss, gradient_norm)
         if verdict is None:
             return True
-        pictures = tuple(truth.name for truth in batch.truths)
+        pictures = names_of(batch)
         self._act(
             verdict,
             _place(progress),
@@ -119,7 +119,7 @@ class Recovery:
             if blank:
                 raise blank
             return
-        training = progress.means.result().get("loss")
+        training = self._loss_on_masks(progress)
         loss = validation.losses["loss"] if validation else None
         verdict = self.guard.judge_epoch(training, loss)
         if verdict is None:
@@ -141,6 +141,16 @@ class Recovery:
         )
         if verdict.action == "go back":
             self._return()
+
+    def _loss_on_masks(self, progress: Progress) -> float | None:
+        """Return an epoch's mean loss, without what pictures without masks add to it.
+
+        Their weight rises in the course of a training, and the sum may with it.
+        """
+        losses = progress.means.result()
+        if "consistency" not in losses:
+            return losses.get("loss")
+        return sum(weight * losses[name] for name, weight in self.parts.loss.weights.items())
 
     def _return(self) -> None:
         """Put the good weights back and lower the rate; the optimizer's moments begin anew.
@@ -189,10 +199,16 @@ def _place(progress: Progress) -> str:
     return f"epoch {progress.epoch}, batch {progress.batch + 1}"
 
 
+def names_of(batch: Batch) -> tuple[str, ...]:
+    """Return the pictures of a step, those with masks first."""
+    more = batch.unlabelled.names if batch.unlabelled else ()
+    return (*(truth.name for truth in batch.truths), *more)
+
+
 def describe(batch: Batch, value: LossValue, gradient_norm: float) -> str:
     """Say in a few words which batch it was and what it gave."""
     terms = ", ".join(f"{name} {term.item():.4g}" for name, term in value.terms.items())
-    names = _names([truth.name for truth in batch.truths])
+    names = _names(names_of(batch))
     return f"loss of {names}: {terms}; gradient norm {gradient_norm:.4g}"
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from notan.decision import sigmoid
 from notan.errors import DivergedError
 from notan.metrics import Counts
+from notan.train.consistency import add_agreement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -142,13 +143,23 @@ def train_step(
 
 
 def compute_loss(model: nn.Module, batch: Batch, loss: Loss, precision: Precision) -> LossValue:
-    """Run the network on a batch, on its device and in its arithmetic."""
-    images = batch.images.to(precision.device, memory_format=torch.channels_last, non_blocking=True)
+    """Run the network on a batch, on its device and in its arithmetic.
+
+    Pictures without masks go through it together with those that have some, as they did in both
+    papers that ``Consistency`` follows: batch norm then has one mean of both kinds, and its running
+    one, which predicts, is of the very values that training normalised by.
+    """
+    images, unlabelled = batch.images, batch.unlabelled
+    if unlabelled is not None:
+        images = torch.cat([images, unlabelled.varied.to(images.device)])
+    images = images.to(precision.device, memory_format=torch.channels_last, non_blocking=True)
     targets = batch.targets.to(precision.device, non_blocking=True)
     valid = batch.valid.to(precision.device, non_blocking=True)
     with precision.autocast():
         logits = model(images)
-    return loss(logits, targets, valid, batch.soft)
+    count = len(batch.images)
+    value = loss(logits[:count], targets, valid, batch.soft)
+    return value if unlabelled is None else add_agreement(value, logits[count:], unlabelled)
 
 
 def _gradient_norm(model: nn.Module, optimization: Optimization) -> float:

@@ -146,6 +146,8 @@ class Trainer:
         parts.training_batches.go_to(progress.epoch, progress.batch)
         with self._show_progress() as self.bar:
             batches = parts.teacher.mark(self.bar) if parts.teacher else self.bar
+            if parts.consistency:
+                batches = parts.consistency.mark(batches, first=progress.step)
             train_epoch(parts.model, batches, parts.loss, parts.optimization, self)
         try:
             self.blank, validations = None, list(self._validations())
