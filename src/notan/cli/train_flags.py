@@ -63,6 +63,8 @@ class Network:
         model: unet, resnet34_unet or attention_unet.
         encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with.
         pretrained: Start the encoder from its published weights, learned on ImageNet.
+        freeze_epochs: Epochs at the start in which the encoder stays as it came and the rest
+            learns; then all of it does, the encoder more slowly with train.encoder_rate=0.3.
         teacher: A model file, an ensemble's for example, to learn from beside the masks;
             loss.teacher=1 is its weight.
     """
@@ -70,6 +72,9 @@ class Network:
     model: Annotated[str | None, shows(DEFAULT.model.name, "NAME")] = sets("model.name")
     encoder: Annotated[str | None, shows("the model's own", "NAME")] = sets("model.encoder")
     pretrained: bool = sets("train.pretrained", default=False)
+    freeze_epochs: Annotated[int | None, shows(DEFAULT.train.freeze_epochs, "N")] = sets(
+        "train.freeze_epochs"
+    )
     teacher: Annotated[Path | None, shows("none", "FILE")] = sets("train.teacher")
 
 

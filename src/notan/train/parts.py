@@ -18,7 +18,7 @@ from notan.data.survey import look_over
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
 from notan.losses import Loss
-from notan.models.base import Encoder, stride_of
+from notan.models.base import Encoder, encoder_of, stride_of
 from notan.models.build import build_model
 from notan.models.pretrained import load_pretrained
 from notan.preprocess import Preprocessor
@@ -32,6 +32,7 @@ from notan.runtime import (
 )
 from notan.train.average import WeightAverage
 from notan.train.consistency import Consistency, build_consistency
+from notan.train.freezing import Freezing, build_freezing
 from notan.train.optim import Schedule, build_optimizer
 from notan.train.steps import Optimization
 from notan.train.teacher import load_teacher, require_not_taught
@@ -123,6 +124,7 @@ class Parts:
             f"{len(self.training)} pictures to train on, {len(self.validation)} to validate on"
             f"{f', {more} without masks' if more else ''}; "
             f"{self.device}, {self.optimization.precision}"
+            f"{f'; {frozen}' if (frozen := str(self.optimization.freezing)) else ''}"
             f"{f'; taught by {self.run.train.teacher}' if self.teacher else ''}"
         )
 
@@ -147,6 +149,7 @@ def prepare(
     network = model or build_model(run.model)
     if run.train.pretrained or run.train.encoder_weights:
         load_pretrained(network, run)
+    freezing = build_freezing(run, network, own_model=model is not None)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocessor = build_preprocessor(run, network)
     training, validation, data_card = _open_sources(run, training, validation)
@@ -173,7 +176,7 @@ def prepare(
         training_batches=batches[0],
         validation_batches=batches[1],
         loss=_build_loss(run),
-        optimization=_optimization(run, network, precision, steps),
+        optimization=_optimization(run, network, precision, steps, freezing),
         average=average,
         teacher=teacher,
         consistency=build_consistency(run, precision, average, teacher, steps_per_epoch=steps)
@@ -184,8 +187,7 @@ def prepare(
 
 def build_preprocessor(run: Run, network: nn.Module) -> Preprocessor:
     """Return what turns pictures into the inputs that a network, or its encoder, was made for."""
-    encoder = getattr(network, "encoder", None)
-    published = encoder if isinstance(encoder, Encoder) else Encoder
+    published = encoder_of(network) or Encoder
     return Preprocessor(
         image_size=run.preprocess.image_size,
         mean=run.preprocess.mean or published.mean,
@@ -288,7 +290,11 @@ def _build_loss(run: Run) -> Loss:
 
 
 def _optimization(
-    run: Run, model: nn.Module, precision: Precision, steps_per_epoch: int
+    run: Run,
+    model: nn.Module,
+    precision: Precision,
+    steps_per_epoch: int,
+    freezing: Freezing,
 ) -> Optimization:
     optimizer = build_optimizer(model, run.train)
     return Optimization(
@@ -297,4 +303,5 @@ def _optimization(
         torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler),
         precision,
         run.train.gradient_clip,
+        freezing,
     )

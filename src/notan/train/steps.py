@@ -15,6 +15,7 @@ from notan.decision import sigmoid
 from notan.errors import DivergedError
 from notan.metrics import Counts
 from notan.train.consistency import add_agreement
+from notan.train.freezing import Freezing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -49,6 +50,7 @@ class Optimization:
         scaler: Scales float16's losses; does nothing in other arithmetic.
         precision: Device and arithmetic of the network.
         gradient_clip: Largest norm of the gradient of all weights together; None: any.
+        freezing: What it leaves as it is.
     """
 
     optimizer: torch.optim.Optimizer
@@ -56,6 +58,7 @@ class Optimization:
     scaler: torch.amp.GradScaler
     precision: Precision
     gradient_clip: float | None
+    freezing: Freezing = field(default_factory=Freezing)
 
 
 class Learned(Protocol):
@@ -144,7 +147,7 @@ def train_epoch(
         watcher: Sees every step; what it raises ends the epoch.
     """
     for batch in batches:
-        model.train()
+        optimization.freezing.set_mode(model)
         train_step(model, batch, loss, optimization, watcher)
 
 

@@ -134,7 +134,8 @@ class Trainer(Loop):
             batches = parts.teacher.mark(self.bar) if parts.teacher else self.bar
             if parts.consistency:
                 batches = parts.consistency.mark(batches, first=progress.step)
-            train_epoch(parts.model, batches, parts.loss, parts.optimization, self)
+            with parts.optimization.freezing.during(progress.epoch):
+                train_epoch(parts.model, batches, parts.loss, parts.optimization, self)
         try:
             self.blank, validations = None, list(self._validations())
         except DivergedError as error:
