@@ -176,7 +176,7 @@ def prepare(
         training_batches=batches[0],
         validation_batches=batches[1],
         loss=_build_loss(run),
-        optimization=_optimization(run, network, precision, steps, freezing),
+        optimization=build_optimization(run, network, precision, steps, freezing),
         average=average,
         teacher=teacher,
         consistency=build_consistency(run, precision, average, teacher, steps_per_epoch=steps)
@@ -289,13 +289,14 @@ def _build_loss(run: Run) -> Loss:
     )
 
 
-def _optimization(
+def build_optimization(
     run: Run,
     model: nn.Module,
     precision: Precision,
     steps_per_epoch: int,
     freezing: Freezing,
 ) -> Optimization:
+    """Return what the steps of a run change a network with."""
     optimizer = build_optimizer(model, run.train)
     return Optimization(
         optimizer,
