@@ -37,11 +37,15 @@ class Pictures:
 
     Attributes:
         data_path: The folder with the pictures and masks.
+        unlabelled: A folder of more such pictures, without masks, to learn from too: what the
+            model's moving average is sure of in them is taken as true. Copies of pictures of the
+            other parts are left out. loss.consistency=1 is its weight.
         border: What the border of Oxford's trimaps counts as; other masks have none.
         image_size: Side of the square that pictures are resized to, in pixels.
     """
 
     data_path: DataPath = sets("data.path")
+    unlabelled: Annotated[Path | None, shows("none", "FOLDER")] = sets("train.unlabelled")
     border: Annotated[
         Literal["figure", "ground", "ignore"] | None,
         shows(DEFAULT.data.border, "figure|ground|ignore"),

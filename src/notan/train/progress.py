@@ -84,6 +84,7 @@ def capture(
         "run": run_to_toml(parts.run),
         "pictures": fingerprints(parts),
         "teacher": parts.teacher and parts.teacher.identity,
+        "unlabelled": parts.data_card.unlabelled_fingerprint,
         **capture_learning(parts, progress, guard, good),
     }
 
