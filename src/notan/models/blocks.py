@@ -48,6 +48,15 @@ class Up(nn.Module):
         return joined
 
 
+def enlarge(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Return a step up without a skip: a 2x2 transposed convolution, batch norm, ReLU."""
+    return (
+        nn.ConvTranspose2d(inputs, outputs, 2, stride=2),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
 class AttentionGate(nn.Module):
     """Weigh a skip by what the coarser level says of it.
 

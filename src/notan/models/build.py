@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from notan.errors import ConfigError, nearest
+from notan.models.encoder_unet import EncoderUNet
+from notan.models.encoders import build_encoder
 from notan.models.resnet34_unet import ResNet34UNet
 from notan.models.unet import UNet
 
@@ -14,10 +17,17 @@ if TYPE_CHECKING:
     from notan.config import Model
     from notan.models.base import SegmentationModel
 
+
+def _unet(settings: Model, *, gated: bool = False) -> SegmentationModel:
+    if settings.encoder is None:
+        return UNet(settings.width, gated=gated)
+    return EncoderUNet(build_encoder(settings.encoder), settings.width, gated=gated)
+
+
 MODELS: Mapping[str, Callable[[Model], SegmentationModel]] = {
-    "unet": lambda settings: UNet(settings.width),
+    "unet": _unet,
     "resnet34_unet": lambda settings: ResNet34UNet(settings.width, residual=settings.residual),
-    "attention_unet": lambda settings: UNet(settings.width, gated=True),
+    "attention_unet": partial(_unet, gated=True),
 }
 
 
@@ -45,4 +55,9 @@ def check_model(settings: Model) -> None:
         raise ConfigError(
             f"model.residual={settings.residual} belongs to resnet34_unet; "
             f"{settings.name} has no residual blocks"
+        )
+    if settings.encoder is not None and settings.name == "resnet34_unet":
+        raise ConfigError(
+            f"model.encoder={settings.encoder}: resnet34_unet has its own encoder; "
+            "put another one under unet or attention_unet"
         )

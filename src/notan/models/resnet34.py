@@ -80,6 +80,16 @@ class ResNet34Encoder(Encoder):
         self.layer3 = residual_stage(2 * width, 4 * width, 6, stride=2, residual=residual)
         self.layer4 = residual_stage(4 * width, 8 * width, 3, stride=2, residual=residual)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the modules that make each feature map, finest first."""
+        return [
+            [self.conv1, self.bn1],
+            [self.layer1],
+            [self.layer2],
+            [self.layer3],
+            [self.layer4],
+        ]
+
     def forward(self, images: Images) -> list[Images]:
         """Map (n, 3, h, w) to five feature maps, finest first."""
         features = [torch.relu(self.bn1(self.conv1(images)))]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from notan.models.base import SegmentationModel
-from notan.models.blocks import Decoder
+from notan.models.blocks import Decoder, enlarge
 from notan.models.resnet34 import Residual, ResNet34Encoder, residual_stage
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class ResNet34UNet(SegmentationModel):
         self.bottleneck = residual_stage(deepest, 2 * deepest, 1, stride=2, residual=residual)
         levels = (*self.encoder.channels[1:], 2 * deepest)
         self.decoder = Decoder(levels, levels[-2::-1])
-        self.enlarge = nn.Sequential(*_enlarge(width), *_enlarge(width))
+        self.enlarge = nn.Sequential(*enlarge(width, width), *enlarge(width, width))
         self.head = nn.Conv2d(width, 1, 1)
         self.stride = 2 * self.encoder.strides[-1]
 
@@ -44,11 +44,3 @@ class ResNet34UNet(SegmentationModel):
         features.append(self.bottleneck(features[-1]))
         logits: Logits = self.head(self.enlarge(self.decoder(features)))
         return logits
-
-
-def _enlarge(width: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    return (
-        nn.ConvTranspose2d(width, width, 2, stride=2),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-    )

@@ -29,6 +29,10 @@ class UNetEncoder(Encoder):
         self.levels = nn.ModuleList(map(DoubleConv, (3, *self.channels), self.channels))
         self.pool = nn.MaxPool2d(2)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the modules that make each feature map, finest first."""
+        return [[level] for level in self.levels]
+
     def forward(self, images: Images) -> list[Images]:
         """Map (n, 3, h, w) to five feature maps, finest first."""
         features: list[Images] = []

@@ -18,8 +18,9 @@ from notan.data.survey import look_over
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
 from notan.losses import Loss
-from notan.models.base import stride_of
+from notan.models.base import Encoder, encoder_of, stride_of
 from notan.models.build import build_model
+from notan.models.pretrained import load_pretrained
 from notan.preprocess import Preprocessor
 from notan.runtime import (
     Precision,
@@ -30,9 +31,12 @@ from notan.runtime import (
     seed_everything,
 )
 from notan.train.average import WeightAverage
+from notan.train.consistency import Consistency, build_consistency
+from notan.train.freezing import Freezing, build_freezing
 from notan.train.optim import Schedule, build_optimizer
 from notan.train.steps import Optimization
 from notan.train.teacher import load_teacher, require_not_taught
+from notan.train.unlabelled import open_unlabelled, with_unlabelled
 from notan.version import __version__
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
     from notan.config import Border, Run
     from notan.data.sample import Source
+    from notan.data.unlabelled import UnlabelledPictures
     from notan.train.teacher import Teacher
 
 logger = logging.getLogger("notan")
@@ -66,6 +71,7 @@ class Parts:
         optimization: What it is made small with.
         average: The moving average of the weights, where one is kept.
         teacher: The model that is learned from beside the masks, where there is one.
+        consistency: What is learned from pictures without masks, where there are some.
     """
 
     run: Run
@@ -82,6 +88,7 @@ class Parts:
     optimization: Optimization
     average: WeightAverage | None
     teacher: Teacher | None
+    consistency: Consistency | None
 
     def card(self, epoch: int, scores: Mapping[str, float]) -> Card:
         """Return the card of a checkpoint of this training."""
@@ -111,10 +118,13 @@ class Parts:
 
     def describe(self) -> str:
         """Say in a line what will be trained on what, where."""
+        more = self.data_card.unlabelled_pictures
         return (
             f"{type(self.model).__name__}, {self.parameters:,} parameters; "
-            f"{len(self.training)} pictures to train on, {len(self.validation)} to validate on; "
+            f"{len(self.training)} pictures to train on, {len(self.validation)} to validate on"
+            f"{f', {more} without masks' if more else ''}; "
             f"{self.device}, {self.optimization.precision}"
+            f"{f'; {frozen}' if (frozen := str(self.optimization.freezing)) else ''}"
             f"{f'; taught by {self.run.train.teacher}' if self.teacher else ''}"
         )
 
@@ -136,19 +146,24 @@ def prepare(
     device = find_device(run.device)
     precision = choose_precision(run.train.precision, device)
     seed_everything(run.seed, deterministic=run.train.deterministic)
-    network = (model or build_model(run.model)).to(
-        device,
-        memory_format=torch.channels_last,  # type: ignore[call-overload]
-    )
-    preprocessor = Preprocessor(**run.preprocess.model_dump(), stride=stride_of(network))
+    network = model or build_model(run.model)
+    if run.train.pretrained or run.train.encoder_weights:
+        load_pretrained(network, run)
+    freezing = build_freezing(run, network, own_model=model is not None)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    preprocessor = build_preprocessor(run, network)
     training, validation, data_card = _open_sources(run, training, validation)
     _require_statistics(run, preprocessor, len(training))
+    unlabelled = open_unlabelled(run, preprocessor, data_card)
+    data_card = with_unlabelled(data_card, unlabelled)
     teacher = load_teacher(run, preprocessor, precision, border=_border(run, data_card))
     if teacher:
         require_not_taught(teacher, run.train.teacher, validation)
         data_card = teacher.seen_too(data_card)
     decay = run.train.average_decay
-    batches = _load(run, device, preprocessor, training, validation, transform)
+    average = WeightAverage(network, decay) if decay is not None else None
+    batches = _load(run, device, preprocessor, training, validation, transform, unlabelled)
+    steps = len(batches[0])
     return Parts(
         run=run,
         model=network,
@@ -161,9 +176,23 @@ def prepare(
         training_batches=batches[0],
         validation_batches=batches[1],
         loss=_build_loss(run),
-        optimization=_optimization(run, network, precision, len(batches[0])),
-        average=WeightAverage(network, decay) if decay is not None else None,
+        optimization=build_optimization(run, network, precision, steps, freezing),
+        average=average,
         teacher=teacher,
+        consistency=build_consistency(run, precision, average, teacher, steps_per_epoch=steps)
+        if unlabelled
+        else None,
+    )
+
+
+def build_preprocessor(run: Run, network: nn.Module) -> Preprocessor:
+    """Return what turns pictures into the inputs that a network, or its encoder, was made for."""
+    published = encoder_of(network) or Encoder
+    return Preprocessor(
+        image_size=run.preprocess.image_size,
+        mean=run.preprocess.mean or published.mean,
+        std=run.preprocess.std or published.std,
+        stride=stride_of(network),
     )
 
 
@@ -226,6 +255,7 @@ def _load(
     training: Source,
     validation: Source,
     transform: Callable[..., Mapping[str, Any]] | None,
+    unlabelled: UnlabelledPictures | None,
 ) -> tuple[BatchLoader, BatchLoader]:
     size = run.preprocess.image_size
     transforms = (
@@ -236,7 +266,14 @@ def _load(
     pin = device.type == "cuda"
     batch_size = run.train.batch_size
     return (
-        BatchLoader(varied, batch_size, shuffle=True, workers=workers, pin_memory=pin),
+        BatchLoader(
+            varied,
+            batch_size,
+            shuffle=True,
+            workers=workers,
+            pin_memory=pin,
+            unlabelled=unlabelled,
+        ),
         BatchLoader(Pictures(validation, preprocessor), batch_size, shuffle=False, workers=workers),
     )
 
@@ -252,9 +289,14 @@ def _build_loss(run: Run) -> Loss:
     )
 
 
-def _optimization(
-    run: Run, model: nn.Module, precision: Precision, steps_per_epoch: int
+def build_optimization(
+    run: Run,
+    model: nn.Module,
+    precision: Precision,
+    steps_per_epoch: int,
+    freezing: Freezing,
 ) -> Optimization:
+    """Return what the steps of a run change a network with."""
     optimizer = build_optimizer(model, run.train)
     return Optimization(
         optimizer,
@@ -262,4 +304,5 @@ def _optimization(
         torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler),
         precision,
         run.train.gradient_clip,
+        freezing,
     )

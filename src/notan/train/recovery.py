@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from typing import TYPE_CHECKING, Any
 
 from notan.errors import DivergedError
-from notan.files import storage_errors
+from notan.train.log import append_line
 from notan.train.progress import restore_weights, weights_of
 from notan.train.steps import ADVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from notan.data.batches import Batch
     from notan.losses import LossValue
     from notan.train.guard import Guard, Verdict
-    from notan.train.parts import Parts
     from notan.train.progress import Progress
-    from notan.train.steps import Validation
+    from notan.train.steps import Learned
 
 logger = logging.getLogger("notan")
 
@@ -39,7 +37,7 @@ class Recovery:
             very weights that it would have gone back to without the stop.
     """
 
-    def __init__(self, parts: Parts, guard: Guard | None, folder: Path) -> None:
+    def __init__(self, parts: Learned, guard: Guard | None, folder: Path) -> None:
         self.parts = parts
         self.guard = guard
         self.path = folder / INCIDENTS
@@ -73,7 +71,7 @@ class Recovery:
         verdict = self.guard.judge(loss, gradient_norm)
         if verdict is None:
             return True
-        pictures = tuple(truth.name for truth in batch.truths)
+        pictures = names_of(batch)
         self._act(
             verdict,
             _place(progress),
@@ -101,14 +99,19 @@ class Recovery:
             self._return()
 
     def after_epoch(
-        self, progress: Progress, validation: Validation | None, blank: DivergedError | None
+        self,
+        progress: Progress,
+        loss: float | None,
+        blank: DivergedError | None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         """Judge an epoch after its validation, and do what the verdict asks for.
 
         Args:
             progress: At the end of the epoch.
-            validation: What it gave; None where the network answered a picture with no number.
+            loss: What it gave; None where the network answered a picture with no number.
             blank: What was raised then.
+            weights: Of the terms that its training is judged by; None: by the whole loss.
 
         Raises:
             DivergedError: The training has gone back as often as it may, or there is no guard
@@ -119,8 +122,7 @@ class Recovery:
             if blank:
                 raise blank
             return
-        training = progress.means.result().get("loss")
-        loss = validation.losses["loss"] if validation else None
+        training = _judged(progress.means.result(), weights)
         verdict = self.guard.judge_epoch(training, loss)
         if verdict is None:
             return
@@ -159,8 +161,7 @@ class Recovery:
         logger.warning("%s: %s; %s (%s)", place, verdict.reason, ACTIONS[verdict.action], what)
         rate = self.parts.optimization.schedule.present_rate
         told = {"reason": verdict.reason, "action": verdict.action, "learning_rate": rate}
-        with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**incident, **told}) + "\n")
+        append_line(self.path, {**incident, **told})
         if verdict.action == "stop":
             returns = self.guard.returns if self.guard else 0
             raise DivergedError(
@@ -168,6 +169,13 @@ class Recovery:
                 f"it is in {self.path}; {ADVICE}",
                 tuple(incident["pictures"]),
             )
+
+
+def _judged(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> float | None:
+    """Return the mean loss of an epoch, of some terms only where weights name them."""
+    if weights is None or not losses:
+        return losses.get("loss")
+    return sum(weight * losses[name] for name, weight in weights.items())
 
 
 def is_before(incident: dict[str, Any], progress: Progress) -> bool:
@@ -189,10 +197,16 @@ def _place(progress: Progress) -> str:
     return f"epoch {progress.epoch}, batch {progress.batch + 1}"
 
 
+def names_of(batch: Batch) -> tuple[str, ...]:
+    """Return the pictures of a step, those with masks first."""
+    more = batch.unlabelled.names if batch.unlabelled else ()
+    return (*(truth.name for truth in batch.truths), *more)
+
+
 def describe(batch: Batch, value: LossValue, gradient_norm: float) -> str:
     """Say in a few words which batch it was and what it gave."""
     terms = ", ".join(f"{name} {term.item():.4g}" for name, term in value.terms.items())
-    names = _names([truth.name for truth in batch.truths])
+    names = _names(names_of(batch))
     return f"loss of {names}: {terms}; gradient norm {gradient_norm:.4g}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -14,17 +14,25 @@ from tqdm import tqdm
 from notan.decision import sigmoid
 from notan.errors import DivergedError
 from notan.metrics import Counts
+from notan.train.consistency import add_agreement
+from notan.train.freezing import Freezing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from torch import nn
+    from torch import Tensor, nn
 
-    from notan.data.batches import Batch, Truth
+    from notan.data.batches import Batch, BatchLoader, Truth
+    from notan.data.sample import Source
     from notan.losses import Loss, LossValue
     from notan.predict.backends import Array, Backend
     from notan.runtime import Precision
+    from notan.train.average import WeightAverage
     from notan.train.optim import Schedule
+    from notan.types import Images
+
+Criterion: TypeAlias = "Callable[[Images, Tensor, Tensor, Tensor | None], LossValue]"
+"""From a network's answer, targets, valid pixels and a teacher's word to what is made small."""
 
 THRESHOLD = 0.5
 """Probability from which a pixel is figure while training; the end of it chooses a better one."""
@@ -42,6 +50,7 @@ class Optimization:
         scaler: Scales float16's losses; does nothing in other arithmetic.
         precision: Device and arithmetic of the network.
         gradient_clip: Largest norm of the gradient of all weights together; None: any.
+        freezing: What it leaves as it is.
     """
 
     optimizer: torch.optim.Optimizer
@@ -49,6 +58,31 @@ class Optimization:
     scaler: torch.amp.GradScaler
     precision: Precision
     gradient_clip: float | None
+    freezing: Freezing = field(default_factory=Freezing)
+
+
+class Learned(Protocol):
+    """What a loop changes, and what with."""
+
+    @property
+    def model(self) -> nn.Module:
+        """On its device."""
+
+    @property
+    def average(self) -> WeightAverage | None:
+        """The moving average of the weights, where one is kept."""
+
+    @property
+    def optimization(self) -> Optimization:
+        """Optimizer, schedule and arithmetic."""
+
+    @property
+    def training_batches(self) -> BatchLoader:
+        """Shuffled and varied."""
+
+    @property
+    def validation(self) -> Source:
+        """The pictures that are kept back."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +133,7 @@ class Watcher(Protocol):
 def train_epoch(
     model: nn.Module,
     batches: Iterable[Batch],
-    loss: Loss,
+    loss: Criterion,
     optimization: Optimization,
     watcher: Watcher,
 ) -> None:
@@ -113,12 +147,12 @@ def train_epoch(
         watcher: Sees every step; what it raises ends the epoch.
     """
     for batch in batches:
-        model.train()
+        optimization.freezing.set_mode(model)
         train_step(model, batch, loss, optimization, watcher)
 
 
 def train_step(
-    model: nn.Module, batch: Batch, loss: Loss, optimization: Optimization, watcher: Watcher
+    model: nn.Module, batch: Batch, loss: Criterion, optimization: Optimization, watcher: Watcher
 ) -> None:
     """Take one step down the gradient of one batch's loss, if the watcher allows it."""
     scaler, optimizer = optimization.scaler, optimization.optimizer
@@ -141,14 +175,27 @@ def train_step(
     watcher.after_step(batch, value, taken=taken)
 
 
-def compute_loss(model: nn.Module, batch: Batch, loss: Loss, precision: Precision) -> LossValue:
-    """Run the network on a batch, on its device and in its arithmetic."""
-    images = batch.images.to(precision.device, memory_format=torch.channels_last, non_blocking=True)
-    targets = batch.targets.to(precision.device, non_blocking=True)
-    valid = batch.valid.to(precision.device, non_blocking=True)
+def compute_loss(
+    model: nn.Module, batch: Batch, loss: Criterion, precision: Precision
+) -> LossValue:
+    """Run the network on a batch, on its device and in its arithmetic.
+
+    Pictures without masks go through it together with those that have some, as they did in both
+    papers that ``Consistency`` follows: batch norm then has one mean of both kinds, and its running
+    one, which predicts, is of the very values that training normalised by.
+    """
+    device, unlabelled = precision.device, batch.unlabelled
+    images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    if unlabelled is not None:
+        varied = unlabelled.varied.to(device, memory_format=torch.channels_last, non_blocking=True)
+        images = torch.cat([images, varied])
+    targets = batch.targets.to(device, non_blocking=True)
+    valid = batch.valid.to(device, non_blocking=True)
     with precision.autocast():
         logits = model(images)
-    return loss(logits, targets, valid, batch.soft)
+    count = len(batch.images)
+    value = loss(logits[:count], targets, valid, batch.soft)
+    return value if unlabelled is None else add_agreement(value, logits[count:], unlabelled)
 
 
 def _gradient_norm(model: nn.Module, optimization: Optimization) -> float:

@@ -79,7 +79,7 @@ class Teacher:
         return data.model_copy(
             update={
                 name: tuple(dict.fromkeys((*getattr(data, name), *getattr(theirs, name))))
-                for name in ("training_hashes", "validation_hashes")
+                for name in ("training_hashes", "validation_hashes", "unlabelled_hashes")
             }
         )
 

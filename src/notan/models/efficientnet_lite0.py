@@ -1,0 +1,148 @@
+"""The EfficientNet-Lite0 encoder: small, and made of what processors and int8 do well.
+
+Source: Tan and Le 2019, arXiv:1905.11946; the Lite variant (no squeeze-and-excitation, ReLU6) by
+Liu 2020, https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. Written
+anew, without the classifier and the stage that feeds it; no stochastic depth.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import nn
+
+from notan.models.base import Encoder
+
+if TYPE_CHECKING:
+    from notan.types import Images
+
+STEM_CHANNELS = 32
+
+
+class _Stage(NamedTuple):
+    """Blocks of one kind, of which the first changes the size."""
+
+    blocks: int
+    channels: int
+    expansion: int
+    kernel: int
+    stride: int
+
+
+STAGES = (
+    _Stage(1, 16, 1, 3, 1),
+    _Stage(2, 24, 6, 3, 2),
+    _Stage(2, 40, 6, 5, 2),
+    _Stage(3, 80, 6, 3, 2),
+    _Stage(3, 112, 6, 5, 1),
+    _Stage(4, 192, 6, 5, 2),
+)
+"""Table 1 of the paper without its last row, which widens 192 channels to 320 for the classifier: a
+fifth of all weights, of no use to a decoder."""
+
+HANDED_OUT = (0, 1, 2, 4, 5)
+"""Stages whose output is the last of its size: strides 2, 4, 8, 16, 32."""
+
+
+class ConvNorm(nn.Module):
+    """A convolution padded as TensorFlow does, batch norm, and ReLU6 where there is one.
+
+    Where it halves an even size, TensorFlow pads one pixel more below and to the right, which
+    PyTorch's own padding cannot, and the published weights were trained so.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        activated: bool = True,
+    ) -> None:
+        super().__init__()
+        total = kernel - stride
+        self.pad = nn.ZeroPad2d((total // 2, total - total // 2) * 2) if stride > 1 else None
+        self.conv = nn.Conv2d(
+            inputs,
+            outputs,
+            kernel,
+            stride=stride,
+            padding=0 if self.pad else kernel // 2,
+            groups=groups,
+            bias=False,
+        )
+        # TensorFlow's own settings: the published weights are small where 1e-5 would show
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
+        self.activate = nn.ReLU6(inplace=True) if activated else None
+
+    def forward(self, features: Images) -> Images:
+        """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride); even sizes halve."""
+        result: Images = self.norm(self.conv(self.pad(features) if self.pad else features))
+        return self.activate(result) if self.activate else result
+
+
+class InvertedResidual(nn.Module):
+    """Widen, filter each channel, narrow; the input is added where the shape stays.
+
+    Source: Sandler et al. 2018, MobileNetV2, arXiv:1801.04381.
+    """
+
+    def __init__(self, inputs: int, stage: _Stage, *, stride: int) -> None:
+        super().__init__()
+        inner = inputs * stage.expansion
+        self.expand = ConvNorm(inputs, inner, 1) if stage.expansion > 1 else None
+        self.depthwise = ConvNorm(inner, inner, stage.kernel, stride=stride, groups=inner)
+        self.project = ConvNorm(inner, stage.channels, 1, activated=False)
+        self.adds = stride == 1 and inputs == stage.channels
+
+    def forward(self, features: Images) -> Images:
+        """Map (n, inputs, h, w) to (n, channels, h / stride, w / stride)."""
+        inner = self.expand(features) if self.expand else features
+        result: Images = self.project(self.depthwise(inner))
+        return result + features if self.adds else result
+
+
+class EfficientNetLite0Encoder(Encoder):
+    """EfficientNet-Lite0 without its classifier: features at strides 2, 4, 8, 16, 32.
+
+    2.4 million parameters.
+    """
+
+    mean = (127 / 255,) * 3
+    std = (128 / 255,) * 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = tuple(STAGES[number].channels for number in HANDED_OUT)
+        self.strides = (2, 4, 8, 16, 32)
+        self.stem = ConvNorm(3, STEM_CHANNELS, 3, stride=2)
+        inputs = STEM_CHANNELS
+        parts: list[nn.Sequential] = []
+        for stage in STAGES:
+            first = InvertedResidual(inputs, stage, stride=stage.stride)
+            inputs = stage.channels
+            rest = (InvertedResidual(inputs, stage, stride=1) for _ in range(stage.blocks - 1))
+            parts.append(nn.Sequential(first, *rest))
+        self.parts = nn.ModuleList(parts)
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the modules that make each feature map, finest first."""
+        starts = (0, *(number + 1 for number in HANDED_OUT[:-1]))
+        found = [
+            [self.parts[number] for number in range(start, end + 1)]
+            for start, end in zip(starts, HANDED_OUT, strict=True)
+        ]
+        found[0].insert(0, self.stem)
+        return found
+
+    def forward(self, images: Images) -> list[Images]:
+        """Map (n, 3, h, w) to five feature maps, finest first."""
+        features: list[Images] = []
+        current = images
+        for stage in self.stages():
+            for module in stage:
+                current = module(current)
+            features.append(current)
+        return features

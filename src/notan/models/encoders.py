@@ -1,0 +1,30 @@
+"""The encoders that a U-Net can be put on, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from notan.errors import ConfigError, nearest
+from notan.models.efficientnet_lite0 import EfficientNetLite0Encoder
+from notan.models.resnet34 import ResNet34Encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from notan.models.base import Encoder
+
+ENCODERS: Mapping[str, Callable[[], Encoder]] = {
+    "resnet34": ResNet34Encoder,
+    "efficientnet_lite0": EfficientNetLite0Encoder,
+}
+
+
+def build_encoder(name: str) -> Encoder:
+    """Build an encoder from scratch.
+
+    Raises:
+        ConfigError: There is no such encoder.
+    """
+    if name not in ENCODERS:
+        raise ConfigError(f"'{name}': there is no such encoder{nearest(name, ENCODERS)}")
+    return ENCODERS[name]()
