@@ -261,6 +261,15 @@ def test_pictures_that_are_known_with_masks_are_left_out(
     assert names <= {path.name for path in folder.iterdir()}
 
 
+def test_of_the_whole_pets_folder_what_has_a_part_of_its_own_is_left_out(
+    pets_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        parts = prepare(beside(pets_folder, data__path=pets_folder, data__limit=30))
+    assert "copies of 149 test and 30 validation and 30 training pictures" in caplog.text
+    assert parts.data_card.unlabelled_pictures == 240 + 2  # two stand in the folder and in no list
+
+
 def test_a_folder_of_known_pictures_alone_is_refused(drawn_folder: Path, tmp_path: Path) -> None:
     where = mixture(drawn_folder, tmp_path / "more", "train", "test")
     words = "all 30 pictures are copies of 6 test and 24 training pictures; give some others"
