@@ -116,6 +116,10 @@ class Place:
     """Where the run begins and where it is kept.
 
     Attributes:
+        auto: Look at the training pictures and at this machine, choose the settings, say why, and
+            keep them with the run as auto.toml; flags and settings given beside it stand.
+        write_recipe: With --auto: write the recipe here and train nothing, to be looked at, changed
+            and trained with --recipe.
         recipe: A .toml file of settings, such as recipes/oxford-unet.toml.
         out: Where the run is kept.
         overwrite: Replace the run that is already in --out.
@@ -124,6 +128,8 @@ class Place:
         allow_changes: Go on with --resume even if changed settings or pictures make it another run.
     """
 
+    auto: bool = False
+    write_recipe: Annotated[Path | None, shows("none", "FILE")] = None
     recipe: Annotated[Path | None, shows("none", "FILE")] = None
     out: Annotated[Path | None, shows("a fresh folder under runs/", "FOLDER")] = None
     overwrite: bool = False

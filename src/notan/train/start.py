@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from notan.config import changed_settings, load_run
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.files import fresh_folder
-from notan.train.folder import STATES, claim_folder, clear_folder, locked
+from notan.train.folder import STATES, claim_folder, clear_folder, locked, put_recipe
 from notan.train.log import BEST, SETTINGS
 from notan.train.parts import prepare
 from notan.train.progress import fingerprints
@@ -52,6 +52,7 @@ def train(
     *,
     out: Path | None = None,
     overwrite: bool = False,
+    recipe: str | None = None,
     training: Source | None = None,
     validation: Source | None = None,
     model: nn.Module | None = None,
@@ -63,6 +64,8 @@ def train(
         run: All settings.
         out: The run folder; None takes a fresh one under ``runs/``.
         overwrite: Replace a run that is already in ``out``.
+        recipe: The text that the settings came from, with its comments; kept beside them as
+            auto.toml.
         training: Pictures of your own instead of those of ``run.data``.
         validation: Likewise; both or neither.
         model: A module of your own instead of ``run.model``: (n, 3, h, w) to logits
@@ -82,6 +85,7 @@ def train(
     parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
     with locked(folder):
         clear_folder(folder)  # only now: a wrong setting must not cost the earlier run
+        put_recipe(folder, recipe)
         return Trainer(parts, folder).train()
 
 
