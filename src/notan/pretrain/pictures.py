@@ -10,10 +10,11 @@ import torch
 from notan.config import Data
 from notan.data.batches import Batch, Pictures
 from notan.data.build import open_split
-from notan.data.folder import looks_like_folder, loose_pictures
+from notan.data.folder import looks_like_folder
 from notan.data.formats import read_picture, read_size
 from notan.data.pets import looks_like_pets
 from notan.data.sample import Sample, Source
+from notan.data.unlabelled import find_unlabelled
 from notan.errors import ConfigError, DataError, NotanError
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def find_pictures(settings: Pretrain) -> tuple[PictureFiles, str]:
     """Return the pictures to learn from, and which they are in words.
 
     Of a data folder it is the training split, the very one that ``notan train`` takes with the same
-    seed: pictures that will choose or judge a model must not shape its encoder.
+    seed: pictures that will choose or judge a model must not shape its encoder. Of a mere folder of
+    pictures, every file is read once, and those that cannot be are left out with a warning.
 
     Raises:
         ConfigError: No folder was given.
@@ -85,7 +87,8 @@ def find_pictures(settings: Pretrain) -> tuple[PictureFiles, str]:
             f"{folder}: holds the test pictures too; give {folder.parent}, whose training split "
             "alone is taken"
         )
-    return PictureFiles(loose_pictures(folder)), "every picture in it"
+    paths = [file.path for file in find_unlabelled(folder)]
+    return PictureFiles(paths), "every picture in it"
 
 
 def _existing(path: Path | None) -> Path:
