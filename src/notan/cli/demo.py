@@ -43,6 +43,7 @@ def demo(*, out: Annotated[Path | None, arg(metavar="FOLDER")] = None, seed: int
     from notan.cli.evaluate import inference
     from notan.cli.predict import predict
     from notan.cli.train import train
+    from notan.cli.train_flags import Learning, Pictures, Place
     from notan.files import fresh_folder
 
     folder = out or fresh_folder(Path("runs") / "demo")
@@ -56,13 +57,9 @@ def demo(*, out: Annotated[Path | None, arg(metavar="FOLDER")] = None, seed: int
     )
     train(
         SETTINGS,
-        data_path=data,
-        out=run,
-        image_size=IMAGE_SIZE,
-        epochs=EPOCHS,
-        batch_size=16,
-        learning_rate=0.003,
-        seed=seed,
+        pictures=Pictures(data_path=data, image_size=IMAGE_SIZE),
+        learning=Learning(epochs=EPOCHS, batch_size=16, learning_rate=0.003, seed=seed),
+        place=Place(out=run),
     )
     _say(inference, "--model", model, "--data-path", data, "--out", folder / "test")
     inference(model=model, data_path=data, out=folder / "test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import io
@@ -33,6 +34,8 @@ from notan.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from _typeshed import DataclassInstance
 
 COMMANDS = {
     command.__name__.replace("_", "-"): command
@@ -134,7 +137,8 @@ def _prepared(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
 
     # tyro reads the command's own docstring and keeps its line breaks, which fall anywhere in a
     # terminal of another width
-    command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")
+    for documented in (command, *_groups(command)):
+        documented.__doc__ = re.sub(r"\n {12}(?=\S)", " ", documented.__doc__ or "")
     return prepare
 
 
@@ -161,10 +165,19 @@ def _sorted_choices(found: re.Match[str]) -> str:
 
 
 def _flags(command: Callable[..., None]) -> list[str]:
-    """Name a command's flags; its positional words have none."""
+    """Name a command's flags, those in groups too; its positional words have none."""
     parameters = inspect.signature(command).parameters.values()
-    return [
-        f"--{parameter.name.replace('_', '-')}"
+    alone = [
+        parameter.name
         for parameter in parameters
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        and not dataclasses.is_dataclass(parameter.default)
     ]
+    grouped = [field.name for group in _groups(command) for field in dataclasses.fields(group)]
+    return [f"--{name.replace('_', '-')}" for name in (*alone, *grouped)]
+
+
+def _groups(command: Callable[..., None]) -> list[type[DataclassInstance]]:
+    """Return the groups of flags that a command takes: the dataclasses among its defaults."""
+    kinds = (type(each.default) for each in inspect.signature(command).parameters.values())
+    return [kind for kind in kinds if dataclasses.is_dataclass(kind)]

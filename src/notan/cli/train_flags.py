@@ -1,0 +1,122 @@
+"""The flags of ``notan train`` in groups, each flag with the setting that it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from notan.cli.flags import DEFAULT, DataPath, shows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SETTING = "setting"
+
+
+def sets(setting: str, default: object = None) -> Any:  # noqa: ANN401 - stands for any value
+    """Give a flag its setting, by dotted name; one that is left at its default sets nothing."""
+    return field(default=default, metadata={SETTING: setting})
+
+
+def settings_of(*groups: object) -> Mapping[str, object]:
+    """Return the settings that groups of flags ask for; None where a flag was not given."""
+    return {
+        flag.metadata[SETTING]: None if value is False else value
+        for group in groups
+        for flag in fields(group)  # type: ignore[arg-type]
+        for value in (getattr(group, flag.name),)
+    }
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is learned from.
+
+    Attributes:
+        data_path: The folder with the pictures and masks.
+        border: What the border of Oxford's trimaps counts as; other masks have none.
+        image_size: Side of the square that pictures are resized to, in pixels.
+    """
+
+    data_path: DataPath = sets("data.path")
+    border: Annotated[
+        Literal["figure", "ground", "ignore"] | None,
+        shows(DEFAULT.data.border, "figure|ground|ignore"),
+    ] = sets("data.border")
+    image_size: Annotated[int | None, shows(DEFAULT.preprocess.image_size[0], "PIXELS")] = sets(
+        "preprocess.image_size"
+    )
+
+
+@dataclass(frozen=True)
+class Network:
+    """What learns.
+
+    Attributes:
+        model: unet, resnet34_unet or attention_unet.
+        encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with.
+        pretrained: Start the encoder from its published weights, learned on ImageNet.
+        teacher: A model file, an ensemble's for example, to learn from beside the masks;
+            loss.teacher=1 is its weight.
+    """
+
+    model: Annotated[str | None, shows(DEFAULT.model.name, "NAME")] = sets("model.name")
+    encoder: Annotated[str | None, shows("the model's own", "NAME")] = sets("model.encoder")
+    pretrained: bool = sets("train.pretrained", default=False)
+    teacher: Annotated[Path | None, shows("none", "FILE")] = sets("train.teacher")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How it learns.
+
+    Attributes:
+        epochs: Passes over the training pictures.
+        batch_size: Pictures in a step.
+        learning_rate: Of AdamW, at its highest.
+        patience: Stop after so many epochs without a better validation Dice.
+        seed: Decides weights, order, augmentation and split.
+        device: Where to compute.
+        deterministic: Repeatable arithmetic on a GPU too, slower; on a CPU it always is.
+        detect_anomaly: Stop at the very operation that made a NaN.
+    """
+
+    epochs: Annotated[int | None, shows(DEFAULT.train.epochs, "N")] = sets("train.epochs")
+    batch_size: Annotated[int | None, shows(DEFAULT.train.batch_size, "N")] = sets(
+        "train.batch_size"
+    )
+    learning_rate: Annotated[float | None, shows(DEFAULT.train.learning_rate, "RATE")] = sets(
+        "train.learning_rate"
+    )
+    patience: Annotated[int | None, shows("never stop early", "EPOCHS")] = sets("train.patience")
+    seed: Annotated[int | None, shows(DEFAULT.seed, "N")] = sets("seed")
+    device: Annotated[str | None, shows(DEFAULT.device, "auto|cpu|cuda|cuda:1|mps")] = sets(
+        "device"
+    )
+    deterministic: bool = sets("train.deterministic", default=False)
+    detect_anomaly: Annotated[bool, arg(help_behavior_hint="(slow)")] = sets(
+        "train.detect_anomaly", default=False
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the run begins and where it is kept.
+
+    Attributes:
+        recipe: A .toml file of settings, such as recipes/oxford-unet.toml.
+        out: Where the run is kept.
+        overwrite: Replace the run that is already in --out.
+        resume: Go on with the run in this folder where it was stopped, with its own settings; other
+            flags change them.
+        allow_changes: Go on with --resume even if changed settings or pictures make it another run.
+    """
+
+    recipe: Annotated[Path | None, shows("none", "FILE")] = None
+    out: Annotated[Path | None, shows("a fresh folder under runs/", "FOLDER")] = None
+    overwrite: bool = False
+    resume: Annotated[Path | None, shows("none", "FOLDER")] = None
+    allow_changes: bool = False
