@@ -61,9 +61,7 @@ class RunLog:
         Raises:
             StorageError: The disk is full.
         """
-        path = self.folder / HISTORY
-        with storage_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"epoch": number, **values}) + "\n")
+        append_line(self.folder / HISTORY, {"epoch": number, **values})
         if self._events:
             for name, value in values.items():
                 self._events.add_scalar(name, value, number)
@@ -73,6 +71,16 @@ class RunLog:
         if self._events:
             for name, picture in named:
                 self._events.add_image(f"validation/{name}", picture, number, dataformats="HWC")
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a .jsonl file.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    with storage_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

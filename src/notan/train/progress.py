@@ -20,6 +20,7 @@ from notan.train.steps import Means
 if TYPE_CHECKING:
     from notan.train.guard import Guard
     from notan.train.parts import Parts
+    from notan.train.steps import Learned
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,15 @@ def capture(
         "run": run_to_toml(parts.run),
         "pictures": fingerprints(parts),
         "teacher": parts.teacher and parts.teacher.identity,
+        **capture_learning(parts, progress, guard, good),
+    }
+
+
+def capture_learning(
+    parts: Learned, progress: Progress, guard: Guard | None, good: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return the part of a state that does not depend on what is learned; see ``capture``."""
+    return {
         "progress": asdict(progress),
         **weights_of(parts),
         **optimization_state(parts),
@@ -92,7 +102,7 @@ def capture(
     }
 
 
-def weights_of(parts: Parts) -> dict[str, Any]:
+def weights_of(parts: Learned) -> dict[str, Any]:
     """Return copies of the weights and of their average."""
     average = parts.average
     return {
@@ -106,7 +116,7 @@ def fingerprints(parts: Parts) -> list[str]:
     return [parts.data_card.training_fingerprint, parts.data_card.validation_fingerprint]
 
 
-def optimization_state(parts: Parts) -> dict[str, Any]:
+def optimization_state(parts: Learned) -> dict[str, Any]:
     """Return the state of optimizer, schedule and scaler; the moments are copies."""
     optimization = parts.optimization
     return {
@@ -119,7 +129,7 @@ def optimization_state(parts: Parts) -> dict[str, Any]:
     }
 
 
-def restore(parts: Parts, tree: dict[str, Any], guard: Guard | None) -> Progress:
+def restore(parts: Learned, tree: dict[str, Any], guard: Guard | None) -> Progress:
     """Put a training back to where ``capture`` found it, to the last bit."""
     restore_weights(parts, tree)
     restore_optimizer(parts.optimization.optimizer, tree["optimizer"])
@@ -135,7 +145,7 @@ def restore(parts: Parts, tree: dict[str, Any], guard: Guard | None) -> Progress
     return Progress(**{**fields, "means": Means(**fields["means"]), "best": best and Best(**best)})
 
 
-def restore_weights(parts: Parts, tree: dict[str, Any]) -> None:
+def restore_weights(parts: Learned, tree: dict[str, Any]) -> None:
     """Put back what ``weights_of`` returned.
 
     Raises:

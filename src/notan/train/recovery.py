@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from typing import TYPE_CHECKING, Any
 
 from notan.errors import DivergedError
-from notan.files import storage_errors
+from notan.train.log import append_line
 from notan.train.progress import restore_weights, weights_of
 from notan.train.steps import ADVICE
 
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
     from notan.data.batches import Batch
     from notan.losses import LossValue
     from notan.train.guard import Guard, Verdict
-    from notan.train.parts import Parts
     from notan.train.progress import Progress
-    from notan.train.steps import Validation
+    from notan.train.steps import Learned
 
 logger = logging.getLogger("notan")
 
@@ -39,7 +37,7 @@ class Recovery:
             very weights that it would have gone back to without the stop.
     """
 
-    def __init__(self, parts: Parts, guard: Guard | None, folder: Path) -> None:
+    def __init__(self, parts: Learned, guard: Guard | None, folder: Path) -> None:
         self.parts = parts
         self.guard = guard
         self.path = folder / INCIDENTS
@@ -101,13 +99,13 @@ class Recovery:
             self._return()
 
     def after_epoch(
-        self, progress: Progress, validation: Validation | None, blank: DivergedError | None
+        self, progress: Progress, loss: float | None, blank: DivergedError | None
     ) -> None:
         """Judge an epoch after its validation, and do what the verdict asks for.
 
         Args:
             progress: At the end of the epoch.
-            validation: What it gave; None where the network answered a picture with no number.
+            loss: What it gave; None where the network answered a picture with no number.
             blank: What was raised then.
 
         Raises:
@@ -120,7 +118,6 @@ class Recovery:
                 raise blank
             return
         training = progress.means.result().get("loss")
-        loss = validation.losses["loss"] if validation else None
         verdict = self.guard.judge_epoch(training, loss)
         if verdict is None:
             return
@@ -159,8 +156,7 @@ class Recovery:
         logger.warning("%s: %s; %s (%s)", place, verdict.reason, ACTIONS[verdict.action], what)
         rate = self.parts.optimization.schedule.present_rate
         told = {"reason": verdict.reason, "action": verdict.action, "learning_rate": rate}
-        with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**incident, **told}) + "\n")
+        append_line(self.path, {**incident, **told})
         if verdict.action == "stop":
             returns = self.guard.returns if self.guard else 0
             raise DivergedError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -16,15 +16,21 @@ from notan.errors import DivergedError
 from notan.metrics import Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from torch import nn
+    from torch import Tensor, nn
 
-    from notan.data.batches import Batch, Truth
+    from notan.data.batches import Batch, BatchLoader, Truth
+    from notan.data.sample import Source
     from notan.losses import Loss, LossValue
     from notan.predict.backends import Array, Backend
     from notan.runtime import Precision
+    from notan.train.average import WeightAverage
     from notan.train.optim import Schedule
+    from notan.types import Images
+
+Criterion: TypeAlias = "Callable[[Images, Tensor, Tensor, Tensor | None], LossValue]"
+"""From a network's answer, targets, valid pixels and a teacher's word to what is made small."""
 
 THRESHOLD = 0.5
 """Probability from which a pixel is figure while training; the end of it chooses a better one."""
@@ -49,6 +55,30 @@ class Optimization:
     scaler: torch.amp.GradScaler
     precision: Precision
     gradient_clip: float | None
+
+
+class Learned(Protocol):
+    """What a loop changes, and what with."""
+
+    @property
+    def model(self) -> nn.Module:
+        """On its device."""
+
+    @property
+    def average(self) -> WeightAverage | None:
+        """The moving average of the weights, where one is kept."""
+
+    @property
+    def optimization(self) -> Optimization:
+        """Optimizer, schedule and arithmetic."""
+
+    @property
+    def training_batches(self) -> BatchLoader:
+        """Shuffled and varied."""
+
+    @property
+    def validation(self) -> Source:
+        """The pictures that are kept back."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +129,7 @@ class Watcher(Protocol):
 def train_epoch(
     model: nn.Module,
     batches: Iterable[Batch],
-    loss: Loss,
+    loss: Criterion,
     optimization: Optimization,
     watcher: Watcher,
 ) -> None:
@@ -118,7 +148,7 @@ def train_epoch(
 
 
 def train_step(
-    model: nn.Module, batch: Batch, loss: Loss, optimization: Optimization, watcher: Watcher
+    model: nn.Module, batch: Batch, loss: Criterion, optimization: Optimization, watcher: Watcher
 ) -> None:
     """Take one step down the gradient of one batch's loss, if the watcher allows it."""
     scaler, optimizer = optimization.scaler, optimization.optimizer
@@ -141,7 +171,9 @@ def train_step(
     watcher.after_step(batch, value, taken=taken)
 
 
-def compute_loss(model: nn.Module, batch: Batch, loss: Loss, precision: Precision) -> LossValue:
+def compute_loss(
+    model: nn.Module, batch: Batch, loss: Criterion, precision: Precision
+) -> LossValue:
     """Run the network on a batch, on its device and in its arithmetic."""
     images = batch.images.to(precision.device, memory_format=torch.channels_last, non_blocking=True)
     targets = batch.targets.to(precision.device, non_blocking=True)

@@ -8,23 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from notan.checkpoint import Checkpoint, save_checkpoint
-from notan.errors import DivergedError, StoppedBySignal
+from notan.errors import DivergedError
 from notan.files import write_bytes
 from notan.predict.backends import TorchBackend
 from notan.predict.formats import overlay_picture
 from notan.predict.predictor import Predictor
 from notan.train.decide import decide
-from notan.train.folder import STATES
-from notan.train.guard import Guard
 from notan.train.log import BEST, SPLIT, RunLog, keep_lines
-from notan.train.progress import Best, Progress, capture, restore
-from notan.train.recovery import Recovery, is_before
-from notan.train.state import StateFolder
+from notan.train.loop import Loop
+from notan.train.progress import Best, capture, restore
+from notan.train.recovery import is_before
 from notan.train.steps import ADVICE, Validation, train_epoch, validate
-from notan.train.stopping import StopRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,14 +29,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from notan.data.batches import Batch
-    from notan.losses import LossValue
     from notan.train.parts import Parts
+    from notan.train.progress import Progress
     from notan.types import Picture
 
 logger = logging.getLogger("notan")
-
-GOOD_BATCHES = 500
-"""Batches of a long epoch after which the weights are kept to go back to, as at its start."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +52,15 @@ class TrainResult:
     epoch: int
 
 
-class Trainer:
+class Trainer(Loop):
     """Runs one training in one folder."""
+
+    command = "notan train"
 
     def __init__(self, parts: Parts, folder: Path) -> None:
         """Take what ``prepare`` has built and checked, and the run folder."""
-        self.parts = parts
-        self.folder = folder
-        self.settings = parts.run.train
-        self.progress = Progress()
-        self.guard = Guard(self.settings.most_returns) if self.settings.guard else None
-        self.recovery = Recovery(parts, self.guard, folder)
-        self.states = StateFolder(folder / STATES)
-        self.stop = StopRequest()
-        self.saved_at = time.monotonic()
-        self.epoch_began = time.perf_counter()
-        self.bar: tqdm[Batch] | None = None
+        super().__init__(parts, parts.run.train, folder)
+        self.parts: Parts = parts
         self.blank: DivergedError | None = None
 
     def train(self, tree: dict[str, Any] | None = None) -> TrainResult:
@@ -157,7 +143,8 @@ class Trainer:
             self._keep_if_better(validations, log)
         log.epoch(progress.epoch, _history(progress, validations, rate, seconds))
         logger.info("%s  %.1f s", self._in_words(validations), seconds)
-        self.recovery.after_epoch(progress, validations[0] if validations else None, self.blank)
+        loss = validations[0].losses["loss"] if validations else None
+        self.recovery.after_epoch(progress, loss, self.blank)
         progress.seconds = seconds
         progress.next_epoch()
         self.recovery.keep()
@@ -173,61 +160,9 @@ class Trainer:
             f"Dice {validation.dice:.4f}  best {best.dice:.4f} (epoch {best.epoch})"
         )
 
-    def allows(self, batch: Batch, value: LossValue, gradient_norm: float) -> bool:
-        """Let the guard judge a step before the weights change; see ``Recovery.allows``."""
-        return self.recovery.allows(self.progress, batch, value, gradient_norm)
-
-    def after_step(self, batch: Batch, value: LossValue, *, taken: bool) -> None:
-        """Count a step, save the state when it is time, and stop where that was asked for.
-
-        Raises:
-            StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
-            StorageError: The state could not be written.
-        """
-        progress = self.progress
-        self.recovery.after_step()
-        progress.batch += 1
-        progress.step += 1
-        progress.seconds = time.perf_counter() - self.epoch_began
-        if taken:
-            progress.means.add(value, len(batch.truths))
-            if self.parts.average:
-                self.parts.average.update(self.parts.model)
-        if progress.batch % GOOD_BATCHES == 0:
-            self.recovery.keep()
-        if self.bar is not None:
-            losses = progress.means.result()
-            self.bar.set_postfix(loss=f"{losses.get('loss', 0):.4f}", refresh=False)
-        every = self.settings.state_steps
-        seconds = time.monotonic() - self.saved_at
-        if seconds >= self.settings.state_seconds or (every and progress.step % every == 0):
-            self._save_state()
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        if self.stop.number is None:
-            return
-        self._save_state()
-        raise StoppedBySignal(
-            f"stopped and saved; go on with: notan train --resume {self.folder}", self.stop.number
-        )
-
-    def _save_state(self) -> None:
-        tree = capture(self.parts, self.progress, self.guard, self.recovery.good)
-        self.states.save(self.progress.step, tree)
-        self.saved_at = time.monotonic()
-
-    def _show_progress(self) -> tqdm[Batch]:
-        loader = self.parts.training_batches
-        return tqdm(
-            loader,
-            desc=f"epoch {self.progress.epoch}",
-            initial=self.progress.batch,
-            total=len(loader),
-            unit="batch",
-            leave=False,
-            disable=None,
-        )
+    def capture(self) -> dict[str, Any]:
+        """Return all that the rest of the training depends on; see ``notan.train.progress``."""
+        return capture(self.parts, self.progress, self.guard, self.recovery.good)
 
     def _validations(self) -> Iterator[Validation]:
         """Score the model, then its weight average where one is kept."""
