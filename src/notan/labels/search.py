@@ -116,8 +116,9 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
     epochs = train.epochs if epochs is None else epochs
     if epochs < 1:
         raise ConfigError(f"--epochs {epochs}: at least 1 is wanted")
-    # no teacher: it has learned the very masks that are judged
-    settings = {"epochs": epochs, "tensorboard": False, "overlays": 0, "teacher": None}
+    # no teacher, and no file of weights: they may have learned the very masks that are judged
+    foreign = {"teacher": None, "encoder_weights": None}
+    settings = {"epochs": epochs, "tensorboard": False, "overlays": 0, **foreign}
     run = card.run.model_copy(
         update={"train": train.model_copy(update=settings), "device": "auto"},
     )
