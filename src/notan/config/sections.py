@@ -163,6 +163,16 @@ class Train(Section):
     encoder_weights: Path | None = None
     """A file that the encoder starts from in place of the published weights: a state dict of
     PyTorch, what ``save_encoder`` wrote, or a checkpoint of notan's with the same encoder."""
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs at the start in which the encoder stays as it came and the rest of the network
+    learns."""
+    encoder_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Learning rate of the encoder's coarsest stage, as a multiple of the decoder's."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Each finer stage of the encoder learns at this multiple of the rate of the one below it."""
+    encoder_statistics: Literal["batch", "frozen"] = "batch"
+    """What the encoder's batch norm goes by: each ``batch``, or the statistics that it came with
+    (``frozen``), which batches of a few pictures are too small to replace."""
     teacher: Path | None = None
     """A model file to learn from beside the true masks; None: from the masks alone."""
     guard: bool = True

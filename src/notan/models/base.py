@@ -58,6 +58,12 @@ class Encoder(nn.Module, ABC):
         """Map (n, 3, h, w) pictures to feature maps (n, channels, h / stride, w / stride)."""
 
 
+def encoder_of(model: nn.Module) -> Encoder | None:
+    """Return a network's downward half; None where it has none that hands out every step."""
+    encoder = getattr(model, "encoder", None)
+    return encoder if isinstance(encoder, Encoder) else None
+
+
 def stride_of(model: nn.Module) -> int:
     """Return a model's stride.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from notan.checkpoint import KEY, load_checkpoint
 from notan.errors import CheckpointError, ConfigError
-from notan.models.base import Encoder
+from notan.models.base import encoder_of
 from notan.models.encoder_files import WeightsFile, read_weights
 from notan.models.encoder_names import fit_weights
 from notan.models.encoders import ENCODERS, name_encoder
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from notan.checkpoint import Card, DataCard
     from notan.config import Run
     from notan.data.sample import Source
+    from notan.models.base import Encoder
     from notan.preprocess import Preprocessor
 
 logger = logging.getLogger("notan")
@@ -88,8 +89,8 @@ def start_encoder(
     path = run.train.encoder_weights
     if not (run.train.pretrained or path):
         return None
-    encoder = getattr(network, "encoder", None)
-    if own_model or not isinstance(encoder, Encoder):
+    encoder = encoder_of(network)
+    if own_model or encoder is None:
         raise ConfigError(
             "train.pretrained and train.encoder_weights are for the encoders of notan's models; "
             "give a module of your own its weights before it is trained"

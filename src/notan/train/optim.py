@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from notan.models.base import encoder_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,17 +16,48 @@ if TYPE_CHECKING:
 
 
 def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
-    """Return AdamW over all parameters.
+    """Return AdamW over all parameters, in groups of one learning rate each.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
     return torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        parameter_groups(model, settings),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
     )
 
 
+def parameter_groups(model: nn.Module, settings: Train) -> list[dict[str, Any]]:
+    """Divide a network's weights by how fast they learn, and from when on.
+
+    Args:
+        model: The settings that treat its encoder apart have been checked.
+        settings: Where they treat nothing apart, there is one group.
+
+    Returns:
+        The rest of the network, then the encoder's stages, finest first: each with its ``params``,
+        the ``factor`` of its learning rate, and the epochs before it ``starts`` to learn.
+    """
+    encoder = encoder_of(model)
+    apart = (settings.freeze_epochs, settings.encoder_rate, settings.layer_decay) != (0, 1, 1)
+    stages = encoder.stages() if encoder and apart else []
+    weights = [_weights(stage) for stage in stages]
+    inside = {id(weight) for stage in weights for weight in stage}
+    rest = [weight for weight in model.parameters() if id(weight) not in inside]
+    groups: list[dict[str, Any]] = [{"params": rest, "factor": 1.0, "starts": 0}]
+    for depth, stage in enumerate(reversed(weights)):
+        factor = settings.encoder_rate * settings.layer_decay**depth
+        group = {"params": stage, "factor": factor, "starts": settings.freeze_epochs}
+        groups.insert(1, group)
+    return groups
+
+
+def _weights(stage: list[nn.Module]) -> list[nn.Parameter]:
+    return [weight for module in stage for weight in module.parameters()]
+
+
 class Schedule:
-    """Sets the learning rate before each step, as a function of the steps done and nothing else.
+    """Sets the learning rates before each step, as a function of the steps done and nothing else.
 
     Attributes:
         lowered: What the guard has multiplied the learning rate by.
@@ -47,13 +80,20 @@ class Schedule:
         self.apply()
 
     def apply(self) -> None:
-        """Set the optimizer's learning rate to the present one."""
+        """Set the learning rate of each of the optimizer's groups to its present one.
+
+        What starts late warms up when it starts: its moments are empty until then, and the first
+        steps of Adam are as long as any.
+        """
+        rate, epochs_done = self.present_rate, self.steps / self.steps_per_epoch
         for group in self.optimizer.param_groups:
-            group["lr"] = self.present_rate
+            since = epochs_done - group["starts"]
+            warm = warm_up(self.settings, since) if group["starts"] else 1.0
+            group["lr"] = rate * group["factor"] * warm
 
     @property
     def present_rate(self) -> float:
-        """The learning rate of the next step."""
+        """The learning rate of the next step, of what is not slowed down."""
         return self.rate_after(self.steps / self.steps_per_epoch)
 
     def rate_after(self, epochs_done: float) -> float:
@@ -74,6 +114,18 @@ def rate_factor(settings: Train, epochs_done: float) -> float:
         return settings.gamma ** math.floor(epochs_done)
     warmup = min(settings.warmup_epochs, settings.epochs)
     if epochs_done < warmup:
-        return max(epochs_done / warmup, 0.01)
+        return warm_up(settings, epochs_done)
     remaining = max(settings.epochs - warmup, 1e-9)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (epochs_done - warmup) / remaining)))
+
+
+def warm_up(settings: Train, epochs_done: float) -> float:
+    """Return the share of its learning rate that something has after so many epochs of learning.
+
+    It rises from near 0 over ``warmup_epochs`` where the schedule is ``cosine``, the only one that
+    warms up.
+    """
+    warmup = min(settings.warmup_epochs, settings.epochs)
+    if settings.schedule == "exponential" or epochs_done >= warmup:
+        return 1.0
+    return max(epochs_done / warmup, 0.01)

