@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from notan.cli.main import main
-from notan.config import Train, load_run
+from notan.config import load_run
 from notan.errors import ConfigError, StoppedBySignal
 from notan.models.base import encoder_of
 from notan.models.unet import UNet
-from notan.train.optim import Schedule, build_optimizer, parameter_groups
 from notan.train.parts import prepare
 from notan.train.trainer import Trainer
 from runs import (
@@ -172,50 +171,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return fate(folder)
 
 
-def test_the_rate_falls_from_the_coarsest_stage_to_the_finest() -> None:
-    model = fresh()
-    groups = parameter_groups(model, Train(encoder_rate=0.5, layer_decay=0.8))
-    factors = [group["factor"] for group in groups]
-    assert factors == pytest.approx([1, *(0.5 * 0.8**depth for depth in (4, 3, 2, 1, 0))])
-    grouped = [id(weight) for group in groups for weight in group["params"]]
-    assert sorted(grouped) == sorted(id(weight) for weight in model.parameters())
-    for group, level in zip(groups[1:], model.encoder.levels, strict=True):
-        assert [*map(id, group["params"])] == [*map(id, level.parameters())]
-
-
-def test_without_the_settings_there_is_one_group_in_the_networks_own_order() -> None:
-    model = fresh()
-    for settings in (Train(), Train(encoder_statistics="frozen")):
-        (group,) = parameter_groups(model, settings)
-        assert [*map(id, group["params"])] == [*map(id, model.parameters())]
-
-
-def rates_after(settings: Train, steps: int, *, lowered: float = 1.0) -> list[float]:
-    """Return the groups' learning rates after so many steps, at two steps an epoch."""
-    optimizer = build_optimizer(fresh(), settings)
-    schedule = Schedule(optimizer, settings, STEPS)
-    schedule.steps, schedule.lowered = steps, lowered
-    schedule.apply()
-    return [group["lr"] for group in optimizer.param_groups]
-
-
-def test_every_rate_follows_the_schedule_and_the_guards_lowering() -> None:
-    settings = Train(learning_rate=0.1, gamma=0.5, encoder_rate=0.2, layer_decay=1.0)
-    assert rates_after(settings, 0) == pytest.approx([0.1] + [0.02] * 5)
-    assert rates_after(settings, 2 * STEPS) == pytest.approx([0.025] + [0.005] * 5)
-    assert rates_after(settings, 0, lowered=0.25) == pytest.approx([0.025] + [0.005] * 5)
-
-
-def test_a_late_encoder_warms_up_when_it_starts_and_the_rest_does_not_again() -> None:
-    settings = Train(schedule="cosine", epochs=20, freeze_epochs=4, warmup_epochs=2)
-    for epochs, share in ((4, 0.01), (5, 0.5), (6, 1), (10, 1)):
-        rest, *stages = rates_after(settings, epochs * STEPS)
-        assert stages == pytest.approx([share * rest] * 5)
-    alike = Train(schedule="cosine", epochs=20, encoder_rate=0.5, warmup_epochs=2)
-    rest, *stages = rates_after(alike, 1)
-    assert stages == pytest.approx([0.5 * rest] * 5), "from the start both warm up at once"
-
-
 def test_the_guard_goes_back_to_good_weights_across_the_thaw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,15 +262,6 @@ def test_freezing_an_encoder_that_knows_nothing_is_refused(
     with pytest.raises(ConfigError, match="starts from random weights, and frozen it would stay"):
         train_own(tiny(model__name=model, **setting), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("model", ["unet", "attention_unet", "resnet34_unet"])
-def test_slower_encoders_need_no_weights_from_elsewhere(model: str) -> None:
-    run = tiny(model__name=model, train__encoder_rate=0.5, train__layer_decay=0.5)
-    parts = prepare(run, training=TRAINING, validation=VALIDATION)
-    rates = [group["lr"] for group in parts.optimization.optimizer.param_groups]
-    shares = (1, *(0.5**depth for depth in (5, 4, 3, 2, 1)))
-    assert rates == pytest.approx([3e-3 * share for share in shares])
 
 
 class Bare(nn.Module):

@@ -24,10 +24,11 @@ from notan.cli.ensemble import ensemble
 from notan.cli.evaluate import evaluate, inference
 from notan.cli.export import export
 from notan.cli.predict import predict
+from notan.cli.pretrain import pretrain
 from notan.cli.report import report
 from notan.cli.submit import submit
 from notan.cli.train import train
-from notan.config import Run
+from notan.config import Pretraining, Run
 from notan.errors import ConfigError, NotanError, nearest
 from notan.extras import explaining_extras
 from notan.version import __version__
@@ -41,6 +42,7 @@ COMMANDS = {
     command.__name__.replace("_", "-"): command
     for command in (
         train,
+        pretrain,
         evaluate,
         inference,
         predict,
@@ -56,7 +58,8 @@ COMMANDS = {
     )
 }
 INTERRUPTED = 130
-OVERRIDE = re.compile(rf"({'|'.join(Run.model_fields)})(\.\w+)?=")
+SECTIONS = (*Run.model_fields, *Pretraining.model_fields)
+OVERRIDE = re.compile(rf"({'|'.join(SECTIONS)})(\.\w+)?=")
 DESCRIPTION = f"""notan {__version__}: two-class image segmentation, figure against ground.
 
 Start with: notan demo

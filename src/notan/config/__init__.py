@@ -1,6 +1,13 @@
 """Every setting of a run, and how a recipe, flags and overrides become one Run."""
 
-from notan.config.load import changed_settings, first_problem, load_run, run_to_toml
+from notan.config.load import (
+    changed_settings,
+    first_problem,
+    load_run,
+    load_settings,
+    run_to_toml,
+)
+from notan.config.pretraining import Pretrain, Pretraining
 from notan.config.sections import (
     Augment,
     Border,
@@ -19,10 +26,13 @@ __all__ = [
     "LossTerms",
     "Model",
     "Preprocess",
+    "Pretrain",
+    "Pretraining",
     "Run",
     "Train",
     "changed_settings",
     "first_problem",
     "load_run",
+    "load_settings",
     "run_to_toml",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -16,21 +16,40 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
 def load_run(
     recipe: Path | None = None,
     *,
     flags: Mapping[str, object] | None = None,
     overrides: Sequence[str] = (),
 ) -> Run:
-    """Build the settings of a run: defaults, then the recipe, then flags, then overrides.
+    """Build the settings of a run; see ``load_settings``.
+
+    Raises:
+        ConfigError: The recipe is missing or not TOML, or a name or value does not exist or fit.
+    """
+    return load_settings(Run, recipe, flags=flags, overrides=overrides)
+
+
+def load_settings(
+    kind: type[Settings],
+    recipe: Path | None = None,
+    *,
+    flags: Mapping[str, object] | None = None,
+    overrides: Sequence[str] = (),
+) -> Settings:
+    """Build settings: defaults, then the recipe, then flags, then overrides.
 
     Args:
-        recipe: A TOML file with some of the sections of Run, or None.
+        kind: Which settings: Run, or another root of sections.
+        recipe: A TOML file with some of its sections, or None.
         flags: Dotted names (``"train.epochs"``) and values; None values count as not given.
         overrides: Words such as ``"model.width=16"``; the value is read as TOML, else as text.
 
     Returns:
-        The whole, checked Run.
+        Whole and checked.
 
     Raises:
         ConfigError: The recipe is missing or not TOML, or a name or value does not exist or fit.
@@ -43,18 +62,18 @@ def load_run(
         name, value = _split_override(word)
         _put(settings, name, value)
     try:
-        return Run.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(first_problem(error, Run)) from error
+        raise ConfigError(first_problem(error, kind)) from error
 
 
-def run_to_toml(run: Run) -> str:
-    """Write a Run as TOML that ``load_run`` reads back to the same Run."""
+def run_to_toml(run: BaseModel) -> str:
+    """Write a Run, or other settings, as TOML that ``load_settings`` reads back to the same."""
     return tomli_w.dumps(run.model_dump(mode="json", exclude_none=True))
 
 
-def changed_settings(before: Run, now: Run) -> dict[str, tuple[object, object]]:
-    """Return the settings in which two runs differ: dotted name -> (before, now)."""
+def changed_settings(before: BaseModel, now: BaseModel) -> dict[str, tuple[object, object]]:
+    """Return the settings in which two differ: dotted name -> (before, now)."""
     old, new = _flat(before.model_dump()), _flat(now.model_dump())
     return {name: (old[name], new[name]) for name in new if new[name] != old[name]}
 

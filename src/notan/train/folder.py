@@ -24,19 +24,25 @@ from notan.train.recovery import INCIDENTS
 from notan.train.state import StateFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 LOCK = ".lock"
 STATES = "last"
+FILES = (BEST, HISTORY, SETTINGS, SPLIT, INCIDENTS, PAGE, CONTENT)
+"""What a training leaves, beside its states and folders."""
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, files: Sequence[str] = FILES) -> Iterator[None]:
     """Keep every other run out of a folder.
 
     The lock is the operating system's, so it ends with the process whatever ends that, and one
     left by a dead process is no hindrance.
+
+    Args:
+        folder: Is made where it is missing.
+        files: What a run of this kind leaves there; halves of them that a killed one left go.
 
     Raises:
         ConfigError: Another run is writing here.
@@ -53,7 +59,7 @@ def locked(folder: Path) -> Iterator[None]:
                 "it, stop it, or choose another --out"
             ) from error
     try:
-        _remove_unfinished(folder)
+        _remove_unfinished(folder, files)
         yield
     finally:
         (folder / LOCK).unlink(missing_ok=True)  # while it is still ours
@@ -75,9 +81,8 @@ def is_in_use(folder: Path) -> bool:
     return False
 
 
-def _remove_unfinished(folder: Path) -> None:
+def _remove_unfinished(folder: Path, names: Sequence[str]) -> None:
     """Remove the temporary files that a killed run was writing when it ended."""
-    names = (BEST, HISTORY, SETTINGS, SPLIT, PAGE, CONTENT)
     with storage_errors(folder):
         for path in (
             *(path for name in names for path in folder.glob(f".{name}.*")),
@@ -109,14 +114,18 @@ def _is_taken(folder: Path) -> bool:
     return any(name != LOCK and not name.startswith(f".{SETTINGS}.") for name in names)
 
 
-def clear_folder(folder: Path) -> None:
+def clear_folder(folder: Path, files: Sequence[str] = FILES) -> None:
     """Remove what an earlier run left, so that nothing of it is taken for the new one's.
+
+    Args:
+        folder: The run folder.
+        files: What a run of this kind leaves there.
 
     Raises:
         StorageError: The folder is a file, or may not be changed.
     """
     with storage_errors(folder):
-        for name in (BEST, HISTORY, SETTINGS, SPLIT, INCIDENTS, PAGE, CONTENT):
+        for name in files:
             (folder / name).unlink(missing_ok=True)
     StateFolder(folder / STATES).clear()
     for inner in (EVENTS, FIGURES):

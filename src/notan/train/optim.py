@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,30 +31,24 @@ def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
 def parameter_groups(model: nn.Module, settings: Train) -> list[dict[str, Any]]:
     """Divide a network's weights by how fast they learn, and from when on.
 
-    Args:
-        model: The settings that treat its encoder apart have been checked.
-        settings: Where they treat nothing apart, there is one group.
-
     Returns:
-        The rest of the network, then the encoder's stages, finest first: each with its ``params``,
-        the ``factor`` of its learning rate, and the epochs before it ``starts`` to learn.
+        Groups, each with its ``params``, the ``factor`` of its learning rate, and the epochs before
+        it ``starts`` to learn; one where the settings treat no encoder apart. They keep the order
+        of the network's weights, by which a state knows whose moments are whose, so that a run may
+        go on with other rates.
     """
     encoder = encoder_of(model)
-    apart = (settings.freeze_epochs, settings.encoder_rate, settings.layer_decay) != (0, 1, 1)
-    stages = encoder.stages() if encoder and apart else []
-    weights = [_weights(stage) for stage in stages]
-    inside = {id(weight) for stage in weights for weight in stage}
-    rest = [weight for weight in model.parameters() if id(weight) not in inside]
-    groups: list[dict[str, Any]] = [{"params": rest, "factor": 1.0, "starts": 0}]
-    for depth, stage in enumerate(reversed(weights)):
+    pace: dict[nn.Parameter, tuple[float, int]] = {}
+    for depth, stage in enumerate(reversed(encoder.stages() if encoder else [])):
         factor = settings.encoder_rate * settings.layer_decay**depth
-        group = {"params": stage, "factor": factor, "starts": settings.freeze_epochs}
-        groups.insert(1, group)
-    return groups
-
-
-def _weights(stage: list[nn.Module]) -> list[nn.Parameter]:
-    return [weight for module in stage for weight in module.parameters()]
+        for module in stage:
+            pace |= dict.fromkeys(module.parameters(), (factor, settings.freeze_epochs))
+    return [
+        {"params": list(weights), "factor": factor, "starts": starts}
+        for (factor, starts), weights in groupby(
+            model.parameters(), key=lambda weight: pace.get(weight, (1.0, 0))
+        )
+    ]
 
 
 class Schedule:

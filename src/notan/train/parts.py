@@ -190,7 +190,7 @@ def prepare(
         training_batches=batches[0],
         validation_batches=batches[1],
         loss=_build_loss(run),
-        optimization=_optimization(run, network, precision, len(batches[0]), freezing),
+        optimization=build_optimization(run, network, precision, len(batches[0]), freezing),
         average=WeightAverage(network, decay) if decay is not None else None,
         teacher=teacher,
         start=start,
@@ -293,13 +293,14 @@ def _build_loss(run: Run) -> Loss:
     )
 
 
-def _optimization(
+def build_optimization(
     run: Run,
     model: nn.Module,
     precision: Precision,
     steps_per_epoch: int,
     freezing: Freezing,
 ) -> Optimization:
+    """Return what the steps of a run change a network with."""
     optimizer = build_optimizer(model, run.train)
     return Optimization(
         optimizer,

@@ -1,0 +1,5 @@
+"""Pretraining: an encoder learns from pictures without masks, by filling in what is hidden."""
+
+from notan.pretrain.start import pretrain, resume
+
+__all__ = ["pretrain", "resume"]

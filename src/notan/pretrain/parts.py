@@ -1,0 +1,164 @@
+"""Everything a pretraining needs, built from its settings and checked before the first step."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from notan.config import Augment, Model, Preprocess, Run, Train
+from notan.data.batches import BatchLoader
+from notan.data.files import fingerprint
+from notan.data.splits import choose_validation
+from notan.data.transforms import Geometry
+from notan.errors import DataError
+from notan.models.encoders import build_encoder
+from notan.models.pretrained import load_pretrained
+from notan.pretrain.network import Reconstructor
+from notan.pretrain.pictures import MaskedPictures, PictureFiles, find_pictures
+from notan.runtime import choose_precision, choose_workers, find_device, seed_everything
+from notan.train.freezing import Freezing
+from notan.train.parts import build_optimization, build_preprocessor
+
+if TYPE_CHECKING:
+    from notan.config import Pretrain
+    from notan.preprocess import Preprocessor
+    from notan.train.average import WeightAverage
+    from notan.train.steps import Optimization
+
+logger = logging.getLogger("notan")
+
+
+@dataclass(frozen=True)
+class PretrainParts:
+    """What ``prepare`` builds.
+
+    Attributes:
+        settings: All of it was built from them.
+        model: On its device, in channels-last layout.
+        device: Where the model is.
+        preprocessor: What pictures are normalised by.
+        training: The pictures that are learned from.
+        validation: Those that are held out.
+        training_batches: Shuffled and cropped.
+        validation_batches: Neither; the same patches are hidden every time.
+        optimization: What the loss is made small with.
+        average: None: the weights themselves are kept.
+    """
+
+    settings: Pretrain
+    model: Reconstructor
+    device: torch.device
+    preprocessor: Preprocessor
+    training: PictureFiles
+    validation: PictureFiles
+    training_batches: BatchLoader
+    validation_batches: BatchLoader
+    optimization: Optimization
+    average: WeightAverage | None = None
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Which pictures are learned from and held out."""
+        return [fingerprint(self.training), fingerprint(self.validation)]
+
+    def describe(self) -> str:
+        """Say in a line what learns from what, where."""
+        parameters = sum(weight.numel() for weight in self.model.encoder.parameters())
+        return (
+            f"{self.settings.encoder}, {parameters:,} parameters; {len(self.training)} pictures to "
+            f"learn from, {len(self.validation)} held out; "
+            f"{self.device}, {self.optimization.precision}"
+        )
+
+
+def prepare(settings: Pretrain) -> PretrainParts:
+    """Build and check everything.
+
+    Raises:
+        ConfigError: A setting does not fit.
+        DataError: A picture is missing or unreadable, or there are too few.
+        CheckpointError: The weights to go on from cannot be read, or are another network's.
+    """
+    run = as_run(settings)
+    device = find_device(settings.device)
+    precision = choose_precision(settings.precision, device)
+    seed_everything(settings.seed, deterministic=settings.deterministic)
+    network = Reconstructor(build_encoder(settings.encoder), settings.width)
+    training, validation = _divided(settings)
+    if settings.pretrained or settings.encoder_weights:
+        load_pretrained(network, run)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    preprocessor = build_preprocessor(run, network)
+    crop = Geometry(run.augment, run.preprocess.image_size)
+    pictures = MaskedPictures(training, preprocessor, settings, transforms=(crop,))
+    workers = choose_workers(settings.workers, device)
+    pin = device.type == "cuda"
+    batches = BatchLoader(
+        pictures, settings.batch_size, shuffle=True, workers=workers, pin_memory=pin
+    )
+    held_out = MaskedPictures(validation, preprocessor, settings)
+    return PretrainParts(
+        settings=settings,
+        model=network,
+        device=device,
+        preprocessor=preprocessor,
+        training=training,
+        validation=validation,
+        training_batches=batches,
+        validation_batches=BatchLoader(
+            held_out, settings.batch_size, shuffle=False, workers=workers
+        ),
+        optimization=build_optimization(run, network, precision, len(batches), Freezing()),
+    )
+
+
+def as_run(settings: Pretrain) -> Run:
+    """Say the settings in the words of a training, whose parts are used."""
+    return Run(
+        preprocess=Preprocess(image_size=(settings.image_size,) * 2),
+        augment=Augment(
+            scale_probability=0.0,
+            affine_scale=0.0,
+            affine_shift=0.0,
+            affine_degrees=0.0,
+            crop_area=settings.crop_area,
+            crop_probability=1.0,
+        ),
+        model=Model(encoder=settings.encoder, width=settings.width),
+        train=Train(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            schedule="cosine",
+            warmup_epochs=settings.warmup_epochs,
+            gradient_clip=settings.gradient_clip,
+            pretrained=settings.pretrained,
+            encoder_weights=settings.encoder_weights,
+            guard=settings.guard,
+            most_returns=settings.most_returns,
+            state_seconds=settings.state_seconds,
+            state_steps=settings.state_steps,
+        ),
+        seed=settings.seed,
+    )
+
+
+def _divided(settings: Pretrain) -> tuple[PictureFiles, PictureFiles]:
+    """Return the pictures to learn from and those held out, once every file's header is read."""
+    pictures, words = find_pictures(settings)
+    logger.info("%s: %s", settings.path, words)
+    if len(pictures) < 2:
+        raise DataError(
+            f"{settings.path}: only one picture; at least two are wanted, one to learn from and "
+            "one to hold out, and hundreds to be of use"
+        )
+    pictures.sizes()  # a file that is no picture shall not be found after minutes
+    names = frozenset(pictures.names)
+    held_out = choose_validation(
+        pictures.names, fraction=settings.held_out_fraction, seed=settings.seed
+    )
+    return pictures.only(names - held_out), pictures.only(held_out)

@@ -1,0 +1,162 @@
+"""Which pictures an encoder is pretrained on, and what is hidden of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from notan.config import Data
+from notan.data.batches import Batch, Pictures
+from notan.data.build import open_split
+from notan.data.folder import SUFFIXES, looks_like_folder, picture_files
+from notan.data.formats import read_picture, read_size
+from notan.data.pets import looks_like_pets
+from notan.data.sample import Sample, Source
+from notan.errors import ConfigError, DataError, NotanError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from notan.config import Pretrain
+    from notan.data.batches import Key
+    from notan.data.transforms import Transform
+    from notan.preprocess import Preprocessor
+    from notan.types import Mask, Size
+
+HIDING = 1
+"""Keeps the random numbers that hide patches apart from those that crop."""
+
+
+class PictureFiles(Source):
+    """Pictures without masks: every pixel counts as ground."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Keep the paths, of different names; nothing is read yet."""
+        self.paths = tuple(paths)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The files' names, in order."""
+        return [path.name for path in self.paths]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one picture.
+
+        Raises:
+            DataError: The file is missing or unreadable.
+        """
+        image = read_picture(self.paths[index])
+        return Sample(self.paths[index].name, image, np.zeros(image.shape[:2], bool))
+
+    def sizes(self) -> list[Size]:
+        """Return the (height, width) of each picture, from its file's header.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return [read_size(path) for path in self.paths]
+
+    def only(self, names: frozenset[str]) -> PictureFiles:
+        """Return the pictures of these names, in this source's order."""
+        return PictureFiles([path for path in self.paths if path.name in names])
+
+
+def find_pictures(settings: Pretrain) -> tuple[PictureFiles, str]:
+    """Return the pictures to learn from, and which they are in words.
+
+    Of a data folder it is the training split, the very one that ``notan train`` takes with the same
+    seed: pictures that will choose or judge a model must not shape its encoder.
+
+    Raises:
+        ConfigError: No folder was given.
+        DataError: It is missing, holds no pictures, or mixes in test pictures.
+    """
+    folder = _existing(settings.path)
+    if looks_like_pets(folder) or looks_like_folder(folder):
+        data = Data(path=folder, split_seed=settings.split_seed)
+        source = open_split(data, "train", seed=settings.seed)
+        words = "its training split; the pictures that validate and test are left out"
+        return PictureFiles([pair.image for pair in source.pairs]), words
+    if folder.name == "images" and looks_like_pets(folder.absolute().parent):
+        raise DataError(
+            f"{folder}: holds the test pictures too; give {folder.parent}, whose training split "
+            "alone is taken"
+        )
+    places = [place for place in (folder, folder / "images") if place.is_dir()]
+    for place in places:
+        if files := picture_files(place):
+            return PictureFiles(files), "every picture in it"
+    raise DataError(
+        f"{folder}: no pictures here; files ending in {', '.join(sorted(SUFFIXES))} were wanted, "
+        "in the folder itself or in images/"
+    )
+
+
+def _existing(path: Path | None) -> Path:
+    if path is None:
+        raise ConfigError("no pictures were given; name their folder with --data-path FOLDER")
+    if not path.exists():
+        raise DataError(f"{path}: there is no such folder; check --data-path")
+    if not path.is_dir():
+        raise DataError(f"{path}: this is a file; --data-path wants the folder of pictures")
+    return path
+
+
+class MaskedPictures(Pictures):
+    """Pictures as batches of one, of which patches are hidden.
+
+    The batch's images are what is seen, its targets the whole picture, (n, 3, h, w) likewise
+    normalised, and its valid pixels those that are hidden.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessor: Preprocessor,
+        settings: Pretrain,
+        *,
+        transforms: Sequence[Transform[Any]] = (),
+    ) -> None:
+        super().__init__(source, preprocessor, transforms=transforms, seed=settings.seed)
+        self.patch = settings.patch
+        self.hidden_share = settings.hidden_share
+
+    def __getitem__(self, key: Key) -> Batch | NotanError:
+        """Read, crop and normalise one picture, and hide patches of it."""
+        batch = super().__getitem__(key)
+        if isinstance(batch, NotanError):
+            return batch
+        rng = np.random.default_rng((self.seed, *key, HIDING))
+        height, width = batch.images.shape[2:]
+        hidden = draw_hidden(rng, (height, width), patch=self.patch, share=self.hidden_share)
+        counted = torch.from_numpy(hidden.astype(np.float32)) * batch.valid
+        seen = batch.images * (1 - torch.from_numpy(hidden.astype(np.float32)))
+        return batch._replace(images=seen, targets=batch.images, valid=counted)
+
+
+def draw_hidden(rng: np.random.Generator, size: Size, *, patch: int, share: float) -> Mask:
+    """Draw which squares of a grid are hidden: that share of them, at least one, never all.
+
+    What is hidden is filled with the mean colour, which is 0 after normalising.
+
+    Source: Xie et al. 2022, SimMIM, arXiv:2111.09886, section 3.2; there a learned token stands in
+        the hidden places, which a convolutional encoder has no place for.
+
+    Args:
+        rng: Where the randomness comes from.
+        size: (height, width) in pixels.
+        patch: Side of a square; the last row and column are cut where they do not fit.
+        share: 0..1.
+
+    Returns:
+        bool, (height, width), True = hidden.
+    """
+    rows, columns = (-(-side // patch) for side in size)
+    count = min(max(1, round(share * rows * columns)), rows * columns - 1)
+    grid = np.zeros(rows * columns, bool)
+    grid[rng.permutation(grid.size)[:count]] = True
+    squares = grid.reshape(rows, columns).repeat(patch, axis=0).repeat(patch, axis=1)
+    return squares[: size[0], : size[1]]

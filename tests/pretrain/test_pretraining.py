@@ -1,0 +1,318 @@
+"""A pretraining learns, leaves an encoder that a training starts from, and goes on after a stop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from notan.config import Pretrain
+from notan.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    StoppedBySignal,
+    StorageError,
+)
+from notan.models.base import Encoder
+from notan.models.encoder_files import read_weights
+from notan.models.encoders import ENCODERS
+from notan.pretrain import pretrain, resume
+from notan.pretrain.network import reconstruction_loss
+from notan.pretrain.parts import prepare
+from notan.pretrain.pretrainer import Pretrainer
+from notan.train.state import StateFolder
+from runs import Crash, ask_to_stop, crash, flat, lines_of, names_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from notan.losses import LossValue
+    from notan.types import Images
+
+
+class TinyEncoder(Encoder):
+    """Five levels of a few channels, so that a pretraining takes a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = (4, 4, 4, 4, 4)
+        self.strides = (2, 4, 8, 16, 32)
+        self.levels = torch.nn.ModuleList(
+            torch.nn.Sequential(
+                torch.nn.Conv2d(inputs, 4, 3, stride=2, padding=1),
+                torch.nn.BatchNorm2d(4),
+                torch.nn.ReLU(),
+            )
+            for inputs in (3, 4, 4, 4, 4)
+        )
+
+    def stages(self) -> list[list[torch.nn.Module]]:
+        return [[level] for level in self.levels]
+
+    def forward(self, images: Images) -> list[Images]:
+        features = [images]
+        for level in self.levels:
+            features.append(level(features[-1]))
+        return features[1:]
+
+
+@pytest.fixture(autouse=True)
+def _tiny_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS, "tiny", TinyEncoder)
+
+
+@pytest.fixture
+def pictures(drawn_folder: Path) -> Path:
+    """Six drawn pictures without masks: five to learn from, one held out."""
+    return drawn_folder / "test" / "images"
+
+
+def tiny(pictures: Path, **more: Any) -> Pretrain:
+    settings = {"path": pictures, "encoder": "tiny", "width": 1, "image_size": 64, "patch": 16}
+    learning = {"epochs": 3, "batch_size": 2, "learning_rate": 3e-3, "warmup_epochs": 0}
+    return Pretrain.model_validate({**settings, **learning, **more})
+
+
+def before_step(number: int, action: Callable[[Any], object]) -> Callable[..., None]:
+    """Return an ``after_step`` that does something just before the end of one step."""
+    after_step = Pretrainer.after_step
+
+    def replaced(pretrainer: Pretrainer, *arguments: Any, **named: Any) -> None:
+        if pretrainer.progress.step + 1 == number:
+            action(pretrainer)
+        after_step(pretrainer, *arguments, **named)
+
+    return replaced
+
+
+def fate(folder: Path) -> dict[str, Any]:
+    """Return all that two runs must agree on to be one, clocks aside."""
+    state = StateFolder(folder / "last").load()
+    assert state is not None
+    return flat(
+        {
+            "state": {**state, "settings": None},
+            "history": lines_of(folder / "history.jsonl"),
+            "encoder": dict(read_weights(folder / "encoder.safetensors").weights),
+            "picture": (folder / "reconstructions.png").read_bytes(),
+        }
+    )
+
+
+def test_what_is_hidden_is_filled_in_better_and_better(pictures: Path, tmp_path: Path) -> None:
+    result = pretrain(tiny(pictures, epochs=40, learning_rate=1e-2), out=tmp_path / "run")
+    lines = lines_of(tmp_path / "run" / "history.jsonl")
+    losses = [line["held_out/loss"] for line in lines]
+    assert len(losses) == 40
+    assert (result.lowest.loss, result.lowest.epoch) == (min(losses), 1 + losses.index(min(losses)))
+    assert result.lowest.loss < 0.85 * result.lowest.blind
+    assert lines[0]["held_out/blind_loss"] == lines[-1]["held_out/blind_loss"]
+    assert lines[-1]["train/loss"] < 0.8 * lines[0]["train/loss"]
+
+
+def test_the_run_folder_holds_the_encoder_and_a_picture(pictures: Path, tmp_path: Path) -> None:
+    result = pretrain(tiny(pictures), out=tmp_path / "run")
+    assert names_in(tmp_path / "run") == {
+        *("encoder.safetensors", "reconstructions.png", "pretrain.toml", "history.jsonl", "last")
+    }
+    assert result.encoder == tmp_path / "run" / "encoder.safetensors"
+    file = read_weights(result.encoder)
+    assert file.encoder == "tiny"
+    assert f"on 5 pictures of {pictures}, " in file.origin
+    assert file.origin.endswith("of 3 epochs, starting from nothing")
+    TinyEncoder().load_state_dict(file.weights)
+    with Image.open(tmp_path / "run" / "reconstructions.png") as sheet:
+        assert sheet.width == 3 * 64 + 2 * 4  # three columns, with gaps between them
+        columns = np.asarray(sheet)
+    seen, filled, whole = (columns[:, start : start + 64] for start in (0, 68, 136))
+    grey = (np.abs(seen.astype(int) - [124, 116, 104]) <= 1).all(axis=2)
+    assert 0.5 < grey.mean() < 0.7
+    assert (seen[~grey] == whole[~grey]).all()
+    assert (filled[~grey] == whole[~grey]).all()
+    assert (filled[grey] != whole[grey]).any()
+
+
+def test_the_encoder_has_the_statistics_of_whole_pictures(pictures: Path, tmp_path: Path) -> None:
+    result = pretrain(tiny(pictures, batch_size=8), out=tmp_path / "run")
+    weights = read_weights(result.encoder).weights
+    encoder = TinyEncoder()
+    encoder.load_state_dict(weights)
+    parts = prepare(tiny(pictures, batch_size=8))
+    parts.training_batches.go_to(0)
+    (batch,) = parts.training_batches
+    first = encoder.get_submodule("levels.0.0")(batch.targets)
+    running = weights["levels.0.1.running_mean"]
+    torch.testing.assert_close(running, first.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("action", [ask_to_stop, crash])
+@pytest.mark.parametrize("step", [1, 3, 4, 8, 9])
+def test_a_stopped_pretraining_ends_as_if_it_had_not_been_stopped(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    action: Callable[[Any], None],
+) -> None:
+    settings = tiny(pictures, state_steps=2)
+    pretrain(settings, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretrainer, "after_step", before_step(step, action))
+        with pytest.raises((StoppedBySignal, Crash)):
+            pretrain(settings, out=tmp_path / "run")
+    torch.rand(3)
+    resume(tmp_path / "run")
+    assert fate(tmp_path / "run") == fate(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("part", ["_until_stopped", "_whole_pictures"])
+def test_one_stopped_while_it_looks_at_pictures_goes_on_too(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    pretrain(tiny(pictures), out=tmp_path / "whole")
+    looking = getattr(Pretrainer, part)
+
+    def stopped(pretrainer: Pretrainer) -> Iterator[Any]:
+        ask_to_stop(pretrainer)  # type: ignore[arg-type]
+        return iter(looking(pretrainer))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretrainer, part, stopped)
+        with pytest.raises(StoppedBySignal, match=r"go on with: notan pretrain --resume .*run$"):
+            pretrain(tiny(pictures), out=tmp_path / "run")
+    resume(tmp_path / "run")
+    assert fate(tmp_path / "run") == fate(tmp_path / "whole")
+
+
+def test_a_finished_pretraining_is_not_trained_further(pictures: Path, tmp_path: Path) -> None:
+    result = pretrain(tiny(pictures), out=tmp_path / "run")
+    before = fate(tmp_path / "run")
+    assert resume(tmp_path / "run") == result
+    assert fate(tmp_path / "run") == before
+
+
+def test_one_killed_before_its_first_state_begins_again(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(tiny(pictures), out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretrainer, "after_step", before_step(4, crash))
+        with pytest.raises(Crash):
+            pretrain(tiny(pictures), out=tmp_path / "run")
+    assert "last" not in names_in(tmp_path / "run")
+    resume(tmp_path / "run")
+    assert fate(tmp_path / "run") == fate(tmp_path / "whole")
+
+
+def test_settings_and_pictures_that_make_another_run_are_refused(
+    pictures: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    pretrain(tiny(pictures), out=tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"pretrain.patch \(16 -> 8\), pretrain.seed \(0 -> 1\) would make it"
+    ):
+        resume(tmp_path / "run", settings=tiny(pictures, patch=8, seed=1))
+    others = drawn_folder / "val" / "images"
+    with pytest.raises(DataError, match=r"val/images: these are not the pictures that the run"):
+        resume(tmp_path / "run", settings=tiny(others))
+
+
+def test_pictures_that_were_moved_may_be_named_anew(pictures: Path, tmp_path: Path) -> None:
+    result = pretrain(tiny(pictures), out=tmp_path / "run")
+    moved = shutil.copytree(pictures, tmp_path / "moved")
+    assert resume(tmp_path / "run", settings=tiny(moved, workers=0)) == result
+
+
+def test_where_there_is_no_pretraining_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no pretraining here .*pretrain.toml is miss"):
+        resume(tmp_path)
+
+
+def test_damaged_states_are_not_begun_over(pictures: Path, tmp_path: Path) -> None:
+    pretrain(tiny(pictures), out=tmp_path / "run")
+    for path in (tmp_path / "run" / "last").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"no saved state in last/ can be read.* be used"):
+        resume(tmp_path / "run")
+    assert "encoder.safetensors" in names_in(tmp_path / "run")
+
+
+def test_a_folder_that_is_taken_is_left_alone_unless_told(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").touch()
+    with pytest.raises(ConfigError, match=r"something is here already; choose another --out"):
+        pretrain(tiny(pictures), out=tmp_path / "run")
+    pretrain(tiny(pictures), out=tmp_path / "run", overwrite=True)
+    assert {"mine.txt", "encoder.safetensors"} <= names_in(tmp_path / "run")
+
+
+def test_an_unknown_encoder_is_answered_with_the_nearest(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'resnet43': .*did you mean 'resnet34'\?"):
+        pretrain(tiny(pictures, encoder="resnet43"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_of_one_pixel_and_grey_ones_are_pictures_too(tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    Image.new("L", (1, 1), 77).save(folder / "grey.png")
+    Image.new("RGB", (1, 9), (200, 10, 10)).save(folder / "narrow.png")
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(folder / "sixteen.png")
+    result = pretrain(tiny(folder), out=tmp_path / "run")
+    assert np.isfinite(result.lowest.loss)
+
+
+def test_one_picture_is_too_few(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(pictures / "drawn-0030.png", tmp_path / "one")
+    with pytest.raises(DataError, match="only one picture; at least two are wanted"):
+        pretrain(tiny(tmp_path / "one"), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("cut", [0, 10, 200])
+def test_a_picture_that_cannot_be_read_is_named(pictures: Path, tmp_path: Path, cut: int) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    content = (folder / "drawn-0031.png").read_bytes()
+    (folder / "drawn-0031.png").write_bytes(content[:cut])
+    with pytest.raises(DataError, match=r"drawn-0031.png"):
+        pretrain(tiny(folder), out=tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_again_and_again_ends_it(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> LossValue:
+        value = reconstruction_loss(*arguments)
+        return value._replace(total=value.total * float("nan"))
+
+    monkeypatch.setattr("notan.pretrain.pretrainer.reconstruction_loss", broken)
+    with pytest.raises(DivergedError, match="the loss is no number"):
+        pretrain(tiny(pictures, epochs=9, most_returns=0), out=tmp_path / "run")
+    assert lines_of(tmp_path / "run" / "incidents.jsonl")[-1]["action"] == "stop"
+
+
+@pytest.mark.parametrize("good_writes", [0, 1, 2])
+def test_a_disk_that_fills_up_leaves_no_half_written_file(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good_writes: int
+) -> None:
+    calls = []
+
+    def filling(_: int) -> None:
+        calls.append(1)
+        if len(calls) > good_writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", filling)
+    with pytest.raises(StorageError, match=r"run/.*: could not be written \(No space left"):
+        pretrain(tiny(pictures), out=tmp_path / "run")
+    whole = ["pretrain.toml", "encoder.safetensors", "reconstructions.png"][:good_writes]
+    assert names_in(tmp_path / "run") == set(whole)
