@@ -110,6 +110,7 @@ def test_every_dependency_is_pinned_by_the_constraints_and_explained() -> None:
         "notan.predict.submission_check",
         "notan.data.formats",
         "notan.data.build",
+        "notan.auto",
         "notan.cli.main",
     ],
 )

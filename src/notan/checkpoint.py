@@ -47,6 +47,10 @@ class DataCard(Section):
     validation_hashes: tuple[str, ...] = ()
     validation_names: tuple[str, ...] | None = None
     """The validation split, where it was made by us and not by the data's own layout."""
+    unlabelled_pictures: int = 0
+    """Pictures without masks that were learned from too."""
+    unlabelled_fingerprint: str | None = None
+    unlabelled_hashes: tuple[str, ...] = ()
     median_size: tuple[int, int] | None = None
     """(height, width) in pixels that half of the training pictures exceed; None in older cards."""
 

@@ -128,20 +128,30 @@ class Seen:
         trained: The names of those that it was trained on, perhaps under other names.
         chosen: The names of those that its epoch, threshold and tidying were chosen on.
         known: Whether the model's card says what it has seen.
+        unmasked: The names of those that it has learned from without their masks.
     """
 
     pictures: int
     trained: tuple[str, ...]
     chosen: tuple[str, ...]
     known: bool
+    unmasked: tuple[str, ...] = ()
 
     def in_words(self) -> str:
         """Say what that means for a score."""
-        trained, chosen = (f"{len(n)} of {self.pictures}" for n in (self.trained, self.chosen))
+        trained, chosen, unmasked = (
+            f"{len(names)} of {self.pictures}"
+            for names in (self.trained, self.chosen, self.unmasked)
+        )
         if self.trained:
             return f"{SPOILT}: the model was trained on {trained} of these pictures"
         if self.chosen:
             return f"flattering: epoch and threshold were chosen on {chosen} of these pictures"
+        if self.unmasked:
+            return (
+                f"perhaps flattering: the model has learned from {unmasked} of these pictures, "
+                "without their masks"
+            )
         if self.known:
             return "the model has seen none of these pictures"
         return ScoreRules.seen
@@ -166,11 +176,14 @@ def find_seen(card: Card | None, source: Source) -> Seen:
     if card is None or not card.data.training_hashes:
         return Seen(len(source), (), (), known=False)
     hashes = dict(zip(source.names, source.hashes(), strict=True))
-    trained, chosen = (
+    data = card.data
+    trained, chosen, unmasked = (
         tuple(name for name, each in hashes.items() if each in known)
-        for known in ({*card.data.training_hashes}, {*card.data.validation_hashes})
+        for known in map(
+            frozenset, (data.training_hashes, data.validation_hashes, data.unlabelled_hashes)
+        )
     )
-    return Seen(len(source), trained, chosen, known=True)
+    return Seen(len(source), trained, chosen, known=True, unmasked=unmasked)
 
 
 def open_subject(

@@ -15,6 +15,7 @@ from notan.cli.train_flags import Learning, Network, Pictures, Place, settings_o
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from notan.auto import Suggestion
     from notan.train import TrainResult
 
 logger = logging.getLogger("notan")
@@ -49,6 +50,9 @@ def train(
     """
     flags = settings_of(pictures, network, learning)
     _refuse_mixed(place)
+    if place.write_recipe is not None:
+        _write_recipe(place.write_recipe, flags, overrides, overwrite=place.overwrite)
+        return
     result = (
         _start(place, flags, overrides)
         if place.resume is None
@@ -62,6 +66,13 @@ def _refuse_mixed(place: Place) -> None:
     """Refuse flags of a new run beside one that goes on, and the other way round."""
     from notan.errors import ConfigError
 
+    if place.auto and (place.recipe or place.resume):
+        other = "--recipe" if place.recipe else "--resume"
+        raise ConfigError(
+            f"--auto chooses the settings and {other} brings them: leave one of the two"
+        )
+    if place.write_recipe and not place.auto:
+        raise ConfigError("--write-recipe writes what --auto chooses: give --auto too")
     if place.resume is None and place.allow_changes:
         raise ConfigError("--allow-changes goes with --resume FOLDER; there is no run to change")
     if place.resume is not None and (place.recipe or place.out or place.overwrite):
@@ -88,8 +99,32 @@ def _start(place: Place, flags: Mapping[str, object], overrides: Sequence[str]) 
     from notan.config import load_run
     from notan.train import train as run_training
 
-    run = load_run(place.recipe, flags=flags, overrides=overrides)
-    return run_training(run, out=place.out, overwrite=place.overwrite)
+    if place.auto:
+        chosen = _suggest(flags, overrides)
+        run, recipe = chosen.run, chosen.recipe
+    else:
+        run, recipe = load_run(place.recipe, flags=flags, overrides=overrides), None
+    return run_training(run, out=place.out, overwrite=place.overwrite, recipe=recipe)
+
+
+def _suggest(flags: Mapping[str, object], overrides: Sequence[str]) -> Suggestion:
+    from notan.auto import suggest
+
+    chosen = suggest(flags=flags, overrides=overrides)
+    print(chosen.sentences, flush=True)
+    return chosen
+
+
+def _write_recipe(
+    path: Path, flags: Mapping[str, object], overrides: Sequence[str], *, overwrite: bool
+) -> None:
+    from notan.errors import ConfigError
+    from notan.files import write_bytes
+
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path}: something is here already; choose another, or --overwrite it")
+    write_bytes(path, _suggest(flags, overrides).recipe.encode())
+    print(f"Train it with: notan train --recipe {shlex.quote(str(path))}")
 
 
 def _go_on(

@@ -37,11 +37,15 @@ class Pictures:
 
     Attributes:
         data_path: The folder with the pictures and masks.
+        unlabelled: A folder of more such pictures, without masks, to learn from too: what the
+            model's moving average is sure of in them is taken as true. Copies of pictures of the
+            other parts are left out. loss.consistency=1 is its weight.
         border: What the border of Oxford's trimaps counts as; other masks have none.
         image_size: Side of the square that pictures are resized to, in pixels.
     """
 
     data_path: DataPath = sets("data.path")
+    unlabelled: Annotated[Path | None, shows("none", "FOLDER")] = sets("train.unlabelled")
     border: Annotated[
         Literal["figure", "ground", "ignore"] | None,
         shows(DEFAULT.data.border, "figure|ground|ignore"),
@@ -115,6 +119,10 @@ class Place:
     """Where the run begins and where it is kept.
 
     Attributes:
+        auto: Look at the training pictures and at this machine, choose the settings, say why, and
+            keep them with the run as auto.toml; flags and settings given beside it stand.
+        write_recipe: With --auto: write the recipe here and train nothing, to be looked at, changed
+            and trained with --recipe.
         recipe: A .toml file of settings, such as recipes/oxford-unet.toml.
         out: Where the run is kept.
         overwrite: Replace the run that is already in --out.
@@ -123,6 +131,8 @@ class Place:
         allow_changes: Go on with --resume even if changed settings or pictures make it another run.
     """
 
+    auto: bool = False
+    write_recipe: Annotated[Path | None, shows("none", "FILE")] = None
     recipe: Annotated[Path | None, shows("none", "FILE")] = None
     out: Annotated[Path | None, shows("a fresh folder under runs/", "FOLDER")] = None
     overwrite: bool = False

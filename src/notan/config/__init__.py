@@ -1,6 +1,7 @@
 """Every setting of a run, and how a recipe, flags and overrides become one Run."""
 
 from notan.config.load import (
+    asked_settings,
     changed_settings,
     first_problem,
     load_run,
@@ -30,6 +31,7 @@ __all__ = [
     "Pretraining",
     "Run",
     "Train",
+    "asked_settings",
     "changed_settings",
     "first_problem",
     "load_run",

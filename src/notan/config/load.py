@@ -55,12 +55,38 @@ def load_settings(
         ConfigError: The recipe is missing or not TOML, or a name or value does not exist or fit.
     """
     settings = _read_recipe(recipe) if recipe else {}
-    for name, value in (flags or {}).items():
+    _add(settings, flags or {}, overrides)
+    return _checked(kind, settings)
+
+
+def asked_settings(
+    *, flags: Mapping[str, object] | None = None, overrides: Sequence[str] = ()
+) -> dict[str, object]:
+    """Return what flags and overrides ask for and nothing else: dotted name -> value, as in a Run.
+
+    Args:
+        flags: As for ``load_run``.
+        overrides: As for ``load_run``.
+
+    Raises:
+        ConfigError: A name or value does not exist or fit.
+    """
+    settings: dict[str, Any] = {}
+    _add(settings, flags or {}, overrides)
+    values = _flat(_checked(Run, settings).model_dump())
+    return {name: values[name] for name in _flat(settings)}
+
+
+def _add(settings: dict[str, Any], flags: Mapping[str, object], overrides: Sequence[str]) -> None:
+    for name, value in flags.items():
         if value is not None:
             _put(settings, name, value)
     for word in overrides:
         name, value = _split_override(word)
         _put(settings, name, value)
+
+
+def _checked(kind: type[Settings], settings: dict[str, Any]) -> Settings:
     try:
         return kind.model_validate(settings)
     except ValidationError as error:

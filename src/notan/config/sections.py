@@ -90,6 +90,7 @@ class Augment(Section):
 
 
 WIDTH_ON_AN_ENCODER = 16
+DECAY_BESIDE_UNLABELLED = 0.99
 
 
 class Model(Section):
@@ -124,6 +125,8 @@ class LossTerms(Section):
     lovasz: Weight = 0.0
     teacher: Weight = 1.0
     """Of the teacher's probabilities, where ``train.teacher`` names one."""
+    consistency: Weight = 1.0
+    """Of what the average says of pictures without masks, where ``train.unlabelled`` names some."""
     focal_gamma: Weight = 2.0
     tversky_alpha: Weight = 0.3
     tversky_beta: Weight = 0.7
@@ -157,7 +160,8 @@ class Train(Section):
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 5.0
     """Largest norm of the gradient of all weights together; None: any."""
     average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Keep a moving average of the weights too, and save whichever scores better."""
+    """Keep a moving average of the weights too, and save whichever scores better. 0.99 where
+    pictures without masks are named, as it is the average that answers them."""
     pretrained: bool = False
     """Start the encoder from its published weights; False: from scratch."""
     encoder_weights: Path | None = None
@@ -175,6 +179,10 @@ class Train(Section):
     (``frozen``), which batches of a few pictures are too small to replace."""
     teacher: Path | None = None
     """A model file to learn from beside the true masks; None: from the masks alone."""
+    unlabelled: Path | None = None
+    """A folder of pictures without masks to learn from too; None: from those with masks alone."""
+    consistency_ramp: Fraction = 0.2
+    """The share of the epochs over which ``loss.consistency`` rises from nothing."""
     guard: bool = True
     """Watch for losses that are no numbers or that jump, skip them, go back if they persist."""
     most_returns: Annotated[int, Field(ge=0)] = 5
@@ -191,6 +199,13 @@ class Train(Section):
     """Validation pictures shown in TensorBoard."""
     tensorboard: bool = True
     """Write TensorBoard events where the package is installed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _averaged_beside_unlabelled(cls, settings: object) -> object:
+        if isinstance(settings, dict) and settings.get("unlabelled") is not None:
+            return {"average_decay": DECAY_BESIDE_UNLABELLED, **settings}
+        return settings
 
 
 class Run(Section):

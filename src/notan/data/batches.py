@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from notan.data.transforms import vary
+from notan.data.unlabelled import Unlabelled, UnlabelledKey, UnlabelledPictures, join_unlabelled
 from notan.errors import NotanError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Batch(NamedTuple):
         valid: float32, (n, 1, h, w), 0 = ignored or padding.
         truths: One for each picture.
         soft: float32, (n, 1, h, w), 0..1: what a teacher says; None: none was asked.
+        unlabelled: Pictures without masks that the step sees too; None: none.
     """
 
     images: Images
@@ -56,6 +58,7 @@ class Batch(NamedTuple):
     valid: Masks
     truths: tuple[Truth, ...]
     soft: Probabilities | None = None
+    unlabelled: Unlabelled | None = None
 
 
 class Pictures(Dataset["Batch | NotanError"]):
@@ -114,6 +117,37 @@ class EvenBatches(Sampler[list[Key]]):
             yield [(self.epoch, int(index)) for index in part]
 
 
+class Beside(Dataset["Batch | Unlabelled | NotanError"]):
+    """Pictures with masks, and pictures without, each by the keys of its own kind."""
+
+    def __init__(self, pictures: Pictures, unlabelled: UnlabelledPictures) -> None:
+        self.pictures = pictures
+        self.unlabelled = unlabelled
+
+    def __getitem__(self, key: Key | UnlabelledKey) -> Batch | Unlabelled | NotanError:
+        """Read one picture of either kind."""
+        if isinstance(key, UnlabelledKey):
+            return self.unlabelled[key]
+        return self.pictures[key]
+
+
+class BesideBatches(Sampler["list[Key | UnlabelledKey]"]):
+    """The batches of pictures with masks, each with as many pictures without at its end."""
+
+    def __init__(self, order: EvenBatches, unlabelled: UnlabelledPictures, size: int) -> None:
+        self.order = order
+        self.unlabelled = unlabelled
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[list[Key | UnlabelledKey]]:
+        first = self.order.epoch * len(self.order) + self.order.first
+        for step, keys in enumerate(self.order, start=first):
+            yield [*keys, *self.unlabelled.keys(step, self.size)]
+
+
 def one_batch(sample: Sample, preprocessor: Preprocessor) -> Batch:
     """Turn a sample into a batch of one picture."""
     image, placement = preprocessor(sample.image)
@@ -127,18 +161,22 @@ def one_batch(sample: Sample, preprocessor: Preprocessor) -> Batch:
     )
 
 
-def join(items: Sequence[Batch | NotanError]) -> Batch | NotanError:
+def join(items: Sequence[Batch | Unlabelled | NotanError]) -> Batch | NotanError:
     """Put batches of one model size together into one; an error among them wins."""
-    batches: list[Batch] = []
+    batches, unlabelled = list[Batch](), list[Unlabelled]()
     for item in items:
         if isinstance(item, NotanError):
             return item
-        batches.append(item)
+        if isinstance(item, Batch):
+            batches.append(item)
+        else:
+            unlabelled.append(item)
     return Batch(
         torch.cat([batch.images for batch in batches]),
         torch.cat([batch.targets for batch in batches]),
         torch.cat([batch.valid for batch in batches]),
         tuple(truth for batch in batches for truth in batch.truths),
+        unlabelled=join_unlabelled(unlabelled) if unlabelled else None,
     )
 
 
@@ -153,6 +191,7 @@ class BatchLoader:
         shuffle: bool,
         workers: int = 0,
         pin_memory: bool = False,
+        unlabelled: UnlabelledPictures | None = None,
     ) -> None:
         """Prepare to read.
 
@@ -162,14 +201,20 @@ class BatchLoader:
             shuffle: Whether each epoch has an order of its own.
             workers: Processes that read; 0 reads in this one.
             pin_memory: Whether batches go to page-locked memory, for faster copies to a GPU.
+            unlabelled: Pictures without masks, of which each batch gets up to ``batch_size`` too.
         """
         self._order = EvenBatches(
             len(pictures.source), batch_size, seed=pictures.seed, shuffle=shuffle
         )
+        dataset: Dataset[Any] = pictures
+        order: Sampler[Any] = self._order
+        if unlabelled is not None:
+            dataset = Beside(pictures, unlabelled)
+            order = BesideBatches(self._order, unlabelled, batch_size)
         self._open: Callable[[], DataLoader[Batch | NotanError]] = partial(
             DataLoader,
-            pictures,
-            batch_sampler=self._order,
+            dataset,
+            batch_sampler=order,
             num_workers=workers,
             collate_fn=join,
             pin_memory=pin_memory,

@@ -80,7 +80,7 @@ class FileSource(Source):
         Raises:
             DataError: A file cannot be read.
         """
-        return [_hash_file(pair.image) for pair in self.pairs]
+        return [hash_file(pair.image) for pair in self.pairs]
 
     def sizes(self) -> list[Size]:
         """Return the (height, width) of each picture, from its file's header.
@@ -99,7 +99,12 @@ class FileSource(Source):
         return FileSource([pair for pair in self.pairs if pair.name in names], self.read_labels)
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return a short hash of a picture's file, from its size and its two ends.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

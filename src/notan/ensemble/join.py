@@ -303,6 +303,7 @@ def _data(cards: Sequence[Card], source: Source) -> DataCard:
     first = cards[0].data
     trained = {each for card in cards for each in card.data.training_hashes}
     chosen = {each for card in cards for each in card.data.validation_hashes}
+    unlabelled = {each for card in cards for each in card.data.unlabelled_hashes}
     prints = sorted({card.data.training_fingerprint for card in cards})
     all_prints = hashlib.sha256("\n".join(prints).encode()).hexdigest()[:16]
     # one member that does not say is enough: nothing is known then
@@ -312,6 +313,9 @@ def _data(cards: Sequence[Card], source: Source) -> DataCard:
             "training_pictures": len(trained) if known else first.training_pictures,
             "training_fingerprint": prints[0] if len(prints) == 1 else all_prints,
             "training_hashes": tuple(sorted(trained)) if known else (),
+            "unlabelled_pictures": len(unlabelled),
+            "unlabelled_fingerprint": None,  # perhaps of several folders
+            "unlabelled_hashes": tuple(sorted(unlabelled)),
             "validation_pictures": len(source),
             "validation_fingerprint": fingerprint(source),
             "validation_hashes": tuple(sorted(chosen | set(source.hashes()))),

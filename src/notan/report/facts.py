@@ -83,6 +83,8 @@ def _terms(run: Run) -> Iterator[tuple[str, float]]:
     yield from run.loss.weights.items()
     if run.train.teacher:
         yield f"teacher ({run.train.teacher})", run.loss.teacher
+    if run.train.unlabelled:
+        yield f"consistency ({run.train.unlabelled})", run.loss.consistency
 
 
 def _split_facts(report: Report) -> dict[str, str]:
@@ -90,9 +92,11 @@ def _split_facts(report: Report) -> dict[str, str]:
     if card is None:
         return {"Border": f"{report.run.run.data.border}, where the masks have one"}
     chosen = " (set aside by the seed)" if card.data.validation_names else ""
+    more = card.data.unlabelled_pictures
     return {
         "Split": f"{card.data.training_pictures} to train on, "
-        f"{card.data.validation_pictures} to validate on{chosen}",
+        f"{card.data.validation_pictures} to validate on{chosen}"
+        f"{f', {more} without masks' if more else ''}",
         "Border": BORDER_WORDS[card.border or "none"],
     }
 

@@ -227,7 +227,7 @@ def _write_figures(folder: Path, report: Report, charts: Mapping[str, Figure]) -
 
 def _card(card: Card) -> dict[str, Any]:
     """Leave out of a card what is there already, and the lists that are as long as the data."""
-    long = {"training_hashes", "validation_hashes", "validation_names"}
+    long = {"training_hashes", "validation_hashes", "unlabelled_hashes", "validation_names"}
     return card.model_dump(mode="json", exclude={"run": True, "data": long})
 
 

@@ -39,11 +39,13 @@ class EncoderStart:
         words: For the card: which encoder, and what its weights were learned from.
         training_hashes: Of pictures that they have learned with their masks.
         validation_hashes: Of pictures that they were chosen on.
+        unlabelled_hashes: Of pictures that they have learned from without masks.
     """
 
     words: str
     training_hashes: tuple[str, ...] = ()
     validation_hashes: tuple[str, ...] = ()
+    unlabelled_hashes: tuple[str, ...] = ()
 
     def seen_too(self, data: DataCard, validation: Source) -> DataCard:
         """Add to a training's pictures those that the encoder has learned with their masks.
@@ -168,6 +170,7 @@ def _start_from_checkpoint(
         f"{name}, trained with masks {_named(file)}{before}",
         card.data.training_hashes,
         card.data.validation_hashes,
+        card.data.unlabelled_hashes,
     )
 
 

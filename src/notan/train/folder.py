@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from notan.errors import ConfigError
-from notan.files import storage_errors
+from notan.files import storage_errors, write_bytes
 from notan.train.log import (
     BEST,
     CONTENT,
@@ -17,6 +17,7 @@ from notan.train.log import (
     FIGURES,
     HISTORY,
     PAGE,
+    RECIPE,
     SETTINGS,
     SPLIT,
 )
@@ -85,7 +86,7 @@ def _remove_unfinished(folder: Path, names: Sequence[str]) -> None:
     """Remove the temporary files that a killed run was writing when it ended."""
     with storage_errors(folder):
         for path in (
-            *(path for name in names for path in folder.glob(f".{name}.*")),
+            *(path for name in (*names, RECIPE) for path in folder.glob(f".{name}.*")),
             *(folder / STATES).glob(".*.safetensors.*"),
             *(folder / FIGURES).glob(".*.png.*"),
         ):
@@ -130,3 +131,16 @@ def clear_folder(folder: Path, files: Sequence[str] = FILES) -> None:
     StateFolder(folder / STATES).clear()
     for inner in (EVENTS, FIGURES):
         shutil.rmtree(folder / inner, ignore_errors=True)
+
+
+def put_recipe(folder: Path, recipe: str | None) -> None:
+    """Write the recipe that chose a run's settings, or remove that of an earlier run.
+
+    Raises:
+        StorageError: The folder may not be changed.
+    """
+    if recipe is not None:
+        write_bytes(folder / RECIPE, recipe.encode())
+        return
+    with storage_errors(folder):
+        (folder / RECIPE).unlink(missing_ok=True)

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from notan.data.sample import Source
 
 
+HASHES = ("training_hashes", "validation_hashes", "unlabelled_hashes")
+
+
 class Knowing(Protocol):
     """Whatever has learned from pictures, and says from which by their content."""
 
@@ -22,13 +25,17 @@ class Knowing(Protocol):
     def validation_hashes(self) -> tuple[str, ...]:
         """Of pictures that it was chosen on."""
 
+    @property
+    def unlabelled_hashes(self) -> tuple[str, ...]:
+        """Of pictures that it has learned from without their masks."""
+
 
 def seen_too(data: DataCard, other: Knowing) -> DataCard:
     """Add to a model's pictures those that it knows through another."""
     return data.model_copy(
         update={
             name: tuple(dict.fromkeys((*getattr(data, name), *getattr(other, name))))
-            for name in ("training_hashes", "validation_hashes")
+            for name in HASHES
         }
     )
 

@@ -22,6 +22,9 @@ logger = logging.getLogger("notan")
 BEST = "best.safetensors"
 HISTORY = "history.jsonl"
 SETTINGS = "run.toml"
+RECIPE = "auto.toml"
+"""What chose the settings, where notan train --auto did, with its reasons."""
+
 SPLIT = "validation.txt"
 EVENTS = "tensorboard"
 PAGE, CONTENT, FIGURES = "report.html", "report.json", "report"

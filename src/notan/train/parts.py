@@ -30,11 +30,13 @@ from notan.runtime import (
     seed_everything,
 )
 from notan.train.average import WeightAverage
+from notan.train.consistency import Consistency, build_consistency
 from notan.train.encoder_start import EncoderStart, start_encoder
 from notan.train.freezing import Freezing, build_freezing
 from notan.train.optim import Schedule, build_optimizer
 from notan.train.steps import Optimization
 from notan.train.teacher import load_teacher, require_not_taught
+from notan.train.unlabelled import open_unlabelled, with_unlabelled
 from notan.version import __version__
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from notan.config import Border, Run
     from notan.data.sample import Source
+    from notan.data.unlabelled import UnlabelledPictures
     from notan.train.teacher import Teacher
 
 logger = logging.getLogger("notan")
@@ -69,6 +72,7 @@ class Parts:
         average: The moving average of the weights, where one is kept.
         teacher: The model that is learned from beside the masks, where there is one.
         start: Where the encoder's weights came from, where it did not begin from scratch.
+        consistency: What is learned from pictures without masks, where there are some.
     """
 
     run: Run
@@ -86,6 +90,7 @@ class Parts:
     average: WeightAverage | None
     teacher: Teacher | None
     start: EncoderStart | None
+    consistency: Consistency | None
 
     def card(self, epoch: int, scores: Mapping[str, float]) -> Card:
         """Return the card of a checkpoint of this training."""
@@ -123,9 +128,11 @@ class Parts:
 
     def describe(self) -> str:
         """Say in a line what will be trained on what, where."""
+        more = self.data_card.unlabelled_pictures
         return (
             f"{type(self.model).__name__}, {self.parameters:,} parameters; "
-            f"{len(self.training)} pictures to train on, {len(self.validation)} to validate on; "
+            f"{len(self.training)} pictures to train on, {len(self.validation)} to validate on"
+            f"{f', {more} without masks' if more else ''}; "
             f"{self.device}, {self.optimization.precision}"
             f"{f'; {frozen}' if (frozen := str(self.optimization.freezing)) else ''}"
             f"{f'; taught by {self.run.train.teacher}' if self.teacher else ''}"
@@ -170,6 +177,8 @@ def prepare(
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training, validation, data_card = _open_sources(run, training, validation)
     _require_statistics(run, preprocessor, len(training))
+    unlabelled = open_unlabelled(run, preprocessor, data_card)
+    data_card = with_unlabelled(data_card, unlabelled)
     if start:
         data_card = start.seen_too(data_card, validation)
     teacher = load_teacher(run, preprocessor, precision, border=_border(run, data_card))
@@ -177,7 +186,9 @@ def prepare(
         require_not_taught(teacher, run.train.teacher, validation)
         data_card = teacher.seen_too(data_card)
     decay = run.train.average_decay
-    batches = _load(run, device, preprocessor, training, validation, transform)
+    average = WeightAverage(network, decay) if decay is not None else None
+    batches = _load(run, device, preprocessor, training, validation, transform, unlabelled)
+    steps = len(batches[0])
     return Parts(
         run=run,
         model=network,
@@ -190,10 +201,13 @@ def prepare(
         training_batches=batches[0],
         validation_batches=batches[1],
         loss=_build_loss(run),
-        optimization=build_optimization(run, network, precision, len(batches[0]), freezing),
-        average=WeightAverage(network, decay) if decay is not None else None,
+        optimization=build_optimization(run, network, precision, steps, freezing),
+        average=average,
         teacher=teacher,
         start=start,
+        consistency=build_consistency(run, precision, average, teacher, steps_per_epoch=steps)
+        if unlabelled
+        else None,
     )
 
 
@@ -267,6 +281,7 @@ def _load(
     training: Source,
     validation: Source,
     transform: Callable[..., Mapping[str, Any]] | None,
+    unlabelled: UnlabelledPictures | None,
 ) -> tuple[BatchLoader, BatchLoader]:
     size = run.preprocess.image_size
     transforms = (
@@ -277,7 +292,14 @@ def _load(
     pin = device.type == "cuda"
     batch_size = run.train.batch_size
     return (
-        BatchLoader(varied, batch_size, shuffle=True, workers=workers, pin_memory=pin),
+        BatchLoader(
+            varied,
+            batch_size,
+            shuffle=True,
+            workers=workers,
+            pin_memory=pin,
+            unlabelled=unlabelled,
+        ),
         BatchLoader(Pictures(validation, preprocessor), batch_size, shuffle=False, workers=workers),
     )
 

@@ -12,7 +12,7 @@ from notan.train.progress import restore_weights, weights_of
 from notan.train.steps import ADVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from notan.data.batches import Batch
@@ -71,7 +71,7 @@ class Recovery:
         verdict = self.guard.judge(loss, gradient_norm)
         if verdict is None:
             return True
-        pictures = tuple(truth.name for truth in batch.truths)
+        pictures = names_of(batch)
         self._act(
             verdict,
             _place(progress),
@@ -99,7 +99,11 @@ class Recovery:
             self._return()
 
     def after_epoch(
-        self, progress: Progress, loss: float | None, blank: DivergedError | None
+        self,
+        progress: Progress,
+        loss: float | None,
+        blank: DivergedError | None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         """Judge an epoch after its validation, and do what the verdict asks for.
 
@@ -107,6 +111,7 @@ class Recovery:
             progress: At the end of the epoch.
             loss: What it gave; None where the network answered a picture with no number.
             blank: What was raised then.
+            weights: Of the terms that its training is judged by; None: by the whole loss.
 
         Raises:
             DivergedError: The training has gone back as often as it may, or there is no guard
@@ -117,7 +122,7 @@ class Recovery:
             if blank:
                 raise blank
             return
-        training = progress.means.result().get("loss")
+        training = _judged(progress.means.result(), weights)
         verdict = self.guard.judge_epoch(training, loss)
         if verdict is None:
             return
@@ -166,6 +171,13 @@ class Recovery:
             )
 
 
+def _judged(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> float | None:
+    """Return the mean loss of an epoch, of some terms only where weights name them."""
+    if weights is None or not losses:
+        return losses.get("loss")
+    return sum(weight * losses[name] for name, weight in weights.items())
+
+
 def is_before(incident: dict[str, Any], progress: Progress) -> bool:
     """Say whether an incident was before a place in the training, and will not come again."""
     if incident["batch"] is None:
@@ -185,10 +197,16 @@ def _place(progress: Progress) -> str:
     return f"epoch {progress.epoch}, batch {progress.batch + 1}"
 
 
+def names_of(batch: Batch) -> tuple[str, ...]:
+    """Return the pictures of a step, those with masks first."""
+    more = batch.unlabelled.names if batch.unlabelled else ()
+    return (*(truth.name for truth in batch.truths), *more)
+
+
 def describe(batch: Batch, value: LossValue, gradient_norm: float) -> str:
     """Say in a few words which batch it was and what it gave."""
     terms = ", ".join(f"{name} {term.item():.4g}" for name, term in value.terms.items())
-    names = _names([truth.name for truth in batch.truths])
+    names = _names(names_of(batch))
     return f"loss of {names}: {terms}; gradient norm {gradient_norm:.4g}"
 
 

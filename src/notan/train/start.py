@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from notan.config import changed_settings, load_run
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.files import fresh_folder
-from notan.train.folder import STATES, claim_folder, clear_folder, locked
+from notan.train.folder import STATES, claim_folder, clear_folder, locked, put_recipe
 from notan.train.log import BEST, SETTINGS
 from notan.train.parts import prepare
 from notan.train.progress import fingerprints
@@ -43,7 +43,7 @@ HARMLESS = {
 }
 """Settings that may differ when a run goes on: they decide where and how long, not what."""
 
-MOVED = {"train.teacher"}
+MOVED = {"train.teacher", "train.unlabelled"}
 """Files that may lie elsewhere by then; the state says whether they are the same."""
 
 
@@ -52,6 +52,7 @@ def train(
     *,
     out: Path | None = None,
     overwrite: bool = False,
+    recipe: str | None = None,
     training: Source | None = None,
     validation: Source | None = None,
     model: nn.Module | None = None,
@@ -63,6 +64,8 @@ def train(
         run: All settings.
         out: The run folder; None takes a fresh one under ``runs/``.
         overwrite: Replace a run that is already in ``out``.
+        recipe: The text that the settings came from, with its comments; kept beside them as
+            auto.toml.
         training: Pictures of your own instead of those of ``run.data``.
         validation: Likewise; both or neither.
         model: A module of your own instead of ``run.model``: (n, 3, h, w) to logits
@@ -82,6 +85,7 @@ def train(
     parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
     with locked(folder):
         clear_folder(folder)  # only now: a wrong setting must not cost the earlier run
+        put_recipe(folder, recipe)
         return Trainer(parts, folder).train()
 
 
@@ -111,7 +115,7 @@ def resume(
 
     Raises:
         ConfigError: There is no run, or other settings or another teacher make it another one.
-        DataError: The pictures are not those of the run.
+        DataError: The pictures, with masks or without, are not those of the run.
         CheckpointError: Every saved state is damaged; the folder is left as it is.
         DivergedError: The loss is no number or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
@@ -143,6 +147,7 @@ def resume(
         elif not allow_changes:
             _refuse_other_pictures(parts, tree)
             _refuse_another_teacher(parts, tree)
+            _refuse_other_unlabelled(parts, tree)
         return Trainer(parts, folder).train(tree)
 
 
@@ -166,9 +171,10 @@ def _require_no_states(folder: Path, states: StateFolder) -> None:
 
 def _changes(stored: Run, run: Run) -> list[str]:
     """Say which settings have changed; return those that make it another run."""
-    harmless = (
-        HARMLESS | MOVED | ({"train.epochs"} if run.train.schedule == "exponential" else set())
-    )
+    harmless = HARMLESS | MOVED
+    # the cosine, and the rise of the weight of pictures without masks, end with the epochs
+    if run.train.schedule == "exponential" and run.train.unlabelled is None:
+        harmless |= {"train.epochs"}
     changed = changed_settings(stored, run)
     for name, (before, now) in changed.items():
         logger.info("changed since the run began: %s, %s -> %s", name, before, now)
@@ -193,6 +199,15 @@ def _refuse_another_teacher(parts: Parts, tree: dict[str, Any]) -> None:
         raise ConfigError(
             f"train.teacher = {parts.run.train.teacher}: this is not the teacher that the run "
             "began with; give that one, or go on all the same with --allow-changes"
+        )
+
+
+def _refuse_other_unlabelled(parts: Parts, tree: dict[str, Any]) -> None:
+    if tree.get("unlabelled") != parts.data_card.unlabelled_fingerprint:
+        raise DataError(
+            f"train.unlabelled = {parts.run.train.unlabelled}: these are not the pictures without "
+            "masks that the run began with; give their folder with --unlabelled, or go on all the "
+            "same with --allow-changes"
         )
 
 

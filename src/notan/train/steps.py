@@ -14,6 +14,7 @@ from tqdm import tqdm
 from notan.decision import sigmoid
 from notan.errors import DivergedError
 from notan.metrics import Counts
+from notan.train.consistency import add_agreement
 from notan.train.freezing import Freezing
 
 if TYPE_CHECKING:
@@ -177,13 +178,24 @@ def train_step(
 def compute_loss(
     model: nn.Module, batch: Batch, loss: Criterion, precision: Precision
 ) -> LossValue:
-    """Run the network on a batch, on its device and in its arithmetic."""
-    images = batch.images.to(precision.device, memory_format=torch.channels_last, non_blocking=True)
-    targets = batch.targets.to(precision.device, non_blocking=True)
-    valid = batch.valid.to(precision.device, non_blocking=True)
+    """Run the network on a batch, on its device and in its arithmetic.
+
+    Pictures without masks go through it together with those that have some, as they did in both
+    papers that ``Consistency`` follows: batch norm then has one mean of both kinds, and its running
+    one, which predicts, is of the very values that training normalised by.
+    """
+    device, unlabelled = precision.device, batch.unlabelled
+    images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    if unlabelled is not None:
+        varied = unlabelled.varied.to(device, memory_format=torch.channels_last, non_blocking=True)
+        images = torch.cat([images, varied])
+    targets = batch.targets.to(device, non_blocking=True)
+    valid = batch.valid.to(device, non_blocking=True)
     with precision.autocast():
         logits = model(images)
-    return loss(logits, targets, valid, batch.soft)
+    count = len(batch.images)
+    value = loss(logits[:count], targets, valid, batch.soft)
+    return value if unlabelled is None else add_agreement(value, logits[count:], unlabelled)
 
 
 def _gradient_norm(model: nn.Module, optimization: Optimization) -> float:

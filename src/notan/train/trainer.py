@@ -132,6 +132,8 @@ class Trainer(Loop):
         parts.training_batches.go_to(progress.epoch, progress.batch)
         with self._show_progress() as self.bar:
             batches = parts.teacher.mark(self.bar) if parts.teacher else self.bar
+            if parts.consistency:
+                batches = parts.consistency.mark(batches, first=progress.step)
             with parts.optimization.freezing.during(progress.epoch):
                 train_epoch(parts.model, batches, parts.loss, parts.optimization, self)
         try:
@@ -145,7 +147,9 @@ class Trainer(Loop):
         log.epoch(progress.epoch, _history(progress, validations, rate, seconds))
         logger.info("%s  %.1f s", self._in_words(validations), seconds)
         loss = validations[0].losses["loss"] if validations else None
-        self.recovery.after_epoch(progress, loss, self.blank)
+        # by the masks alone: what others add grows with its weight, and the sum may with it
+        weights = parts.loss.weights if parts.consistency else None
+        self.recovery.after_epoch(progress, loss, self.blank, weights)
         progress.seconds = seconds
         progress.next_epoch()
         self.recovery.keep()

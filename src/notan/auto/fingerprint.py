@@ -1,0 +1,202 @@
+"""Fingerprint: the numbers of a data folder that decide how to train on it.
+
+Only the training pictures are opened; of the validation pictures the number is known, of the test
+pictures nothing.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from statistics import median, median_low
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from notan.auto.thickness import thickness
+from notan.data.build import makes_validation, open_split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from notan.config import Data
+    from notan.data.files import FileSource
+    from notan.data.sample import Sample
+    from notan.types import Size
+
+THREADS = 4
+MOST_PICTURES = 200
+"""So many are opened, spread over a larger folder: the medians hardly move any more."""
+
+THIN_SHARE, USUAL_SHARE = 0.2, 0.5
+GREY_LEVELS = 2.0
+"""How far apart the channels of a grey picture may lie: JPEG tints it by a level or two."""
+
+FEWEST_FOR_UPRIGHT = 20
+CHANCE = 2.0
+"""Standard errors from which a mean is no chance any more."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the training pictures are like; widths and sizes in their own pixels.
+
+    Attributes:
+        training: Training pictures.
+        validation: Validation pictures.
+        makes_validation: Whether those are taken from the training pictures, for want of any.
+        opened: Training pictures that were opened for the numbers below.
+        size: Median (height, width).
+        usual_size: (height, width) that three in four pictures do not exceed.
+        largest: (height, width) of the picture with the most pixels.
+        coverage: Median share of figure, of the masks that have any; 0 where none has.
+        empty: Share of masks without figure.
+        full: Share of masks that are nothing but figure.
+        width: How wide half of the figure is at most, the median over pictures; None without
+            figure.
+        thin: Likewise of the thinnest fifth of the figure.
+        grey: Whether the pictures have no colour.
+        upright: Whether they have a top and a bottom as far as can be seen: figures or light lie
+            higher or lower than chance would put them. True also where they are too few to say.
+    """
+
+    training: int
+    validation: int
+    makes_validation: bool
+    opened: int
+    size: Size
+    usual_size: Size
+    largest: Size
+    coverage: float
+    empty: float
+    full: float
+    width: float | None
+    thin: float | None
+    grey: bool
+    upright: bool
+
+    def in_words(self) -> str:
+        """Say in a line or two what was seen."""
+        height, width = self.size
+        figure = (
+            "no figure in any mask"
+            if self.width is None or self.thin is None
+            else f"figure on {self.coverage:.1%} of a picture, some {self.width:.0f} px wide, its "
+            f"thinnest fifth {self.thin:.0f} px"
+        )
+        return (
+            f"{self.training} training and {self.validation} validation pictures, "
+            f"{height}x{width} (height x width) in the middle, "
+            f"{'grey' if self.grey else 'in colour'}; {figure}"
+        )
+
+
+class _Look(NamedTuple):
+    """One picture in numbers; those of the figure are None without any."""
+
+    coverage: float
+    width: float | None
+    thin: float | None
+    height_of_figure: float | None
+    height_of_light: float
+    colour: float
+
+
+def take_fingerprint(data: Data, *, seed: int) -> Fingerprint:
+    """Open training pictures and measure them, with a progress bar where it takes a while.
+
+    Args:
+        data: Where the data are and how to read them.
+        seed: The run's, which decides the validation split where the data have none.
+
+    Raises:
+        ConfigError: No data folder was given.
+        DataError: It is missing, holds no training pairs, or a file in it cannot be read.
+    """
+    training = open_split(data, "train", seed=seed)
+    validation = open_split(data, "validation", seed=seed)
+    looks = _look_at(training)
+    heights, widths = (np.array(sides) for sides in zip(*training.sizes(), strict=True))
+    largest = int(np.argmax(heights * widths))
+    with_figure = [look for look in looks if look.coverage > 0]
+    return Fingerprint(
+        training=len(training),
+        validation=len(validation),
+        makes_validation=makes_validation(data),
+        opened=len(looks),
+        size=(median_low(heights.tolist()), median_low(widths.tolist())),
+        usual_size=(_upper_quarter(heights.tolist()), _upper_quarter(widths.tolist())),
+        largest=(int(heights[largest]), int(widths[largest])),
+        coverage=median(look.coverage for look in with_figure) if with_figure else 0.0,
+        empty=1 - len(with_figure) / len(looks),
+        full=sum(look.coverage == 1 for look in looks) / len(looks),
+        width=_middle([look.width for look in looks]),
+        thin=_middle([look.thin for look in looks]),
+        grey=median(look.colour for look in looks) <= GREY_LEVELS
+        and max(look.colour for look in looks) <= 2 * GREY_LEVELS,
+        upright=_have_a_top(looks),
+    )
+
+
+def _upper_quarter(sides: Sequence[int]) -> int:
+    return sorted(sides)[(3 * len(sides)) // 4]
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return median(there) if there else None
+
+
+def _look_at(source: FileSource) -> list[_Look]:
+    step = max(1, len(source) / MOST_PICTURES)
+    chosen = [int(index * step) for index in range(min(len(source), MOST_PICTURES))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        work = pool.map(lambda index: _look(source[index]), chosen)
+        bar = partial(tqdm, total=len(chosen), desc="looking at pictures", unit="picture")
+        return list(bar(work, leave=False, delay=1, disable=None))
+
+
+def _look(sample: Sample) -> _Look:
+    mask = sample.mask
+    rows = mask.mean(axis=1)
+    spread = sample.image.max(axis=2).astype(np.float32) - sample.image.min(axis=2)
+    light = np.asarray(cv2.cvtColor(sample.image, cv2.COLOR_RGB2GRAY)).mean(axis=1)
+    has_figure = bool(mask.any())
+    usual, thin = thickness(mask, (USUAL_SHARE, THIN_SHARE)) if has_figure else (None, None)
+    return _Look(
+        coverage=float(mask.mean()),
+        width=usual,
+        thin=thin,
+        height_of_figure=_centre(rows) if has_figure else None,
+        height_of_light=_centre(light),
+        colour=float(spread.mean()),
+    )
+
+
+def _centre(rows: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    """Return where the weight of a picture's rows lies: -0.5 is its top, 0.5 its bottom."""
+    places = (np.arange(len(rows)) + 0.5) / len(rows) - 0.5
+    total = float(rows.sum())
+    return float((rows * places).sum()) / total if total else 0.0
+
+
+def _have_a_top(looks: Sequence[_Look]) -> bool:
+    """Say whether figures or light lie higher, or lower, than chance would put them.
+
+    A mean that is two standard errors from the middle is none of chance's. What lies in the middle
+    on the whole may still be upright, as faces are: turning such pictures costs some strength and
+    breaks nothing.
+    """
+    figures = [look.height_of_figure for look in looks if look.height_of_figure is not None]
+    lights = [look.height_of_light for look in looks]
+    if len(figures) < FEWEST_FOR_UPRIGHT:
+        return True
+    return any(_is_off_centre(np.array(heights)) for heights in (figures, lights))
+
+
+def _is_off_centre(heights: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
+    error = float(heights.std(ddof=1)) / float(np.sqrt(len(heights)))
+    return abs(float(heights.mean())) > CHANCE * error

@@ -1,0 +1,61 @@
+"""The recipe as a file that its user reads, changes and keeps."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from notan.config import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from notan.auto.case import Decision
+    from notan.auto.choose import Choice
+
+LINE = 98
+
+
+def recipe_to_toml(choice: Choice, header: Sequence[str]) -> str:
+    """Write a choice as TOML that ``load_run`` reads, with each reason above its setting.
+
+    Args:
+        choice: The settings; those that are None keep their default and are left out, as TOML has
+            no word for it.
+        header: Lines that stand at the top as comments.
+    """
+    decisions = [each for each in choice.decisions if each.value is not None]
+    lines = [comment for line in header for comment in _comment(line)]
+    # settings of no section come first: below a [section] they would belong to it
+    there = {_section(each) for each in decisions}
+    for section in (section for section in ("", *Run.model_fields) if section in there):
+        lines += ["", f"[{section}]"] if section else [""]
+        for decision in decisions:
+            if _section(decision) == section:
+                lines += _setting(decision)
+    return "\n".join(lines) + "\n"
+
+
+def _section(decision: Decision) -> str:
+    return decision.setting.rpartition(".")[0]
+
+
+def _setting(decision: Decision) -> Iterator[str]:
+    yield from _comment(decision.why)
+    name = decision.setting.rpartition(".")[2]
+    yield f"{name} = {_value(decision.value)}"
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - whatever a setting holds
+    """Write a value on one line; what is no TOML type, a path for example, becomes text."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(each) for each in value)}]"
+    plain = value if isinstance(value, bool | int | float | str) else str(value)
+    return tomli_w.dumps({"value": plain}).removeprefix("value = ").rstrip("\n")
+
+
+def _comment(text: str) -> Iterator[str]:
+    for line in textwrap.wrap(text, LINE) or [""]:
+        yield f"# {line}".rstrip()

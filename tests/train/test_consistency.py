@@ -1,0 +1,396 @@
+"""A network learns from pictures without masks what its own average says of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from notan.checkpoint import load_checkpoint, read_card
+from notan.cli.main import main
+from notan.config import load_run
+from notan.data.folder import folder_source
+from notan.data.synthetic import DrawnSource, write_folder
+from notan.data.unlabelled import Unlabelled
+from notan.errors import ConfigError, DataError, StoppedBySignal
+from notan.evaluate import SPOILT, evaluate
+from notan.labels.search import plan_search
+from notan.losses import Loss, LossValue
+from notan.predict.predictor import Predictor
+from notan.report.facts import facts_of
+from notan.report.gather import gather
+from notan.train import train
+from notan.train.consistency import CONFIDENCE, add_agreement, mix
+from notan.train.guard import Guard
+from notan.train.parts import Parts, prepare
+from notan.train.steps import compute_loss
+from notan.train.trainer import Trainer
+from runs import (
+    TRAINING,
+    VALIDATION,
+    ask_to_stop,
+    before_step,
+    fate,
+    history,
+    last_state,
+    resume_own,
+    tiny,
+    train_own,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from notan.config import Run
+    from notan.data.batches import Batch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pictures without masks; not to be changed."""
+    where = tmp_path_factory.mktemp("unlabelled")
+    write_folder(DrawnSource(5, size=(16, 16), first=50), where)
+    return where / "images"
+
+
+def beside(folder: Path, **flags: object) -> Run:
+    return tiny(train__unlabelled=folder, **flags)
+
+
+def parts_of(run: Run) -> Parts:
+    return prepare(run, training=TRAINING, validation=VALIDATION)
+
+
+def first_batch(parts: Parts, *, step: int = 0) -> Batch:
+    assert parts.consistency
+    parts.training_batches.go_to(1)
+    return next(iter(parts.consistency.mark(parts.training_batches, step)))
+
+
+def answered(*, count: int = 4, side: int = 16) -> Unlabelled:
+    """Pictures whose every value says which they are: 0, 1, 2, ..."""
+    numbers = torch.arange(count, dtype=torch.float32)[:, None, None, None]
+    flat = torch.ones(count, 1, side, side)
+    pictures = (numbers * flat).repeat(1, 3, 1, 1)
+    names = tuple(str(number) for number in range(count))
+    return Unlabelled(names, pictures, pictures, flat, answers=numbers * flat / count)
+
+
+def test_an_average_is_kept_where_pictures_without_masks_are_named(folder: Path) -> None:
+    assert tiny().train.average_decay is None
+    assert beside(folder).train.average_decay == 0.99
+    assert beside(folder, train__average_decay=0.9).train.average_decay == 0.9
+    assert load_run(overrides=["train.unlabelled=none"]).train.average_decay is None
+
+
+def test_nobody_to_answer_is_refused(folder: Path) -> None:
+    run = beside(folder)
+    bare = run.model_copy(update={"train": run.train.model_copy(update={"average_decay": None})})
+    with pytest.raises(ConfigError, match=r"average_decay = none: it is the average .* give 0\.99"):
+        parts_of(bare)
+
+
+def test_the_average_answers_the_plain_views(folder: Path) -> None:
+    parts = parts_of(beside(folder))
+    assert parts.average
+    assert parts.consistency
+    for weight in parts.average.model.parameters():
+        weight.add_(0.01)  # another network than the one that is trained
+    before = {name: value.clone() for name, value in parts.average.model.state_dict().items()}
+    plain = first_batch(parts).unlabelled
+    assert plain
+    assert plain.answers is not None
+    wanted = torch.sigmoid(parts.average.model(plain.plain))
+    answers = parts.consistency.answer(plain.plain)
+    torch.testing.assert_close(answers, wanted)
+    assert not answers.requires_grad
+    assert not parts.average.model.training
+    for name, value in parts.average.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_teacher_answers_in_its_place(folder: Path, tmp_path: Path) -> None:
+    teacher = train_own(tiny(seed=9, model__width=4), tmp_path / "teacher").checkpoint
+    parts = parts_of(beside(folder, train__teacher=teacher))
+    assert parts.teacher
+    assert parts.consistency
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(parts.consistency.answer(images), parts.teacher.answer(images))
+    result = train_own(beside(folder, train__teacher=teacher), tmp_path / "run")
+    assert {"train/teacher_loss", "train/consistency_loss"} <= set(history(result)[0])
+
+
+def test_the_weight_rises_to_its_own_over_the_first_part(folder: Path) -> None:
+    run = beside(folder, loss__consistency=2.0, train__epochs=10, train__consistency_ramp=0.5)
+    consistency = parts_of(run).consistency
+    assert consistency
+    assert consistency.ramp_steps == 10  # of 20
+    weights = [consistency.weight_at(step) for step in range(20)]
+    assert weights[0] == pytest.approx(2 * math.exp(-5))
+    assert weights == sorted(weights)
+    assert weights[10:] == [2.0] * 10
+    assert weights[9] < 2.0
+    sudden = parts_of(beside(folder, train__consistency_ramp=0.0)).consistency
+    assert sudden
+    assert sudden.weight_at(0) == 1.0
+    for step in (0, 3):
+        batch = first_batch(parts_of(run), step=step)
+        assert batch.unlabelled
+        assert batch.unlabelled.weight == weights[step]
+
+
+def test_the_term_is_the_cross_entropy_against_confident_answers() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 1, 8, 8, requires_grad=True)
+    answers = torch.rand(2, 1, 8, 8) ** 0.3
+    inside = torch.ones(2, 1, 8, 8)
+    inside[..., 6:] = 0
+    seen = Unlabelled(("a", "b"), logits, logits, inside, answers=answers, weight=0.5)
+    value = add_agreement(LossValue(torch.tensor(3.0), {"bce": torch.tensor(3.0)}), logits, seen)
+    p, q = logits.detach().double().sigmoid().numpy(), answers.numpy()
+    counted = (np.maximum(q, 1 - q) >= CONFIDENCE) * (inside.numpy() == 1)
+    assert 0 < counted.sum() < inside.sum()
+    surprise = -np.where(q >= 0.5, np.log(p), np.log(1 - p))
+    wanted = (surprise * counted).sum() / inside.sum().item()
+    assert list(value.terms) == ["bce", "consistency"]
+    assert value.terms["consistency"].item() == pytest.approx(wanted, rel=1e-5)
+    assert value.total.item() == pytest.approx(3 + 0.5 * wanted, rel=1e-5)
+    value.total.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert np.array_equal(logits.grad.numpy() != 0, counted)
+
+
+def test_what_is_mixed_in_brings_its_answer_along() -> None:
+    seen = answered()
+    boxes = 0
+    for seed in range(10):
+        mixed = mix(seen, np.random.default_rng(seed))
+        assert mixed.answers is not None
+        assert torch.equal(mixed.plain, seen.plain)
+        assert torch.equal(mixed.varied[:, :1] / 4, mixed.answers)
+        for number, picture in enumerate(mixed.varied[:, 0]):
+            other = picture != number
+            assert set(picture[other].tolist()) <= {(number - 1) % 4}
+            assert other.float().mean() < 0.6
+            boxes += bool(other.any())
+    assert 10 < boxes < 30
+    assert torch.equal(
+        mix(seen, np.random.default_rng(1)).varied, mix(seen, np.random.default_rng(1)).varied
+    )
+    assert torch.equal(
+        mix(answered(count=1), np.random.default_rng(0)).varied, answered(count=1).varied
+    )
+
+
+def test_pictures_with_masks_cost_what_they_would_alone(folder: Path) -> None:
+    parts = parts_of(beside(folder))
+    batch = first_batch(parts)
+    parts.model.eval()  # batch norm would see the others
+    loss, precision = Loss({"bce": 1.0, "dice": 1.0}), parts.optimization.precision
+    both = compute_loss(parts.model, batch, loss, precision)
+    alone = compute_loss(parts.model, batch._replace(unlabelled=None), loss, precision)
+    for name, term in alone.terms.items():
+        torch.testing.assert_close(both.terms[name], term)
+    assert batch.unlabelled
+    weighed = batch.unlabelled.weight * both.terms["consistency"]
+    torch.testing.assert_close(both.total, alone.total + weighed)
+
+
+def test_a_network_comes_nearer_to_what_was_answered(folder: Path) -> None:
+    parts = parts_of(beside(folder, train__consistency_ramp=0.0))
+    batch = first_batch(parts)
+    assert batch.unlabelled
+    sure = (batch.unlabelled.varied[:, :1] > 0).float()  # an answer that a network can learn
+    batch = batch._replace(unlabelled=batch.unlabelled._replace(answers=sure))
+    costs = []
+    parts.model.train()
+    optimizer = torch.optim.Adam(parts.model.parameters(), lr=0.01)
+    for _ in range(20):
+        value = compute_loss(parts.model, batch, parts.loss, parts.optimization.precision)
+        costs.append(value.terms["consistency"].item())
+        optimizer.zero_grad()
+        value.terms["consistency"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert costs[-1] < 0.8 * costs[0]
+
+
+def test_the_history_the_report_and_the_card_tell_of_it(folder: Path, tmp_path: Path) -> None:
+    result = train_own(beside(folder, loss__consistency=0.5), tmp_path / "run")
+    (epoch,) = history(result)
+    assert "train/consistency_loss" in epoch
+    assert "validation/consistency_loss" not in epoch
+    facts = facts_of(gather(tmp_path / "run"))
+    assert facts["Loss"] == f"1 bce + 1 dice + 0.5 consistency ({folder})"
+    assert facts["Split"] == "6 to train on, 3 to validate on, 5 without masks"
+    data = read_card(result.checkpoint).data
+    assert data.unlabelled_pictures == len(data.unlabelled_hashes) == 5
+    assert data.unlabelled_fingerprint
+    assert "5 without masks" in parts_of(beside(folder)).describe()
+    alone = train_own(tiny(), tmp_path / "alone")
+    assert "train/consistency_loss" not in history(alone)[0]
+    assert read_card(alone.checkpoint).data.unlabelled_pictures == 0
+    assert "without masks" not in parts_of(tiny()).describe()
+
+
+def mixture(drawn_folder: Path, where: Path, *parts: str) -> Path:
+    """Copy pictures of some parts of a data folder, under other names."""
+    where.mkdir()
+    for part in parts:
+        for path in (drawn_folder / part / "images").iterdir():
+            shutil.copy(path, where / f"{part}-{path.name}")
+    return where
+
+
+def test_pictures_that_are_known_with_masks_are_left_out(
+    folder: Path, drawn_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = mixture(drawn_folder, tmp_path / "more", "train", "val", "test")
+    for path in folder.iterdir():
+        shutil.copy(path, where)
+    with caplog.at_level(logging.INFO):
+        parts = prepare(beside(where, data__path=drawn_folder))
+    assert parts.data_card.unlabelled_pictures == 5
+    assert "left out copies of 6 test and 6 validation and 24 training pictures" in caplog.text
+    names = {name for batch in parts.training_batches for name in batch.unlabelled.names}  # type: ignore[union-attr]
+    assert names <= {path.name for path in folder.iterdir()}
+
+
+def test_a_folder_of_known_pictures_alone_is_refused(drawn_folder: Path, tmp_path: Path) -> None:
+    where = mixture(drawn_folder, tmp_path / "more", "train", "test")
+    words = "all 30 pictures are copies of 6 test and 24 training pictures; give some others"
+    with pytest.raises(DataError, match=words):
+        prepare(beside(where, data__path=drawn_folder))
+
+
+def test_pictures_in_memory_are_found_among_files_too(tmp_path: Path) -> None:
+    write_folder(DrawnSource(12, size=(16, 16)), tmp_path)
+    assert parts_of(beside(tmp_path / "images")).data_card.unlabelled_pictures == 3
+
+
+def test_a_score_on_them_says_that_they_were_seen_and_is_not_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    predictor = Predictor.load(train_own(beside(folder), tmp_path / "run").checkpoint)
+    score = evaluate(predictor, folder_source(folder.parent), split="test")
+    seen = score.rules.seen
+    assert seen == (
+        "perhaps flattering: the model has learned from 5 of 5 of these pictures, without their "
+        "masks"
+    )
+    assert not seen.startswith(SPOILT)
+    others = evaluate(predictor, DrawnSource(2, size=(16, 16), first=90), split="test")
+    assert others.rules.seen == "the model has seen none of these pictures"
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_a_run_with_pictures_without_masks_goes_on_exactly(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    run = beside(folder, train__epochs=3, train__batch_size=3, train__average_decay=0.5)
+    train_own(run, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "after_step", before_step(step, ask_to_stop))
+        with pytest.raises(StoppedBySignal):
+            train_own(run, tmp_path / "run")
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = run.model_copy(
+        update={"train": run.train.model_copy(update={"unlabelled": tmp_path / "moved"})}
+    )
+    resume_own(tmp_path / "run", run=moved)
+    assert fate(tmp_path / "run") == fate(tmp_path / "whole")
+    assert last_state(tmp_path / "run")["progress"]["step"] == 6
+
+
+def test_other_pictures_without_masks_are_refused_when_the_run_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    train_own(beside(folder), tmp_path / "run")
+    shutil.copytree(folder, tmp_path / "fewer")
+    next((tmp_path / "fewer").iterdir()).unlink()
+    words = "not the pictures without masks that the run began with; give their folder with --unl"
+    for run in (beside(tmp_path / "fewer"), tiny(train__average_decay=0.99)):
+        with pytest.raises(DataError, match=words):
+            resume_own(tmp_path / "run", run=run)
+    resume_own(tmp_path / "run", run=beside(tmp_path / "fewer"), allow_changes=True)
+    with pytest.raises(ConfigError, match=r"train\.epochs \(1 -> 2\) would make it another run"):
+        resume_own(tmp_path / "run", run=beside(tmp_path / "fewer", train__epochs=2))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"loss__consistency": 0.0}, "pictures without masks teach nothing where loss.consistency"),
+        ({"train__unlabelled": "nowhere"}, "nowhere: there is no such folder; check --unlabelled"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused_before_anything_is_written(
+    folder: Path, tmp_path: Path, flags: dict[str, object], words: str
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=words):
+        train_own(tiny(**{"train__unlabelled": folder, **flags}), tmp_path / "run")
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_the_guard_names_pictures_without_masks_too(folder: Path, tmp_path: Path) -> None:
+    run = beside(folder, train__guard=True)
+    broken = parts_of(run)
+    for weight in broken.model.parameters():
+        weight.data.fill_(math.nan)
+    (tmp_path / "run").mkdir()
+    batch = first_batch(broken)
+    trainer = Trainer(broken, tmp_path / "run")
+    value = compute_loss(broken.model, batch, broken.loss, broken.optimization.precision)
+    assert not trainer.allows(batch, value, 1.0)
+    (line,) = (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()
+    assert batch.unlabelled
+    wanted = [*(truth.name for truth in batch.truths), *batch.unlabelled.names]
+    assert json.loads(line)["pictures"] == wanted
+
+
+def test_the_guard_judges_an_epoch_by_the_masks_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[float | None] = []
+
+    def judge_epoch(_: Guard, training: float | None, validation: float | None) -> None:
+        del validation
+        judged.append(training)
+
+    monkeypatch.setattr(Guard, "judge_epoch", judge_epoch)
+    run = beside(folder, loss__bce=2.0, loss__consistency=50.0, train__consistency_ramp=0.0)
+    (both,) = history(train_own(run, tmp_path / "both"))
+    assert judged.pop() == pytest.approx(2 * both["train/bce_loss"] + both["train/dice_loss"])
+    (alone,) = history(train_own(tiny(), tmp_path / "alone"))
+    assert judged.pop() == alone["train/loss"]
+
+
+def test_an_ensemble_and_a_student_remember_what_was_seen(
+    folder: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    from notan.ensemble import join
+
+    settings: dict[str, object] = {"data__path": drawn_folder, "model__width": 2}
+    one = train(beside(folder, **settings), out=tmp_path / "one").checkpoint
+    two = train(tiny(**settings, seed=1), out=tmp_path / "two").checkpoint
+    seen = read_card(one).data.unlabelled_hashes
+    whole = join([one, two], tmp_path / "e.safetensors").path
+    assert set(read_card(whole).data.unlabelled_hashes) == set(seen)
+    student = train(tiny(**settings, train__teacher=one), out=tmp_path / "student").checkpoint
+    assert read_card(student).data.unlabelled_hashes == seen
+
+
+def test_the_command_takes_a_folder(folder: Path, drawn_folder: Path, tmp_path: Path) -> None:
+    words = ["train", "--data-path", str(drawn_folder), "--out", str(tmp_path / "run")]
+    quick = ["--image-size", "16", "--epochs", "1", "model.width=2", "train.tensorboard=false"]
+    main([*words, *quick, "--device", "cpu", "--unlabelled", str(folder)])
+    best = tmp_path / "run" / "best.safetensors"
+    card = load_checkpoint(best).card
+    assert card.run.train.unlabelled == folder
+    assert card.data.unlabelled_pictures == 5
+    assert plan_search(best).run.train.unlabelled is None
