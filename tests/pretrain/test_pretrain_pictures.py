@@ -125,14 +125,29 @@ def test_hidden_pixels_are_the_mean_colour_and_the_others_are_the_pictures(
     assert torch.equal(masked(source, 1)[2], hidden)
 
 
-def test_a_picture_that_breaks_off_is_named(drawn_folder: Path, tmp_path: Path) -> None:
+def test_of_a_mere_folder_what_cannot_be_read_is_left_out_and_named(
+    drawn_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = (drawn_folder / "test" / "images" / "drawn-0030.png").read_bytes()
+    (tmp_path / "whole.png").write_bytes(content)
+    (tmp_path / "broken.png").write_bytes(content[: len(content) // 2])
+    (tmp_path / "empty.jpg").touch()
+    assert names_of(path=tmp_path) == {"whole"}
+    assert "2 pictures cannot be read and left out:" in caplog.text
+    assert "broken.png" in caplog.text
+    (tmp_path / "whole.png").unlink()
+    with pytest.raises(DataError, match="none of the 2 pictures can be read"):
+        names_of(path=tmp_path)
+
+
+def test_a_picture_that_breaks_off_while_it_is_learned_from_is_named(
+    drawn_folder: Path, tmp_path: Path
+) -> None:
     content = (drawn_folder / "test" / "images" / "drawn-0030.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(content[: len(content) // 2])
-    (tmp_path / "grey.png").write_bytes(b"")
     Image.new("L", (1, 1), 77).save(tmp_path / "grey.png")
-    pictures = MaskedPictures(
-        find_pictures(Pretrain(path=tmp_path))[0], Preprocessor(image_size=(64, 64)), Pretrain()
-    )
+    source = PictureFiles([tmp_path / "broken.png", tmp_path / "grey.png"])
+    pictures = MaskedPictures(source, Preprocessor(image_size=(64, 64)), Pretrain())
     error = pictures[(1, 0)]
     assert isinstance(error, DataError)
     assert "broken.png" in str(error)

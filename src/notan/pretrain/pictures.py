@@ -14,6 +14,7 @@ from notan.data.folder import SUFFIXES, looks_like_folder, picture_files
 from notan.data.formats import read_picture, read_size
 from notan.data.pets import looks_like_pets
 from notan.data.sample import Sample, Source
+from notan.data.unlabelled import find_unlabelled
 from notan.errors import ConfigError, DataError, NotanError
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def find_pictures(settings: Pretrain) -> tuple[PictureFiles, str]:
     """Return the pictures to learn from, and which they are in words.
 
     Of a data folder it is the training split, the very one that ``notan train`` takes with the same
-    seed: pictures that will choose or judge a model must not shape its encoder.
+    seed: pictures that will choose or judge a model must not shape its encoder. Of a mere folder of
+    pictures, every file is read once, and those that cannot be are left out with a warning.
 
     Raises:
         ConfigError: No folder was given.
@@ -87,8 +89,9 @@ def find_pictures(settings: Pretrain) -> tuple[PictureFiles, str]:
         )
     places = [place for place in (folder, folder / "images") if place.is_dir()]
     for place in places:
-        if files := picture_files(place):
-            return PictureFiles(files), "every picture in it"
+        if picture_files(place):
+            files = find_unlabelled(place)
+            return PictureFiles([file.path for file in files]), "every picture in it"
     raise DataError(
         f"{folder}: no pictures here; files ending in {', '.join(sorted(SUFFIXES))} were wanted, "
         "in the folder itself or in images/"
