@@ -178,6 +178,3 @@ def test_what_cannot_be_compared_is_refused_before_training(run: Run) -> None:
         make_plan(run, ("unet",), seeds=1)
     with pytest.raises(ConfigError, match="--models: unet is there twice"):
         make_plan(run, ("unet", "unet"), seeds=1)
-    cosine = run.model_copy(update={"train": run.train.model_copy(update={"schedule": "cosine"})})
-    with pytest.raises(ConfigError, match=r"train.schedule=cosine falls over a number of epochs"):
-        make_plan(cosine, MODELS, seeds=1, budget_seconds=60)

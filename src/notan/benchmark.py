@@ -14,7 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from notan.comparison import Comparison, compare
-from notan.config import Run, changed_settings
+from notan.config import UNLIMITED_EPOCHS, Run, changed_settings
 from notan.data.build import has_test
 from notan.errors import ConfigError, DivergedError, StoppedBySignal
 from notan.files import holds_something, write_bytes
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("notan")
 
 PLAN = "benchmark.json"
-UNLIMITED = 100_000
-"""Epochs that no budget of time gets through."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,7 @@ def make_plan(
         budget_seconds: Training time for all runs together, divided equally, instead of epochs.
 
     Raises:
-        ConfigError: A name is unknown or twice there, the numbers leave nothing to compare, or
-            the schedule needs a number of epochs and got a time.
+        ConfigError: A name is unknown or twice there, or the numbers leave nothing to compare.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one seed is wanted")
@@ -104,13 +101,8 @@ def make_plan(
             "a benchmark wants two or more runs to compare; name more models "
             "(--models unet,attention_unet) or raise --seeds"
         )
-    if budget_seconds is not None and run.train.schedule == "cosine":
-        raise ConfigError(
-            "train.schedule=cosine falls over a number of epochs, which a budget of time does not "
-            "have; use --epochs, or train.schedule=exponential"
-        )
     share = None if budget_seconds is None else budget_seconds / number
-    limits = {"epochs": UNLIMITED, "budget_seconds": share} if share else {}
+    limits = {"epochs": UNLIMITED_EPOCHS, "budget_seconds": share} if share else {}
     split_seed = run.seed if run.data.split_seed is None else run.data.split_seed
     shared = run.model_copy(
         update={

@@ -34,8 +34,8 @@ COMMANDS = (
     "demo",
 )
 FLAGS = {
-    "train": "data-path model auto write-recipe recipe out overwrite device epochs batch-size "
-    "learning-rate image-size border patience seed detect-anomaly",
+    "train": "data-path model auto write-recipe recipe out overwrite device budget epochs "
+    "batch-size learning-rate image-size border patience seed detect-anomaly",
     "evaluate": "model data-path split border tolerance groups batch-size device out",
     "inference": "model data-path split border tolerance groups batch-size device out",
     "predict": "model out batch-size device",

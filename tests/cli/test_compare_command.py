@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from notan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from notan.cli.benchmark import seconds_of
 from notan.cli.main import main
-from notan.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,7 +154,6 @@ def test_a_benchmark_ends_with_the_comparison_and_can_be_called_again(
         (["--epochs", "1", "model.name=unet"], "model.name is said by --models"),
         (["--epochs", "1", "model.widht=2"], "did you mean 'width'"),
         (["--epochs", "1", "--data-path", "nowhere"], "nowhere: there is no such folder"),
-        (["--budget", "1m", "train.schedule=cosine"], "cosine falls over a number of epochs"),
         (["--epochs", "1", "--recipe", "nowhere.toml"], "there is no such recipe"),
     ],
 )
@@ -173,21 +170,6 @@ def test_a_benchmark_refuses_bad_input_before_it_trains(
     assert message in text
     assert code in (2, 3)
     assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1h1s", 3601)]
-)
-def test_a_budget_is_hours_minutes_and_seconds(text: str, seconds: int) -> None:
-    assert seconds_of(text) == seconds
-
-
-@pytest.mark.parametrize(
-    "text", ["", "0s", "30", "m", "-5m", "1.5h", "30m1h", "5 minutes", "1d", "٣m", "30M"]
-)
-def test_any_other_budget_is_refused_with_words(text: str) -> None:
-    with pytest.raises(ConfigError, match="a time above zero is wanted, such as 90s, 30m, 2h or"):
-        seconds_of(text)
 
 
 def test_a_wrong_command_is_offered_the_hyphenated_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from notan.config import Run
 from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError, DataError, StoppedBySignal
 from notan.labels import crossvalidate
-from notan.labels.crossvalidate import Part, divide, estimate_seconds, predict_held_out
+from notan.labels.crossvalidate import divide, estimate_seconds, predict_held_out
 from notan.train import train
 from notan.train.trainer import Trainer
 from runs import Crash, ask_to_stop, before_step, crash, tiny
@@ -117,14 +117,6 @@ def test_fewer_than_two_folds_are_refused(folds: int) -> None:
 def test_too_few_pictures_for_the_folds_are_refused(count: int, folds: int) -> None:
     with pytest.raises(DataError, match=f"{count} readable pictures with masks for {folds} folds"):
         divide(SOURCE.names[:count], folds, run=Run())
-
-
-def test_a_part_keeps_the_order_and_reads_the_same_samples() -> None:
-    part = Part(SOURCE, frozenset([SOURCE.names[5], SOURCE.names[2], "nobody"]))
-    assert part.names == [SOURCE.names[2], SOURCE.names[5]]
-    assert np.array_equal(part[1].image, SOURCE[5].image)
-    with pytest.raises(IndexError):
-        part[2]
 
 
 def test_the_estimate_grows_with_epochs_and_folds() -> None:

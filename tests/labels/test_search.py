@@ -21,6 +21,8 @@ from notan.labels import search as search_module
 from notan.labels.findings import describe, label_findings, labels_to_json, with_labels
 from notan.labels.search import Plan, claim, gather, in_words, plan_search, search_labels
 from notan.predict.predictor import Prediction
+from notan.train import train
+from runs import tiny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,6 +188,15 @@ def test_the_plan_takes_the_models_settings_and_says_which_it_changes(
     assert (plan.run.model, plan.run.loss, plan.run.seed) == (run.model, run.loss, run.seed)
     assert plan.run.train.epochs == run.train.epochs
     assert plan_search(small_checkpoint, folds=5, epochs=7).run.train.epochs == 7
+
+
+def test_a_model_that_was_trained_by_the_clock_lends_the_epochs_that_its_best_took(
+    drawn_folder: Path, tmp_path: Path
+) -> None:
+    run = tiny(data__path=drawn_folder, train__epochs=90, train__budget_seconds=1e-3)
+    checkpoint = train(run, out=tmp_path / "run").checkpoint
+    settings = plan_search(checkpoint).run.train
+    assert (settings.epochs, settings.budget_seconds) == (1, None)
 
 
 def test_a_model_of_a_class_of_ones_own_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:

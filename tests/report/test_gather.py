@@ -218,6 +218,16 @@ def test_a_run_that_goes_on_says_so(run: Path) -> None:
     assert content(run)["state"].startswith("Stopped")
 
 
+def test_a_run_that_a_budget_of_time_ended_is_finished(tmp_path: Path) -> None:
+    run = train_own(tiny(train__epochs=30, train__budget_seconds=1e-3), tmp_path / "run")
+    folder = run.checkpoint.parent
+    assert 'class="verdict clean"' in shown(folder)
+    assert content(folder)["state"].startswith("Finished: 1 epoch in ")
+    facts = content(folder)["facts"]
+    assert facts["Epochs done"] == "1"
+    assert "at most 30 epochs or 0.0 s with start and end" in facts["Optimizer"]
+
+
 def test_a_run_that_stopped_early_is_finished(tmp_path: Path) -> None:
     run = train_own(tiny(train__epochs=30, train__patience=1), tmp_path / "run").checkpoint.parent
     assert 'class="verdict clean"' in shown(run)

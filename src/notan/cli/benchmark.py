@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from notan.cli.flags import DEFAULT, DataPath, Overrides, shows
+from notan.cli.flags import DEFAULT, BudgetFlag, DataPath, Overrides, seconds_of, shows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
-UNITS = (3600, 60, 1)
 DECIDED = {
     "model.name": "--models",
     "train.epochs": "--epochs",
@@ -28,7 +25,7 @@ def benchmark_models(
     data_path: DataPath = None,
     models: Annotated[str, arg(metavar="NAME,NAME")],
     seeds: int = 3,
-    budget: Annotated[str | None, shows("none", "90s|30m|1h30m")] = None,
+    budget: BudgetFlag = None,
     epochs: Annotated[int | None, shows("none", "N")] = None,
     recipe: Annotated[Path | None, shows("none", "FILE")] = None,
     border: Annotated[
@@ -51,8 +48,8 @@ def benchmark_models(
         data_path: The folder with the pictures and masks.
         models: Names with commas between them, say unet,resnet34_unet,attention_unet.
         seeds: Runs of each model, with the seeds 0, 1, 2 and so on; seed=5 starts at another.
-        budget: Training time for all runs together; each ends after the epoch in which its share
-            is spent.
+        budget: Training time for all runs together; each ends within its share, its learning rate
+            too where train.schedule=cosine is given.
         epochs: Passes over the training pictures for each run.
         recipe: A .toml file of settings for all runs.
         border: What the border of Oxford's trimaps counts as.
@@ -92,21 +89,3 @@ def _refuse_decided(overrides: Sequence[str]) -> None:
         name = word.partition("=")[0].strip()
         if name in DECIDED:
             raise ConfigError(f"{word}: for a benchmark, {name} is said by {DECIDED[name]}")
-
-
-def seconds_of(budget: str) -> int:
-    """Return the seconds of a duration such as 90s, 30m, 2h or 1h30m.
-
-    Raises:
-        ConfigError: It is no duration, or none at all.
-    """
-    from notan.errors import ConfigError
-
-    found = DURATION.fullmatch(budget.strip())
-    parts = found.groups(default="0") if found else ()
-    seconds = sum(int(part) * unit for part, unit in zip(parts, UNITS, strict=False))
-    if seconds == 0:
-        raise ConfigError(
-            f"--budget {budget}: a time above zero is wanted, such as 90s, 30m, 2h or 1h30m"
-        )
-    return seconds

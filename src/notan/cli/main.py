@@ -11,10 +11,12 @@ import logging
 import os
 import re
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from notan.cli import BEGAN
 from notan.cli.benchmark import benchmark_models
 from notan.cli.check import check
 from notan.cli.compare import compare
@@ -75,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The words after ``notan``; None takes them from the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:  # this process has been there for longer than the command
+        BEGAN.set(time.monotonic())
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if words == ["--version"]:

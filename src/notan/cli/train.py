@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes
 
+from notan.cli import BEGAN
 from notan.cli.flags import Overrides
 from notan.cli.train_flags import Learning, Network, Pictures, Place, settings_of
 
@@ -17,8 +19,13 @@ if TYPE_CHECKING:
 
     from notan.auto import Suggestion
     from notan.train import TrainResult
+    from notan.train.budget import Frame
 
 logger = logging.getLogger("notan")
+
+REPORT_OVER_LOADING, LEAVING_OVER_LOADING = 3.0, 0.3
+"""Time that a report takes beside scoring pictures, and that the process takes to end, over the
+time that loading PyTorch takes."""
 
 PICTURES, NETWORK, LEARNING, PLACE = Pictures(), Network(), Learning(), Place()
 """Groups of which no flag is given."""
@@ -53,13 +60,19 @@ def train(
     if place.write_recipe is not None:
         _write_recipe(place.write_recipe, flags, overrides, overwrite=place.overwrite)
         return
+    frame = _frame()
     result = (
-        _start(place, flags, overrides)
+        _start(place, flags, overrides, frame)
         if place.resume is None
-        else _go_on(place.resume, flags, overrides, allow_changes=place.allow_changes)
+        else _go_on(place.resume, flags, overrides, frame, allow_changes=place.allow_changes)
     )
     print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})\n{result.checkpoint}")
-    _report(result.checkpoint.parent)
+    folder, left = result.checkpoint.parent, result.seconds_left
+    if left is not None and left < frame.report_seconds / 2:
+        again = f"notan report {shlex.quote(str(folder))}"
+        logger.warning("the budget left no time for the report; write it with: %s", again)
+    else:
+        _report(folder)
 
 
 def _refuse_mixed(place: Place) -> None:
@@ -81,6 +94,19 @@ def _refuse_mixed(place: Place) -> None:
         )
 
 
+def _frame() -> Frame:
+    """Say when the command began and what its report will take, for a budget of time.
+
+    Until here the command has loaded PyTorch, and the report will load and draw about as much
+    again, at the speed that the machine has just shown.
+    """
+    from notan.train.budget import Frame
+
+    began = BEGAN.get()
+    loading = time.monotonic() - began
+    return Frame(began, REPORT_OVER_LOADING * loading, LEAVING_OVER_LOADING * loading)
+
+
 def _report(folder: Path) -> None:
     """Write the report; whatever hinders it, the training is done and stays so."""
     from notan.config import load_run
@@ -95,7 +121,9 @@ def _report(folder: Path) -> None:
         logger.info("report: %s", page)
 
 
-def _start(place: Place, flags: Mapping[str, object], overrides: Sequence[str]) -> TrainResult:
+def _start(
+    place: Place, flags: Mapping[str, object], overrides: Sequence[str], frame: Frame
+) -> TrainResult:
     from notan.config import load_run
     from notan.train import train as run_training
 
@@ -104,7 +132,8 @@ def _start(place: Place, flags: Mapping[str, object], overrides: Sequence[str]) 
         run, recipe = chosen.run, chosen.recipe
     else:
         run, recipe = load_run(place.recipe, flags=flags, overrides=overrides), None
-    return run_training(run, out=place.out, overwrite=place.overwrite, recipe=recipe)
+    where, overwrite = place.out, place.overwrite
+    return run_training(run, out=where, overwrite=overwrite, recipe=recipe, frame=frame)
 
 
 def _suggest(flags: Mapping[str, object], overrides: Sequence[str]) -> Suggestion:
@@ -131,6 +160,7 @@ def _go_on(
     folder: Path,
     flags: Mapping[str, object],
     overrides: Sequence[str],
+    frame: Frame,
     *,
     allow_changes: bool,
 ) -> TrainResult:
@@ -139,4 +169,4 @@ def _go_on(
 
     settings = folder / "run.toml"
     run = load_run(settings, flags=flags, overrides=overrides) if settings.is_file() else None
-    return resume_training(folder, run=run, allow_changes=allow_changes)
+    return resume_training(folder, run=run, allow_changes=allow_changes, frame=frame)

@@ -8,23 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from notan.cli.flags import DEFAULT, DataPath, shows
+from notan.cli.flags import DEFAULT, BudgetFlag, DataPath, seconds_of, shows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-SETTING = "setting"
+SETTING, READ = "setting", "read"
 
 
-def sets(setting: str, default: object = None) -> Any:  # noqa: ANN401 - stands for any value
-    """Give a flag its setting, by dotted name; one that is left at its default sets nothing."""
-    return field(default=default, metadata={SETTING: setting})
+def sets(
+    setting: str, default: object = None, *, read: Callable[[Any], object] = lambda value: value
+) -> Any:  # noqa: ANN401 - stands for any value
+    """Give a flag its setting, by dotted name; one that is left at its default sets nothing.
+
+    What was given is read by ``read``.
+    """
+    return field(default=default, metadata={SETTING: setting, READ: read})
 
 
 def settings_of(*groups: object) -> Mapping[str, object]:
     """Return the settings that groups of flags ask for; None where a flag was not given."""
     return {
-        flag.metadata[SETTING]: None if value is False else value
+        flag.metadata[SETTING]: None
+        if value is None or value is False
+        else flag.metadata[READ](value)
         for group in groups
         for flag in fields(group)  # type: ignore[arg-type]
         for value in (getattr(group, flag.name),)
@@ -87,6 +94,8 @@ class Learning:
     """How it learns.
 
     Attributes:
+        budget: The time in which everything ends, from here to the report, such as 90s, 10m or
+            1.5h; the learning rate comes down by then, and --epochs is the most there may be.
         epochs: Passes over the training pictures.
         batch_size: Pictures in a step.
         learning_rate: Of AdamW, at its highest.
@@ -97,6 +106,7 @@ class Learning:
         detect_anomaly: Stop at the very operation that made a NaN.
     """
 
+    budget: BudgetFlag = sets("train.budget_seconds", read=seconds_of)
     epochs: Annotated[int | None, shows(DEFAULT.train.epochs, "N")] = sets("train.epochs")
     batch_size: Annotated[int | None, shows(DEFAULT.train.batch_size, "N")] = sets(
         "train.batch_size"

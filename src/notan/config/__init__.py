@@ -10,6 +10,7 @@ from notan.config.load import (
 )
 from notan.config.pretraining import Pretrain, Pretraining
 from notan.config.sections import (
+    UNLIMITED_EPOCHS,
     Augment,
     Border,
     Data,
@@ -21,6 +22,7 @@ from notan.config.sections import (
 )
 
 __all__ = [
+    "UNLIMITED_EPOCHS",
     "Augment",
     "Border",
     "Data",

@@ -138,6 +138,10 @@ class LossTerms(Section):
         return {name: weight for name in names if (weight := float(getattr(self, name))) > 0}
 
 
+UNLIMITED_EPOCHS = 100_000
+"""Epochs that no budget of time gets through."""
+
+
 class Train(Section):
     """How long and how fast to train."""
 
@@ -153,8 +157,9 @@ class Train(Section):
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many epochs without a better validation Dice; None: never."""
     budget_seconds: Annotated[float, Field(gt=0.0)] | None = None
-    """Stop after the epoch in which this much training time is spent; time before a resume counts
-    too. None: no limit."""
+    """Seconds in which the whole training ends, from the start of the command to the report; time
+    before a resume counts too. The learning rate comes down by then: where a budget is given,
+    ``schedule`` is cosine and ``epochs`` has no limit unless they are said. None: no budget."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; ``auto``: bf16 where a GPU has it, else fp32."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 5.0
@@ -199,6 +204,13 @@ class Train(Section):
     """Validation pictures shown in TensorBoard."""
     tensorboard: bool = True
     """Write TensorBoard events where the package is installed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_long_as_the_budget(cls, settings: object) -> object:
+        if isinstance(settings, dict) and settings.get("budget_seconds") is not None:
+            return {"schedule": "cosine", "epochs": UNLIMITED_EPOCHS, **settings}
+        return settings
 
     @model_validator(mode="before")
     @classmethod

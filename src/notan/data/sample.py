@@ -95,6 +95,29 @@ class Source(ABC):
         return (self[index] for index in range(len(self)))
 
 
+class Part(Source):
+    """The samples of a source that have certain names, in the source's order."""
+
+    def __init__(self, whole: Source, names: frozenset[str]) -> None:
+        self._whole = whole
+        self._places = [place for place, name in enumerate(whole.names) if name in names]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The samples' names, in order."""
+        names = self._whole.names
+        return [names[place] for place in self._places]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample; see ``Source`` for the errors."""
+        return self._whole[self._places[index]]
+
+    def hashes(self) -> list[str]:
+        """Return a short hash of each picture, as the whole source makes it."""
+        hashes = self._whole.hashes()
+        return [hashes[place] for place in self._places]
+
+
 def median_size(source: Source) -> Size:
     """Return the median height and the median width of a source's pictures; at least one picture.
 

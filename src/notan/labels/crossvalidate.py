@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from notan.data.sample import Source
+from notan.data.sample import Part
 from notan.data.splits import choose_folds, choose_validation
 from notan.errors import ConfigError, DataError, StoppedBySignal
 from notan.predict.predictor import Predictor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from notan.config import Run
     from notan.data.batches import Batch
-    from notan.data.sample import Sample
+    from notan.data.sample import Sample, Source
     from notan.losses import LossValue
     from notan.predict.predictor import Prediction
 
@@ -49,29 +49,6 @@ class Fold:
     held_out: frozenset[str]
     training: frozenset[str]
     validation: frozenset[str]
-
-
-class Part(Source):
-    """The samples of a source that have certain names, in the source's order."""
-
-    def __init__(self, whole: Source, names: frozenset[str]) -> None:
-        self._whole = whole
-        self._places = [place for place, name in enumerate(whole.names) if name in names]
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The samples' names, in order."""
-        names = self._whole.names
-        return [names[place] for place in self._places]
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read one sample; see ``Source`` for the errors."""
-        return self._whole[self._places[index]]
-
-    def hashes(self) -> list[str]:
-        """Return a short hash of each picture, as the whole source makes it."""
-        hashes = self._whole.hashes()
-        return [hashes[place] for place in self._places]
 
 
 def divide(names: Sequence[str], folds: int, *, run: Run) -> tuple[Fold, ...]:

@@ -98,7 +98,8 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
     Args:
         model: A ``best.safetensors`` that ``train`` wrote.
         folds: How many parts, at least 2; None: 3.
-        epochs: Of every fold's training, at least 1; None: the model's own.
+        epochs: Of every fold's training, at least 1; None: the model's own, or as many as its best
+            took where a budget of time decided.
 
     Raises:
         CheckpointError: Missing, damaged, foreign, or of a network that notan cannot build.
@@ -113,13 +114,19 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
     folds = FOLDS if folds is None else folds
     require_folds(folds)
     train = card.run.train
-    epochs = train.epochs if epochs is None else epochs
+    if epochs is None:
+        epochs = card.epoch if train.budget_seconds else train.epochs
     if epochs < 1:
         raise ConfigError(f"--epochs {epochs}: at least 1 is wanted")
     # no teacher and no file of weights: they may have learned the very masks that are judged; nor
     # pictures without masks: each fold would see the held-out ones among them
     settings: dict[str, object] = {"epochs": epochs, "tensorboard": False, "overlays": 0}
-    settings |= {"teacher": None, "encoder_weights": None, "unlabelled": None}
+    settings |= {
+        "teacher": None,
+        "encoder_weights": None,
+        "unlabelled": None,
+        "budget_seconds": None,
+    }
     run = card.run.model_copy(
         update={"train": train.model_copy(update=settings), "device": "auto"},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any, Literal
 
+from notan.config import UNLIMITED_EPOCHS
 from notan.metrics.rules import BORDER_WORDS
 from notan.report.page import TIMES
 from notan.report.words import duration, epochs, name_of, plain
@@ -13,7 +14,7 @@ from notan.train.recovery import ACTIONS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from notan.config import Run
+    from notan.config import Run, Train
     from notan.report.gather import Report
     from notan.report.run_folder import RunFolder
 
@@ -22,20 +23,21 @@ State = Literal["clean", "note", "warning", "error"]
 
 def state_of(run: RunFolder) -> tuple[State, str]:
     """Say whether a run is finished, still going or was stopped."""
-    total, done = run.run.train.epochs, run.epochs
+    done, spent = run.epochs, run.budget_is_spent
+    of = _of(run)
     if run.in_use:
-        return "note", f"Still going: {done} of {total} epochs are done."
+        return "note", f"Still going: {done} {of} are done."
     patience, best = run.run.train.patience, run.card.epoch if run.card else 0
-    if done >= total:
+    if done >= run.run.train.epochs or spent:
         return "clean", f"Finished: {epochs(done)} in {duration(run.seconds)}."
     if patience and best and done - best >= patience:
         return "clean", (
-            f"Finished early, after {done} of {total} epochs in {duration(run.seconds)}: no better "
+            f"Finished early, after {done} {of} in {duration(run.seconds)}: no better "
             f"Dice for {patience}."
         )
     if run.incidents and run.incidents[-1].get("action") == "stop":
-        return "error", f"Stopped by the guard after {done} of {total} epochs."
-    words = f"Stopped after {done} of {total} epochs" if done else "Stopped before its first epoch"
+        return "error", f"Stopped by the guard after {done} {of}."
+    words = f"Stopped after {done} {of}" if done else "Stopped before its first epoch"
     return "warning", f"{words}; notan train --resume {shlex.quote(str(run.path))} goes on with it."
 
 
@@ -53,7 +55,7 @@ def facts_of(report: Report) -> dict[str, str]:
         **_split_facts(report),
         "Loss": " + ".join(f"{weight:g} {term}" for term, weight in _terms(run)),
         "Optimizer": f"AdamW, learning rate {train.learning_rate:g} ({train.schedule}), "
-        f"batches of {train.batch_size}, at most {epochs(train.epochs)}",
+        f"batches of {train.batch_size}, {_at_most(train)}",
         "Weight average": f"decay {train.average_decay:g}" if train.average_decay else "none",
         "Augmentation": ", ".join(_augmentation(run)) or "none",
         "Seed": str(run.seed),
@@ -67,7 +69,7 @@ def facts_of(report: Report) -> dict[str, str]:
 
 def kept_of(run: RunFolder) -> dict[str, str]:
     """Return what the training kept, and what it took."""
-    facts = {"Epochs done": f"{run.epochs} of {run.run.train.epochs}"}
+    facts = {"Epochs done": f"{run.epochs} {_of(run)}".removesuffix(" epochs")}
     if run.card:
         facts["Best epoch"] = str(run.card.epoch)
         facts["Mask"] = run.card.decision.in_words()
@@ -77,6 +79,20 @@ def kept_of(run: RunFolder) -> dict[str, str]:
     if run.history:
         facts["Per epoch"] = duration(run.seconds / len(run.history))
     return facts
+
+
+def _of(run: RunFolder) -> str:
+    """Say how many epochs there may be; a budget of time knows no number."""
+    train = run.run.train
+    return "epochs" if train.budget_seconds else f"of {train.epochs} epochs"
+
+
+def _at_most(train: Train) -> str:
+    """Say what ends a training."""
+    most = [epochs(train.epochs)] if train.epochs < UNLIMITED_EPOCHS else []
+    if train.budget_seconds:
+        most.append(f"{duration(train.budget_seconds)} with start and end")
+    return f"at most {' or '.join(most)}"
 
 
 def _terms(run: Run) -> Iterator[tuple[str, float]]:

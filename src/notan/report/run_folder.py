@@ -65,6 +65,11 @@ class RunFolder:
         """How many epochs are done."""
         return int(self.history[-1]["epoch"]) if self.history else 0
 
+    @property
+    def budget_is_spent(self) -> bool:
+        """Whether a budget of time has ended the training."""
+        return bool(self.history) and self.history[-1].get("budget/steps_left") == 0
+
     def is_outdated(self, stored: StoredScore) -> bool:
         """Say whether a score is older than the best checkpoint, so of earlier weights."""
         if stored.path is None or not self.best.is_file():

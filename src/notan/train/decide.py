@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from notan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from notan.data.sample import Part
+from notan.errors import DivergedError
 from notan.predict.backends import TorchBackend, rebuild
 from notan.predict.calibrate import choose_decision
 from notan.predict.predictor import Predictor
@@ -18,6 +22,11 @@ if TYPE_CHECKING:
     from notan.train.parts import Parts
 
 logger = logging.getLogger("notan")
+
+REHEARSED = 2
+"""Pictures that the choice is rehearsed on."""
+
+UNDECIDED = "the budget left no time to choose a threshold: 0.5, and nothing else"
 
 
 def decide(path: Path, parts: Parts, between: Callable[[], None]) -> Choice:
@@ -47,3 +56,39 @@ def decide(path: Path, parts: Parts, between: Callable[[], None]) -> Choice:
     for reason in choice.reasons:
         logger.info("chosen on validation: %s", reason)
     return choice
+
+
+def leave_undecided(path: Path) -> None:
+    """Write into the best checkpoint's card that nothing was chosen, for want of time.
+
+    Raises:
+        CheckpointError: The checkpoint was changed since it was written.
+        StorageError: It could not be written; the old one is whole.
+    """
+    checkpoint = load_checkpoint(path)
+    card = checkpoint.card.model_copy(update={"choices": (UNDECIDED,)})
+    save_checkpoint(path, Checkpoint(card, checkpoint.weights))
+    logger.warning("%s", UNDECIDED)
+
+
+def rehearse(parts: Parts, between: Callable[[], None]) -> float:
+    """Make the choice on a picture or two before the training, which it leaves as it was.
+
+    Args:
+        parts: Of the training that is to come.
+        between: Called between pictures; what it raises ends the rehearsal.
+
+    Returns:
+        Seconds that the choice on all validation pictures will take, going by that.
+    """
+    names = parts.validation.names
+    few = Part(parts.validation, frozenset(names[:: -(-len(names) // REHEARSED)]))
+    began = time.monotonic()
+    with contextlib.suppress(DivergedError):  # it took its time all the same
+        choose_decision(
+            Predictor(TorchBackend(parts.model, parts.device), parts.preprocessor),
+            few,
+            batch_size=parts.run.train.batch_size,
+            between=between,
+        )
+    return (time.monotonic() - began) * len(names) / len(few)

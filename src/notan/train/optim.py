@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from notan.config import Train
+    from notan.train.pace import Pace
 
 
 def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
@@ -51,12 +52,18 @@ def parameter_groups(model: nn.Module, settings: Train) -> list[dict[str, Any]]:
     ]
 
 
+LONGEST_WARMUP = 0.1
+"""Share of a training with a budget of time that the warm-up may take."""
+
+
 class Schedule:
     """Sets the learning rates before each step, as a function of the steps done and nothing else.
 
     Attributes:
         lowered: What the guard has multiplied the learning rate by.
         steps: Batches since the start of the run, used or skipped.
+        pace: How many steps there will be, where a budget of time decides; None: the settings'
+            epochs do.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class Schedule:
         self.steps_per_epoch = steps_per_epoch
         self.lowered = 1.0
         self.steps = 0
+        self.pace: Pace | None = None
         self.apply()
 
     def advance(self) -> None:
@@ -94,7 +102,11 @@ class Schedule:
     def rate_after(self, epochs_done: float) -> float:
         """Return the learning rate after so many epochs, with fractions."""
         rate = self.settings.learning_rate * self.lowered
-        return rate * rate_factor(self.settings, epochs_done)
+        if self.pace is None or self.settings.schedule == "exponential":
+            return rate * rate_factor(self.settings, epochs_done)
+        share = self.pace.share(epochs_done * self.steps_per_epoch)
+        warmup = self.settings.warmup_epochs * self.steps_per_epoch / self.pace.steps
+        return rate * cosine_factor(share, 1.0, min(warmup, LONGEST_WARMUP))
 
 
 def rate_factor(settings: Train, epochs_done: float) -> float:
@@ -107,11 +119,15 @@ def rate_factor(settings: Train, epochs_done: float) -> float:
     """
     if settings.schedule == "exponential":
         return settings.gamma ** math.floor(epochs_done)
-    warmup = min(settings.warmup_epochs, settings.epochs)
-    if epochs_done < warmup:
-        return warm_up(settings, epochs_done)
-    remaining = max(settings.epochs - warmup, 1e-9)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (epochs_done - warmup) / remaining)))
+    return cosine_factor(epochs_done, settings.epochs, min(settings.warmup_epochs, settings.epochs))
+
+
+def cosine_factor(done: float, whole: float, warmup: float) -> float:
+    """Return the cosine schedule's factor; the three are epochs, or shares of a training."""
+    if done < warmup:
+        return _rise(done, warmup)
+    remaining = max(whole - warmup, 1e-9)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / remaining)))
 
 
 def warm_up(settings: Train, epochs_done: float) -> float:
@@ -123,4 +139,8 @@ def warm_up(settings: Train, epochs_done: float) -> float:
     warmup = min(settings.warmup_epochs, settings.epochs)
     if settings.schedule == "exponential" or epochs_done >= warmup:
         return 1.0
-    return max(epochs_done / warmup, 0.01)
+    return _rise(epochs_done, warmup)
+
+
+def _rise(done: float, warmup: float) -> float:
+    return max(done / warmup, 0.01)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from notan.config import changed_settings, load_run
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.files import fresh_folder
+from notan.train.budget import Frame
 from notan.train.folder import STATES, claim_folder, clear_folder, locked, put_recipe
 from notan.train.log import BEST, SETTINGS
 from notan.train.parts import prepare
@@ -57,6 +58,7 @@ def train(
     validation: Source | None = None,
     model: nn.Module | None = None,
     transform: Callable[..., Mapping[str, Any]] | None = None,
+    frame: Frame | None = None,
 ) -> TrainResult:
     """Train a model and keep the best checkpoint by validation Dice; no test picture is read.
 
@@ -72,6 +74,8 @@ def train(
             (n, 1, h, w), with an attribute ``stride``.
         transform: An augmentation of your own instead of ``run.augment``, called as
             ``transform(image=, mask=)`` and returning a mapping with both.
+        frame: What surrounds the call and is paid for by ``train.budget_seconds`` too; None:
+            nothing, and the budget is this call's.
 
     Raises:
         ConfigError: A setting does not fit, or the folder is taken.
@@ -80,13 +84,14 @@ def train(
         StorageError: The disk is full; what was saved before is whole.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
+    frame = frame or Frame()
     folder = out or fresh_folder(Path("runs") / _folder_name(run, model))
     claim_folder(folder, overwrite=overwrite)
     parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
     with locked(folder):
         clear_folder(folder)  # only now: a wrong setting must not cost the earlier run
         put_recipe(folder, recipe)
-        return Trainer(parts, folder).train()
+        return Trainer(parts, folder, frame=frame).train()
 
 
 def resume(
@@ -98,6 +103,7 @@ def resume(
     validation: Source | None = None,
     model: nn.Module | None = None,
     transform: Callable[..., Mapping[str, Any]] | None = None,
+    frame: Frame | None = None,
 ) -> TrainResult:
     """Go on with a run that was stopped, at the very step where its last state was written.
 
@@ -112,6 +118,7 @@ def resume(
         validation: Likewise.
         model: Likewise, a fresh instance of a module of your own.
         transform: Likewise, an augmentation of your own.
+        frame: What surrounds the call and is paid for by ``train.budget_seconds`` too.
 
     Raises:
         ConfigError: There is no run, or other settings or another teacher make it another one.
@@ -121,6 +128,7 @@ def resume(
         StorageError: The disk is full; what was saved before is whole.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
+    frame = frame or Frame()
     stored = load_run(_settings_of(folder))
     run = run or stored
     other = _changes(stored, run)
@@ -148,7 +156,7 @@ def resume(
             _refuse_other_pictures(parts, tree)
             _refuse_another_teacher(parts, tree)
             _refuse_other_unlabelled(parts, tree)
-        return Trainer(parts, folder).train(tree)
+        return Trainer(parts, folder, frame=frame).train(tree)
 
 
 def _settings_of(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,8 @@ from notan.files import write_bytes
 from notan.predict.backends import TorchBackend
 from notan.predict.formats import overlay_picture
 from notan.predict.predictor import Predictor
-from notan.train.decide import decide
+from notan.train.budget import Budget, Frame
+from notan.train.decide import decide, leave_undecided, rehearse
 from notan.train.log import BEST, SPLIT, RunLog, keep_lines
 from notan.train.loop import Loop
 from notan.train.progress import Best, capture, restore
@@ -23,17 +24,21 @@ from notan.train.recovery import is_before
 from notan.train.steps import ADVICE, Validation, train_epoch, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from torch import nn
 
     from notan.data.batches import Batch
+    from notan.losses import LossValue
     from notan.train.parts import Parts
     from notan.train.progress import Progress
     from notan.types import Picture
 
 logger = logging.getLogger("notan")
+
+FIRST_STEPS = 4
+"""Steps after which it is known well enough how fast they go to say how many fit into a budget."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,14 @@ class TrainResult:
         dice: Its mean per-picture Dice on the validation split, at the pictures' own size, with
             the decision that was chosen there.
         epoch: The epoch it is from, counted from 1.
+        seconds_left: What is left of the budget of time, below 0 where it was too small; None:
+            there was none.
     """
 
     checkpoint: Path
     dice: float
     epoch: int
+    seconds_left: float | None = field(default=None, compare=False)
 
 
 class Trainer(Loop):
@@ -57,10 +65,19 @@ class Trainer(Loop):
 
     command = "notan train"
 
-    def __init__(self, parts: Parts, folder: Path) -> None:
-        """Take what ``prepare`` has built and checked, and the run folder."""
+    def __init__(self, parts: Parts, folder: Path, *, frame: Frame | None = None) -> None:
+        """Take what ``prepare`` has built and checked, and the run folder.
+
+        Args:
+            parts: What to train with.
+            folder: Where the run is kept.
+            frame: What surrounds the training and is paid for by its budget too; None: nothing.
+        """
         super().__init__(parts, parts.run.train, folder)
         self.parts: Parts = parts
+        seconds, schedule = self.settings.budget_seconds, parts.optimization.schedule
+        self.budget = Budget(seconds, frame or Frame(), schedule) if seconds else None
+        self.told = False
         self.blank: DivergedError | None = None
 
     def train(self, tree: dict[str, Any] | None = None) -> TrainResult:
@@ -74,6 +91,8 @@ class Trainer(Loop):
         logger.info("run folder: %s", self.folder)
         if tree:
             self.progress = restore(parts, tree, self.guard)
+            if self.budget:  # older states have none
+                self.budget.restore(tree.get("budget"), self.progress)
             self.recovery.good = tree["good"]
             where = f"epoch {self.progress.epoch}, batch {self.progress.batch + 1}"
             logger.info("going on from %s", where)
@@ -86,14 +105,46 @@ class Trainer(Loop):
         write_bytes(self.folder / SPLIT, names.encode())
         try:
             with log, anomaly, self.stop:
+                self._plan()
                 best = self._epochs(log)
-                choice = decide(self.folder / BEST, parts, self._stop_if_asked)
+                dice = self._decide(best)
         finally:
             parts.training_batches.close()
             parts.validation_batches.close()
-        result = TrainResult(self.folder / BEST, choice.dice, best.epoch)
+        left = self.budget.left if self.budget else None
+        result = TrainResult(self.folder / BEST, dice, best.epoch, left)
         logger.info("done; best epoch %d: %s", best.epoch, result.checkpoint)
+        if self.budget:
+            used, whole = self.budget.total, self.budget.seconds
+            logger.info("%.0f of %.0f seconds are used", used, whole)
         return result
+
+    def _plan(self) -> None:
+        """Divide the budget, where there is one: find out what the end will take."""
+        budget, parts = self.budget, self.parts
+        if budget is None:
+            return
+        if not budget.is_timed:
+            choosing = rehearse(parts, self._stop_if_asked)
+            # it reads and predicts all pictures twice, a validation once with each model
+            budget.expect(choosing, validating=choosing / 2 * (2 if parts.average else 1))
+        budget.plan()
+        if budget.left < budget.end:
+            logger.warning(
+                "a budget of %g s is too small and will not be kept: %.0f s are spent before the "
+                "first step, and the end takes about %.0f s; give --budget %.0fs or more",
+                *(budget.seconds, budget.total, budget.end, 2 * (budget.total + budget.end)),
+            )
+        else:
+            logger.info("%s", budget.in_words())
+
+    def _decide(self, best: Best) -> float:
+        """Choose how the best checkpoint's probabilities become masks; return its Dice."""
+        path = self.folder / BEST
+        if self.budget and not self.budget.spent.choice:
+            leave_undecided(path)
+            return best.dice
+        return decide(path, self.parts, self._stop_if_asked).dice
 
     def _epochs(self, log: RunLog) -> Best:
         """Train epoch after epoch; the state after the last says that the run is finished."""
@@ -101,6 +152,7 @@ class Trainer(Loop):
             self._epoch(log)
         best = self.progress.best
         if best is None:
+            (self.folder / BEST).unlink(missing_ok=True)  # see _keep_unscored
             raise self.blank or DivergedError(
                 f"{self.folder}: no epoch of this run ended with a network that answers in "
                 f"numbers; {ADVICE}"
@@ -115,13 +167,14 @@ class Trainer(Loop):
         return best
 
     def _finished(self) -> bool:
+        if self.budget and not self.budget.has_validated:
+            return False
         done, best, patience = self.progress.epoch - 1, self.progress.best, self.settings.patience
         if best and patience and done - best.epoch >= patience:
             logger.info("no better Dice for %d epochs: stopping early", patience)
             return True
-        budget, spent = self.settings.budget_seconds, self.progress.earlier_seconds
-        if done and budget is not None and spent >= budget:
-            logger.info("%.0f of %.0f seconds are spent: stopping", spent, budget)
+        if self.budget and self.budget.is_over:
+            logger.info("the time for steps is over")
             return True
         return done >= self.settings.epochs
 
@@ -130,33 +183,62 @@ class Trainer(Loop):
         parts, progress = self.parts, self.progress
         self.epoch_began = time.perf_counter() - progress.seconds
         parts.training_batches.go_to(progress.epoch, progress.batch)
+        if self.budget:
+            self.budget.begin_steps(anew=progress.batch == 0)
         with self._show_progress() as self.bar:
             batches = parts.teacher.mark(self.bar) if parts.teacher else self.bar
             if parts.consistency:
                 batches = parts.consistency.mark(batches, first=progress.step)
             with parts.optimization.freezing.during(progress.epoch):
-                train_epoch(parts.model, batches, parts.loss, parts.optimization, self)
-        try:
-            self.blank, validations = None, list(self._validations())
-        except DivergedError as error:
-            self.blank, validations = error, []
-        rate = parts.optimization.schedule.rate_after(progress.epoch - 1)
+                in_time = self._while_time(batches)
+                train_epoch(parts.model, in_time, parts.loss, parts.optimization, self)
+        validates, validations = self._validates(), list[Validation]()
+        if validates:
+            self._keep_unscored()
+            self.blank, validations = self._validated()
+        schedule, budget = parts.optimization.schedule, self.budget
+        rate = budget.spent.rate if budget else schedule.rate_after(progress.epoch - 1)
         seconds = time.perf_counter() - self.epoch_began
         if validations:
             self._keep_if_better(validations, log)
-        log.epoch(progress.epoch, _history(progress, validations, rate, seconds))
-        logger.info("%s  %.1f s", self._in_words(validations), seconds)
-        loss = validations[0].losses["loss"] if validations else None
-        # by the masks alone: what others add grows with its weight, and the sum may with it
-        weights = parts.loss.weights if parts.consistency else None
-        self.recovery.after_epoch(progress, loss, self.blank, weights)
+        if validates and budget:
+            budget.after_validation()
+        values = _history(progress, validations, rate, seconds)
+        log.epoch(progress.epoch, values | (budget.history() if budget else {}))
+        words = self._in_words(validations) if validates else self._start_in_words()
+        logger.info("%s  %.1f s", words, seconds)
+        if validates:
+            loss = validations[0].losses["loss"] if validations else None
+            weights = parts.loss.weights if parts.consistency else None
+            self.recovery.after_epoch(progress, loss, self.blank, weights)
         progress.seconds = seconds
         progress.next_epoch()
         self.recovery.keep()
 
+    def _while_time(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield batches until they or the budget's time for steps end."""
+        if self.budget and self.budget.is_over:
+            return
+        for batch in batches:
+            yield batch
+            if self.budget and self.budget.is_over:
+                return
+
+    def _validates(self) -> bool:
+        """Say whether to validate after this epoch: always, if it does not eat up a budget."""
+        budget = self.budget
+        if budget is None or budget.is_over or self.progress.epoch >= self.settings.epochs:
+            return True
+        return budget.wants_validation
+
+    def _start_in_words(self) -> str:
+        losses, of = self.progress.means.result(), f"/{self.settings.epochs}"
+        if self.budget:
+            of = f"  {self.budget.total / self.budget.seconds:.0%} of the time"
+        return f"epoch {self.progress.epoch}{of}  loss {losses.get('loss', 0):.4f}"
+
     def _in_words(self, validations: list[Validation]) -> str:
-        progress, losses = self.progress, self.progress.means.result()
-        start = f"epoch {progress.epoch}/{self.settings.epochs}  loss {losses.get('loss', 0):.4f}"
+        progress, start = self.progress, self._start_in_words()
         if not validations or progress.best is None:
             return f"{start}  validation gave no numbers"
         best, validation = progress.best, max(validations, key=lambda v: v.dice)
@@ -165,9 +247,28 @@ class Trainer(Loop):
             f"Dice {validation.dice:.4f}  best {best.dice:.4f} (epoch {best.epoch})"
         )
 
+    def after_step(self, batch: Batch, value: LossValue, *, taken: bool) -> None:
+        """Count the step's time too, before the state is saved; see ``Loop.after_step``."""
+        if self.budget and self.budget.after_step():
+            self._say_what_fits()
+        super().after_step(batch, value, taken=taken)
+
+    def _say_what_fits(self) -> None:
+        """Say once how many steps fit into the budget, when that is known."""
+        if self.budget and not self.told and self.progress.step + 1 >= FIRST_STEPS:
+            logger.info("%s", self.budget.in_words())
+            self.told = True
+
     def capture(self) -> dict[str, Any]:
         """Return all that the rest of the training depends on; see ``notan.train.progress``."""
-        return capture(self.parts, self.progress, self.guard, self.recovery.good)
+        tree = capture(self.parts, self.progress, self.guard, self.recovery.good)
+        return {**tree, "budget": self.budget and self.budget.state()}
+
+    def _validated(self) -> tuple[DivergedError | None, list[Validation]]:
+        try:
+            return None, list(self._validations())
+        except DivergedError as error:
+            return error, []
 
     def _validations(self) -> Iterator[Validation]:
         """Score the model, then its weight average where one is kept."""
@@ -182,6 +283,16 @@ class Trainer(Loop):
         for batch in self.parts.validation_batches:
             self._stop_if_asked()
             yield batch
+
+    def _keep_unscored(self) -> None:
+        """Save a first model before its validation where that will end after the budget.
+
+        Whoever ends the process then, when the budget is spent, leaves a model all the same.
+        """
+        budget, parts, progress = self.budget, self.parts, self.progress
+        if budget and progress.best is None and budget.left < budget.spent.validating:
+            card = parts.card(progress.epoch, {})
+            save_checkpoint(self.folder / BEST, Checkpoint(card, parts.model.state_dict()))
 
     def _keep_if_better(self, validations: list[Validation], log: RunLog) -> None:
         """Save the model, or its average, if it is better than all before."""

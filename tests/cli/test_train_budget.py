@@ -1,0 +1,53 @@
+"""``notan train --budget``: from the words on the command line to what is left at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from notan.cli import BEGAN
+from notan.cli import train as command
+from notan.cli.main import main
+from notan.config import load_run
+from notan.predict.predictor import Predictor
+from notan.train import TrainResult
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+QUICK = ["--image-size", "16", "--batch-size", "8", "model.width=2", "train.tensorboard=false"]
+
+
+def test_a_budget_that_no_training_can_keep_leaves_a_model_and_says_what_is_missing(
+    drawn_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["--data-path", str(drawn_folder), "--out", str(tmp_path / "run"), *QUICK]
+    with caplog.at_level(logging.INFO, logger="notan"):
+        main(["train", "--budget", "0.001s", *words])
+    assert "a budget of 0.001 s is too small and will not be kept" in caplog.text
+    assert "the budget left no time for the report; write it with: notan report " in caplog.text
+    assert not (tmp_path / "run" / "report.html").exists()
+    Predictor.load(tmp_path / "run" / "best.safetensors")
+
+
+def test_the_budget_becomes_seconds_and_brings_its_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def start(place: object, flags: Any, overrides: Any, frame: object) -> TrainResult:
+        del place
+        seen.append((load_run(flags=flags, overrides=overrides).train, frame))
+        return TrainResult(tmp_path / "best.safetensors", 0.5, 1, seconds_left=-1.0)
+
+    monkeypatch.setattr(command, "_start", start)
+    before = time.monotonic()
+    main(["train", "--budget", "1.5h"])
+    main(["train", "--budget", "600", "train.schedule=exponential", "--epochs", "7"])
+    (first, frame), (second, _) = seen
+    assert (first.budget_seconds, first.schedule) == (5400, "cosine")
+    assert (second.budget_seconds, second.schedule, second.epochs) == (600, "exponential", 7)
+    assert before <= frame.began <= BEGAN.get() <= time.monotonic()
