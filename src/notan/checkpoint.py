@@ -73,20 +73,38 @@ class Parity(Section):
     largest_difference: Fraction
 
 
+class Quantized(Section):
+    """How a network was brought to int8.
+
+    Attributes:
+        pictures: Which it was calibrated on, in words.
+        layers: Convolutions in int8.
+        float_layers: Names of the convolutions that stayed in float32.
+        share: Of the network's multiplications that are done in int8.
+    """
+
+    pictures: str
+    layers: int
+    float_layers: tuple[str, ...]
+    share: Fraction
+
+
 class Exported(Section):
     """What export did to make a portable file.
 
     Attributes:
         checkpoint: SHA-256 of the weights it was made from.
-        precision: ``fp32`` or ``half`` (weights stored in float16).
+        precision: ``fp32``, ``half`` (weights stored in float16) or ``int8``.
         opset: Version of ONNX's operators.
         parity: One for each runtime that was there.
+        quantized: How, where the precision is ``int8``.
     """
 
     checkpoint: str
-    precision: Literal["fp32", "half"]
+    precision: Literal["fp32", "half", "int8"]
     opset: int
     parity: tuple[Parity, ...]
+    quantized: Quantized | None = None
 
 
 class Member(Section):
@@ -131,6 +149,8 @@ class Card(Section):
         parameters: Numbers that training changed; None in cards that do not say.
         hardware: What the training ran on, in words.
         precision: The arithmetic of the network and why, in words.
+        pretrained: What the encoder's weights were learned from before this training, in words;
+            None: nothing, it began from scratch.
         exported: How a portable file was made; None in a checkpoint.
         sha256: Of the weights; in a portable file of the whole network.
     """
@@ -151,8 +171,14 @@ class Card(Section):
     parameters: int | None = None
     hardware: str = ""
     precision: str = ""
+    pretrained: str | None = None
     exported: Exported | None = None
     sha256: str = ""
+
+    @property
+    def beginning(self) -> str:
+        """Where training began, as every score says it."""
+        return f"pretrained: {self.pretrained}" if self.pretrained else "from scratch"
 
 
 @dataclass(frozen=True)

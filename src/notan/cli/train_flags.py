@@ -38,8 +38,9 @@ class Pictures:
     Attributes:
         data_path: The folder with the pictures and masks.
         unlabelled: A folder of more such pictures, without masks, to learn from too: what the
-            model's moving average is sure of in them is taken as true. Copies of pictures of the
-            other parts are left out. loss.consistency=1 is its weight.
+            moving average of the weights says of them is taken for true, after the first steps.
+            Copies of pictures of the training, validation and test parts are left out.
+            loss.consistency=1 is its weight.
         border: What the border of Oxford's trimaps counts as; other masks have none.
         image_size: Side of the square that pictures are resized to, in pixels.
     """
@@ -63,6 +64,8 @@ class Network:
         model: unet, resnet34_unet or attention_unet.
         encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with.
         pretrained: Start the encoder from its published weights, learned on ImageNet.
+        encoder_weights: Start it from a file instead: a .pth of published weights, or a model of
+            notan's with the same encoder.
         freeze_epochs: Epochs at the start in which the encoder stays as it came and the rest
             learns; then all of it does, the encoder more slowly with train.encoder_rate=0.3.
         teacher: A model file, an ensemble's for example, to learn from beside the masks;
@@ -72,6 +75,7 @@ class Network:
     model: Annotated[str | None, shows(DEFAULT.model.name, "NAME")] = sets("model.name")
     encoder: Annotated[str | None, shows("the model's own", "NAME")] = sets("model.encoder")
     pretrained: bool = sets("train.pretrained", default=False)
+    encoder_weights: Annotated[Path | None, shows("none", "FILE")] = sets("train.encoder_weights")
     freeze_epochs: Annotated[int | None, shows(DEFAULT.train.freeze_epochs, "N")] = sets(
         "train.freeze_epochs"
     )

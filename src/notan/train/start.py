@@ -129,10 +129,17 @@ def resume(
             f"{', '.join(other)} would make it another run; start a new one, "
             "or go on all the same with --allow-changes"
         )
-    parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
     with locked(folder):
         states = StateFolder(folder / STATES)
         tree = states.load()
+        parts = prepare(
+            run,
+            training=training,
+            validation=validation,
+            model=model,
+            transform=transform,
+            state=tree,
+        )
         if tree is None:
             _require_no_states(folder, states)
             logger.info("%s was stopped before its first state: beginning again", folder)
@@ -164,10 +171,9 @@ def _require_no_states(folder: Path, states: StateFolder) -> None:
 
 def _changes(stored: Run, run: Run) -> list[str]:
     """Say which settings have changed; return those that make it another run."""
-    harmless = HARMLESS | MOVED
-    # the cosine, and the rise of the weight of pictures without masks, end with the epochs
-    if run.train.schedule == "exponential" and run.train.unlabelled is None:
-        harmless |= {"train.epochs"}
+    harmless = (
+        HARMLESS | MOVED | ({"train.epochs"} if run.train.schedule == "exponential" else set())
+    )
     changed = changed_settings(stored, run)
     for name, (before, now) in changed.items():
         logger.info("changed since the run began: %s, %s -> %s", name, before, now)
