@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +79,13 @@ def test_another_encoder_that_was_asked_for_gets_no_weights_that_it_has_not(
     settings = decide(asked={"model.encoder": encoder})
     assert settings["model.encoder"] == encoder
     assert "train.pretrained" not in settings
+
+
+def test_weights_of_ones_own_stand_in_place_of_the_published_ones() -> None:
+    settings = decide(asked={"train.encoder_weights": Path("mine.safetensors")})
+    assert settings["model.encoder"] == "efficientnet_lite0"
+    assert "train.pretrained" not in settings
+    assert settings["train.freeze_epochs"] == 3
 
 
 def test_what_was_asked_for_stands_and_says_so() -> None:

@@ -151,3 +151,4 @@ def test_the_three_real_folders_are_seen_as_they_are(
     assert thin is not None
     assert 6 < thin < 25
     assert seen[road_folder].size == (360, 480)
+    assert "128 px or more wide" in seen[road_folder].in_words()

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from notan.auto.thickness import thickness
+from notan.auto.thickness import WIDTHS, thickness
 from notan.data.build import makes_validation, open_split
 
 if TYPE_CHECKING:
@@ -84,14 +84,18 @@ class Fingerprint:
         figure = (
             "no figure in any mask"
             if self.width is None or self.thin is None
-            else f"figure on {self.coverage:.1%} of a picture, some {self.width:.0f} px wide, its "
-            f"thinnest fifth {self.thin:.0f} px"
+            else f"figure on {self.coverage:.1%} of a picture, half of it less than "
+            f"{_in_pixels(self.width)} wide, a fifth less than {_in_pixels(self.thin)}"
         )
         return (
             f"{self.training} training and {self.validation} validation pictures, "
             f"{height}x{width} (height x width) in the middle, "
             f"{'grey' if self.grey else 'in colour'}; {figure}"
         )
+
+
+def _in_pixels(width: float) -> str:
+    return f"{width:.0f} px{' or more' if width >= WIDTHS[-1] else ''}"
 
 
 class _Look(NamedTuple):

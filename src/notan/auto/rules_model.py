@@ -33,6 +33,8 @@ def encoder(case: Case) -> Iterator[Decision]:
     yield Decision(
         "model.encoder", PUBLISHED, "small and quick, and its published weights are installed"
     )
+    if case.get("train.encoder_weights") is not None:
+        return
     yield Decision(
         "train.pretrained",
         True,

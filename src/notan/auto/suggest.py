@@ -49,8 +49,8 @@ def suggest(
         DataError: The data are missing or unreadable, or every mask is empty or all figure.
     """
     wanted = load_run(flags=flags, overrides=overrides)
-    pictures = take_fingerprint(wanted.data, seed=wanted.seed)
     machine = look_at_machine(wanted.device)
+    pictures = take_fingerprint(wanted.data, seed=wanted.seed)
     choice = choose(pictures, machine, asked_settings(flags=flags, overrides=overrides))
     seen = (f"The data: {pictures.in_words()}.", f"The machine: {machine.in_words()}.")
     header = (
