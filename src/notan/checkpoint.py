@@ -131,6 +131,8 @@ class Card(Section):
         parameters: Numbers that training changed; None in cards that do not say.
         hardware: What the training ran on, in words.
         precision: The arithmetic of the network and why, in words.
+        pretrained: What the encoder's weights were learned from before this training, in words;
+            None: nothing, it began from scratch.
         exported: How a portable file was made; None in a checkpoint.
         sha256: Of the weights; in a portable file of the whole network.
     """
@@ -151,8 +153,14 @@ class Card(Section):
     parameters: int | None = None
     hardware: str = ""
     precision: str = ""
+    pretrained: str | None = None
     exported: Exported | None = None
     sha256: str = ""
+
+    @property
+    def beginning(self) -> str:
+        """Where training began, as every score says it."""
+        return f"pretrained: {self.pretrained}" if self.pretrained else "from scratch"
 
 
 @dataclass(frozen=True)

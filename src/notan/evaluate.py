@@ -97,6 +97,7 @@ def evaluate(
         tolerance=tolerance or Tolerance(),
         seen=seen.in_words(),
         trained_border=predictor.card.border if predictor.card else None,
+        weights=predictor.card.beginning if predictor.card else ScoreRules.weights,
         augment=predictor.augment,
     )
     tally = Tally(rules)

@@ -56,15 +56,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write ``path`` into a StorageError that names it."""
+def storage_errors(path: Path, *, chosen_by: str = "--out") -> Iterator[None]:
+    """Turn the operating system's refusal to write ``path`` into a StorageError that names it.
+
+    Args:
+        path: What is written.
+        chosen_by: The flag or variable that would choose another place.
+    """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageError(
             f"{path}: could not be written ({reason}); "
-            "free some space or choose another place with --out"
+            f"free some space or choose another place with {chosen_by}"
         ) from error
 
 

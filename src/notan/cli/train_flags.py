@@ -63,6 +63,8 @@ class Network:
         model: unet, resnet34_unet or attention_unet.
         encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with.
         pretrained: Start the encoder from its published weights, learned on ImageNet.
+        encoder_weights: Start it from a file instead: a .pth of published weights, or a model of
+            notan's with the same encoder.
         freeze_epochs: Epochs at the start in which the encoder stays as it came and the rest
             learns; then all of it does, the encoder more slowly with train.encoder_rate=0.3.
         teacher: A model file, an ensemble's for example, to learn from beside the masks;
@@ -72,6 +74,7 @@ class Network:
     model: Annotated[str | None, shows(DEFAULT.model.name, "NAME")] = sets("model.name")
     encoder: Annotated[str | None, shows("the model's own", "NAME")] = sets("model.encoder")
     pretrained: bool = sets("train.pretrained", default=False)
+    encoder_weights: Annotated[Path | None, shows("none", "FILE")] = sets("train.encoder_weights")
     freeze_epochs: Annotated[int | None, shows(DEFAULT.train.freeze_epochs, "N")] = sets(
         "train.freeze_epochs"
     )

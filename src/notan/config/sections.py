@@ -165,7 +165,8 @@ class Train(Section):
     pretrained: bool = False
     """Start the encoder from its published weights; False: from scratch."""
     encoder_weights: Path | None = None
-    """A file with the encoder's weights, instead of the published ones; None: those."""
+    """A file that the encoder starts from in place of the published weights: a state dict of
+    PyTorch, what ``save_encoder`` wrote, or a checkpoint of notan's with the same encoder."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the start in which the encoder stays as it came and the rest of the network
     learns."""

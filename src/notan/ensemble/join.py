@@ -284,9 +284,18 @@ def _card(taken: Sequence[tuple[Part, float]], source: Source, device: torch.dev
             },
             "parameters": None if None in counts else sum(count or 0 for count in counts),
             "hardware": describe_hardware(device),
+            "pretrained": _pretrained(cards),
             "sha256": "",
         }
     )
+
+
+def _pretrained(cards: Sequence[Card]) -> str | None:
+    """Say what members were pretrained on, where any was."""
+    if not any(card.pretrained for card in cards):
+        return None
+    words = dict.fromkeys(card.pretrained or "a member from scratch" for card in cards)
+    return "; ".join(words)
 
 
 def _data(cards: Sequence[Card], source: Source) -> DataCard:

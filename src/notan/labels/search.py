@@ -116,10 +116,10 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
     epochs = train.epochs if epochs is None else epochs
     if epochs < 1:
         raise ConfigError(f"--epochs {epochs}: at least 1 is wanted")
-    # no teacher: it has learned the very masks that are judged; nor pictures without masks: each
-    # fold would see the held-out ones among them
+    # no teacher and no file of weights: they may have learned the very masks that are judged; nor
+    # pictures without masks: each fold would see the held-out ones among them
     settings: dict[str, object] = {"epochs": epochs, "tensorboard": False, "overlays": 0}
-    settings |= {"teacher": None, "unlabelled": None}
+    settings |= {"teacher": None, "encoder_weights": None, "unlabelled": None}
     run = card.run.model_copy(
         update={"train": train.model_copy(update=settings), "device": "auto"},
     )

@@ -11,12 +11,21 @@ from notan.models.resnet34 import ResNet34Encoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from notan.config import Model
     from notan.models.base import Encoder
 
 ENCODERS: Mapping[str, Callable[[], Encoder]] = {
     "resnet34": ResNet34Encoder,
     "efficientnet_lite0": EfficientNetLite0Encoder,
 }
+
+OWN: Mapping[str, str] = {"attention_unet": "unet", "resnet34_unet": "resnet34"}
+"""Model -> the name of the encoder that it has of its own, where that is not the model's."""
+
+
+def name_encoder(settings: Model) -> str:
+    """Return what the encoder of a model is called; two of one name take each other's weights."""
+    return settings.encoder or OWN.get(settings.name, settings.name)
 
 
 def build_encoder(name: str) -> Encoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,14 +15,16 @@ from notan.data.splits import choose_validation
 from notan.data.transforms import Geometry
 from notan.errors import DataError
 from notan.models.encoders import build_encoder
-from notan.models.pretrained import load_pretrained
 from notan.pretrain.network import Reconstructor
 from notan.pretrain.pictures import MaskedPictures, PictureFiles, find_pictures
 from notan.runtime import choose_precision, choose_workers, find_device, seed_everything
+from notan.train.encoder_start import EncoderStart, start_encoder
 from notan.train.freezing import Freezing
 from notan.train.parts import build_optimization, build_preprocessor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from notan.config import Pretrain
     from notan.preprocess import Preprocessor
     from notan.train.average import WeightAverage
@@ -45,6 +47,7 @@ class PretrainParts:
         training_batches: Shuffled and cropped.
         validation_batches: Neither; the same patches are hidden every time.
         optimization: What the loss is made small with.
+        start: Where the encoder's weights came from, where it did not begin from scratch.
         average: None: the weights themselves are kept.
     """
 
@@ -57,6 +60,7 @@ class PretrainParts:
     training_batches: BatchLoader
     validation_batches: BatchLoader
     optimization: Optimization
+    start: EncoderStart | None = None
     average: WeightAverage | None = None
 
     @property
@@ -74,8 +78,13 @@ class PretrainParts:
         )
 
 
-def prepare(settings: Pretrain) -> PretrainParts:
+def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> PretrainParts:
     """Build and check everything.
+
+    Args:
+        settings: All of them.
+        state: What the pretraining will go on from; its weights take the place of any that it would
+            begin with, so that those are not looked for again.
 
     Raises:
         ConfigError: A setting does not fit.
@@ -88,10 +97,13 @@ def prepare(settings: Pretrain) -> PretrainParts:
     seed_everything(settings.seed, deterministic=settings.deterministic)
     network = Reconstructor(build_encoder(settings.encoder), settings.width)
     training, validation = _divided(settings)
-    if settings.pretrained or settings.encoder_weights:
-        load_pretrained(network, run)
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocessor = build_preprocessor(run, network)
+    start = (
+        start_encoder(network, run, preprocessor, own_model=False)
+        if state is None
+        else EncoderStart.from_state(state.get("encoder_start"))
+    )
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     crop = Geometry(run.augment, run.preprocess.image_size)
     pictures = MaskedPictures(training, preprocessor, settings, transforms=(crop,))
     workers = choose_workers(settings.workers, device)
@@ -112,6 +124,7 @@ def prepare(settings: Pretrain) -> PretrainParts:
             held_out, settings.batch_size, shuffle=False, workers=workers
         ),
         optimization=build_optimization(run, network, precision, len(batches), Freezing()),
+        start=start,
     )
 
 

@@ -89,6 +89,7 @@ class Pretrainer(Loop):
         return {
             "settings": run_to_toml(self.parts.settings),
             "pictures": self.parts.fingerprints,
+            "encoder_start": self.parts.start and asdict(self.parts.start),
             "lowest": self.lowest and asdict(self.lowest),
             **capture_learning(self.parts, self.progress, self.guard, self.recovery.good),
         }
@@ -197,8 +198,7 @@ class Pretrainer(Loop):
 
     def _save_encoder(self, encoder: Encoder, lowest: Lowest) -> None:
         settings = self.parts.settings
-        published = "its published weights" if settings.pretrained else "nothing"
-        start = settings.encoder_weights or published
+        start = self.parts.start.words if self.parts.start else "nothing"
         origin = (
             f"notan pretrain on {len(self.parts.training)} pictures of {settings.path}, "
             f"{lowest.epoch} of {settings.epochs} epochs, starting from {start}"

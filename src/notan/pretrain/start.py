@@ -104,10 +104,10 @@ def resume(folder: Path, *, settings: Pretrain | None = None) -> PretrainResult:
     ]
     if other:
         raise ConfigError(f"{', '.join(other)} would make it another run; start a new one")
-    parts = prepare(settings)
     with locked(folder, FILES):
         states = StateFolder(folder / STATES)
         tree = states.load()
+        parts = prepare(settings, state=tree)
         if tree is None:
             _require_no_states(folder, states)
             logger.info("%s was stopped before its first state: beginning again", folder)

@@ -47,6 +47,7 @@ def facts_of(report: Report) -> dict[str, str]:
     weights = f", {card.parameters:,} parameters" if card and card.parameters else ""
     facts = {
         "Model": f"{name}{f', width {run.model.width}' if not card or card.model else ''}{weights}",
+        **({"Began": card.beginning} if card else {}),
         "Input": f" {TIMES} ".join(map(str, run.preprocess.image_size)) + " pixels",
         "Data": f"{run.data.path or 'a source of its own'}",
         **_split_facts(report),

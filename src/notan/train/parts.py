@@ -20,7 +20,6 @@ from notan.errors import ConfigError, DataError
 from notan.losses import Loss
 from notan.models.base import Encoder, encoder_of, stride_of
 from notan.models.build import build_model
-from notan.models.pretrained import load_pretrained
 from notan.preprocess import Preprocessor
 from notan.runtime import (
     Precision,
@@ -32,6 +31,7 @@ from notan.runtime import (
 )
 from notan.train.average import WeightAverage
 from notan.train.consistency import Consistency, build_consistency
+from notan.train.encoder_start import EncoderStart, start_encoder
 from notan.train.freezing import Freezing, build_freezing
 from notan.train.optim import Schedule, build_optimizer
 from notan.train.steps import Optimization
@@ -71,6 +71,7 @@ class Parts:
         optimization: What it is made small with.
         average: The moving average of the weights, where one is kept.
         teacher: The model that is learned from beside the masks, where there is one.
+        start: Where the encoder's weights came from, where it did not begin from scratch.
         consistency: What is learned from pictures without masks, where there are some.
     """
 
@@ -88,6 +89,7 @@ class Parts:
     optimization: Optimization
     average: WeightAverage | None
     teacher: Teacher | None
+    start: EncoderStart | None
     consistency: Consistency | None
 
     def card(self, epoch: int, scores: Mapping[str, float]) -> Card:
@@ -109,7 +111,15 @@ class Parts:
             parameters=self.parameters,
             hardware=describe_hardware(self.device),
             precision=str(self.optimization.precision),
+            pretrained=self._pretrained(),
         )
+
+    def _pretrained(self) -> str | None:
+        """Say what was learned before this training; what a teacher knew counts too."""
+        if self.teacher and self.teacher.card.pretrained:
+            taught = f"its teacher from {self.teacher.card.pretrained}"
+            return f"{self.start.words}; {taught}" if self.start else taught
+        return self.start.words if self.start else None
 
     @property
     def parameters(self) -> int:
@@ -136,8 +146,18 @@ def prepare(
     validation: Source | None = None,
     model: nn.Module | None = None,
     transform: Callable[..., Mapping[str, Any]] | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> Parts:
     """Build and check everything; see ``notan.train.train`` for the arguments.
+
+    Args:
+        run: All settings.
+        training: See there; likewise below.
+        validation: See there.
+        model: See there.
+        transform: See there.
+        state: What the training will go on from; its weights take the place of any that an encoder
+            would begin with, so that those are not looked for again.
 
     Raises:
         ConfigError: A setting does not fit.
@@ -147,15 +167,20 @@ def prepare(
     precision = choose_precision(run.train.precision, device)
     seed_everything(run.seed, deterministic=run.train.deterministic)
     network = model or build_model(run.model)
-    if run.train.pretrained or run.train.encoder_weights:
-        load_pretrained(network, run)
+    preprocessor = build_preprocessor(run, network)
+    start = (
+        start_encoder(network, run, preprocessor, own_model=model is not None)
+        if state is None
+        else EncoderStart.from_state(state.get("encoder_start"))
+    )
     freezing = build_freezing(run, network, own_model=model is not None)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    preprocessor = build_preprocessor(run, network)
     training, validation, data_card = _open_sources(run, training, validation)
     _require_statistics(run, preprocessor, len(training))
     unlabelled = open_unlabelled(run, preprocessor, data_card)
     data_card = with_unlabelled(data_card, unlabelled)
+    if start:
+        data_card = start.seen_too(data_card, validation)
     teacher = load_teacher(run, preprocessor, precision, border=_border(run, data_card))
     if teacher:
         require_not_taught(teacher, run.train.teacher, validation)
@@ -179,6 +204,7 @@ def prepare(
         optimization=build_optimization(run, network, precision, steps, freezing),
         average=average,
         teacher=teacher,
+        start=start,
         consistency=build_consistency(run, precision, average, teacher, steps_per_epoch=steps)
         if unlabelled
         else None,

@@ -84,6 +84,7 @@ def capture(
         "run": run_to_toml(parts.run),
         "pictures": fingerprints(parts),
         "teacher": parts.teacher and parts.teacher.identity,
+        "encoder_start": parts.start and asdict(parts.start),
         "unlabelled": parts.data_card.unlabelled_fingerprint,
         **capture_learning(parts, progress, guard, good),
     }

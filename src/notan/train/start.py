@@ -129,10 +129,17 @@ def resume(
             f"{', '.join(other)} would make it another run; start a new one, "
             "or go on all the same with --allow-changes"
         )
-    parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
     with locked(folder):
         states = StateFolder(folder / STATES)
         tree = states.load()
+        parts = prepare(
+            run,
+            training=training,
+            validation=validation,
+            model=model,
+            transform=transform,
+            state=tree,
+        )
         if tree is None:
             _require_no_states(folder, states)
             logger.info("%s was stopped before its first state: beginning again", folder)

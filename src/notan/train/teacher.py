@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from notan.checkpoint import load_checkpoint
-from notan.errors import ConfigError, DataError
+from notan.errors import ConfigError
 from notan.models.base import stride_of
 from notan.predict.backends import rebuild
+from notan.train.hearsay import require_unseen, seen_too
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -75,13 +76,7 @@ class Teacher:
 
     def seen_too(self, data: DataCard) -> DataCard:
         """Add to a student's pictures those of its teacher, which it knows by hearsay."""
-        theirs = self.card.data
-        return data.model_copy(
-            update={
-                name: tuple(dict.fromkeys((*getattr(data, name), *getattr(theirs, name))))
-                for name in ("training_hashes", "validation_hashes", "unlabelled_hashes")
-            }
-        )
+        return seen_too(data, self.card.data)
 
 
 def load_teacher(
@@ -144,15 +139,4 @@ def require_not_taught(teacher: Teacher, path: Path | None, validation: Source) 
     Raises:
         DataError: It has.
     """
-    trained = set(teacher.card.data.training_hashes)
-    known = [
-        name
-        for name, each in zip(validation.names, validation.hashes(), strict=True)
-        if each in trained
-    ]
-    if known:
-        raise DataError(
-            f"{path}: the teacher was trained on {len(known)} of this run's {len(validation)} "
-            f"validation pictures ({', '.join(known[:3])}{', ...' if len(known) > 3 else ''}), so "
-            "the student's Dice on them would flatter it; train both with one data.split_seed"
-        )
+    require_unseen(teacher.card.data, validation, who=f"{path}: the teacher", whose="the student's")
