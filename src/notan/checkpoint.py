@@ -73,20 +73,38 @@ class Parity(Section):
     largest_difference: Fraction
 
 
+class Quantized(Section):
+    """How a network was brought to int8.
+
+    Attributes:
+        pictures: Which it was calibrated on, in words.
+        layers: Convolutions in int8.
+        float_layers: Names of the convolutions that stayed in float32.
+        share: Of the network's multiplications that are done in int8.
+    """
+
+    pictures: str
+    layers: int
+    float_layers: tuple[str, ...]
+    share: Fraction
+
+
 class Exported(Section):
     """What export did to make a portable file.
 
     Attributes:
         checkpoint: SHA-256 of the weights it was made from.
-        precision: ``fp32`` or ``half`` (weights stored in float16).
+        precision: ``fp32``, ``half`` (weights stored in float16) or ``int8``.
         opset: Version of ONNX's operators.
         parity: One for each runtime that was there.
+        quantized: How, where the precision is ``int8``.
     """
 
     checkpoint: str
-    precision: Literal["fp32", "half"]
+    precision: Literal["fp32", "half", "int8"]
     opset: int
     parity: tuple[Parity, ...]
+    quantized: Quantized | None = None
 
 
 class Member(Section):

@@ -134,8 +134,24 @@ def test_a_longer_budget_buys_larger_pictures() -> None:
 
 def test_a_budget_and_not_the_epochs_ends_the_training() -> None:
     choice = choose(PICTURES, MACHINE, {"train.budget_seconds": 600.0})
-    assert choice.settings["train.epochs"] >= 1000
-    assert "the budget ends the training" in reason(choice, "train.epochs")
+    assert "train.epochs" not in choice.settings
+    assert "when the budget ends" in reason(choice, "train.schedule")
+
+
+def test_epochs_that_were_asked_for_stand_beside_a_budget() -> None:
+    settings = decide(asked={"train.budget_seconds": 600.0, "train.epochs": 2})
+    assert settings["train.epochs"] == 2
+    assert "train.freeze_epochs" not in settings  # two are too few to freeze one of them
+
+
+@pytest.mark.parametrize(("epochs", "frozen"), [(3, None), (7, 1), (15, 2), (100, 3)])
+def test_a_pretrained_encoder_stays_as_it_came_for_the_first_epochs(
+    epochs: int, frozen: int | None
+) -> None:
+    settings = decide(asked={"train.epochs": epochs})
+    assert settings.get("train.freeze_epochs") == frozen
+    scratch = replace(MACHINE, published_weights=False)
+    assert "train.freeze_epochs" not in decide(machine=scratch, asked={"train.epochs": epochs})
 
 
 def test_few_pictures_are_seen_more_often() -> None:

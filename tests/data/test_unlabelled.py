@@ -89,6 +89,10 @@ def test_the_pictures_of_a_folder_are_found_whatever_else_lies_there(
     assert fingerprint_unlabelled(found[1:]) != fingerprint_unlabelled(found)
 
 
+def test_a_data_folder_gives_the_pictures_in_its_images(folder: Path) -> None:
+    assert find_unlabelled(folder.parent) == find_unlabelled(folder)
+
+
 def test_copies_are_known_by_their_file_and_by_their_picture(folder: Path) -> None:
     files = find_unlabelled(folder)
     in_files = set(folder_source(folder.parent).hashes())
@@ -120,7 +124,7 @@ def test_a_folder_without_pictures_is_refused(folder: Path, tmp_path: Path) -> N
         (tmp_path / "nowhere", "nowhere: there is no such folder; check --unlabelled"),
         (tmp_path / "empty", "empty: no pictures here; files ending in .*jpg"),
         (tmp_path / "broken", r"broken: none of the 1 pictures can be read; .*a\.png: begins with"),
-        (folder.parent, "no pictures here, but in .*images; give that folder"),
+        (folder.parent.parent, "no pictures here; .* in the folder itself or in images/"),
         (next(folder.iterdir()), "this is a file; --unlabelled wants a folder of pictures"),
     ):
         with pytest.raises(DataError, match=words):

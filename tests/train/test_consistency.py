@@ -26,7 +26,7 @@ from notan.predict.predictor import Predictor
 from notan.report.facts import facts_of
 from notan.report.gather import gather
 from notan.train import train
-from notan.train.consistency import CONFIDENCE, add_agreement, mix
+from notan.train.consistency import add_agreement
 from notan.train.guard import Guard
 from notan.train.parts import Parts, prepare
 from notan.train.steps import compute_loss
@@ -73,15 +73,6 @@ def first_batch(parts: Parts, *, step: int = 0) -> Batch:
     return next(iter(parts.consistency.mark(parts.training_batches, step)))
 
 
-def answered(*, count: int = 4, side: int = 16) -> Unlabelled:
-    """Pictures whose every value says which they are: 0, 1, 2, ..."""
-    numbers = torch.arange(count, dtype=torch.float32)[:, None, None, None]
-    flat = torch.ones(count, 1, side, side)
-    pictures = (numbers * flat).repeat(1, 3, 1, 1)
-    names = tuple(str(number) for number in range(count))
-    return Unlabelled(names, pictures, pictures, flat, answers=numbers * flat / count)
-
-
 def test_an_average_is_kept_where_pictures_without_masks_are_named(folder: Path) -> None:
     assert tiny().train.average_decay is None
     assert beside(folder).train.average_decay == 0.99
@@ -126,17 +117,16 @@ def test_a_teacher_answers_in_its_place(folder: Path, tmp_path: Path) -> None:
     assert {"train/teacher_loss", "train/consistency_loss"} <= set(history(result)[0])
 
 
-def test_the_weight_rises_to_its_own_over_the_first_part(folder: Path) -> None:
-    run = beside(folder, loss__consistency=2.0, train__epochs=10, train__consistency_ramp=0.5)
+def test_the_weight_rises_to_its_own_over_the_first_steps(folder: Path) -> None:
+    run = beside(folder, loss__consistency=2.0, train__consistency_steps=10)
     consistency = parts_of(run).consistency
     assert consistency
-    assert consistency.ramp_steps == 10  # of 20
     weights = [consistency.weight_at(step) for step in range(20)]
     assert weights[0] == pytest.approx(2 * math.exp(-5))
     assert weights == sorted(weights)
     assert weights[10:] == [2.0] * 10
     assert weights[9] < 2.0
-    sudden = parts_of(beside(folder, train__consistency_ramp=0.0)).consistency
+    sudden = parts_of(beside(folder, train__consistency_steps=0)).consistency
     assert sudden
     assert sudden.weight_at(0) == 1.0
     for step in (0, 3):
@@ -145,47 +135,23 @@ def test_the_weight_rises_to_its_own_over_the_first_part(folder: Path) -> None:
         assert batch.unlabelled.weight == weights[step]
 
 
-def test_the_term_is_the_cross_entropy_against_confident_answers() -> None:
+def test_the_term_is_the_cross_entropy_against_the_answers() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 1, 8, 8, requires_grad=True)
-    answers = torch.rand(2, 1, 8, 8) ** 0.3
-    inside = torch.ones(2, 1, 8, 8)
+    answers, inside = torch.rand(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
     inside[..., 6:] = 0
     seen = Unlabelled(("a", "b"), logits, logits, inside, answers=answers, weight=0.5)
     value = add_agreement(LossValue(torch.tensor(3.0), {"bce": torch.tensor(3.0)}), logits, seen)
-    p, q = logits.detach().double().sigmoid().numpy(), answers.numpy()
-    counted = (np.maximum(q, 1 - q) >= CONFIDENCE) * (inside.numpy() == 1)
-    assert 0 < counted.sum() < inside.sum()
-    surprise = -np.where(q >= 0.5, np.log(p), np.log(1 - p))
-    wanted = (surprise * counted).sum() / inside.sum().item()
+    p, q = logits.detach().double().sigmoid().numpy(), answers.double().numpy()
+    wanted = -(q * np.log(p) + (1 - q) * np.log(1 - p))[..., :6].mean()
     assert list(value.terms) == ["bce", "consistency"]
     assert value.terms["consistency"].item() == pytest.approx(wanted, rel=1e-5)
     assert value.total.item() == pytest.approx(3 + 0.5 * wanted, rel=1e-5)
     value.total.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
-    assert np.array_equal(logits.grad.numpy() != 0, counted)
-
-
-def test_what_is_mixed_in_brings_its_answer_along() -> None:
-    seen = answered()
-    boxes = 0
-    for seed in range(10):
-        mixed = mix(seen, np.random.default_rng(seed))
-        assert mixed.answers is not None
-        assert torch.equal(mixed.plain, seen.plain)
-        assert torch.equal(mixed.varied[:, :1] / 4, mixed.answers)
-        for number, picture in enumerate(mixed.varied[:, 0]):
-            other = picture != number
-            assert set(picture[other].tolist()) <= {(number - 1) % 4}
-            assert other.float().mean() < 0.6
-            boxes += bool(other.any())
-    assert 10 < boxes < 30
-    assert torch.equal(
-        mix(seen, np.random.default_rng(1)).varied, mix(seen, np.random.default_rng(1)).varied
-    )
-    assert torch.equal(
-        mix(answered(count=1), np.random.default_rng(0)).varied, answered(count=1).varied
-    )
+    assert torch.equal(logits.grad != 0, inside == 1)
+    unanswered = add_agreement(value, logits, seen._replace(answers=None))
+    assert unanswered is value
 
 
 def test_pictures_with_masks_cost_what_they_would_alone(folder: Path) -> None:
@@ -203,7 +169,7 @@ def test_pictures_with_masks_cost_what_they_would_alone(folder: Path) -> None:
 
 
 def test_a_network_comes_nearer_to_what_was_answered(folder: Path) -> None:
-    parts = parts_of(beside(folder, train__consistency_ramp=0.0))
+    parts = parts_of(beside(folder, train__consistency_steps=0))
     batch = first_batch(parts)
     assert batch.unlabelled
     sure = (batch.unlabelled.varied[:, :1] > 0).float()  # an answer that a network can learn
@@ -259,6 +225,15 @@ def test_pictures_that_are_known_with_masks_are_left_out(
     assert "left out copies of 6 test and 6 validation and 24 training pictures" in caplog.text
     names = {name for batch in parts.training_batches for name in batch.unlabelled.names}  # type: ignore[union-attr]
     assert names <= {path.name for path in folder.iterdir()}
+
+
+def test_of_the_whole_pets_folder_what_has_a_part_of_its_own_is_left_out(
+    pets_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        parts = prepare(beside(pets_folder, data__path=pets_folder, data__limit=30))
+    assert "copies of 149 test and 30 validation and 30 training pictures" in caplog.text
+    assert parts.data_card.unlabelled_pictures == 240 + 2  # two stand in the folder and in no list
 
 
 def test_a_folder_of_known_pictures_alone_is_refused(drawn_folder: Path, tmp_path: Path) -> None:
@@ -318,8 +293,9 @@ def test_other_pictures_without_masks_are_refused_when_the_run_goes_on(
         with pytest.raises(DataError, match=words):
             resume_own(tmp_path / "run", run=run)
     resume_own(tmp_path / "run", run=beside(tmp_path / "fewer"), allow_changes=True)
-    with pytest.raises(ConfigError, match=r"train\.epochs \(1 -> 2\) would make it another run"):
-        resume_own(tmp_path / "run", run=beside(tmp_path / "fewer", train__epochs=2))
+    slower = beside(tmp_path / "fewer", train__consistency_steps=7)
+    with pytest.raises(ConfigError, match=r"consistency_steps \(100 -> 7\) would make it another"):
+        resume_own(tmp_path / "run", run=slower)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +339,7 @@ def test_the_guard_judges_an_epoch_by_the_masks_alone(
         judged.append(training)
 
     monkeypatch.setattr(Guard, "judge_epoch", judge_epoch)
-    run = beside(folder, loss__bce=2.0, loss__consistency=50.0, train__consistency_ramp=0.0)
+    run = beside(folder, loss__bce=2.0, loss__consistency=50.0, train__consistency_steps=0)
     (both,) = history(train_own(run, tmp_path / "both"))
     assert judged.pop() == pytest.approx(2 * both["train/bce_loss"] + both["train/dice_loss"])
     (alone,) = history(train_own(tiny(), tmp_path / "alone"))

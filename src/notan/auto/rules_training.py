@@ -20,8 +20,8 @@ PASSES = 8000
 """Pictures that a training without a budget sees, those seen again counted again."""
 
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 200
-UNLIMITED = 2000
-"""Epochs that a budget of time, and not their number, brings to an end."""
+MOST_FROZEN, FROZEN_SHARE = 3, 0.15
+"""Epochs in which the encoder stays as it came: at most, and as a share of all."""
 
 RARE = 0.05
 AVERAGED_SHARE = 0.1
@@ -63,17 +63,10 @@ def batch_size(case: Case) -> Iterator[Decision]:
 
 
 def epochs(case: Case) -> Iterator[Decision]:
-    """Let each picture be seen often where there are few of them."""
-    pictures, size = case.pictures.training, case.get("preprocess.image_size")
+    """Let each picture be seen often where there are few of them; a budget knows its own end."""
     if case.get("train.budget_seconds") is not None:
-        possible = (passes_within(case, size) or 0) / pictures
-        yield Decision(
-            "train.epochs",
-            UNLIMITED,
-            f"an upper limit: the budget ends the training, after some {max(1, round(possible))} "
-            "epochs on this machine",
-        )
         return
+    pictures, size = case.pictures.training, case.get("preprocess.image_size")
     wanted = min(max(FEWEST_EPOCHS, round(PASSES / pictures)), MOST_EPOCHS)
     minutes = math.ceil(wanted * pictures * seconds_for(case, size) / 60)
     yield Decision(
@@ -89,15 +82,28 @@ def learning_rate(case: Case) -> Iterator[Decision]:
     batch = case.get("train.batch_size")
     rate = float(f"{USUAL_RATE * math.sqrt(batch / USUAL_BATCH):.2g}")
     yield Decision("train.learning_rate", rate, f"what suits steps of {batch} pictures")
-    yield Decision("train.schedule", "cosine", "the rate falls to zero, and the last epochs settle")
+    end = "" if case.get("train.budget_seconds") is None else " when the budget ends"
+    yield Decision(
+        "train.schedule", "cosine", f"the rate falls to zero{end}, so that the last epochs settle"
+    )
+
+
+def freezing(case: Case) -> Iterator[Decision]:
+    """Leave a pretrained encoder as it came, until what reads it has learned to."""
+    pretrained = case.get("train.pretrained") or case.get("train.encoder_weights") is not None
+    frozen = min(MOST_FROZEN, int(FROZEN_SHARE * _expected_epochs(case)))
+    if pretrained and frozen:
+        yield Decision(
+            "train.freeze_epochs",
+            frozen,
+            "at first the encoder stays as it came and the rest learns to read it; these epochs "
+            "are quicker, too",
+        )
 
 
 def average(case: Case) -> Iterator[Decision]:
     """Average the weights over the last tenth of the steps, or a hundred of them."""
-    pictures = case.pictures.training
-    passes = passes_within(case, case.get("preprocess.image_size"))
-    if passes is None:
-        passes = case.get("train.epochs") * pictures
+    passes = _expected_epochs(case) * case.pictures.training
     steps = max(1.0, passes / case.get("train.batch_size"))
     decay = 1 - 1 / max(1.0, AVERAGED_SHARE * steps)
     decay = round(min(max(LEAST_DECAY, decay), MOST_DECAY), 3)
@@ -107,6 +113,16 @@ def average(case: Case) -> Iterator[Decision]:
         f"the mean of the weights over some {round(1 / (1 - decay))} steps is steadier than the "
         "last ones; whichever scores better is kept",
     )
+
+
+def _expected_epochs(case: Case) -> float:
+    """Return how many epochs there will be, which under a budget of time is a guess."""
+    passes = passes_within(case, case.get("preprocess.image_size"))
+    epochs: float = case.get("train.epochs")
+    if passes is None:
+        return epochs
+    within = passes / case.pictures.training
+    return min(within, epochs) if "train.epochs" in case.settings else within
 
 
 def precision(case: Case) -> Iterator[Decision]:
@@ -127,4 +143,4 @@ def loss(case: Case) -> Iterator[Decision]:
         )
 
 
-TRAINING_RULES = (validation, batch_size, epochs, learning_rate, average, precision, loss)
+TRAINING_RULES = (validation, batch_size, epochs, learning_rate, freezing, average, precision, loss)

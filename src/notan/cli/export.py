@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from notan.cli.flags import ModelFile, shows
+from notan.errors import ConfigError
 
 if TYPE_CHECKING:
     from notan.checkpoint import Exported
+    from notan.export.make import Kind
 
 
 def export(
@@ -19,6 +21,7 @@ def export(
     to: Annotated[Literal["onnx"], arg(metavar="onnx")] = "onnx",  # noqa: ARG001 - one so far
     out: Annotated[Path | None, shows("beside the model, best.onnx", "FILE")] = None,
     half: bool = False,
+    int8: bool = False,
     data_path: Annotated[Path | None, shows("the model's own", "FOLDER")] = None,
 ) -> None:
     """Write one portable file, which predicts on any machine, with ONNX Runtime or OpenVINO.
@@ -32,20 +35,36 @@ def export(
         to: The format.
         out: The file to write.
         half: Store the weights in float16: a file half as large, of the same speed.
-        data_path: The folder with the pictures that the masks are compared on.
+        int8: Compute in eight bits: several times as quick, a quarter of the size. It is calibrated
+            on validation pictures, and refused where the masks would be others.
+        data_path: The folder with the pictures that the masks are compared on, and that int8 is
+            calibrated on.
     """
     from notan.export import export as export_model
 
-    path, card = export_model(model, out, precision="half" if half else "fp32", data_path=data_path)
+    if half and int8:
+        raise ConfigError(
+            "--half and --int8 are two kinds of file; give one: --int8 for a quicker file, --half "
+            "for a smaller one with nearly the same masks"
+        )
+    precision: Kind = "int8" if int8 else "half" if half else "fp32"
+    path, card = export_model(model, out, precision=precision, data_path=data_path)
     if card.exported:
         print(_in_words(card.exported))
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def _in_words(exported: Exported) -> str:
-    return "\n".join(
+    lines = []
+    if made := exported.quantized:
+        lines.append(
+            f"int8: {made.layers} of {made.layers + len(made.float_layers)} convolutions, "
+            f"{made.share:.1%} of the multiplications, calibrated on {made.pictures}"
+        )
+    lines += [
         f"{each.runtime}: mask IoU {each.mask_iou:.5f} with the checkpoint on {each.pictures} "
         f"(worst {each.worst_iou:.5f}), probabilities differ by at most "
         f"{each.largest_difference:.1g}"
         for each in exported.parity
-    )
+    ]
+    return "\n".join(lines)

@@ -38,8 +38,9 @@ class Pictures:
     Attributes:
         data_path: The folder with the pictures and masks.
         unlabelled: A folder of more such pictures, without masks, to learn from too: what the
-            model's moving average is sure of in them is taken as true. Copies of pictures of the
-            other parts are left out. loss.consistency=1 is its weight.
+            moving average of the weights says of them is taken for true, after the first steps.
+            Copies of pictures of the training, validation and test parts are left out.
+            loss.consistency=1 is its weight.
         border: What the border of Oxford's trimaps counts as; other masks have none.
         image_size: Side of the square that pictures are resized to, in pixels.
     """

@@ -181,8 +181,8 @@ class Train(Section):
     """A model file to learn from beside the true masks; None: from the masks alone."""
     unlabelled: Path | None = None
     """A folder of pictures without masks to learn from too; None: from those with masks alone."""
-    consistency_ramp: Fraction = 0.2
-    """The share of the epochs over which ``loss.consistency`` rises from nothing."""
+    consistency_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps over which ``loss.consistency`` rises from next to nothing."""
     guard: bool = True
     """Watch for losses that are no numbers or that jump, skip them, go back if they persist."""
     most_returns: Annotated[int, Field(ge=0)] = 5

@@ -96,6 +96,21 @@ def picture_files(folder: Path) -> list[Path]:
     )
 
 
+def loose_pictures(folder: Path) -> list[Path]:
+    """Return the picture files of a folder, or else of the ``images/`` in it, by name.
+
+    Raises:
+        DataError: There are none.
+    """
+    for place in (folder, folder / "images"):
+        if place.is_dir() and (files := picture_files(place)):
+            return files
+    raise DataError(
+        f"{folder}: no pictures here; files ending in {', '.join(sorted(SUFFIXES))} were wanted, "
+        "in the folder itself or in images/"
+    )
+
+
 def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in picture_files(folder):

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from notan.data.files import hash_file
-from notan.data.folder import SUFFIXES, picture_files
+from notan.data.folder import loose_pictures
 from notan.data.formats import read_picture
 from notan.data.sample import Sample, short_hash
 from notan.data.transforms import vary
@@ -90,7 +90,7 @@ def find_unlabelled(folder: Path) -> list[UnlabelledFile]:
     one, and here no mask is lost with it.
 
     Args:
-        folder: Of pictures, whatever else lies there; folders in it are not looked into.
+        folder: Of pictures, whatever else lies there, or with a folder ``images`` of them.
 
     Raises:
         DataError: There is no such folder, it holds no pictures, or none of them can be read.
@@ -115,15 +115,7 @@ def _listed(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: this is a file; --unlabelled wants a folder of pictures")
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; check --unlabelled")
-    paths = picture_files(folder)
-    if paths:
-        return paths
-    inside = folder / "images"
-    if inside.is_dir() and picture_files(inside):
-        raise DataError(f"{folder}: no pictures here, but in {inside}; give that folder")
-    raise DataError(
-        f"{folder}: no pictures here; files ending in {', '.join(sorted(SUFFIXES))} were wanted"
-    )
+    return loose_pictures(folder)
 
 
 def _read(path: Path) -> UnlabelledFile | DataError:

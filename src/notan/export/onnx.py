@@ -61,7 +61,7 @@ def to_onnx(network: torch.nn.Module, stride: int) -> Any:  # noqa: ANN401 - onn
             ) from error
     if program is None:
         raise ExportError(f"{type(network).__name__}: PyTorch returned no ONNX program")
-    return _without_traces(program.model_proto)
+    return without_traces(program.model_proto)
 
 
 def store_half(model: Any) -> Any:  # noqa: ANN401 - onnx.ModelProto
@@ -102,7 +102,7 @@ def store_half(model: Any) -> Any:  # noqa: ANN401 - onnx.ModelProto
     return model
 
 
-def _without_traces(model: Any) -> Any:  # noqa: ANN401 - onnx.ModelProto
+def without_traces(model: Any) -> Any:  # noqa: ANN401 - onnx.ModelProto
     """Remove what the exporter notes of source lines: it names folders of this machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):

@@ -11,7 +11,7 @@ from notan.config import Data
 from notan.data.batches import Batch, Pictures
 from notan.data.build import open_split
 from notan.data.files import hash_file
-from notan.data.folder import SUFFIXES, looks_like_folder, picture_files
+from notan.data.folder import looks_like_folder
 from notan.data.formats import read_picture, read_size
 from notan.data.pets import looks_like_pets
 from notan.data.sample import Sample, Source
@@ -96,15 +96,8 @@ def find_pictures(settings: Pretrain) -> tuple[PictureFiles, str]:
             f"{folder}: holds the test pictures too; give {folder.parent}, whose training split "
             "alone is taken"
         )
-    places = [place for place in (folder, folder / "images") if place.is_dir()]
-    for place in places:
-        if picture_files(place):
-            files = find_unlabelled(place)
-            return PictureFiles([file.path for file in files]), "every picture in it"
-    raise DataError(
-        f"{folder}: no pictures here; files ending in {', '.join(sorted(SUFFIXES))} were wanted, "
-        "in the folder itself or in images/"
-    )
+    paths = [file.path for file in find_unlabelled(folder)]
+    return PictureFiles(paths), "every picture in it"
 
 
 def _existing(path: Path | None) -> Path:

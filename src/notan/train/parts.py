@@ -188,7 +188,6 @@ def prepare(
     decay = run.train.average_decay
     average = WeightAverage(network, decay) if decay is not None else None
     batches = _load(run, device, preprocessor, training, validation, transform, unlabelled)
-    steps = len(batches[0])
     return Parts(
         run=run,
         model=network,
@@ -201,13 +200,11 @@ def prepare(
         training_batches=batches[0],
         validation_batches=batches[1],
         loss=_build_loss(run),
-        optimization=build_optimization(run, network, precision, steps, freezing),
+        optimization=build_optimization(run, network, precision, len(batches[0]), freezing),
         average=average,
         teacher=teacher,
         start=start,
-        consistency=build_consistency(run, precision, average, teacher, steps_per_epoch=steps)
-        if unlabelled
-        else None,
+        consistency=build_consistency(run, precision, average, teacher) if unlabelled else None,
     )
 
 

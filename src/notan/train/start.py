@@ -171,10 +171,9 @@ def _require_no_states(folder: Path, states: StateFolder) -> None:
 
 def _changes(stored: Run, run: Run) -> list[str]:
     """Say which settings have changed; return those that make it another run."""
-    harmless = HARMLESS | MOVED
-    # the cosine, and the rise of the weight of pictures without masks, end with the epochs
-    if run.train.schedule == "exponential" and run.train.unlabelled is None:
-        harmless |= {"train.epochs"}
+    harmless = (
+        HARMLESS | MOVED | ({"train.epochs"} if run.train.schedule == "exponential" else set())
+    )
     changed = changed_settings(stored, run)
     for name, (before, now) in changed.items():
         logger.info("changed since the run began: %s, %s -> %s", name, before, now)

@@ -180,9 +180,9 @@ def compute_loss(
 ) -> LossValue:
     """Run the network on a batch, on its device and in its arithmetic.
 
-    Pictures without masks go through it together with those that have some, as they did in both
-    papers that ``Consistency`` follows: batch norm then has one mean of both kinds, and its running
-    one, which predicts, is of the very values that training normalised by.
+    Pictures without masks go through it in one pass with the others, as in Tarvainen and Valpola
+    2017 (arXiv:1703.01780): in passes of their own, batch norm would normalise each kind by itself,
+    and the running statistics, which predict, would be those of neither.
     """
     device, unlabelled = precision.device, batch.unlabelled
     images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
