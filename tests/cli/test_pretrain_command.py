@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from notan.checkpoint import read_card
 from notan.cli.main import main
 from notan.config import Pretraining, load_settings
 from notan.models.encoder_files import read_weights
@@ -29,16 +30,21 @@ def test_from_pictures_to_a_training_that_starts_from_them(
 ) -> None:
     run, data = tmp_path / "pre", ("--data-path", str(drawn_folder))
     main(["pretrain", *data, "--out", str(run), *QUICK, "--seed", "4", "pretrain.patch=16"])
-    out = capsys.readouterr().out
-    assert out.startswith("Lowest held-out loss: ")
-    assert f"notan train --encoder efficientnet_lite0 --encoder-weights {run}/encoder.saf" in out
+    said = capsys.readouterr().out
+    assert said.startswith("Lowest held-out loss: ")
+    assert f"notan train --encoder efficientnet_lite0 --encoder-weights {run}/encoder.saf" in said
     settings = load_settings(Pretraining, run / "pretrain.toml").pretrain
     assert (settings.path, settings.epochs, settings.patch) == (drawn_folder, 1, 16)
     assert (settings.batch_size, settings.image_size, settings.seed) == (8, 64, 4)
     weights = run / "encoder.safetensors"
     assert "on 22 pictures of" in read_weights(weights).origin
     main(["pretrain", "--resume", str(run)])
-    assert capsys.readouterr().out == out
+    assert capsys.readouterr().out == said
+    start = ("--encoder", "efficientnet_lite0", "--encoder-weights", str(weights))
+    out = ("--out", str(tmp_path / "run"), "train.tensorboard=false", "model.width=2")
+    main(["train", *data, *start, *QUICK, *out])
+    card = read_card(tmp_path / "run" / "best.safetensors")
+    assert "notan pretrain on 22 pictures of" in (card.pretrained or "")
 
 
 def test_the_help_says_what_it_is_for_and_names_every_flag(
@@ -62,6 +68,7 @@ def test_the_help_says_what_it_is_for_and_names_every_flag(
         (["--image-size", "32"], 2, "pretrain.image_size: Input should be greater than or"),
         (["--epochs", "0"], 2, "pretrain.epochs: Input should be greater than or equal to 1"),
         (["--pretrained", "--encoder-weights", "x"], 2, "both say what to go on from; give one"),
+        (["--encoder-weights", "missing.safetensors"], 5, "missing.safetensors: there is no such"),
         (["--device", "tpu"], 2, "--device tpu: there is no such device"),
         (["model.width=3"], 2, "model: there is no such setting; choose one of (pretrain)"),
         (["--epoch", "3"], 2, "did you mean '--epochs'?"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from notan.errors import CheckpointError
 from notan.models.encoder_files import read_weights, save_encoder
@@ -38,6 +39,21 @@ def test_an_encoder_comes_back_with_its_name_and_its_origin(tmp_path: Path) -> N
     state = encoder.state_dict()
     assert found.weights.keys() == state.keys()
     assert all(torch.equal(found.weights[name], tensor) for name, tensor in state.items())
+
+
+def test_an_encoder_knows_its_pictures_and_a_file_that_garbles_them_is_refused(
+    tmp_path: Path,
+) -> None:
+    encoder, path = build_encoder("efficientnet_lite0"), tmp_path / "encoder.safetensors"
+    pictures = {"unlabelled_hashes": ("0123456789ab", "ba9876543210")}
+    save_encoder(path, "efficientnet_lite0", encoder, pictures=pictures)
+    assert read_weights(path).pictures == pictures
+    save_encoder(path, "efficientnet_lite0", encoder)
+    assert read_weights(path).pictures == {}
+    for garbled in ("[1, 2]", "{", '{"unlabelled_hashes": 3}'):
+        save_file(encoder.state_dict(), path, {"notan-encoder-pictures": garbled})
+        with pytest.raises(CheckpointError, match="what the file says of its pictures cannot be"):
+            read_weights(path).pictures  # noqa: B018 - asking is the test
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from notan.config import Data, Pretrain
+from notan.checkpoint import read_card
+from notan.config import Data, Pretrain, load_run
 from notan.data.build import open_split
 from notan.errors import (
     CheckpointError,
@@ -22,6 +23,7 @@ from notan.errors import (
     StoppedBySignal,
     StorageError,
 )
+from notan.evaluate import find_seen
 from notan.models.base import Encoder
 from notan.models.encoder_files import read_weights
 from notan.models.encoders import ENCODERS
@@ -29,6 +31,7 @@ from notan.pretrain import pretrain, resume
 from notan.pretrain.network import reconstruction_loss
 from notan.pretrain.parts import prepare
 from notan.pretrain.pretrainer import Pretrainer
+from notan.train import train
 from notan.train.state import StateFolder
 from runs import Crash, ask_to_stop, crash, flat, lines_of, names_in
 
@@ -254,6 +257,42 @@ def test_a_folder_that_is_taken_is_left_alone_unless_told(pictures: Path, tmp_pa
         pretrain(tiny(pictures), out=tmp_path / "run")
     pretrain(tiny(pictures), out=tmp_path / "run", overwrite=True)
     assert {"mine.txt", "encoder.safetensors"} <= names_in(tmp_path / "run")
+
+
+def test_one_goes_on_from_the_encoder_of_another(pictures: Path, tmp_path: Path) -> None:
+    first = pretrain(tiny(pictures), out=tmp_path / "first")
+    still = {"learning_rate": 1e-12, "weight_decay": 0.0, "encoder_weights": first.encoder}
+    second = pretrain(tiny(pictures, **still), out=tmp_path / "second")
+    before, after = (read_weights(each.encoder) for each in (first, second))
+    name = "levels.0.0.weight"
+    torch.testing.assert_close(before.weights[name], after.weights[name])
+    assert f"starting from tiny, {before.origin}" in after.origin
+
+
+def test_a_truncated_file_of_weights_is_refused(pictures: Path, tmp_path: Path) -> None:
+    first = pretrain(tiny(pictures), out=tmp_path / "first")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(first.encoder.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"cut.safetensors: .*damaged or cut short"):
+        pretrain(tiny(pictures, encoder_weights=cut), out=tmp_path / "second")
+
+
+def test_a_score_on_pictures_that_the_encoder_knows_says_so(
+    drawn_folder: Path, tmp_path: Path
+) -> None:
+    known = pretrain(tiny(drawn_folder / "val" / "images"), out=tmp_path / "first").encoder
+    pictures = drawn_folder / "test" / "images"
+    more = {"encoder_weights": known, "epochs": 1}
+    encoder = pretrain(tiny(pictures, **more), out=tmp_path / "second").encoder
+    flags = {"data.path": drawn_folder, "model.encoder": "tiny", "preprocess.image_size": 32}
+    learning = {"model.width": 1, "train.epochs": 1, "train.encoder_weights": encoder}
+    run = load_run(flags={**flags, **learning, "train.tensorboard": False})
+    card = read_card(train(run, out=tmp_path / "run").checkpoint)
+    test = find_seen(card, open_split(run.data, "test", seed=0))
+    assert len(test.unmasked) == 6
+    assert test.in_words().startswith("perhaps flattering: the model has learned from 6 of 6")
+    assert len(find_seen(card, open_split(run.data, "val", seed=0)).unmasked) == 6
+    assert not find_seen(card, open_split(run.data, "train", seed=0)).unmasked
 
 
 def test_an_unknown_encoder_is_answered_with_the_nearest(pictures: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ state dict that PyTorch saved is read too, with ``weights_only=True``: nothing i
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 import struct
@@ -22,7 +23,7 @@ from notan.errors import CheckpointError
 from notan.files import write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "notan-encoder"
 ORIGIN = "notan-encoder-origin"
+PICTURES = "notan-encoder-pictures"
 LONGEST_HEADER = 100_000_000
 """safetensors' own limit."""
 DAMAGED = "the file is damaged or cut short; use another copy"
@@ -62,8 +64,31 @@ class WeightsFile:
         """What the weights were learned from, in words; empty where it does not say."""
         return self.metadata.get(ORIGIN, "")
 
+    @property
+    def pictures(self) -> dict[str, tuple[str, ...]]:
+        """Hashes of the pictures that the weights know, by how; empty where it does not say.
 
-def save_encoder(path: Path, name: str, encoder: Encoder, *, origin: str = "") -> None:
+        Raises:
+            CheckpointError: What it says cannot be read.
+        """
+        try:
+            found = json.loads(self.metadata.get(PICTURES, "{}"))
+            return {str(how): tuple(map(str, hashes)) for how, hashes in found.items()}
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self.path}: what the file says of its pictures cannot be read "
+                f"({str(error).splitlines()[0]}); {DAMAGED}"
+            ) from error
+
+
+def save_encoder(
+    path: Path,
+    name: str,
+    encoder: Encoder,
+    *,
+    origin: str = "",
+    pictures: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Write an encoder's weights, for ``train.encoder_weights``, whole or not at all.
 
     Args:
@@ -71,6 +96,8 @@ def save_encoder(path: Path, name: str, encoder: Encoder, *, origin: str = "") -
         name: What ``model.encoder`` calls the encoder.
         encoder: Its weights, on any device.
         origin: What they were learned from, in words for the card of models that start from them.
+        pictures: Hashes of those, by what a card calls them (``unlabelled_hashes``), so that a
+            score on them can say so.
 
     Raises:
         StorageError: The file could not be written; an older one is left as it was.
@@ -79,7 +106,8 @@ def save_encoder(path: Path, name: str, encoder: Encoder, *, origin: str = "") -
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in encoder.state_dict().items()
     }
-    write_bytes(path, save(weights, metadata={NAME: name, ORIGIN: origin, "format": "pt"}))
+    told = {NAME: name, ORIGIN: origin, PICTURES: json.dumps(pictures or {}), "format": "pt"}
+    write_bytes(path, save(weights, metadata=told))
 
 
 def read_weights(path: Path) -> WeightsFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from notan.pretrain.pictures import MaskedPictures, PictureFiles, find_pictures
 from notan.runtime import choose_precision, choose_workers, find_device, seed_everything
 from notan.train.encoder_start import EncoderStart, start_encoder
 from notan.train.freezing import Freezing
+from notan.train.hearsay import HASHES
 from notan.train.parts import build_optimization, build_preprocessor
 
 if TYPE_CHECKING:
@@ -67,6 +69,17 @@ class PretrainParts:
     def fingerprints(self) -> list[str]:
         """Which pictures are learned from and held out."""
         return [fingerprint(self.training), fingerprint(self.validation)]
+
+    @cached_property
+    def known(self) -> dict[str, tuple[str, ...]]:
+        """Hashes of all pictures that the encoder will know, by what a card calls them.
+
+        Those that are held out count: they choose the epoch.
+        """
+        known = {name: getattr(self.start, name, ()) for name in HASHES}
+        own = (*self.training.hashes(), *self.validation.hashes())
+        unlabelled = dict.fromkeys((*known["unlabelled_hashes"], *own))
+        return {**known, "unlabelled_hashes": tuple(unlabelled)}
 
     def describe(self) -> str:
         """Say in a line what learns from what, where."""

@@ -10,6 +10,7 @@ import torch
 from notan.config import Data
 from notan.data.batches import Batch, Pictures
 from notan.data.build import open_split
+from notan.data.files import hash_file
 from notan.data.folder import looks_like_folder
 from notan.data.formats import read_picture, read_size
 from notan.data.pets import looks_like_pets
@@ -59,6 +60,14 @@ class PictureFiles(Source):
             DataError: A file cannot be read.
         """
         return [read_size(path) for path in self.paths]
+
+    def hashes(self) -> list[str]:
+        """Return a short hash of each picture's file, from its size and its two ends.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return [hash_file(path) for path in self.paths]
 
     def only(self, names: frozenset[str]) -> PictureFiles:
         """Return the pictures of these names, in this source's order."""

@@ -203,7 +203,13 @@ class Pretrainer(Loop):
             f"notan pretrain on {len(self.parts.training)} pictures of {settings.path}, "
             f"{lowest.epoch} of {settings.epochs} epochs, starting from {start}"
         )
-        save_encoder(self.folder / ENCODER, settings.encoder, encoder, origin=origin)
+        save_encoder(
+            self.folder / ENCODER,
+            settings.encoder,
+            encoder,
+            origin=origin,
+            pictures=self.parts.known,
+        )
 
     def _write_down(self, held_out: Lowest | None, seconds: float) -> None:
         progress, losses = self.progress, self.progress.means.result()

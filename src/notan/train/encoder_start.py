@@ -13,7 +13,7 @@ from notan.models.encoder_files import WeightsFile, read_weights
 from notan.models.encoder_names import fit_weights
 from notan.models.encoders import ENCODERS, name_encoder
 from notan.models.pretrained import PUBLISHED
-from notan.train.hearsay import require_unseen, seen_too
+from notan.train.hearsay import HASHES, require_unseen, seen_too
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -144,7 +144,8 @@ def _start_from_file(
     published = PUBLISHED.get(name)
     if published and file.sha256.startswith(published.where.checksum.digits):
         return EncoderStart(f"{name}, {published.words}")
-    return EncoderStart(f"{name}, {file.origin or 'weights'} {_named(file)}")
+    known = {how: hashes for how, hashes in file.pictures.items() if how in HASHES}
+    return EncoderStart(f"{name}, {file.origin or 'weights'} {_named(file)}", **known)
 
 
 def _start_from_checkpoint(
