@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from notan.config import Augment, load_run
 from notan.data.sample import Sample
+from notan.data.strong import Blur, Colour
 from notan.data.synthetic import DrawnSource
 from notan.data.transforms import (
     Geometry,
@@ -71,6 +72,8 @@ TRANSFORMS: dict[type[Transform[Any]], Callable[[Augment], Transform[Any]]] = {
     Light: Light,
     GridDropout: GridDropout,
     OwnPipeline: lambda _: OwnPipeline(turned, OUT),
+    Colour: lambda _: Colour(),
+    Blur: lambda _: Blur(),
 }
 every_transform = pytest.mark.parametrize("kind", TRANSFORMS, ids=lambda kind: kind.__name__)
 
@@ -104,7 +107,7 @@ def once(transform: Transform[Any], sample: Sample, seed: int = 0) -> Sample:
 def test_every_transform_there_is_keeps_the_contract_below() -> None:
     assert set(TRANSFORMS) == set(Transform.__subclasses__())
     built = {type(transform) for transform in build_transforms(Augment(), OUT)}
-    assert built == set(TRANSFORMS) - {OwnPipeline}
+    assert built == set(TRANSFORMS) - {OwnPipeline, Colour, Blur}
     assert build_transforms(Augment(enabled=False), OUT) == ()
 
 
