@@ -22,8 +22,7 @@ from notan.pretrain.parts import as_run
 from notan.pretrain.show import write_reconstructions
 from notan.train.log import HISTORY, append_line, keep_lines
 from notan.train.loop import Loop
-from notan.train.progress import capture_learning, restore
-from notan.train.recovery import is_before
+from notan.train.progress import capture_learning
 from notan.train.steps import ADVICE, Means, compute_loss, train_epoch
 
 if TYPE_CHECKING:
@@ -101,17 +100,9 @@ class Pretrainer(Loop):
             tree: What ``capture`` returned, to go on from there.
         """
         parts = self.parts
-        logger.info("%s", parts.describe())
-        logger.info("run folder: %s", self.folder)
+        self.begin(tree)
         if tree:
-            self.progress = restore(parts, tree, self.guard)
-            self.recovery.good = tree["good"]
             self.lowest = tree["lowest"] and Lowest(**tree["lowest"])
-            where = f"epoch {self.progress.epoch}, batch {self.progress.batch + 1}"
-            logger.info("going on from %s", where)
-        else:
-            self.recovery.keep()
-        keep_lines(self.recovery.path, lambda line: is_before(line, self.progress))
         keep_lines(self.folder / HISTORY, lambda line: line["epoch"] < self.progress.epoch)
         told = run_to_toml(Pretraining(pretrain=parts.settings))
         write_bytes(self.folder / SETTINGS, told.encode())

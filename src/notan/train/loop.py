@@ -1,7 +1,8 @@
-"""Loop: what every training does at the end of a step, whatever it learns."""
+"""Loop: how every training begins, and what it does at a step's end, whatever it learns."""
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,8 +12,9 @@ from tqdm import tqdm
 from notan.errors import StoppedBySignal
 from notan.train.folder import STATES
 from notan.train.guard import Guard
-from notan.train.progress import Progress
-from notan.train.recovery import Recovery
+from notan.train.log import keep_lines
+from notan.train.progress import Progress, restore
+from notan.train.recovery import Recovery, is_before
 from notan.train.state import StateFolder
 from notan.train.stopping import StopRequest
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from notan.data.batches import Batch
     from notan.losses import LossValue
     from notan.train.steps import Learned
+
+logger = logging.getLogger("notan")
 
 GOOD_BATCHES = 500
 """Batches of a long epoch after which the weights are kept to go back to, as at its start."""
@@ -49,6 +53,23 @@ class Loop(ABC):
         self.saved_at = time.monotonic()
         self.epoch_began = time.perf_counter()
         self.bar: tqdm[Batch] | None = None
+
+    def begin(self, tree: dict[str, Any] | None) -> None:
+        """Say what begins, and take up where a state was written, if there is one.
+
+        Args:
+            tree: What ``capture`` returned; None: from the start.
+        """
+        logger.info("%s", self.parts.describe())
+        logger.info("run folder: %s", self.folder)
+        if tree:
+            self.progress = restore(self.parts, tree, self.guard)
+            self.recovery.good = tree["good"]
+            where = f"epoch {self.progress.epoch}, batch {self.progress.batch + 1}"
+            logger.info("going on from %s", where)
+        else:
+            self.recovery.keep()
+        keep_lines(self.recovery.path, lambda line: is_before(line, self.progress))
 
     @abstractmethod
     def capture(self) -> dict[str, Any]:

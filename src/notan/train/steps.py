@@ -84,6 +84,9 @@ class Learned(Protocol):
     def validation(self) -> Source:
         """The pictures that are kept back."""
 
+    def describe(self) -> str:
+        """Say in a line what will learn from what, where."""
+
 
 @dataclass(frozen=True)
 class Validation:

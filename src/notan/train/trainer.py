@@ -17,10 +17,9 @@ from notan.predict.formats import overlay_picture
 from notan.predict.predictor import Predictor
 from notan.train.budget import Budget, Frame
 from notan.train.decide import decide, leave_undecided, rehearse
-from notan.train.log import BEST, SPLIT, RunLog, keep_lines
+from notan.train.log import BEST, SPLIT, RunLog
 from notan.train.loop import Loop
-from notan.train.progress import Best, capture, restore
-from notan.train.recovery import is_before
+from notan.train.progress import Best, capture
 from notan.train.steps import ADVICE, Validation, train_epoch, validate
 
 if TYPE_CHECKING:
@@ -87,18 +86,9 @@ class Trainer(Loop):
             tree: What ``capture`` returned, to go on from there.
         """
         parts = self.parts
-        logger.info("%s", parts.describe())
-        logger.info("run folder: %s", self.folder)
-        if tree:
-            self.progress = restore(parts, tree, self.guard)
-            if self.budget:  # older states have none
-                self.budget.restore(tree.get("budget"), self.progress)
-            self.recovery.good = tree["good"]
-            where = f"epoch {self.progress.epoch}, batch {self.progress.batch + 1}"
-            logger.info("going on from %s", where)
-        else:
-            self.recovery.keep()
-        keep_lines(self.recovery.path, lambda line: is_before(line, self.progress))
+        self.begin(tree)
+        if tree and self.budget:  # older states have none
+            self.budget.restore(tree.get("budget"), self.progress)
         anomaly = torch.autograd.set_detect_anomaly(self.settings.detect_anomaly)
         log = RunLog(self.folder, parts.run, first_epoch=self.progress.epoch)
         names = "".join(f"{name}\n" for name in parts.validation.names)
