@@ -27,6 +27,7 @@ from notan.checkpoint import read_card
 from notan.cli.main import main
 from notan.config import Run, load_run
 from notan.data.synthetic import DrawnSource
+from notan.models.unet import UNet
 from notan.train import TrainResult, resume, train
 from notan.train.state import StateFolder
 from notan.train.trainer import Trainer
@@ -44,6 +45,9 @@ TINY: dict[str, object] = {
     "train.learning_rate": 3e-3,
     "train.tensorboard": False,
 }
+EPOCH_STEPS = 2
+"""Steps of an epoch of the drawn pictures."""
+
 PATIENCE = 60.0  # seconds to wait for another process before a test fails
 
 
@@ -63,6 +67,12 @@ class Own(nn.Module):
 
 class Crash(Exception):  # noqa: N818 - it stands for a power cut
     """What the tests end a training with where no error of ours may be at work."""
+
+
+def fresh_unet() -> UNet:
+    """Return a small network, always the same."""
+    torch.manual_seed(3)
+    return UNet(2)
 
 
 def tiny(**flags: object) -> Run:

@@ -82,7 +82,11 @@ def test_the_counters_of_batch_norm_may_be_absent_as_in_old_files(name: str) -> 
         key: tensor for key, tensor in published(name).items() if not key.endswith("tracked")
     }
     encoder = build_encoder(name)
-    encoder.load_state_dict(fit_weights("w", weights, name, encoder))
+    counters = {key: n for key, n in encoder.state_dict().items() if key.endswith("tracked")}
+    fitted = fit_weights("w", weights, name, encoder)
+    assert fitted.keys() == encoder.state_dict().keys()
+    assert counters
+    assert all(torch.equal(fitted[key], count) for key, count in counters.items())
 
 
 @pytest.mark.parametrize(

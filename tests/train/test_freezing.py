@@ -20,6 +20,7 @@ from notan.models.unet import UNet
 from notan.train.parts import prepare
 from notan.train.trainer import Trainer
 from runs import (
+    EPOCH_STEPS,
     TINY,
     TRAINING,
     VALIDATION,
@@ -30,6 +31,7 @@ from runs import (
     before_step,
     crash,
     fate,
+    fresh_unet,
     last_state,
     lines_of,
     resume_own,
@@ -42,14 +44,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.config import Run
-
-STEPS = 2  # an epoch of the drawn pictures has
-
-
-def fresh() -> UNet:
-    """Return a small network whose encoder stands for one that came from somewhere."""
-    torch.manual_seed(3)
-    return UNet(2)
 
 
 def two_stages(**flags: object) -> Run:
@@ -95,7 +89,7 @@ def differing(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -
 def test_the_encoder_stays_bit_for_bit_while_it_is_frozen_and_learns_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = fresh()
+    model = fresh_unet()
     came, head = encoder_state(model), model.head.weight.detach().clone()
     changed: list[set[str]] = []
     averages: list[set[str]] = []
@@ -107,9 +101,9 @@ def test_the_encoder_stays_bit_for_bit_while_it_is_frozen_and_learns_after(
 
     monkeypatch.setattr(Trainer, "after_step", watched(look))
     train_own(two_stages(), tmp_path / "run", model=model)
-    assert changed[: 2 * STEPS] == [set()] * 2 * STEPS
-    assert averages[: 2 * STEPS] == [set()] * 2 * STEPS
-    assert changed[2 * STEPS] == set(came), "all of it, statistics too, learns from here on"
+    assert changed[: 2 * EPOCH_STEPS] == [set()] * 2 * EPOCH_STEPS
+    assert averages[: 2 * EPOCH_STEPS] == [set()] * 2 * EPOCH_STEPS
+    assert changed[2 * EPOCH_STEPS] == set(came), "all of it, statistics too, learns from here on"
     assert not torch.equal(head, model.head.weight)
     assert all(weight.requires_grad for weight in model.parameters())
 
@@ -117,7 +111,7 @@ def test_the_encoder_stays_bit_for_bit_while_it_is_frozen_and_learns_after(
 def test_a_frozen_encoder_gets_no_gradients_and_the_norm_is_of_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = fresh()
+    model = fresh_unet()
     seen: list[tuple[bool, bool]] = []
 
     def look(_: Trainer) -> None:
@@ -128,11 +122,11 @@ def test_a_frozen_encoder_gets_no_gradients_and_the_norm_is_of_the_rest(
 
     monkeypatch.setattr(Trainer, "after_step", watched(look))
     train_own(two_stages(train__epochs=3), tmp_path / "run", model=model)
-    assert seen == [(True, False)] * 2 * STEPS + [(False, False)] * STEPS
+    assert seen == [(True, False)] * 2 * EPOCH_STEPS + [(False, False)] * EPOCH_STEPS
 
 
 def test_frozen_statistics_stay_for_ever_while_the_weights_learn(tmp_path: Path) -> None:
-    model = fresh()
+    model = fresh_unet()
     came, decoder = encoder_state(model), model.decoder.state_dict()
     below = {name: tensor.clone() for name, tensor in decoder.items()}
     run = tiny(train__epochs=2, train__encoder_statistics="frozen")
@@ -143,15 +137,15 @@ def test_frozen_statistics_stay_for_ever_while_the_weights_learn(tmp_path: Path)
     assert differing(below, model.decoder.state_dict()) == set(below)
 
 
-@pytest.mark.parametrize("step", range(1, 4 * STEPS + 1))
+@pytest.mark.parametrize("step", range(1, 4 * EPOCH_STEPS + 1))
 def test_a_run_stopped_at_any_step_of_either_stage_goes_on_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any], step: int
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(step, ask_to_stop))
         with pytest.raises(StoppedBySignal):
-            train_own(two_stages(), tmp_path / "run", model=fresh())
-    resume_own(tmp_path / "run", model=fresh())
+            train_own(two_stages(), tmp_path / "run", model=fresh_unet())
+    resume_own(tmp_path / "run", model=fresh_unet())
     assert fate(tmp_path / "run") == whole
 
 
@@ -162,8 +156,8 @@ def test_a_run_that_crashed_beside_the_thaw_goes_on_as_if_it_had_not(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(step, crash))
         with pytest.raises(Crash):
-            train_own(two_stages(train__state_steps=1), tmp_path / "run", model=fresh())
-    resume_own(tmp_path / "run", model=fresh())
+            train_own(two_stages(train__state_steps=1), tmp_path / "run", model=fresh_unet())
+    resume_own(tmp_path / "run", model=fresh_unet())
     assert fate(tmp_path / "run") == whole
 
 
@@ -171,7 +165,7 @@ def test_a_run_that_crashed_beside_the_thaw_goes_on_as_if_it_had_not(
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """How the run ends that nothing stops."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    train_own(two_stages(), folder, model=fresh())
+    train_own(two_stages(), folder, model=fresh_unet())
     return fate(folder)
 
 
@@ -181,12 +175,12 @@ def test_the_guard_goes_back_to_good_weights_across_the_thaw(
     def look(trainer: Trainer) -> None:
         if trainer.progress.step == 0:
             good.update(trainer.recovery.good or {})
-        if trainer.progress.step == 2 * STEPS:
+        if trainer.progress.step == 2 * EPOCH_STEPS:
             trainer.recovery.good = good
             trainer.recovery._return()
             returned.append(differing(came, encoder_state(model)))
 
-    model, good, returned = fresh(), dict[str, Any](), list[set[str]]()
+    model, good, returned = fresh_unet(), dict[str, Any](), list[set[str]]()
     came = encoder_state(model)
     monkeypatch.setattr(Trainer, "after_step", watched(look))
     train_own(two_stages(), tmp_path / "run", model=model)
@@ -197,7 +191,7 @@ def test_the_guard_goes_back_to_good_weights_across_the_thaw(
 
 
 def test_weights_that_the_user_froze_stay_frozen(tmp_path: Path) -> None:
-    model = fresh()
+    model = fresh_unet()
     mine = next(model.encoder.parameters())
     mine.requires_grad = False
     before = mine.clone()
@@ -207,7 +201,7 @@ def test_weights_that_the_user_froze_stay_frozen(tmp_path: Path) -> None:
 
 
 def test_a_stop_leaves_no_weight_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = fresh()
+    model = fresh_unet()
     monkeypatch.setattr(Trainer, "after_step", before_step(1, crash))
     with pytest.raises(Crash):
         train_own(two_stages(), tmp_path / "run", model=model)
@@ -217,7 +211,7 @@ def test_a_stop_leaves_no_weight_frozen(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_encoder_may_stay_frozen_to_the_end_with_a_word_about_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = fresh()
+    model = fresh_unet()
     came = encoder_state(model)
     run = two_stages(train__epochs=2, train__freeze_epochs=3)
     train_own(run, tmp_path / "run", model=model)
@@ -230,7 +224,7 @@ def test_the_log_says_what_is_frozen_and_when_it_ends(
 ) -> None:
     caplog.set_level(logging.INFO, "notan")
     run = two_stages(train__encoder_statistics="frozen")
-    train_own(run, tmp_path / "run", model=fresh())
+    train_own(run, tmp_path / "run", model=fresh_unet())
     words = "encoder as it came for 2 epochs, then with the statistics it came with"
     assert words in caplog.text
     assert "epoch 3: from here on the encoder learns too" in caplog.text
@@ -323,7 +317,7 @@ def test_pictures_without_masks_leave_a_frozen_encoder_alone_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folder(DrawnSource(6, size=(16, 16), first=20), tmp_path / "more")
-    model = fresh()
+    model = fresh_unet()
     came, changed = encoder_state(model), list[set[str]]()
     look: Callable[[Trainer], None] = lambda _: changed.append(  # noqa: E731
         differing(came, encoder_state(model))
@@ -331,7 +325,7 @@ def test_pictures_without_masks_leave_a_frozen_encoder_alone_too(
     monkeypatch.setattr(Trainer, "after_step", watched(look))
     run = two_stages(train__unlabelled=tmp_path / "more" / "images", train__epochs=3)
     train_own(run, tmp_path / "run", model=model)
-    assert changed[: 2 * STEPS] == [set()] * 2 * STEPS
+    assert changed[: 2 * EPOCH_STEPS] == [set()] * 2 * EPOCH_STEPS
     assert changed[-1] == set(came)
 
 

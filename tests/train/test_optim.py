@@ -9,16 +9,17 @@ import torch
 
 from notan.config import Train
 from notan.errors import ConfigError, StoppedBySignal
-from notan.models.unet import UNet
 from notan.train.optim import Schedule, build_optimizer, parameter_groups
 from notan.train.parts import prepare
 from notan.train.progress import restore
 from notan.train.trainer import Trainer
 from runs import (
+    EPOCH_STEPS,
     TRAINING,
     VALIDATION,
     ask_to_stop,
     before_step,
+    fresh_unet,
     last_state,
     resume_own,
     tiny,
@@ -28,16 +29,9 @@ from runs import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-STEPS = 2  # an epoch of the drawn pictures has
-
-
-def fresh() -> UNet:
-    torch.manual_seed(3)
-    return UNet(2)
-
 
 def test_the_rate_falls_from_the_coarsest_stage_to_the_finest() -> None:
-    model = fresh()
+    model = fresh_unet()
     *stages, rest = parameter_groups(model, Train(encoder_rate=0.5, layer_decay=0.8))
     factors = [group["factor"] for group in stages]
     assert factors == pytest.approx([0.5 * 0.8**depth for depth in (4, 3, 2, 1, 0)])
@@ -62,7 +56,7 @@ def test_the_rate_falls_from_the_coarsest_stage_to_the_finest() -> None:
 def test_groups_are_as_few_as_can_be_and_keep_the_networks_own_order(
     settings: Train, groups: int
 ) -> None:
-    model = fresh()
+    model = fresh_unet()
     found = parameter_groups(model, settings)
     assert len(found) == groups
     grouped = [id(weight) for group in found for weight in group["params"]]
@@ -75,11 +69,11 @@ def test_a_run_that_goes_on_with_other_rates_keeps_every_weights_own_moments(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(3, ask_to_stop))
         with pytest.raises(StoppedBySignal):
-            train_own(tiny(train__epochs=2), tmp_path / "run", model=fresh())
+            train_own(tiny(train__epochs=2), tmp_path / "run", model=fresh_unet())
     changed = tiny(train__epochs=2, train__encoder_rate=0.5, train__layer_decay=0.8)
     with pytest.raises(ConfigError, match=r"train.encoder_rate \(1.0 -> 0.5\), train.layer_decay"):
-        resume_own(tmp_path / "run", run=changed, model=fresh())
-    parts = prepare(changed, training=TRAINING, validation=VALIDATION, model=fresh())
+        resume_own(tmp_path / "run", run=changed, model=fresh_unet())
+    parts = prepare(changed, training=TRAINING, validation=VALIDATION, model=fresh_unet())
     tree = last_state(tmp_path / "run")
     restore(parts, tree, None)
     for number, weight in enumerate(parts.model.parameters()):
@@ -92,8 +86,8 @@ def test_a_run_that_goes_on_with_other_rates_keeps_every_weights_own_moments(
 
 def rates_after(settings: Train, steps: int, *, lowered: float = 1.0) -> list[float]:
     """Return the groups' learning rates after so many steps, at two steps an epoch."""
-    optimizer = build_optimizer(fresh(), settings)
-    schedule = Schedule(optimizer, settings, STEPS)
+    optimizer = build_optimizer(fresh_unet(), settings)
+    schedule = Schedule(optimizer, settings, EPOCH_STEPS)
     schedule.steps, schedule.lowered = steps, lowered
     schedule.apply()
     return [group["lr"] for group in optimizer.param_groups]
@@ -102,14 +96,14 @@ def rates_after(settings: Train, steps: int, *, lowered: float = 1.0) -> list[fl
 def test_every_rate_follows_the_schedule_and_the_guards_lowering() -> None:
     settings = Train(learning_rate=0.1, gamma=0.5, encoder_rate=0.2, layer_decay=1.0)
     assert rates_after(settings, 0) == pytest.approx([0.02, 0.1])
-    assert rates_after(settings, 2 * STEPS) == pytest.approx([0.005, 0.025])
+    assert rates_after(settings, 2 * EPOCH_STEPS) == pytest.approx([0.005, 0.025])
     assert rates_after(settings, 0, lowered=0.25) == pytest.approx([0.005, 0.025])
 
 
 def test_a_late_encoder_warms_up_when_it_starts_and_the_rest_does_not_again() -> None:
     settings = Train(schedule="cosine", epochs=20, freeze_epochs=4, warmup_epochs=2)
     for epochs, share in ((4, 0.01), (5, 0.5), (6, 1), (10, 1)):
-        encoder, rest = rates_after(settings, epochs * STEPS)
+        encoder, rest = rates_after(settings, epochs * EPOCH_STEPS)
         assert encoder == pytest.approx(share * rest)
     alike = Train(schedule="cosine", epochs=20, encoder_rate=0.5, warmup_epochs=2)
     encoder, rest = rates_after(alike, 1)
