@@ -73,7 +73,7 @@ def epochs(case: Case) -> Iterator[Decision]:
         "train.epochs",
         wanted,
         f"passes over {pictures} training pictures; some {minutes} minutes on this machine if "
-        "nothing else runs (train.budget_seconds=600 sets a time instead)",
+        "nothing else runs (--budget 10m sets a time instead)",
     )
 
 

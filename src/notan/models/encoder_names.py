@@ -59,7 +59,7 @@ class _Reading:
 
 
 def _lite0(name: str) -> str:
-    """Return the name in Luke Melas-Kyriazi's and rwightman's style: blocks in one row."""
+    """Return the name in the package's style: blocks in one row."""
     if match := re.fullmatch(r"stem\.(conv|norm)\.(\w+)", name):
         return f"{'_conv_stem' if match[1] == 'conv' else '_bn0'}.{match[2]}"
     if match := re.fullmatch(r"parts\.(\d+)\.(\d+)\.(\w+)\.(conv|norm)\.(\w+)", name):
