@@ -213,7 +213,7 @@ def mixture(drawn_folder: Path, where: Path, *parts: str) -> Path:
     return where
 
 
-def test_pictures_that_are_known_with_masks_are_left_out(
+def test_pictures_that_the_model_is_judged_by_are_left_out(
     folder: Path, drawn_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     where = mixture(drawn_folder, tmp_path / "more", "train", "val", "test")
@@ -221,10 +221,11 @@ def test_pictures_that_are_known_with_masks_are_left_out(
         shutil.copy(path, where)
     with caplog.at_level(logging.INFO):
         parts = prepare(beside(where, data__path=drawn_folder))
-    assert parts.data_card.unlabelled_pictures == 5
-    assert "left out copies of 6 test and 6 validation and 24 training pictures" in caplog.text
+    assert parts.data_card.unlabelled_pictures == 5 + 24
+    assert "left out copies of 6 test and 6 validation pictures" in caplog.text
     names = {name for batch in parts.training_batches for name in batch.unlabelled.names}  # type: ignore[union-attr]
-    assert names <= {path.name for path in folder.iterdir()}
+    assert names
+    assert not any(name.startswith(("val-", "test-")) for name in names)
 
 
 def test_of_the_whole_pets_folder_what_has_a_part_of_its_own_is_left_out(
@@ -232,20 +233,20 @@ def test_of_the_whole_pets_folder_what_has_a_part_of_its_own_is_left_out(
 ) -> None:
     with caplog.at_level(logging.INFO):
         parts = prepare(beside(pets_folder, data__path=pets_folder, data__limit=30))
-    assert "copies of 149 test and 30 validation and 30 training pictures" in caplog.text
-    assert parts.data_card.unlabelled_pictures == 240 + 2  # two stand in the folder and in no list
+    assert "copies of 149 test and 30 validation pictures" in caplog.text
+    assert parts.data_card.unlabelled_pictures == 270 + 2  # two stand in the folder and in no list
 
 
-def test_a_folder_of_known_pictures_alone_is_refused(drawn_folder: Path, tmp_path: Path) -> None:
-    where = mixture(drawn_folder, tmp_path / "more", "train", "test")
-    words = "all 30 pictures are copies of 6 test and 24 training pictures; give some others"
+def test_a_folder_of_such_pictures_alone_is_refused(drawn_folder: Path, tmp_path: Path) -> None:
+    where = mixture(drawn_folder, tmp_path / "more", "val", "test")
+    words = "all 12 pictures are copies of 6 test and 6 validation pictures; give some others"
     with pytest.raises(DataError, match=words):
         prepare(beside(where, data__path=drawn_folder))
 
 
 def test_pictures_in_memory_are_found_among_files_too(tmp_path: Path) -> None:
     write_folder(DrawnSource(12, size=(16, 16)), tmp_path)
-    assert parts_of(beside(tmp_path / "images")).data_card.unlabelled_pictures == 3
+    assert parts_of(beside(tmp_path / "images")).data_card.unlabelled_pictures == 6 + 3
 
 
 def test_a_score_on_them_says_that_they_were_seen_and_is_not_refused(

@@ -46,7 +46,7 @@ class Pictures:
         data_path: The folder with the pictures and masks.
         unlabelled: A folder of more such pictures, without masks, to learn from too: what the
             moving average of the weights says of them is taken for true, after the first steps.
-            Copies of pictures of the training, validation and test parts are left out.
+            Copies of validation and test pictures are left out.
             loss.consistency=1 is its weight.
         border: What the border of Oxford's trimaps counts as; other masks have none.
         image_size: Side of the square that pictures are resized to, in pixels.

@@ -21,11 +21,12 @@ logger = logging.getLogger("notan")
 def open_unlabelled(
     run: Run, preprocessor: Preprocessor, card: DataCard
 ) -> UnlabelledPictures | None:
-    """Open the pictures without masks that a run names, less those that it knows otherwise.
+    """Open the pictures without masks that a run names, less those that it is judged by.
 
-    Left out are copies of training pictures, whose masks say more; of validation pictures, or the
-    best epoch would be chosen on what was learned; and of the data's test part. Of that no picture
-    is decoded: its files are compared.
+    Left out are copies of validation pictures, or the best epoch would be chosen on what was
+    learned, and of the data's test part, of which no picture is decoded: its files are compared.
+    Training pictures stay: Tarvainen and Valpola ask for agreement on all pictures, with masks and
+    without.
 
     Args:
         run: ``train.unlabelled`` and the weight of the agreement.
@@ -48,7 +49,6 @@ def open_unlabelled(
         )
     found = find_unlabelled(folder)
     left_out = {"test": _test_hashes(run, card), "validation": {*card.validation_hashes}}
-    left_out["training"] = {*card.training_hashes}
     files, counts = found, []
     for part, hashes in left_out.items():
         others = [file for file in files if not file.is_among(hashes)]
