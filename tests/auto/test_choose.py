@@ -105,8 +105,16 @@ def test_other_choices_follow_what_was_asked_for() -> None:
 GOOD_BF16 = replace(MACHINE, quick_bf16=True)
 
 
-def test_bf16_is_taken_where_the_network_is_wide_enough_to_gain() -> None:
-    assert "train.precision" not in decide(machine=GOOD_BF16)
+def test_bf16_is_taken_where_the_processor_has_it_and_pays_for_a_wider_network() -> None:
+    chosen = decide(machine=GOOD_BF16)
+    assert (chosen["train.precision"], chosen["model.width"]) == ("bf16", 16)
+    assert "train.precision" not in decide()
+    assert decide()["model.width"] == 8
+
+
+def test_who_asks_for_fp32_gets_the_network_for_it() -> None:
+    chosen = decide(machine=GOOD_BF16, asked={"train.precision": "fp32"})
+    assert (chosen["train.precision"], chosen["model.width"]) == ("fp32", 8)
 
 
 def test_the_input_has_the_shape_of_the_middle_picture() -> None:

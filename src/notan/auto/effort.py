@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from notan.types import Size
 
 USUAL_SIDE = 256
-SECONDS = {"efficientnet_lite0": (0.025, 0.012), "resnet34": (0.17, 0.016), None: (0.0, 0.014)}
-"""By encoder: seconds of a training step for a picture of 256x256 on one thread, fixed and for each
-channel of width. Measured on an AMD EPYC in fp32 (2026-11-24): EfficientNet-Lite0 0.121 with width
-8 and 0.216 with 16, ResNet34 0.424 with 16."""
+SECONDS = {
+    "fp32": {"efficientnet_lite0": (0.04, 0.006), "resnet34": (0.105, 0.008), None: (0.0, 0.0096)},
+    "bf16": {"efficientnet_lite0": (0.07, 0.0017), "resnet34": (0.07, 0.0036), None: (0.0, 0.0048)},
+}
+"""By precision and encoder: seconds of a training step for a picture of 256x256 on one thread,
+fixed and for each channel of width. Measured with widths 8 and 16 on an AMD EPYC that computes in
+bf16 (2026-11-26)."""
 
 THREAD_GAIN = 0.85
 """What a network gains from threads, as a power of their number."""
@@ -31,11 +34,18 @@ USABLE_SHARE = 0.8
 
 def seconds_for(case: Case, size: Size) -> float:
     """Return the seconds that one picture of an input size takes in training, roughly."""
-    fixed, each = SECONDS.get(case.get("model.encoder"), SECONDS["resnet34"])
+    seconds_of = SECONDS["bf16" if computes_in_bf16(case) else "fp32"]
+    fixed, each = seconds_of.get(case.get("model.encoder"), seconds_of["resnet34"])
     one_thread = fixed + each * int(case.get("model.width"))
     threads = GPU_GAIN if case.machine.device != "cpu" else float(case.machine.threads)
     seconds: float = one_thread / threads**THREAD_GAIN * _area(size) / USUAL_SIDE**2
     return seconds
+
+
+def computes_in_bf16(case: Case) -> bool:
+    """Say whether the processor computes in bf16 itself and nobody asked for anything else."""
+    asked = case.settings.get("train.precision", "bf16")
+    return case.machine.device == "cpu" and case.machine.quick_bf16 and asked == "bf16"
 
 
 def passes_within(case: Case, size: Size) -> float | None:

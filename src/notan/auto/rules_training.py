@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from notan.auto.case import Decision
-from notan.auto.effort import passes_within, pictures_in_memory, seconds_for
+from notan.auto.effort import computes_in_bf16, passes_within, pictures_in_memory, seconds_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,6 @@ AVERAGED_SHARE = 0.1
 """Of the steps, what the moving average looks back on."""
 
 LEAST_DECAY, MOST_DECAY = 0.9, 0.99
-QUICK_WITH_BF16 = 16
 
 
 def validation(case: Case) -> Iterator[Decision]:
@@ -126,9 +125,8 @@ def _expected_epochs(case: Case) -> float:
 
 
 def precision(case: Case) -> Iterator[Decision]:
-    """Compute in bf16 on processors that do, where the network is wide enough to gain."""
-    wide = case.get("model.width") >= QUICK_WITH_BF16
-    if case.machine.device == "cpu" and case.machine.quick_bf16 and wide:
+    """Compute in bf16 on processors that do."""
+    if computes_in_bf16(case):
         yield Decision("train.precision", "bf16", "this processor computes in it, a third quicker")
 
 
