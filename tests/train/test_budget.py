@@ -17,6 +17,7 @@ from notan.config import UNLIMITED_EPOCHS, load_run
 from notan.data.build import open_split
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, StoppedBySignal
+from notan.models.unet import UNet
 from notan.predict.predictor import Predictor
 from notan.train import resume, train
 from notan.train import trainer as trainer_module
@@ -165,6 +166,16 @@ def test_it_is_said_once_how_many_steps_fit_and_at_the_end_what_was_used(
     assert caplog.text.count("a budget of 12 s: 4 s are spent, about 0 s are kept") == 1
     assert "about 12 steps fit between them, 3.0 epochs" in caplog.text
     assert "12 of 12 seconds are used" in caplog.text
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(("frozen", "told"), [(2, False), (3, True)])
+def test_it_is_said_where_the_budget_ends_before_the_encoder_learns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, frozen: int, told: bool
+) -> None:
+    run_it(budgeted(12, train__freeze_epochs=frozen), tmp_path / "run", model=UNet(width=2))
+    said = f"train.freeze_epochs = {frozen} of 3 epochs: the encoder will stay as it came"
+    assert (said in caplog.text) == told
 
 
 @pytest.mark.usefixtures("clock")

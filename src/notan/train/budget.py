@@ -266,5 +266,10 @@ class Budget:
         pace = self.schedule.pace
         if pace is None:
             return start
-        epochs = pace.steps / self.schedule.steps_per_epoch
-        return f"{start}; about {pace.steps:.0f} steps fit between them, {epochs:.1f} epochs"
+        return f"{start}; about {pace.steps:.0f} steps fit between them, {self.epochs:.1f} epochs"
+
+    @property
+    def epochs(self) -> float:
+        """Epochs that fit, as far as the speed is known; 0 before that."""
+        pace = self.schedule.pace
+        return pace.steps / self.schedule.steps_per_epoch if pace else 0.0

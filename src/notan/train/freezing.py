@@ -77,6 +77,16 @@ class Freezing:
             for weight in weights:
                 weight.requires_grad = True
 
+    def warn_of_end(self, epochs: float) -> None:
+        """Say so where a training ends, after so many epochs, before the encoder has learned."""
+        if self.epochs and self.epochs >= epochs:
+            logger.warning(
+                "train.freeze_epochs = %d of %.3g epochs: the encoder will stay as it came to the "
+                "end, which suits a few dozen pictures; with more, freeze fewer epochs than you "
+                "train",
+                *(self.epochs, epochs),
+            )
+
     def set_mode(self, model: nn.Module) -> None:
         """Put a network into training mode, but for what is frozen."""
         model.train()
@@ -132,15 +142,11 @@ def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing
             f"{what}: {type(network).__name__} has no weights beside its encoder's, so nothing "
             "would learn while that is frozen; leave train.freeze_epochs out"
         )
-    if settings.freeze_epochs >= settings.epochs:
-        logger.warning(
-            "train.freeze_epochs = %d of %d epochs: the encoder will stay as it came to the end, "
-            "which suits a few dozen pictures; with more, freeze fewer epochs than you train",
-            *(settings.freeze_epochs, settings.epochs),
-        )
-    return Freezing(
+    freezing = Freezing(
         encoder, settings.freeze_epochs, statistics=settings.encoder_statistics == "frozen"
     )
+    freezing.warn_of_end(settings.epochs)
+    return freezing
 
 
 def _changed(settings: Train, names: tuple[str, ...]) -> list[str]:

@@ -247,6 +247,7 @@ class Trainer(Loop):
         """Say once how many steps fit into the budget, when that is known."""
         if self.budget and not self.told and self.progress.step + 1 >= FIRST_STEPS:
             logger.info("%s", self.budget.in_words())
+            self.parts.optimization.freezing.warn_of_end(self.budget.epochs)
             self.told = True
 
     def capture(self) -> dict[str, Any]:
