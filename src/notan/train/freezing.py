@@ -107,7 +107,7 @@ def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing
 
     Raises:
         ConfigError: The network has no encoder, or nothing beside it, or the encoder that is to
-            stay as it came knows nothing.
+            stay as it came knows nothing, or its stages are to learn apart and are not known.
     """
     settings = run.train
     changed = _changed(settings, SETTINGS)
@@ -131,6 +131,12 @@ def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing
         raise ConfigError(
             f"{what}: {type(network).__name__} has no weights beside its encoder's, so nothing "
             "would learn while that is frozen; leave train.freeze_epochs out"
+        )
+    if settings.layer_decay != 1 and len(encoder.stages()) < len(encoder.strides):
+        raise ConfigError(
+            f"train.layer_decay = {settings.layer_decay}: it is not known which of the encoder's "
+            "weights make which of its feature maps; leave the setting out, train.encoder_rate "
+            "slows all of the encoder down"
         )
     if settings.freeze_epochs >= settings.epochs:
         logger.warning(
