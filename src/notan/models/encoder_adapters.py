@@ -104,7 +104,8 @@ class SmpEncoder(ForeignEncoder):
     def load_published(self) -> str:
         """Take the weights that the package publishes, and learn what pictures they want."""
         words = super().load_published()
-        wanted = import_package(SMP).encoders.get_preprocessing_params(self.name, IMAGENET)
+        with self.fetching(self.published()[1]):
+            wanted = import_package(SMP).encoders.get_preprocessing_params(self.name, IMAGENET)
         if (wanted["input_space"], wanted["input_range"]) != ("RGB", [0, 1]):
             raise ConfigError(
                 f"{self.called}: its weights want pictures in {wanted['input_space']} from "

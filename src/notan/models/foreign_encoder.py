@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 from abc import abstractmethod
@@ -108,16 +109,26 @@ class ForeignEncoder(Encoder):
             CheckpointError: They cannot be fetched.
         """
         words, address = self.published()
-        try:
+        with self.fetching(address):
             weights = self.build(pretrained=True).state_dict()
+        self.network.load_state_dict(weights)
+        return words
+
+    @contextlib.contextmanager
+    def fetching(self, address: str) -> Iterator[None]:
+        """Turn whatever a package raises while it fetches into one line with a way out.
+
+        Raises:
+            CheckpointError: Something was raised inside.
+        """
+        try:
+            yield
         except Exception as error:
             raise CheckpointError(
                 f"{self.called}: its published weights cannot be fetched ({one_line(error)}); on a "
                 f"machine without a network, fetch them on another from {address} and give them "
                 "with --encoder-weights FILE"
             ) from error
-        self.network.load_state_dict(weights)
-        return words
 
     def stages(self) -> list[list[nn.Module]]:
         """Return the modules that a map needs and no finer one does; one list where they mix."""
