@@ -44,7 +44,7 @@ def pretrain(
             pretrain.crop_area=0.3 pretrain.precision=bf16 pretrain.workers=4.
         data_path: A folder of pictures; or a data folder as train takes it, of which only the
             training pictures are used.
-        encoder: efficientnet_lite0 or resnet34: what learns.
+        encoder: efficientnet_lite0, resnet34, timm:NAME or smp:NAME: what learns.
         pretrained: Go on from the encoder's published weights, learned on ImageNet.
         encoder_weights: Go on from the weights in this file.
         out: Where the run is kept.

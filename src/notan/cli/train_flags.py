@@ -69,8 +69,10 @@ class Network:
 
     Attributes:
         model: unet, resnet34_unet or attention_unet.
-        encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with.
-        pretrained: Start the encoder from its published weights, learned on ImageNet.
+        encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with; or
+            timm:NAME, smp:NAME, a convolutional network of that package where it is installed.
+        pretrained: Start the encoder from its published weights, learned on ImageNet
+            (of timm and smp: from what their packages fetch).
         encoder_weights: Start it from a file instead: a .pth of published weights, or a model of
             notan's with the same encoder.
         freeze_epochs: Epochs at the start in which the encoder stays as it came and the rest

@@ -99,8 +99,8 @@ class Model(Section):
     name: str = "unet"
     """``unet``, ``resnet34_unet`` or ``attention_unet``."""
     encoder: str | None = None
-    """What ``unet`` and ``attention_unet`` go down with: ``resnet34`` or ``efficientnet_lite0``;
-    None: what they have of their own."""
+    """What ``unet`` and ``attention_unet`` go down with: ``resnet34``, ``efficientnet_lite0``,
+    or another package's, ``timm:NAME`` or ``smp:NAME``; None: what they have of their own."""
     width: Annotated[int, Field(ge=1, le=512)] = 64
     """Channels of the finest level; every other level is a multiple of it. 16 where an encoder is
     named, as only the way up has them then."""

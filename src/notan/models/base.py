@@ -51,7 +51,10 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
-        """Return the modules that make each feature map, finest first; all parameters are there."""
+        """Return the modules that make each feature map, finest first; all parameters are there.
+
+        One list of all of them says that it is not known which make which.
+        """
 
     @abstractmethod
     def forward(self, images: Images) -> list[Images]:

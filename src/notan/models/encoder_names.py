@@ -11,6 +11,7 @@ import torch
 
 from notan.errors import CheckpointError
 from notan.models.efficientnet_lite0 import STAGES
+from notan.models.encoder_adapters import is_foreign
 from notan.models.encoders import ENCODERS
 
 if TYPE_CHECKING:
@@ -118,9 +119,31 @@ def fit_weights(
 
 def _read(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> _Reading:
     """Read weights in our dialect or in the publisher's, whichever explains more of them."""
-    dialects = [OWN, *([PUBLISHED[name]] if name in PUBLISHED else [])]
+    dialects = [OWN]
+    if is_foreign(name):
+        dialects.append(_dialect_of_package(weights, wanted))
+    elif name in PUBLISHED:
+        dialects.append(PUBLISHED[name])
     readings = [_read_in(dialect, weights, wanted) for dialect in dialects]
     return max(readings, key=lambda each: (each.fits, len(each.found), -len(each.foreign)))
+
+
+def _dialect_of_package(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Dialect:
+    """Return how another package names what we hold as its module.
+
+    timm takes a network apart to get at its maps, and calls ``stages.0`` then ``stages_0``. Parts
+    that the encoder has nothing of are the classifier's.
+    """
+
+    def rename(ours: str) -> str:
+        theirs = ours.removeprefix("network.")
+        joints = re.finditer("_", theirs.partition(".")[0])
+        whole = (f"{theirs[: joint.start()]}.{theirs[joint.end() :]}" for joint in joints)
+        return next((name for name in (theirs, *whole) if name in weights), theirs)
+
+    parts = {rename(ours).partition(".")[0] for ours in wanted}
+    others = {name.partition(".")[0] for name in weights} - parts
+    return Dialect(rename, tuple(f"{part}." for part in others))
 
 
 def _read_in(

@@ -1,4 +1,4 @@
-"""The encoders that a U-Net can be put on, by name."""
+"""The encoders that a U-Net can be put on, by name: ours, and those of other packages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from notan.errors import ConfigError, nearest
 from notan.models.efficientnet_lite0 import EfficientNetLite0Encoder
+from notan.models.encoder_adapters import build_foreign, is_foreign
 from notan.models.resnet34 import ResNet34Encoder
 
 if TYPE_CHECKING:
@@ -32,8 +33,14 @@ def build_encoder(name: str) -> Encoder:
     """Build an encoder from scratch.
 
     Raises:
-        ConfigError: There is no such encoder.
+        ConfigError: There is no such encoder, or another package's does not fit under a U-Net.
+        MissingExtraError: It is of a package that is not installed.
     """
+    if is_foreign(name):
+        return build_foreign(name)
     if name not in ENCODERS:
-        raise ConfigError(f"'{name}': there is no such encoder{nearest(name, ENCODERS)}")
+        raise ConfigError(
+            f"'{name}': there is no such encoder{nearest(name, ENCODERS)}; "
+            "those of other packages are called timm:NAME and smp:NAME"
+        )
     return ENCODERS[name]()

@@ -117,7 +117,7 @@ def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing
 
     Raises:
         ConfigError: The network has no encoder, or nothing beside it, or the encoder that is to
-            stay as it came knows nothing.
+            stay as it came knows nothing, or its stages are to learn apart and are not known.
     """
     settings = run.train
     changed = _changed(settings, SETTINGS)
@@ -141,6 +141,12 @@ def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing
         raise ConfigError(
             f"{what}: {type(network).__name__} has no weights beside its encoder's, so nothing "
             "would learn while that is frozen; leave train.freeze_epochs out"
+        )
+    if settings.layer_decay != 1 and len(encoder.stages()) < len(encoder.strides):
+        raise ConfigError(
+            f"train.layer_decay = {settings.layer_decay}: it is not known which of the encoder's "
+            "weights make which of its feature maps; leave the setting out, train.encoder_rate "
+            "slows all of the encoder down"
         )
     freezing = Freezing(
         encoder, settings.freeze_epochs, statistics=settings.encoder_statistics == "frozen"
