@@ -36,10 +36,12 @@ def test_what_is_chosen_for_few_pictures_trains(tmp_path: Path, pairs: int) -> N
     assert (tmp_path / "run" / "auto.toml").read_text(encoding="utf-8") == suggestion.recipe
 
 
-def test_a_setting_that_is_asked_to_be_none_is_none(drawn_folder: Path) -> None:
+def test_a_setting_that_is_asked_to_be_none_is_none(drawn_folder: Path, tmp_path: Path) -> None:
     flags = {"data.path": drawn_folder}
-    run = suggest(flags=flags, overrides=["train.average_decay=none"]).run
-    assert run.train.average_decay is None
+    suggestion = suggest(flags=flags, overrides=["train.average_decay=none"])
+    assert suggestion.run.train.average_decay is None
+    (tmp_path / "auto.toml").write_text(suggestion.recipe, encoding="utf-8")
+    assert load_run(tmp_path / "auto.toml") == suggestion.run
 
 
 @pytest.mark.parametrize(

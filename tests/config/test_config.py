@@ -70,6 +70,13 @@ def test_the_word_none_takes_a_value_back(tmp_path: Path) -> None:
     assert run.data.limit is None
 
 
+def test_a_recipe_takes_a_default_back_with_the_same_word(tmp_path: Path) -> None:
+    recipe = written(tmp_path, '[train]\ngradient_clip = "none"\naverage_decay = "None"')
+    run = load_run(recipe, flags={"train.unlabelled": "more"})
+    assert run.train.gradient_clip is None
+    assert run.train.average_decay is None
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
@@ -204,6 +211,10 @@ runs = st.builds(
         Train,
         learning_rate=st.floats(0, 1e6, exclude_min=True),
         patience=st.none() | st.integers(1, 99),
+        gradient_clip=st.none() | st.just(1.0),
+        unlabelled=st.none() | paths,
+        average_decay=st.none() | st.just(0.9),
+        budget_seconds=st.none() | st.just(60.0),
     ),
     seed=st.integers(0, 2**32 - 1),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from notan.config import Run
+from notan.config import NONE, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,11 +22,10 @@ def recipe_to_toml(choice: Choice, header: Sequence[str]) -> str:
     """Write a choice as TOML that ``load_run`` reads, with each reason above its setting.
 
     Args:
-        choice: The settings; those that are None keep their default and are left out, as TOML has
-            no word for it.
+        choice: The settings.
         header: Lines that stand at the top as comments.
     """
-    decisions = [each for each in choice.decisions if each.value is not None]
+    decisions = choice.decisions
     lines = [comment for line in header for comment in _comment(line)]
     # settings of no section come first: below a [section] they would belong to it
     there = {_section(each) for each in decisions}
@@ -52,7 +51,7 @@ def _value(value: Any) -> str:  # noqa: ANN401 - whatever a setting holds
     """Write a value on one line; what is no TOML type, a path for example, becomes text."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(_value(each) for each in value)}]"
-    plain = value if isinstance(value, bool | int | float | str) else str(value)
+    plain = value if isinstance(value, bool | int | float | str) else str(value or NONE)
     return tomli_w.dumps({"value": plain}).removeprefix("value = ").rstrip("\n")
 
 

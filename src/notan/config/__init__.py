@@ -1,6 +1,7 @@
 """Every setting of a run, and how a recipe, flags and overrides become one Run."""
 
 from notan.config.load import (
+    NONE,
     asked_settings,
     changed_settings,
     first_problem,
@@ -22,6 +23,7 @@ from notan.config.sections import (
 )
 
 __all__ = [
+    "NONE",
     "UNLIMITED_EPOCHS",
     "Augment",
     "Border",

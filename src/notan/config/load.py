@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
+NONE = "none"
+"""How recipes and overrides take a value back, as TOML has no word for it."""
+
 
 def load_run(
     recipe: Path | None = None,
@@ -94,8 +97,14 @@ def _checked(kind: type[Settings], settings: dict[str, Any]) -> Settings:
 
 
 def run_to_toml(run: BaseModel) -> str:
-    """Write a Run, or other settings, as TOML that ``load_settings`` reads back to the same."""
-    return tomli_w.dumps(run.model_dump(mode="json", exclude_none=True))
+    """Write a Run, or other settings, as TOML that ``load_settings`` reads back to the same.
+
+    What is None is left out, or written as NONE where leaving it out would bring a default back.
+    """
+    settings = run.model_dump(mode="json", exclude_none=True)
+    for name in changed_settings(run, type(run).model_validate(settings)):
+        _put(settings, name, NONE)
+    return tomli_w.dumps(settings)
 
 
 def changed_settings(before: BaseModel, now: BaseModel) -> dict[str, tuple[object, object]]:
@@ -114,13 +123,24 @@ def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _with_nones(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such recipe") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the recipe cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _with_nones(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _with_nones(value) if isinstance(value, dict) else _none_or(value)
+        for name, value in settings.items()
+    }
+
+
+def _none_or(value: object) -> object:
+    return None if isinstance(value, str) and value.lower() == NONE else value
 
 
 def _split_override(word: str) -> tuple[str, object]:
@@ -132,12 +152,10 @@ def _split_override(word: str) -> tuple[str, object]:
 
 def _parse_value(text: str) -> object:
     """Read a value as TOML; a bare word that is not TOML is text."""
-    if text.lower() == "none":
-        return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return _none_or(tomllib.loads(f"value = {text}")["value"])
     except tomllib.TOMLDecodeError:
-        return text
+        return _none_or(text)
 
 
 def _put(settings: dict[str, Any], dotted: str, value: object) -> None:
