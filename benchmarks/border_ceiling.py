@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
@@ -37,8 +37,7 @@ def depths(outline: Mask) -> npt.NDArray[np.float32]:
         outline.astype(np.uint8), REACH, REACH, REACH, REACH, cv2.BORDER_REPLICATE
     )
     inside = cv2.distanceTransform(wide, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    depth: npt.NDArray[np.float32] = inside[REACH:-REACH, REACH:-REACH]
-    return depth
+    return cast("npt.NDArray[np.float32]", inside[REACH:-REACH, REACH:-REACH])
 
 
 def dice(mask: Mask, truth: Mask) -> float:

@@ -96,7 +96,7 @@ def test_what_was_asked_for_stands_and_says_so() -> None:
 
 
 def test_other_choices_follow_what_was_asked_for() -> None:
-    assert decide(asked={"train.batch_size": 32})["train.learning_rate"] == 2e-3
+    assert decide(asked={"train.batch_size": 32})["train.learning_rate"] == 4e-3
     large = decide(asked={"preprocess.image_size": (2048, 2048)})
     assert large["train.batch_size"] < 8
     assert decide(asked={"model.width": 64}, machine=GOOD_BF16)["train.precision"] == "bf16"
@@ -218,9 +218,23 @@ def test_of_few_pictures_more_are_set_aside_to_choose_by() -> None:
     assert "data.validation_fraction" not in decide(training=36, validation=4)
 
 
-def test_rare_figure_gets_more_of_the_loss_that_looks_at_it() -> None:
-    assert decide(coverage=0.01)["loss.dice"] == 2
-    assert "loss.dice" not in decide()
+def test_the_figure_weighs_more_than_every_pixel() -> None:
+    run = load_run(flags=decide())
+    assert run.loss.bce < run.loss.dice
+
+
+def test_an_encoder_that_knows_something_learns_more_slowly() -> None:
+    assert decide()["train.encoder_rate"] < 1
+    assert decide()["train.layer_decay"] < 1
+    untaught = decide(machine=replace(MACHINE, published_weights=False))
+    assert not {"train.encoder_rate", "train.layer_decay"} & {*untaught}
+    assert untaught["train.learning_rate"] < decide()["train.learning_rate"]
+
+
+def test_stages_that_may_be_unknown_are_not_told_apart() -> None:
+    asked = {"model.encoder": "timm:resnet18", "train.pretrained": True}
+    assert decide(asked=asked)["train.encoder_rate"] < 1
+    assert "train.layer_decay" not in decide(asked=asked)
 
 
 def test_pictures_without_a_top_are_turned_all_the_way_round() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from notan.auto.case import Case
 
 USUAL_BATCH = 8
-USUAL_RATE, SCRATCH_RATE = 1e-3, 1e-3
+PRETRAINED_RATE, SCRATCH_RATE = 2e-3, 1e-3
 ENOUGH_TO_VALIDATE, MOST_SET_ASIDE = 8, 0.25
 PASSES = 8000
 """Pictures that a training without a budget sees, those seen again counted again."""
@@ -23,11 +23,14 @@ FEWEST_EPOCHS, MOST_EPOCHS = 10, 200
 MOST_FROZEN, FROZEN_SHARE = 3, 0.15
 """Epochs in which the encoder stays as it came: at most, and as a share of all."""
 
-RARE = 0.05
-AVERAGED_SHARE = 0.1
+ENCODER_RATE, LAYER_DECAY = 0.15, 0.7
+PIXEL_WEIGHT = 0.2
+"""Of the cross-entropy of the pixels, beside the Dice of the picture."""
+
+AVERAGED_SHARE = 0.2
 """Of the steps, what the moving average looks back on."""
 
-LEAST_DECAY, MOST_DECAY = 0.9, 0.99
+LEAST_DECAY, MOST_DECAY = 0.9, 0.995
 
 
 def validation(case: Case) -> Iterator[Decision]:
@@ -79,7 +82,8 @@ def epochs(case: Case) -> Iterator[Decision]:
 def learning_rate(case: Case) -> Iterator[Decision]:
     """Take a rate that suits the batch, and let it fall to zero."""
     batch = case.get("train.batch_size")
-    rate = float(f"{USUAL_RATE * math.sqrt(batch / USUAL_BATCH):.2g}")
+    usual = PRETRAINED_RATE if _is_pretrained(case) else SCRATCH_RATE
+    rate = float(f"{usual * math.sqrt(batch / USUAL_BATCH):.2g}")
     yield Decision("train.learning_rate", rate, f"what suits steps of {batch} pictures")
     end = "" if case.get("train.budget_seconds") is None else " when the budget ends"
     yield Decision(
@@ -89,9 +93,8 @@ def learning_rate(case: Case) -> Iterator[Decision]:
 
 def freezing(case: Case) -> Iterator[Decision]:
     """Leave a pretrained encoder as it came, until what reads it has learned to."""
-    pretrained = case.get("train.pretrained") or case.get("train.encoder_weights") is not None
     frozen = min(MOST_FROZEN, int(FROZEN_SHARE * _expected_epochs(case)))
-    if pretrained and frozen:
+    if _is_pretrained(case) and frozen:
         yield Decision(
             "train.freeze_epochs",
             frozen,
@@ -100,8 +103,23 @@ def freezing(case: Case) -> Iterator[Decision]:
         )
 
 
+def slow_encoder(case: Case) -> Iterator[Decision]:
+    """Let what is known already change less than what is new, and least where it is finest."""
+    if not _is_pretrained(case):
+        return
+    why = "what the encoder knows fits mostly as it is, so it learns more slowly than the rest"
+    yield Decision("train.encoder_rate", ENCODER_RATE, why)
+    if ":" not in (case.get("model.encoder") or ""):  # another package's stages may be unknown
+        why = "and edges and colours, each stage towards the picture, more slowly still"
+        yield Decision("train.layer_decay", LAYER_DECAY, why)
+
+
+def _is_pretrained(case: Case) -> bool:
+    return case.get("train.pretrained") or case.get("train.encoder_weights") is not None
+
+
 def average(case: Case) -> Iterator[Decision]:
-    """Average the weights over the last tenth of the steps, or a hundred of them."""
+    """Average the weights over the last fifth of the steps, or two hundred of them."""
     passes = _expected_epochs(case) * case.pictures.training
     steps = max(1.0, passes / case.get("train.batch_size"))
     decay = 1 - 1 / max(1.0, AVERAGED_SHARE * steps)
@@ -131,14 +149,23 @@ def precision(case: Case) -> Iterator[Decision]:
 
 
 def loss(case: Case) -> Iterator[Decision]:
-    """Look harder at figure where there is little of it."""
-    coverage = case.pictures.coverage
-    if 0 < coverage < RARE:
-        yield Decision(
-            "loss.dice",
-            2.0,
-            f"figure is {coverage:.1%} of a picture, and this term looks at figure alone",
-        )
+    """Look at the figure more than at every pixel, most of which are easy ground."""
+    del case
+    yield Decision(
+        "loss.bce",
+        PIXEL_WEIGHT,
+        "this term counts all pixels alike, and most are easy; Dice looks at each picture's figure",
+    )
 
 
-TRAINING_RULES = (validation, batch_size, epochs, learning_rate, freezing, average, precision, loss)
+TRAINING_RULES = (
+    validation,
+    batch_size,
+    epochs,
+    learning_rate,
+    freezing,
+    slow_encoder,
+    average,
+    precision,
+    loss,
+)
