@@ -253,6 +253,8 @@ def test_more_pixels_width_and_fewer_threads_take_longer() -> None:
     base = seconds_for(Case(PICTURES, MACHINE, {"model.width": 8}), (256, 256))
     assert seconds_for(Case(PICTURES, MACHINE, {"model.width": 8}), (512, 256)) == 2 * base
     assert seconds_for(Case(PICTURES, MACHINE, {"model.width": 16}), (256, 256)) > base
+    both = {"model.width": 8, "train.unlabelled": Path("more")}
+    assert seconds_for(Case(PICTURES, MACHINE, both), (256, 256)) > base
     one = replace(MACHINE, threads=1)
     assert seconds_for(Case(PICTURES, one, {"model.width": 8}), (256, 256)) > base
 
