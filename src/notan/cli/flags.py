@@ -38,6 +38,9 @@ BudgetFlag: TypeAlias = Annotated[str | None, shows("none", "90s|10m|1.5h")]
 Threads: TypeAlias = Annotated[int | None, shows("the runtime's own choice", "N")]
 Scale: TypeAlias = Annotated[float | None, shows("as training saw its pictures", "FRACTION")]
 ModelFile: TypeAlias = Annotated[Path, arg(metavar="FILE")]
+ModelOrBoxed: TypeAlias = Annotated[
+    Path | None, shows("the model in the box, for cats and dogs", "FILE")
+]
 Inputs: TypeAlias = Positional[Annotated[tuple[Path, ...], arg(metavar="INPUT ...")]]
 Overrides: TypeAlias = Positional[
     Annotated[tuple[str, ...], arg(metavar="SECTION.KEY=VALUE ...", help_behavior_hint="")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -13,7 +14,7 @@ from notan.cli.flags import (
     BackendFlag,
     Device,
     Inputs,
-    ModelFile,
+    ModelOrBoxed,
     PrecisionFlag,
     Scale,
     Threads,
@@ -32,13 +33,15 @@ if TYPE_CHECKING:
     from notan.predict.predictor import Predictor
     from notan.predict.table import Failure
 
+logger = logging.getLogger("notan")
+
 MOST_NAMED = 5
 
 
 def predict(
     inputs: Inputs,
     *,
-    model: ModelFile,
+    model: ModelOrBoxed = None,
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions"),
     format: Annotated[str, arg(metavar="NAME,...")] = "mask,overlay",  # noqa: A002 - the flag's name
     threshold: Threshold = None,
@@ -67,7 +70,8 @@ def predict(
     Args:
         inputs: Picture files, videos, folders of them, patterns such as 'plates/**/*.tif' (in
             quotes, or your shell expands them), or - for a picture on standard input.
-        model: A best.safetensors that train wrote, or an .onnx file that export made of one.
+        model: A best.safetensors that train wrote, or an .onnx file that export made of one. The
+            model in the box wants OpenVINO or ONNX Runtime: pip install 'notan[openvino]'.
         out: Where everything goes.
         format: What to write, separated by commas: mask, overlay, cutout (RGBA), probability,
             probability16, probability-float (TIFF), rle (one rle.csv for all pictures),
@@ -104,7 +108,7 @@ def predict(
     found = find_inputs(inputs)
     augment = parse_augment(tta) if tta is not None else ()
     predictor = Predictor.load(
-        model,
+        _boxed() if model is None else model,
         device=device,
         backend=backend,
         precision=precision,
@@ -132,6 +136,13 @@ def predict(
     kept = f" ({outcome.kept} were there already)" if outcome.kept else ""
     print(f"{outcome.predicted + outcome.kept} of {outcome.total} pictures: {out}{kept}")
     _raise_failures(outcome)
+
+
+def _boxed() -> Path:
+    from notan.box import BOXED_MODEL, WHAT_IT_KNOWS
+
+    logger.info("no --model was given: %s", WHAT_IT_KNOWS)
+    return BOXED_MODEL
 
 
 def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
