@@ -20,7 +20,7 @@ THINNEST = 4.0
 """Pixels that the thinnest fifth of the figures is to keep: the finest features of a network on an
 encoder have a stride of 2, so that less is a guess."""
 
-PASSES, PASSES_EACH = 3000, 12
+PASSES, PASSES_EACH = 4000, 15
 """Pictures that a training wants to see at least, in all and for each training picture, before a
 larger size is worth its time."""
 
