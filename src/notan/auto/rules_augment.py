@@ -33,7 +33,7 @@ def turning(case: Case) -> Iterator[Decision]:
 
 
 def parts(case: Case) -> Iterator[Decision]:
-    """Show half of a picture as often as all of it; leave out what takes hundreds of epochs."""
+    """Show parts of pictures too, down to half; leave out what takes hundreds of epochs."""
     del case
     yield Decision("augment.crop_area", CROP_AREA, "a part of a picture is one more picture")
     yield Decision("augment.dropout_probability", 0.0, "holes help over hundreds of epochs only")
