@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import nn
 
 from notan.models.base import Encoder
+from notan.models.depthwise import DepthwiseConv2d
 
 if TYPE_CHECKING:
     from notan.types import Images
@@ -58,20 +59,17 @@ class ConvNorm(nn.Module):
         kernel: int,
         *,
         stride: int = 1,
-        groups: int = 1,
+        depthwise: bool = False,
         activated: bool = True,
     ) -> None:
         super().__init__()
         total = kernel - stride
         self.pad = nn.ZeroPad2d((total // 2, total - total // 2) * 2) if stride > 1 else None
-        self.conv = nn.Conv2d(
-            inputs,
-            outputs,
-            kernel,
-            stride=stride,
-            padding=0 if self.pad else kernel // 2,
-            groups=groups,
-            bias=False,
+        padding = 0 if self.pad else kernel // 2
+        self.conv = (
+            DepthwiseConv2d(inputs, kernel, stride=stride, padding=padding)
+            if depthwise
+            else nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
         )
         # TensorFlow's own settings: the published weights are small where 1e-5 would show
         self.norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
@@ -93,7 +91,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inner = inputs * stage.expansion
         self.expand = ConvNorm(inputs, inner, 1) if stage.expansion > 1 else None
-        self.depthwise = ConvNorm(inner, inner, stage.kernel, stride=stride, groups=inner)
+        self.depthwise = ConvNorm(inner, inner, stage.kernel, stride=stride, depthwise=True)
         self.project = ConvNorm(inner, stage.channels, 1, activated=False)
         self.adds = stride == 1 and inputs == stage.channels
 
