@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import random
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +19,7 @@ from notan.runtime import (
     choose_workers,
     describe_hardware,
     find_device,
+    keep_freed_memory,
     seed_everything,
 )
 
@@ -185,3 +189,36 @@ def test_a_processor_has_some_name_whatever_the_system_tells(
 
 def test_a_precision_says_why_it_was_chosen() -> None:
     assert str(choose_precision("auto", CPU)) == "float32 (the safe choice on cpu)"
+
+
+FREED_AND_TAKEN_AGAIN = """
+import resource, sys
+import numpy as np
+from notan.runtime import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+assert sys.argv[1] == "plain" or keep_freed_memory()
+np.ones(100_000_000, np.uint8).sum()
+before = faults()
+np.ones(100_000_000, np.uint8).sum()
+print(faults() - before)
+"""
+
+
+def faults(how: str) -> int:
+    """Count the pages that the system hands out for memory that was there before."""
+    command = [sys.executable, "-c", FREED_AND_TAKEN_AGAIN, how]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told")
+def test_freed_memory_is_taken_again_without_asking_the_system() -> None:
+    # a system with huge pages hands out few for the plain process too
+    assert faults("kept") < 20 <= faults("plain")
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not keep_freed_memory()

@@ -5,6 +5,7 @@ PyTorch is imported only where it is asked, so that a portable file runs on a ma
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import random
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 MOST_WORKERS = 8
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""As <malloc.h> of the GNU C library numbers them."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,23 @@ def choose_workers(wanted: int | None, device: torch.device) -> int:
     if wanted is not None:
         return wanted
     return 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+def keep_freed_memory() -> bool:
+    """Have this process keep the memory it frees, for what it will ask for next.
+
+    A training step on a processor takes and frees hundreds of megabytes, each in a piece that the
+    C library asks the system for anew; the system fills it with zeros, page by page, in a tenth of
+    the step's time. The process's largest size stays what it was.
+
+    Returns:
+        Whether it does so now: with Linux's GNU C library only.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))
+    return all(library.mallopt(name, value) for name, value in settings)
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:

@@ -18,7 +18,13 @@ from notan.errors import DataError
 from notan.models.encoders import build_encoder
 from notan.pretrain.network import Reconstructor
 from notan.pretrain.pictures import MaskedPictures, PictureFiles, find_pictures
-from notan.runtime import choose_precision, choose_workers, find_device, seed_everything
+from notan.runtime import (
+    choose_precision,
+    choose_workers,
+    find_device,
+    keep_freed_memory,
+    seed_everything,
+)
 from notan.train.encoder_start import EncoderStart, start_encoder
 from notan.train.freezing import Freezing
 from notan.train.hearsay import HASHES
@@ -108,6 +114,8 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
     device = find_device(settings.device)
     precision = choose_precision(settings.precision, device)
     seed_everything(settings.seed, deterministic=settings.deterministic)
+    if device.type == "cpu":
+        keep_freed_memory()
     network = Reconstructor(build_encoder(settings.encoder), settings.width)
     training, validation = _divided(settings)
     preprocessor = build_preprocessor(run, network)

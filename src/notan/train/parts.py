@@ -27,6 +27,7 @@ from notan.runtime import (
     choose_workers,
     describe_hardware,
     find_device,
+    keep_freed_memory,
     seed_everything,
 )
 from notan.train.average import WeightAverage
@@ -166,6 +167,8 @@ def prepare(
     device = find_device(run.device)
     precision = choose_precision(run.train.precision, device)
     seed_everything(run.seed, deterministic=run.train.deterministic)
+    if device.type == "cpu":
+        keep_freed_memory()
     network = model or build_model(run.model)
     preprocessor = build_preprocessor(run, network)
     start = (
