@@ -125,6 +125,58 @@ def test_a_frozen_encoder_gets_no_gradients_and_the_norm_is_of_the_rest(
     assert seen == [(True, False)] * 2 * EPOCH_STEPS + [(False, False)] * EPOCH_STEPS
 
 
+def names_of_stages(model: UNet, numbers: range) -> set[str]:
+    """Name what a state dict of the encoder holds of some of its stages."""
+    inside = {
+        tensor.data_ptr()
+        for number in numbers
+        for module in model.encoder.stages()[number]
+        for tensor in module.state_dict().values()
+    }
+    state = model.encoder.state_dict()
+    return {name for name, tensor in state.items() if tensor.data_ptr() in inside}
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_the_finest_stages_stay_bit_for_bit_to_the_end_while_the_rest_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    model = fresh_unet()
+    came = encoder_state(model)
+    kept = names_of_stages(model, range(2))
+    assert kept
+    gradients: list[bool] = []
+
+    def look(_: Trainer) -> None:
+        stages = model.encoder.stages()[:2]
+        weights = [each for stage in stages for module in stage for each in module.parameters()]
+        gradients.extend(weight.grad is not None for weight in weights)
+
+    monkeypatch.setattr(Trainer, "after_step", watched(look))
+    run = two_stages(train__freeze_epochs=epochs, train__frozen_stages=2)
+    train_own(run, tmp_path / "run", model=model)
+    assert gradients
+    assert not any(gradients)
+    assert differing(came, encoder_in(last_state(tmp_path / "run"))) == set(came) - kept
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("stages", [5, 9])
+def test_more_frozen_stages_than_can_be_are_refused(tmp_path: Path, stages: int) -> None:
+    with pytest.raises(ConfigError, match=f"frozen_stages = {stages}: .* has 5 stages.* at most 4"):
+        train_own(tiny(train__frozen_stages=stages), tmp_path / "run", model=UNet(2))
+
+
+def test_stages_that_are_not_known_cannot_be_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = UNet(2)
+    every = [module for stage in model.encoder.stages() for module in stage]
+    monkeypatch.setattr(model.encoder, "stages", lambda: [every])
+    with pytest.raises(ConfigError, match="frozen_stages = 1: it is not known which of the enc"):
+        train_own(tiny(train__frozen_stages=1), tmp_path / "run", model=model)
+
+
 def test_frozen_statistics_stay_for_ever_while_the_weights_learn(tmp_path: Path) -> None:
     model = fresh_unet()
     came, decoder = encoder_state(model), model.decoder.state_dict()
@@ -223,9 +275,12 @@ def test_the_log_says_what_is_frozen_and_when_it_ends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "notan")
-    run = two_stages(train__encoder_statistics="frozen")
+    run = two_stages(train__encoder_statistics="frozen", train__frozen_stages=2)
     train_own(run, tmp_path / "run", model=fresh_unet())
-    words = "encoder as it came for 2 epochs, then with the statistics it came with"
+    words = (
+        "encoder as it came for 2 epochs, then its 2 finest stages as they came, then with the "
+        "statistics it came with"
+    )
     assert words in caplog.text
     assert "epoch 3: from here on the encoder learns too" in caplog.text
     assert len(lines_of(tmp_path / "run" / "history.jsonl")) == 4
@@ -235,6 +290,7 @@ def test_the_log_says_what_is_frozen_and_when_it_ends(
     "setting",
     [
         {"train__freeze_epochs": 1},
+        {"train__frozen_stages": 1},
         {"train__encoder_rate": 0.5},
         {"train__layer_decay": 0.5},
         {"train__encoder_statistics": "frozen"},
@@ -252,7 +308,12 @@ def test_a_network_without_an_encoder_is_refused(
 
 @pytest.mark.parametrize("model", ["unet", "attention_unet", "resnet34_unet"])
 @pytest.mark.parametrize(
-    "setting", [{"train__freeze_epochs": 1}, {"train__encoder_statistics": "frozen"}]
+    "setting",
+    [
+        {"train__freeze_epochs": 1},
+        {"train__frozen_stages": 1},
+        {"train__encoder_statistics": "frozen"},
+    ],
 )
 def test_freezing_an_encoder_that_knows_nothing_is_refused(
     tmp_path: Path, model: str, setting: dict[str, object]
@@ -334,6 +395,7 @@ def test_pictures_without_masks_leave_a_frozen_encoder_alone_too(
     [
         ("train.freeze_epochs=-1", "greater than or equal to 0"),
         ("train.freeze_epochs=half", "valid integer"),
+        ("train.frozen_stages=-1", "greater than or equal to 0"),
         ("train.encoder_rate=0", "greater than 0"),
         ("train.encoder_rate=3", "less than or equal to 1"),
         ("train.layer_decay=nan", "finite"),

@@ -175,6 +175,9 @@ class Train(Section):
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the start in which the encoder stays as it came and the rest of the network
     learns."""
+    frozen_stages: Annotated[int, Field(ge=0)] = 0
+    """So many of the encoder's stages, the finest first, stay as they came to the end. They know
+    edges and colours already, and going back through the largest features takes the most time."""
     encoder_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Learning rate of the encoder's coarsest stage, as a multiple of the decoder's."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("notan")
 
-FREEZING = ("freeze_epochs", "encoder_statistics")
+FREEZING = ("freeze_epochs", "frozen_stages", "encoder_statistics")
 """Settings that keep what the encoder came with."""
+
+BY_STAGE = ("frozen_stages", "layer_decay")
+"""Settings that need to know the encoder's stages one by one."""
 
 SETTINGS = (*FREEZING, "encoder_rate", "layer_decay")
 """All that treat the encoder apart from the rest of the network."""
@@ -41,21 +44,28 @@ class Freezing:
         encoder: None where nothing is ever frozen.
         epochs: So many from the start leave all of the encoder as it came, batch norm's statistics
             too.
-        statistics: Whether those stay in the epochs after them as well.
-        frozen: Whether this is one of those epochs.
+        stages: So many of its stages, the finest first, stay so in the epochs after them as well.
+        statistics: Whether batch norm's statistics stay in all of it.
+        frozen: Whether this is one of the epochs that leave all of it as it came.
     """
 
     def __init__(
-        self, encoder: Encoder | None = None, epochs: int = 0, *, statistics: bool = False
+        self,
+        encoder: Encoder | None = None,
+        epochs: int = 0,
+        *,
+        stages: int = 0,
+        statistics: bool = False,
     ) -> None:
         self.encoder = encoder
         self.epochs = epochs
+        self.stages = stages
         self.statistics = statistics
         self.frozen = False
 
     @contextlib.contextmanager
     def during(self, epoch: int) -> Iterator[None]:
-        """Freeze the encoder's weights in an epoch that asks for it, and free them after it.
+        """Freeze what of the encoder is to stay as it came in an epoch, and free it after it.
 
         Args:
             epoch: Counted from 1.
@@ -66,8 +76,12 @@ class Freezing:
         self.frozen = self.encoder is not None and epoch <= self.epochs
         if self.encoder is not None and epoch == self.epochs + 1 > 1:
             logger.info("epoch %d: from here on the encoder learns too", epoch)
-        held = self.encoder.parameters() if self.encoder is not None and self.frozen else ()
-        weights = [weight for weight in held if weight.requires_grad]
+        weights = [
+            weight
+            for module in self._held()
+            for weight in module.parameters()
+            if weight.requires_grad
+        ]
         for weight in weights:
             weight.requires_grad = False
         try:
@@ -76,6 +90,14 @@ class Freezing:
             self.frozen = False
             for weight in weights:
                 weight.requires_grad = True
+
+    def _held(self) -> list[nn.Module]:
+        """Return the modules that are to stay as they came now."""
+        if self.encoder is None:
+            return []
+        if self.frozen:
+            return [self.encoder]
+        return [module for stage in self.encoder.stages()[: self.stages] for module in stage]
 
     def warn_of_end(self, epochs: float) -> None:
         """Say so where a training ends, after so many epochs, before the encoder has learned."""
@@ -92,18 +114,19 @@ class Freezing:
         model.train()
         if self.encoder is None:
             return
-        if self.frozen:
-            self.encoder.eval()
-        elif self.statistics:
+        for module in self._held():
+            module.eval()
+        if self.statistics:
             for module in self.encoder.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
 
     def __str__(self) -> str:
-        if self.encoder is None or not (self.epochs or self.statistics):
-            return ""
         parts = [f"as it came for {self.epochs} epochs"] if self.epochs else []
+        parts += [f"its {self.stages} finest stages as they came"] if self.stages else []
         parts += ["with the statistics it came with"] if self.statistics else []
+        if self.encoder is None or not parts:
+            return ""
         return f"encoder {', then '.join(parts)}"
 
 
@@ -142,17 +165,31 @@ def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing
             f"{what}: {type(network).__name__} has no weights beside its encoder's, so nothing "
             "would learn while that is frozen; leave train.freeze_epochs out"
         )
-    if settings.layer_decay != 1 and len(encoder.stages()) < len(encoder.strides):
-        raise ConfigError(
-            f"train.layer_decay = {settings.layer_decay}: it is not known which of the encoder's "
-            "weights make which of its feature maps; leave the setting out, train.encoder_rate "
-            "slows all of the encoder down"
-        )
+    _require_stages(encoder, _changed(settings, BY_STAGE), settings.frozen_stages)
     freezing = Freezing(
-        encoder, settings.freeze_epochs, statistics=settings.encoder_statistics == "frozen"
+        encoder,
+        settings.freeze_epochs,
+        stages=settings.frozen_stages,
+        statistics=settings.encoder_statistics == "frozen",
     )
     freezing.warn_of_end(settings.epochs)
     return freezing
+
+
+def _require_stages(encoder: Encoder, asked: list[str], frozen: int) -> None:
+    """Refuse settings that go by the encoder's stages where those are unknown, or too few."""
+    stages = len(encoder.strides)
+    if asked and len(encoder.stages()) < stages:
+        raise ConfigError(
+            f"{', '.join(asked)}: it is not known which of the encoder's weights make which of its "
+            "feature maps; leave the setting out, train.encoder_rate slows all of the encoder down"
+        )
+    if frozen >= stages:
+        raise ConfigError(
+            f"train.frozen_stages = {frozen}: this encoder has {stages} stages, of which one at "
+            f"least must learn; give at most {stages - 1}, or keep all of it as it came by "
+            "train.freeze_epochs"
+        )
 
 
 def _changed(settings: Train, names: tuple[str, ...]) -> list[str]:
