@@ -180,11 +180,10 @@ class Behind:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.shutdown(cancel_futures=error is not None)
+        # after an error too: what waits was predicted already, and is no more than the budget
+        self._pool.shutdown()
         failed: BaseException | None = None
-        for item, row in self._started:  # of what was under way, keep what came to a good end
-            if row.cancelled():
-                continue
+        for item, row in self._started:  # keep what came to a good end
             if row.exception() is None:
                 self._finish(item, row.result())
             failed = failed or row.exception()
