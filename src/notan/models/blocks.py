@@ -12,7 +12,27 @@ from notan.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from notan.types import Images
+
+
+A_VECTOR = 16
+"""Channels that a processor works on at once, in float32 with AVX-512."""
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """PyTorch's, quick for a few channels on a processor too.
+
+    Its way back over channels in the last place works on a vector of them at a time; with fewer
+    than fill one it took 4 to 8 times as long as over channels in the first place, a tenth of a
+    training step of a U-Net that has 8 at the picture's size.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's own name
+        """Map (n, channels, h, w) to the same."""
+        few = self.num_features < A_VECTOR and input.device.type == "cpu"
+        return super().forward(input.contiguous() if few and self.training else input)
 
 
 class DoubleConv(nn.Sequential):
@@ -29,7 +49,7 @@ class DoubleConv(nn.Sequential):
 def _conv_norm_relu(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     return (
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
+        BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
 
@@ -52,7 +72,7 @@ def enlarge(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]
     """Return a step up without a skip: a 2x2 transposed convolution, batch norm, ReLU."""
     return (
         nn.ConvTranspose2d(inputs, outputs, 2, stride=2),
-        nn.BatchNorm2d(outputs),
+        BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
 
