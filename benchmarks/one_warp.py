@@ -15,6 +15,7 @@ import numpy as np
 from notan.config import Augment
 from notan.data.synthetic import DrawnSource
 from notan.data.transforms import Geometry
+from notan.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from notan.types import Picture
@@ -41,7 +42,7 @@ def main() -> None:
     """Time both on the same pictures."""
     cv2.setNumThreads(1)
     settings = Augment(scale_probability=1, flip_probability=1, crop_probability=1)
-    geometry = Geometry(settings, (OUTPUT, OUTPUT))
+    geometry = Geometry(settings, Preprocessor(image_size=(OUTPUT, OUTPUT)).fit)
     samples = list(DrawnSource(PICTURES, size=SIZE))
     draws = [geometry.draw(np.random.default_rng(i), SIZE) for i in range(PICTURES)]
 

@@ -27,6 +27,7 @@ from notan.checkpoint import read_card
 from notan.cli.main import main
 from notan.config import Run, load_run
 from notan.data.synthetic import DrawnSource
+from notan.models.base import encoder_of
 from notan.models.unet import UNet
 from notan.train import TrainResult, resume, train
 from notan.train.state import StateFolder
@@ -89,6 +90,46 @@ def train_own(run: Run, out: Path, **more: Any) -> TrainResult:
 def resume_own(folder: Path, **more: Any) -> TrainResult:
     """Go on with such a training."""
     return resume(folder, **{"training": TRAINING, "validation": VALIDATION, **more})
+
+
+def two_stages(**flags: object) -> Run:
+    """Settings that make use of all that a training in two stages adds to a state."""
+    settings: dict[str, object] = {
+        "train__epochs": 4,
+        "train__freeze_epochs": 2,
+        "train__encoder_rate": 0.5,
+        "train__layer_decay": 0.8,
+        "train__schedule": "cosine",
+        "train__average_decay": 0.8,
+        "train__learning_rate": 0.05,
+    }
+    return tiny(**{**settings, **flags})
+
+
+def encoder_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    encoder = encoder_of(model)
+    assert encoder
+    return {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+
+
+def encoder_in(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the encoder of a run's last state; its best may be of an earlier epoch."""
+    return {name.removeprefix("encoder."): tensor for name, tensor in state["model"].items()}
+
+
+def watched(look: Callable[[Trainer], object]) -> Callable[..., None]:
+    """Return an ``after_step`` that looks at every step before its end."""
+    after_step = Trainer.after_step
+
+    def replaced(trainer: Trainer, *arguments: Any, **named: Any) -> None:
+        look(trainer)
+        after_step(trainer, *arguments, **named)
+
+    return replaced
+
+
+def differing(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
 
 
 def history(result: TrainResult) -> list[dict[str, float]]:

@@ -203,6 +203,31 @@ def test_a_figure_keeps_its_place_there_and_back(
     np.testing.assert_allclose(extent(back), extent(mask), atol=coarsest)
 
 
+@settings(max_examples=200, deadline=None)
+@given(size=sizes, image_size=sizes, stride=strides)
+def test_with_its_proportions_kept_a_picture_fits_in_and_is_never_enlarged(
+    size: Size, image_size: Size, stride: int
+) -> None:
+    preprocessor = Preprocessor(image_size=image_size, keep_aspect=True, stride=stride)
+    placement = preprocessor.place(size)
+    resized = placement.resized
+    for side, own, most in zip(resized, size, image_size, strict=True):
+        assert 1 <= side <= min(own, most)
+    fits = size[0] <= image_size[0] and size[1] <= image_size[1]
+    assert (resized == size) == fits
+    if not fits:
+        assert any(side == most for side, most in zip(resized, image_size, strict=True))
+        # half a pixel's rounding of either side, and a line that would vanish stays one pixel
+        assert abs(resized[0] * size[1] - resized[1] * size[0]) <= 0.5 * sum(size) + max(size)
+    assert preprocessor.fit(resized) == resized
+    assert placement.padded == Preprocessor(image_size=None, stride=stride).place(resized).padded
+    assert placement.restore(random_map(placement.padded)).shape == size
+
+
+def test_a_size_of_its_own_wins_over_proportions() -> None:
+    assert Preprocessor(image_size=None, keep_aspect=True).fit((900, 7)) == (900, 7)
+
+
 def test_a_pixel_half_covered_is_figure() -> None:
     mask = np.array([[True, False, False, False], [True, False, False, False]])
     np.testing.assert_array_equal(resize_mask(mask, (1, 2)), [[True, False]])

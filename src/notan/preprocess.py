@@ -62,12 +62,15 @@ class Preprocessor(Section):
 
     Attributes:
         image_size: (height, width) every picture is resized to; None keeps its own size.
+        keep_aspect: Only shrink a picture that is larger than that, until it fits, both sides by
+            the same factor.
         mean: Per channel (0..1), subtracted.
         std: Per channel (0..1), divided by.
         stride: Model inputs are padded to multiples of this.
     """
 
     image_size: ImageSize | None = (256, 256)
+    keep_aspect: bool = False
     mean: PerChannel = (0.485, 0.456, 0.406)
     std: PerChannel = (0.229, 0.224, 0.225)
     stride: int = 16
@@ -93,9 +96,21 @@ class Preprocessor(Section):
         resized = resize(image, placement.resized)
         return self.normalize(pad(resized, placement.padded)), placement
 
+    def fit(self, size: Size) -> Size:
+        """Return the (height, width) that a picture of a (height, width) is resized to."""
+        if self.image_size is None:
+            return size
+        if not self.keep_aspect:
+            return self.image_size
+        shrinking = min(
+            1.0, *(most / side for most, side in zip(self.image_size, size, strict=True))
+        )
+        height, width = (max(1, round(side * shrinking)) for side in size)
+        return height, width
+
     def place(self, size: Size) -> Placement:
         """Say where a picture of a given (height, width) will lie."""
-        resized = self.image_size or size
+        resized = self.fit(size)
         height, width = (-(-side // self.stride) * self.stride for side in resized)
         return Placement(original=size, resized=resized, padded=(height, width))
 

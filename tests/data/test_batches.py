@@ -34,7 +34,7 @@ epochs = st.integers(0, 1000)
 
 
 def varied(source: Source, *, seed: int = 0, augment: Augment | None = None) -> Pictures:
-    transforms = build_transforms(augment or Augment(), (32, 32))
+    transforms = build_transforms(augment or Augment(), PREPROCESSOR.fit)
     return Pictures(source, PREPROCESSOR, transforms=transforms, seed=seed)
 
 
@@ -72,6 +72,37 @@ def test_batches_are_even_and_cover_every_picture_once(
     indices = [index for _, index in keys]
     assert sorted(indices) == list(range(count))
     assert shuffle or indices == list(range(count))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    kinds=st.lists(st.integers(0, 2), min_size=1, max_size=200),
+    batch_size=batch_sizes,
+    seed=seeds,
+    epoch=epochs,
+)
+def test_batches_are_of_one_kind_but_where_two_kinds_meet(
+    kinds: list[int], batch_size: int, seed: int, epoch: int
+) -> None:
+    order = EvenBatches(len(kinds), batch_size, seed=seed, shuffle=True, kinds=kinds)
+    order.epoch = epoch
+    batches = [[index for _, index in batch] for batch in order]
+    assert sorted(index for batch in batches for index in batch) == list(range(len(kinds)))
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    mixed = [batch for batch in batches if len({kinds[index] for index in batch}) > 1]
+    assert len(mixed) < len(set(kinds))
+    order.first = 1
+    assert [[index for _, index in batch] for batch in order] == batches[1:]
+
+
+def test_kinds_come_in_another_order_in_each_epoch() -> None:
+    kinds = [0] * 20 + [1] * 20
+    order = EvenBatches(40, 4, seed=0, shuffle=True, kinds=kinds)
+    seen = set()
+    for order.epoch in range(6):
+        batches = list(order)
+        seen.add(tuple(kinds[batch[0][1]] for batch in batches))
+    assert len(seen) > 3
 
 
 @settings(max_examples=50, deadline=None)
@@ -161,6 +192,25 @@ class SampleList(Source):
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
+
+
+def test_pictures_of_several_sizes_are_padded_to_the_largest_sides() -> None:
+    preprocessor = Preprocessor(image_size=(40, 40), keep_aspect=True, stride=8)
+    samples = [DrawnSource(1, size=size, first=n)[0] for n, size in enumerate(((20, 40), (33, 9)))]
+    (batch,) = BatchLoader(Pictures(SampleList(samples), preprocessor), 2, shuffle=False)
+    assert batch.images.shape == (2, 3, 40, 40)
+    for index, sample in enumerate(samples):
+        own, placement = preprocessor(sample.image)
+        height, width = placement.padded
+        images = batch.images[index]
+        np.testing.assert_array_equal(images[:, :height, :width], own)
+        last_row, last_column = images[:, height - 1 : height], images[..., width - 1 : width]
+        assert torch.equal(images[:, height:], last_row.expand(-1, 40 - height, -1))
+        assert torch.equal(images[..., width:], last_column.expand(-1, -1, 40 - width))
+        assert batch.valid[index].sum() == sample.mask.size
+        assert batch.targets[index].sum() == sample.mask.sum()
+        restored = batch.truths[index].placement.restore(batch.targets[index, 0].numpy()) > 0.5
+        np.testing.assert_array_equal(restored, sample.mask)
 
 
 def valid_area(sample: Sample, preprocessor: Preprocessor) -> npt.NDArray[np.float32]:

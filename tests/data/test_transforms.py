@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -11,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notan.config import Augment, load_run
+from noise_samples import FIT, OUT, once, random_sample, to
+from notan.config import Augment
 from notan.data.sample import Sample
 from notan.data.strong import Blur, Colour
-from notan.data.synthetic import DrawnSource
 from notan.data.transforms import (
     Geometry,
     GridDropout,
@@ -25,19 +24,15 @@ from notan.data.transforms import (
     build_transforms,
     vary,
 )
-from notan.errors import DataError
 from notan.preprocess import Preprocessor
-from notan.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable
 
     import numpy.typing as npt
 
     from notan.types import Mask, Picture, Size
 
-OUT = (32, 40)
 STILL = Augment(
     scale_probability=0,
     flip_probability=0,
@@ -68,22 +63,14 @@ def turned(image: Picture, mask: Mask) -> dict[str, Any]:
 
 
 TRANSFORMS: dict[type[Transform[Any]], Callable[[Augment], Transform[Any]]] = {
-    Geometry: lambda augment: Geometry(augment, OUT),
+    Geometry: lambda augment: Geometry(augment, FIT),
     Light: Light,
     GridDropout: GridDropout,
-    OwnPipeline: lambda _: OwnPipeline(turned, OUT),
+    OwnPipeline: lambda _: OwnPipeline(turned, FIT),
     Colour: lambda _: Colour(),
     Blur: lambda _: Blur(),
 }
 every_transform = pytest.mark.parametrize("kind", TRANSFORMS, ids=lambda kind: kind.__name__)
-
-
-def random_sample(size: Size, seed: int = 0, *, ignore: bool = False) -> Sample:
-    """Noise, white wherever the mask is and dark elsewhere."""
-    rng = np.random.default_rng(seed)
-    mask = rng.random(size) > 0.5
-    image = np.where(mask[..., None], 255, rng.integers(0, 60, (*size, 3))).astype(np.uint8)
-    return Sample("cat", image, mask, rng.random(size) > 0.7 if ignore else None)
 
 
 def blob_sample(size: Size, centre: tuple[float, float], radius: float) -> Sample:
@@ -100,15 +87,11 @@ def assert_same(one: Sample, other: Sample) -> None:
     np.testing.assert_equal(one.ignore, other.ignore)
 
 
-def once(transform: Transform[Any], sample: Sample, seed: int = 0) -> Sample:
-    return vary(sample, [transform], np.random.default_rng(seed))
-
-
 def test_every_transform_there_is_keeps_the_contract_below() -> None:
     assert set(TRANSFORMS) == set(Transform.__subclasses__())
-    built = {type(transform) for transform in build_transforms(Augment(), OUT)}
+    built = {type(transform) for transform in build_transforms(Augment(), FIT)}
     assert built == set(TRANSFORMS) - {OwnPipeline, Colour, Blur}
-    assert build_transforms(Augment(enabled=False), OUT) == ()
+    assert build_transforms(Augment(enabled=False), FIT) == ()
 
 
 @every_transform
@@ -149,7 +132,7 @@ def test_another_draw_gives_another_sample(kind: type[Transform[Any]]) -> None:
 def test_geometry_moves_picture_mask_and_ignored_area_alike(size: Size, seed: int) -> None:
     mask = np.random.default_rng(seed).random(size) > 0.5
     white = np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[..., None], 3, axis=2)
-    result = once(Geometry(ALWAYS, OUT), Sample("cat", white, mask, mask.copy()), seed)
+    result = once(Geometry(ALWAYS, FIT), Sample("cat", white, mask, mask.copy()), seed)
     np.testing.assert_array_equal(result.image[..., 0] >= 128, result.mask)
     np.testing.assert_equal(result.ignore, result.mask)
 
@@ -164,7 +147,7 @@ def test_geometry_puts_a_figure_where_its_matrix_says(
     seed: int, size: Size, where: tuple[float, float]
 ) -> None:
     centre = (where[0] * size[1], where[1] * size[0])
-    geometry = Geometry(Augment(affine_shift=0.05, crop_probability=0), (64, 80))
+    geometry = Geometry(Augment(affine_shift=0.05, crop_probability=0), to((64, 80)))
     matrix = geometry.draw(np.random.default_rng(seed), size)
     result = geometry.apply(blob_sample(size, centre, min(size) / 8), matrix)
     expected_x, expected_y, _ = matrix @ (*centre, 1.0)
@@ -178,7 +161,7 @@ def test_geometry_puts_a_figure_where_its_matrix_says(
 @pytest.mark.parametrize("size", [OUT, (64, 80), (65, 43), (33, 300), (500, 41)])
 def test_without_variation_geometry_shrinks_as_the_preprocessor_does(size: Size) -> None:
     sample = random_sample(size, ignore=True)
-    result = once(Geometry(STILL, OUT), sample)
+    result = once(Geometry(STILL, FIT), sample)
     plain = Preprocessor(image_size=OUT, mean=(0, 0, 0), std=(1, 1, 1), stride=1)
     expected = plain(sample.image)[0].transpose(1, 2, 0) * 255
     np.testing.assert_allclose(result.image, expected, atol=1.01)
@@ -190,7 +173,7 @@ def test_without_variation_geometry_shrinks_as_the_preprocessor_does(size: Size)
 @pytest.mark.parametrize("size", [(16, 20), (20, 24), (64, 20)])
 def test_without_variation_geometry_enlarges_as_the_preprocessor_does(size: Size) -> None:
     sample = random_sample(size)
-    result = once(Geometry(STILL, OUT), sample)
+    result = once(Geometry(STILL, FIT), sample)
     plain = Preprocessor(image_size=OUT, mean=(0, 0, 0), std=(1, 1, 1), stride=1)
     expected = plain(sample.image)[0].transpose(1, 2, 0) * 255
     # a warp knows places to 1/32 pixel only
@@ -199,19 +182,19 @@ def test_without_variation_geometry_enlarges_as_the_preprocessor_does(size: Size
 
 def test_with_every_probability_at_zero_the_picture_is_left_alone() -> None:
     sample = random_sample(OUT, ignore=True)
-    assert_same(vary(sample, build_transforms(STILL, OUT), np.random.default_rng(0)), sample)
+    assert_same(vary(sample, build_transforms(STILL, FIT), np.random.default_rng(0)), sample)
 
 
 def test_a_flip_alone_mirrors_left_and_right() -> None:
     sample = random_sample(OUT)
-    result = once(Geometry(still(flip_probability=1), OUT), sample)
+    result = once(Geometry(still(flip_probability=1), FIT), sample)
     np.testing.assert_array_equal(result.image, sample.image[:, ::-1])
     np.testing.assert_array_equal(result.mask, sample.mask[:, ::-1])
 
 
 def matrices(augment: Augment, size: Size, count: int = 400) -> npt.NDArray[np.float64]:
     """Draw matrices of a geometry that ends at the picture's own size."""
-    rng, geometry = np.random.default_rng(0), Geometry(augment, size)
+    rng, geometry = np.random.default_rng(0), Geometry(augment, to(size))
     drawn: list[Matrix] = [geometry.draw(rng, size) for _ in range(count)]
     return np.stack(drawn)
 
@@ -263,7 +246,7 @@ def test_shrinking_a_fine_chequerboard_gives_grey_and_not_stripes(seed: int, shr
     sample = Sample("board", board, np.ones((128, 128), dtype=np.bool_))
     # zooming in only as far as the warp still shrinks
     augment = Augment(scale=0.1, affine_scale=0.1)
-    result = once(Geometry(augment, (shrunk, shrunk)), sample, seed)
+    result = once(Geometry(augment, to((shrunk, shrunk))), sample, seed)
     inside = cv2.erode(result.mask.astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=0) > 0
     assert inside.any()
     assert np.abs(result.image[inside].astype(int) - 127).max() <= 32
@@ -316,84 +299,9 @@ def test_grid_dropout_never_blackens_all_of_a_tiny_picture() -> None:
     assert nothing.draw(np.random.default_rng(0), (64, 64)) is None
 
 
-def test_a_pipeline_of_ones_own_gets_codes_and_its_result_is_resized() -> None:
-    seen: list[tuple[Picture, npt.NDArray[np.uint8]]] = []
-
-    def spy(image: Picture, mask: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        seen.append((image, mask))
-        return {"image": image[:, ::-1], "mask": mask[:, ::-1], "more": "is ignored"}
-
-    sample = random_sample(OUT, ignore=True)
-    result = once(OwnPipeline(spy, OUT), sample)
-    assert sample.ignore is not None
-    np.testing.assert_array_equal(seen[0][0], sample.image)
-    np.testing.assert_array_equal(seen[0][1], np.where(sample.ignore, 255, sample.mask))
-    np.testing.assert_array_equal(result.image, sample.image[:, ::-1])
-    np.testing.assert_array_equal(result.mask, (sample.mask & ~sample.ignore)[:, ::-1])
-    np.testing.assert_array_equal(result.ignore, sample.ignore[:, ::-1])
-
-
-IMAGE, CODES = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("returned", "words"),
-    [
-        ({"image": IMAGE.astype(np.float32), "mask": CODES}, "picture of float32"),
-        ({"image": IMAGE.transpose(2, 0, 1), "mask": CODES}, r"\(3, 4, 4\)"),
-        ({"image": IMAGE[..., :1], "mask": CODES}, r"\(4, 4, 1\)"),
-        ({"image": IMAGE, "mask": CODES[:2]}, r"mask of \(2, 4\)"),
-        ({"image": IMAGE, "mask": CODES[..., None]}, r"mask of \(4, 4, 1\)"),
-        ({"image": IMAGE, "mask": CODES + 128}, "other values than 0"),
-        ({"image": IMAGE}, "no mapping with 'image' and 'mask'"),
-        ((IMAGE, CODES), "no mapping with 'image' and 'mask'"),
-        (None, "no mapping with 'image' and 'mask'"),
-    ],
-)
-def test_a_pipeline_that_returns_something_else_is_refused(returned: object, words: str) -> None:
-    def broken(**_: object) -> Mapping[str, Any]:
-        return returned  # type: ignore[return-value]
-
-    with pytest.raises(DataError, match=rf"^cat: your transform returned.*{words}"):
-        once(OwnPipeline(broken, OUT), random_sample((8, 8)))
-
-
-def test_a_pipeline_that_pads_may_leave_the_padding_out() -> None:
-    def padding(image: Picture, mask: Mask) -> dict[str, Any]:
-        wide = ((0, 0), (0, OUT[1]))
-        return {
-            "image": np.pad(image, (*wide, (0, 0))),
-            "mask": np.pad(mask, wide, constant_values=255),
-        }
-
-    sample = random_sample(OUT)
-    result = once(OwnPipeline(padding, OUT), sample)
-    assert sample.ignore is None
-    assert result.ignore is not None
-    assert result.ignore.mean() == pytest.approx(0.5)
-
-
-def test_a_callable_from_python_goes_through_training(tmp_path: Path) -> None:
-    shapes: list[tuple[int, ...]] = []
-
-    def brighten(image: Picture, mask: Mask) -> dict[str, Any]:
-        shapes.append(image.shape)
-        return {"image": cv2.add(image, np.full_like(image, 9)), "mask": mask}
-
-    flags = {"model.width": 2, "preprocess.image_size": 32, "train.epochs": 2}
-    run = load_run(flags={**flags, "train.tensorboard": False, "device": "cpu"})
-    training, validation = DrawnSource(4, size=(24, 30)), DrawnSource(2, size=(24, 30), first=4)
-    result = train(
-        run, out=tmp_path / "own", training=training, validation=validation, transform=brighten
-    )
-    assert result.checkpoint.is_file()
-    assert math.isfinite(result.dice)
-    assert shapes == [(24, 30, 3)] * 4 * 2, "training pictures only, once an epoch"
-
-
 def test_what_lies_outside_the_picture_is_its_mirror_image() -> None:
     sample = random_sample(OUT, ignore=True)
-    shifted = Geometry(STILL, OUT).apply(sample, np.array([[1, 0, 5], [0, 1, 0], [0, 0, 1.0]]))
+    shifted = Geometry(STILL, FIT).apply(sample, np.array([[1, 0, 5], [0, 1, 0], [0, 0, 1.0]]))
     for part in ("image", "mask", "ignore"):
         before, after = getattr(sample, part), getattr(shifted, part)
         np.testing.assert_array_equal(after[:, 5:], before[:, :-5])

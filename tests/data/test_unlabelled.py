@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pictures(folder: Path, *, seed: int = 0, **augment: Any) -> UnlabelledPictures:
-    geometry = build_geometry(Augment(**augment), SIZE)
+    geometry = build_geometry(Augment(**augment), PREPROCESSOR.fit)
     files = find_unlabelled(folder)
     return UnlabelledPictures(
         files, PREPROCESSOR, geometry=geometry, light=build_strong(), seed=seed
@@ -56,7 +56,7 @@ def pictures(folder: Path, *, seed: int = 0, **augment: Any) -> UnlabelledPictur
 
 
 def loader(unlabelled: UnlabelledPictures, **more: Any) -> BatchLoader:
-    transforms = build_transforms(Augment(), SIZE)
+    transforms = build_transforms(Augment(), PREPROCESSOR.fit)
     labelled = Pictures(LABELLED, PREPROCESSOR, transforms=transforms)
     return BatchLoader(labelled, 3, shuffle=True, unlabelled=unlabelled, **more)
 
@@ -142,7 +142,7 @@ def test_every_picture_is_seen_before_any_is_seen_again(
     count: int, size: int, seed: int, first: int
 ) -> None:
     files = [UnlabelledFile(None, "", "") for _ in range(count)]  # type: ignore[arg-type]
-    geometry = build_geometry(Augment(), SIZE)
+    geometry = build_geometry(Augment(), PREPROCESSOR.fit)
     known = UnlabelledPictures(files, PREPROCESSOR, geometry=geometry, light=(), seed=seed)
     steps = [known.keys(step, size) for step in range(first, first + 2 * count)]
     assert {len(keys) for keys in steps} == {min(size, count)}
@@ -176,7 +176,7 @@ def test_a_batch_depends_on_seed_and_step_alone(folder: Path, workers: int) -> N
 
 
 def test_pictures_with_masks_are_the_same_with_and_without_the_others(folder: Path) -> None:
-    transforms = build_transforms(Augment(), SIZE)
+    transforms = build_transforms(Augment(), PREPROCESSOR.fit)
     alone = BatchLoader(Pictures(LABELLED, PREPROCESSOR, transforms=transforms), 3, shuffle=True)
     for one, other in zip(read(alone, 4), read(loader(pictures(folder)), 4), strict=True):
         assert one.unlabelled is None

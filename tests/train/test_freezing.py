@@ -15,7 +15,6 @@ from notan.cli.main import main
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, StoppedBySignal
-from notan.models.base import encoder_of
 from notan.models.unet import UNet
 from notan.train.parts import prepare
 from notan.train.trainer import Trainer
@@ -30,6 +29,9 @@ from runs import (
     ask_to_stop,
     before_step,
     crash,
+    differing,
+    encoder_in,
+    encoder_state,
     fate,
     fresh_unet,
     last_state,
@@ -37,53 +39,13 @@ from runs import (
     resume_own,
     tiny,
     train_own,
+    two_stages,
+    watched,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from notan.config import Run
-
-
-def two_stages(**flags: object) -> Run:
-    """Settings that make use of all that a training in two stages adds to a state."""
-    settings: dict[str, object] = {
-        "train__epochs": 4,
-        "train__freeze_epochs": 2,
-        "train__encoder_rate": 0.5,
-        "train__layer_decay": 0.8,
-        "train__schedule": "cosine",
-        "train__average_decay": 0.8,
-        "train__learning_rate": 0.05,
-    }
-    return tiny(**{**settings, **flags})
-
-
-def encoder_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    encoder = encoder_of(model)
-    assert encoder
-    return {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-
-
-def encoder_in(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the encoder of a run's last state; its best may be of an earlier epoch."""
-    return {name.removeprefix("encoder."): tensor for name, tensor in state["model"].items()}
-
-
-def watched(look: Callable[[Trainer], object]) -> Callable[..., None]:
-    """Return an ``after_step`` that looks at every step before its end."""
-    after_step = Trainer.after_step
-
-    def replaced(trainer: Trainer, *arguments: Any, **named: Any) -> None:
-        look(trainer)
-        after_step(trainer, *arguments, **named)
-
-    return replaced
-
-
-def differing(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
-    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
 
 
 def test_the_encoder_stays_bit_for_bit_while_it_is_frozen_and_learns_after(
@@ -123,58 +85,6 @@ def test_a_frozen_encoder_gets_no_gradients_and_the_norm_is_of_the_rest(
     monkeypatch.setattr(Trainer, "after_step", watched(look))
     train_own(two_stages(train__epochs=3), tmp_path / "run", model=model)
     assert seen == [(True, False)] * 2 * EPOCH_STEPS + [(False, False)] * EPOCH_STEPS
-
-
-def names_of_stages(model: UNet, numbers: range) -> set[str]:
-    """Name what a state dict of the encoder holds of some of its stages."""
-    inside = {
-        tensor.data_ptr()
-        for number in numbers
-        for module in model.encoder.stages()[number]
-        for tensor in module.state_dict().values()
-    }
-    state = model.encoder.state_dict()
-    return {name for name, tensor in state.items() if tensor.data_ptr() in inside}
-
-
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_the_finest_stages_stay_bit_for_bit_to_the_end_while_the_rest_learns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
-) -> None:
-    model = fresh_unet()
-    came = encoder_state(model)
-    kept = names_of_stages(model, range(2))
-    assert kept
-    gradients: list[bool] = []
-
-    def look(_: Trainer) -> None:
-        stages = model.encoder.stages()[:2]
-        weights = [each for stage in stages for module in stage for each in module.parameters()]
-        gradients.extend(weight.grad is not None for weight in weights)
-
-    monkeypatch.setattr(Trainer, "after_step", watched(look))
-    run = two_stages(train__freeze_epochs=epochs, train__frozen_stages=2)
-    train_own(run, tmp_path / "run", model=model)
-    assert gradients
-    assert not any(gradients)
-    assert differing(came, encoder_in(last_state(tmp_path / "run"))) == set(came) - kept
-    assert all(weight.requires_grad for weight in model.parameters())
-
-
-@pytest.mark.parametrize("stages", [5, 9])
-def test_more_frozen_stages_than_can_be_are_refused(tmp_path: Path, stages: int) -> None:
-    with pytest.raises(ConfigError, match=f"frozen_stages = {stages}: .* has 5 stages.* at most 4"):
-        train_own(tiny(train__frozen_stages=stages), tmp_path / "run", model=UNet(2))
-
-
-def test_stages_that_are_not_known_cannot_be_frozen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = UNet(2)
-    every = [module for stage in model.encoder.stages() for module in stage]
-    monkeypatch.setattr(model.encoder, "stages", lambda: [every])
-    with pytest.raises(ConfigError, match="frozen_stages = 1: it is not known which of the enc"):
-        train_own(tiny(train__frozen_stages=1), tmp_path / "run", model=model)
 
 
 def test_frozen_statistics_stay_for_ever_while_the_weights_learn(tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ class Preprocess(Section):
 
     image_size: ImageSize = (256, 256)
     """(height, width) that every picture is resized to; one number means a square."""
+    keep_aspect: bool = False
+    """Only shrink pictures that are larger than ``image_size``, until they fit, with the
+    proportions they have; smaller ones keep their pixels."""
     mean: PerChannel | None = None
     """Mean of the red, green and blue channel (0..1) to subtract; None: what the encoder's
     published weights were trained with, ImageNet's for most."""

@@ -6,6 +6,7 @@ worker's history, so that any number of workers gives the same training.
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from notan.data.padding import join_padded, largest
 from notan.data.transforms import vary
 from notan.data.unlabelled import Unlabelled, UnlabelledKey, UnlabelledPictures, join_unlabelled
 from notan.errors import NotanError
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from notan.data.sample import Sample, Source
     from notan.data.transforms import Transform
     from notan.preprocess import Placement, Preprocessor
-    from notan.types import Images, Mask, Masks, Probabilities
+    from notan.types import Images, Mask, Masks, Probabilities, Size
 
 Key: TypeAlias = tuple[int, int]
 """(epoch, index of the sample)."""
@@ -39,6 +41,10 @@ class Truth(NamedTuple):
     mask: Mask
     ignore: Mask | None
     placement: Placement
+
+    def padded_to(self, size: Size) -> Truth:
+        """Return the same, of a model input of this (height, width)."""
+        return self._replace(placement=dataclasses.replace(self.placement, padded=size))
 
 
 class Batch(NamedTuple):
@@ -98,11 +104,30 @@ class EvenBatches(Sampler[list[Key]]):
     A last batch of one or two pictures would upset batch norm; here sizes differ by one at most.
     """
 
-    def __init__(self, count: int, batch_size: int, *, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        kinds: Sequence[int] | None = None,
+    ) -> None:
+        """Plan the batches of every epoch.
+
+        Args:
+            count: Pictures.
+            batch_size: At most so many in a batch.
+            seed: Decides the orders.
+            shuffle: Whether each epoch has one of its own.
+            kinds: Of each picture: those of a kind come in batches together as far as that goes.
+                None: all are of one kind.
+        """
         self.count = count
         self.batches = -(-count // batch_size)
         self.seed = seed
         self.shuffle = shuffle
+        self.kinds = None if kinds is None else np.asarray(kinds)
         self.epoch = 0
         self.first = 0
 
@@ -111,10 +136,17 @@ class EvenBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = np.arange(self.count)
+        turns = np.arange(self.batches)
+        rng = np.random.default_rng((self.seed, self.epoch))
         if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        for part in np.array_split(order, self.batches)[self.first :]:
-            yield [(self.epoch, int(index)) for index in part]
+            rng.shuffle(order)
+        if self.kinds is not None:
+            order = order[np.argsort(self.kinds[order], kind="stable")]
+            if self.shuffle:
+                rng.shuffle(turns)
+        parts = np.array_split(order, self.batches)
+        for turn in turns[self.first :]:
+            yield [(self.epoch, int(index)) for index in parts[turn]]
 
 
 class Beside(Dataset["Batch | Unlabelled | NotanError"]):
@@ -162,7 +194,7 @@ def one_batch(sample: Sample, preprocessor: Preprocessor) -> Batch:
 
 
 def join(items: Sequence[Batch | Unlabelled | NotanError]) -> Batch | NotanError:
-    """Put batches of one model size together into one; an error among them wins."""
+    """Put batches together into one, as large as its largest picture; an error among them wins."""
     batches, unlabelled = list[Batch](), list[Unlabelled]()
     for item in items:
         if isinstance(item, NotanError):
@@ -171,12 +203,13 @@ def join(items: Sequence[Batch | Unlabelled | NotanError]) -> Batch | NotanError
             batches.append(item)
         else:
             unlabelled.append(item)
+    size = largest([*(each.images for each in batches), *(each.plain for each in unlabelled)])
     return Batch(
-        torch.cat([batch.images for batch in batches]),
-        torch.cat([batch.targets for batch in batches]),
-        torch.cat([batch.valid for batch in batches]),
-        tuple(truth for batch in batches for truth in batch.truths),
-        unlabelled=join_unlabelled(unlabelled) if unlabelled else None,
+        join_padded([batch.images for batch in batches], size, "edge"),
+        join_padded([batch.targets for batch in batches], size, "zero"),
+        join_padded([batch.valid for batch in batches], size, "zero"),
+        tuple(truth.padded_to(size) for batch in batches for truth in batch.truths),
+        unlabelled=join_unlabelled(unlabelled, size) if unlabelled else None,
     )
 
 
@@ -192,6 +225,7 @@ class BatchLoader:
         workers: int = 0,
         pin_memory: bool = False,
         unlabelled: UnlabelledPictures | None = None,
+        kinds: Sequence[int] | None = None,
     ) -> None:
         """Prepare to read.
 
@@ -202,9 +236,10 @@ class BatchLoader:
             workers: Processes that read; 0 reads in this one.
             pin_memory: Whether batches go to page-locked memory, for faster copies to a GPU.
             unlabelled: Pictures without masks, of which each batch gets up to ``batch_size`` too.
+            kinds: Of each picture with a mask: a batch is of one kind as far as that goes.
         """
         self._order = EvenBatches(
-            len(pictures.source), batch_size, seed=pictures.seed, shuffle=shuffle
+            len(pictures.source), batch_size, seed=pictures.seed, shuffle=shuffle, kinds=kinds
         )
         dataset: Dataset[Any] = pictures
         order: Sampler[Any] = self._order

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from notan.data.sample import Sample
+    from notan.data.transforms import Fit
     from notan.types import Picture, Size
 
 STRENGTH = {
@@ -36,10 +37,10 @@ STILL = {
 }
 
 
-def build_geometry(settings: Augment, image_size: Size) -> Geometry:
+def build_geometry(settings: Augment, fit: Fit) -> Geometry:
     """Return the geometry of a training's augmentation; a mere resizing where that is off."""
     still = {} if settings.enabled else STILL
-    return Geometry(settings.model_copy(update=still), image_size)
+    return Geometry(settings.model_copy(update=still), fit)
 
 
 def build_strong() -> tuple[Transform[Any], ...]:

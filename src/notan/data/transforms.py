@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from notan.types import Mask, Picture, Size
 
 Draw = TypeVar("Draw")
+Fit: TypeAlias = "Callable[[Size], Size]"
+"""From a picture's (height, width) to what it is resized to: ``Preprocessor.fit``."""
 Matrix: TypeAlias = npt.NDArray[np.float64]
 """3x3, homogeneous; maps (x, y) in pixels, where a picture spans 0..width and 0..height."""
 
@@ -50,16 +52,16 @@ def vary(sample: Sample, transforms: Sequence[Transform[Any]], rng: np.random.Ge
     return sample
 
 
-def build_transforms(settings: Augment, image_size: Size) -> tuple[Transform[Any], ...]:
+def build_transforms(settings: Augment, fit: Fit) -> tuple[Transform[Any], ...]:
     """Return the transforms of a training: geometry, then light, then grid dropout.
 
     Args:
         settings: Ranges and probabilities.
-        image_size: (height, width) that the geometry's warp ends at.
+        fit: Says at which (height, width) the warp of a picture of a (height, width) ends.
     """
     if not settings.enabled:
         return ()
-    return (Geometry(settings, image_size), Light(settings), GridDropout(settings))
+    return (Geometry(settings, fit), Light(settings), GridDropout(settings))
 
 
 class Geometry(Transform[Matrix]):
@@ -69,9 +71,9 @@ class Geometry(Transform[Matrix]):
     the statistics of batch norm away from those of whole pictures.
     """
 
-    def __init__(self, settings: Augment, image_size: Size) -> None:
+    def __init__(self, settings: Augment, fit: Fit) -> None:
         self.settings = settings
-        self.image_size = image_size
+        self.fit = fit
 
     def draw(self, rng: np.random.Generator, size: Size) -> Matrix:
         """Draw the matrix that maps the picture's pixels to the output's."""
@@ -106,30 +108,24 @@ class Geometry(Transform[Matrix]):
             box_height = height * math.sqrt(area) / stretch
             box_width = width * math.sqrt(area) * stretch
             top, left = rng.uniform(0, 1, 2) * (height - box_height, width - box_width)
-        out_height, out_width = self.image_size
+        out_height, out_width = self.fit(size)
         return _scale(out_width / box_width, out_height / box_height) @ _shift(-left, -top)
 
     def apply(self, sample: Sample, draw: Matrix) -> Sample:
         """Warp picture, mask and ignored area by the drawn matrix."""
         small, matrix = _shrink_first(draw, sample.size)
+        output = self.fit(sample.size)
 
         def warp_mask(mask: Mask) -> Mask:
             levels = resize(mask.astype(np.uint8) * np.uint8(255), small)
-            return self._warp(levels, matrix) >= 128
+            return _warp(levels, matrix, output) >= 128
 
         return Sample(
             name=sample.name,
-            image=self._warp(resize(sample.image, small), matrix),
+            image=_warp(resize(sample.image, small), matrix, output),
             mask=warp_mask(sample.mask),
             ignore=None if sample.ignore is None else warp_mask(sample.ignore),
         )
-
-    def _warp(self, image: Picture, matrix: Matrix) -> Picture:
-        out_height, out_width = self.image_size
-        warped = cv2.warpAffine(
-            image, matrix[:2], (out_width, out_height), borderMode=cv2.BORDER_REFLECT
-        )
-        return cast("Picture", warped)
 
 
 class Light(Transform["tuple[float, float] | None"]):
@@ -193,9 +189,9 @@ class OwnPipeline(Transform[None]):
     Its randomness is its own, so ``Run.seed`` does not reach it.
     """
 
-    def __init__(self, pipeline: Callable[..., Mapping[str, Any]], image_size: Size) -> None:
+    def __init__(self, pipeline: Callable[..., Mapping[str, Any]], fit: Fit) -> None:
         self.pipeline = pipeline
-        self.image_size = image_size
+        self.fit = fit
 
     def draw(self, rng: np.random.Generator, size: Size) -> None:
         """Draw nothing: the pipeline has randomness of its own."""
@@ -232,11 +228,12 @@ class OwnPipeline(Transform[None]):
                 f"{sample.name}: your transform returned a mask with other values than "
                 "0 (ground), 1 (figure) and 255 (ignored); it must not scale or blend the mask"
             )
+        size = self.fit((image.shape[0], image.shape[1]))
         return Sample(
             sample.name,
-            np.ascontiguousarray(resize(image, self.image_size)),
-            resize_mask(codes == 1, self.image_size),
-            resize_mask(ignored, self.image_size) if keeps_ignored else None,
+            np.ascontiguousarray(resize(image, size)),
+            resize_mask(codes == 1, size),
+            resize_mask(ignored, size) if keeps_ignored else None,
         )
 
 
@@ -265,6 +262,12 @@ def _shrink_first(matrix: Matrix, size: Size) -> tuple[Size, Matrix]:
     from_small = matrix @ _scale(width / small[1], height / small[0])
     # OpenCV puts pixel centres at whole numbers, our matrices at halves.
     return small, _shift(-0.5, -0.5) @ from_small @ _shift(0.5, 0.5)
+
+
+def _warp(image: Picture, matrix: Matrix, size: Size) -> Picture:
+    height, width = size
+    warped = cv2.warpAffine(image, matrix[:2], (width, height), borderMode=cv2.BORDER_REFLECT)
+    return cast("Picture", warped)
 
 
 def _shrunk(side: int, stretch: float) -> int:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from notan.data.files import hash_file
 from notan.data.folder import loose_pictures
 from notan.data.formats import read_picture
+from notan.data.padding import join_padded
 from notan.data.sample import Sample, short_hash
 from notan.data.transforms import vary
 from notan.errors import DataError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from notan.data.transforms import Transform
     from notan.preprocess import Preprocessor
-    from notan.types import Images, Masks, Probabilities
+    from notan.types import Images, Masks, Probabilities, Size
 
 logger = logging.getLogger("notan")
 
@@ -203,11 +204,11 @@ def _order(seed: int, turn: int, count: int) -> tuple[int, ...]:
     return tuple(int(index) for index in order)
 
 
-def join_unlabelled(items: Sequence[Unlabelled]) -> Unlabelled:
-    """Put the pictures of a step together."""
+def join_unlabelled(items: Sequence[Unlabelled], size: Size) -> Unlabelled:
+    """Put the pictures of a step together, padded to a (height, width)."""
     return Unlabelled(
         tuple(name for item in items for name in item.names),
-        torch.cat([item.plain for item in items]),
-        torch.cat([item.varied for item in items]),
-        torch.cat([item.inside for item in items]),
+        join_padded([item.plain for item in items], size, "edge"),
+        join_padded([item.varied for item in items], size, "edge"),
+        join_padded([item.inside for item in items], size, "zero"),
     )

@@ -98,7 +98,7 @@ class Tiling(Section):
             return self.scale, self.scale
         if preprocessor.image_size is None or trained is None:
             return 1.0, 1.0
-        (height, width), (rows, columns) = preprocessor.image_size, trained
+        (height, width), (rows, columns) = preprocessor.fit(trained), trained
         return height / rows, width / columns
 
 

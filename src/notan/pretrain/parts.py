@@ -125,7 +125,7 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
         else EncoderStart.from_state(state.get("encoder_start"))
     )
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    crop = Geometry(run.augment, run.preprocess.image_size)
+    crop = Geometry(run.augment, preprocessor.fit)
     pictures = MaskedPictures(training, preprocessor, settings, transforms=(crop,))
     workers = choose_workers(settings.workers, device)
     pin = device.type == "cuda"

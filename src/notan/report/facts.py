@@ -50,7 +50,7 @@ def facts_of(report: Report) -> dict[str, str]:
     facts = {
         "Model": f"{name}{f', width {run.model.width}' if not card or card.model else ''}{weights}",
         **({"Began": card.beginning} if card else {}),
-        "Input": f" {TIMES} ".join(map(str, run.preprocess.image_size)) + " pixels",
+        "Input": _input(run),
         "Data": f"{run.data.path or 'a source of its own'}",
         **_split_facts(report),
         "Loss": " + ".join(f"{weight:g} {term}" for term, weight in _terms(run)),
@@ -65,6 +65,13 @@ def facts_of(report: Report) -> dict[str, str]:
     if card and card.hardware:
         facts["Hardware"] = card.hardware
     return facts
+
+
+def _input(run: Run) -> str:
+    size = f" {TIMES} ".join(map(str, run.preprocess.image_size))
+    if run.preprocess.keep_aspect:
+        return f"shrunk to fit into {size} pixels, proportions kept"
+    return f"{size} pixels"
 
 
 def kept_of(run: RunFolder) -> dict[str, str]:

@@ -179,7 +179,7 @@ def prepare(
     freezing = build_freezing(run, network, own_model=model is not None)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training, validation, data_card = _open_sources(run, training, validation)
-    _require_statistics(run, preprocessor, len(training))
+    _require_statistics(run, preprocessor, training)
     unlabelled = open_unlabelled(run, preprocessor, data_card)
     data_card = with_unlabelled(data_card, unlabelled)
     if start:
@@ -216,6 +216,7 @@ def build_preprocessor(run: Run, network: nn.Module) -> Preprocessor:
     published = encoder_of(network) or Encoder
     return Preprocessor(
         image_size=run.preprocess.image_size,
+        keep_aspect=run.preprocess.keep_aspect,
         mean=run.preprocess.mean or published.mean,
         std=run.preprocess.std or published.std,
         stride=stride_of(network),
@@ -263,10 +264,11 @@ def _open_and_survey(run: Run, split: str) -> FileSource:
     return source
 
 
-def _require_statistics(run: Run, preprocessor: Preprocessor, pictures: int) -> None:
+def _require_statistics(run: Run, preprocessor: Preprocessor, training: Source) -> None:
     """Refuse batches in which batch norm would see a single value of each channel."""
-    padded = preprocessor.place(run.preprocess.image_size).padded
-    smallest = pictures // -(-pictures // run.train.batch_size)
+    sizes = training.sizes() if preprocessor.keep_aspect else [run.preprocess.image_size]
+    padded = min((preprocessor.place(size).padded for size in sizes), key=max)
+    smallest = len(training) // -(-len(training) // run.train.batch_size)
     if smallest == 1 and max(padded) <= preprocessor.stride:
         raise ConfigError(
             f"batches of one picture at {padded[0]}x{padded[1]} leave batch norm one value a "
@@ -283,10 +285,8 @@ def _load(
     transform: Callable[..., Mapping[str, Any]] | None,
     unlabelled: UnlabelledPictures | None,
 ) -> tuple[BatchLoader, BatchLoader]:
-    size = run.preprocess.image_size
-    transforms = (
-        (OwnPipeline(transform, size),) if transform else build_transforms(run.augment, size)
-    )
+    fit = preprocessor.fit
+    transforms = (OwnPipeline(transform, fit),) if transform else build_transforms(run.augment, fit)
     varied = Pictures(training, preprocessor, transforms=transforms, seed=run.seed)
     workers = choose_workers(run.data.workers, device)
     pin = device.type == "cuda"
@@ -299,6 +299,8 @@ def _load(
             workers=workers,
             pin_memory=pin,
             unlabelled=unlabelled,
+            # pictures that lie and that stand would fill each other's batches with padding
+            kinds=[h > w for h, w in training.sizes()] if preprocessor.keep_aspect else None,
         ),
         BatchLoader(Pictures(validation, preprocessor), batch_size, shuffle=False, workers=workers),
     )

@@ -63,7 +63,7 @@ def open_unlabelled(
     return UnlabelledPictures(
         files,
         preprocessor,
-        geometry=build_geometry(run.augment, run.preprocess.image_size),
+        geometry=build_geometry(run.augment, preprocessor.fit),
         light=build_strong(),
         seed=run.seed,
     )
