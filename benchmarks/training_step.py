@@ -4,7 +4,8 @@ Run by hand: OMP_NUM_THREADS=2 python benchmarks/training_step.py
 Prints milliseconds a picture of a U-Net on EfficientNet-Lite0, in bf16 and fp32: as PyTorch has it;
 with the memory kept (``notan.runtime.keep_freed_memory``); with the depthwise layers' gradients in
 float32 as well (``notan.models.depthwise``); and with the encoder's two finest stages left as they
-came. The ways take turns, and each has the median of its steps: ratios are what counts.
+came. Batch norm is notan's in all of them. The ways take turns, and each has the median of its
+steps: ratios are what counts.
 """
 
 from __future__ import annotations

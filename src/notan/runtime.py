@@ -152,8 +152,8 @@ def keep_freed_memory() -> bool:
     """Have this process keep the memory it frees, for what it will ask for next.
 
     A training step on a processor takes and frees hundreds of megabytes, each in a piece that the
-    C library asks the system for anew; the system fills it with zeros, page by page, in a tenth of
-    the step's time. The process's largest size stays what it was.
+    C library asks the system for anew, and the system fills it with zeros, page by page. What that
+    takes of a step, benchmarks/training_step.py measures.
 
     Returns:
         Whether it does so now: with Linux's GNU C library only.

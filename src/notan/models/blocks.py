@@ -25,8 +25,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """PyTorch's, quick for a few channels on a processor too.
 
     Its way back over channels in the last place works on a vector of them at a time; with fewer
-    than fill one it took 4 to 8 times as long as over channels in the first place, a tenth of a
-    training step of a U-Net that has 8 at the picture's size.
+    than fill one it takes several times as long as over channels in the first place.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's own name

@@ -2,7 +2,8 @@
 
 oneDNN, which computes PyTorch's convolutions on a processor, has quick bfloat16 code for the way
 there but not for the way back: with kernels of 5x5, or where the size halves, the gradients of an
-EfficientNet's few depthwise layers took longer than all the rest of a training step together.
+EfficientNet's few depthwise layers took some two fifths of a training step or more
+(benchmarks/training_step.py).
 """
 
 from __future__ import annotations
