@@ -15,7 +15,9 @@ from notan.cli.main import main
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, StoppedBySignal
+from notan.models.base import encoder_of
 from notan.models.unet import UNet
+from notan.train.freezing import Freezing
 from notan.train.parts import prepare
 from notan.train.trainer import Trainer
 from runs import (
@@ -188,12 +190,17 @@ def test_the_log_says_what_is_frozen_and_when_it_ends(
     run = two_stages(train__encoder_statistics="frozen", train__frozen_stages=2)
     train_own(run, tmp_path / "run", model=fresh_unet())
     words = (
-        "encoder as it came for 2 epochs, then its 2 finest stages as they came, then with the "
+        "encoder: as it came for 2 epochs, then its 2 finest stages as they came, then with the "
         "statistics it came with"
     )
     assert words in caplog.text
     assert "epoch 3: from here on the encoder learns too" in caplog.text
     assert len(lines_of(tmp_path / "run" / "history.jsonl")) == 4
+
+
+def test_one_frozen_stage_is_one_stage_in_words() -> None:
+    one = Freezing(encoder_of(fresh_unet()), stages=1)
+    assert str(one) == "encoder: its finest stage as it came"
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,13 @@ class Freezing:
 
     def __str__(self) -> str:
         parts = [f"as it came for {self.epochs} epochs"] if self.epochs else []
-        parts += [f"its {self.stages} finest stages as they came"] if self.stages else []
+        if self.stages:
+            many = f"{self.stages} finest stages as they"
+            parts += [f"its {many if self.stages > 1 else 'finest stage as it'} came"]
         parts += ["with the statistics it came with"] if self.statistics else []
         if self.encoder is None or not parts:
             return ""
-        return f"encoder {', then '.join(parts)}"
+        return f"encoder: {', then '.join(parts)}"
 
 
 def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing:
