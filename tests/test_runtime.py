@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import random
 import subprocess
@@ -19,6 +20,7 @@ from notan.runtime import (
     choose_workers,
     describe_hardware,
     find_device,
+    has_quick_bf16,
     keep_freed_memory,
     seed_everything,
 )
@@ -123,6 +125,49 @@ def test_a_precision_decides_what_a_layer_computes_in(name: str) -> None:
         result = torch.nn.Conv2d(3, 1, 1)(torch.zeros(1, 3, 4, 4))
     assert result.dtype is precision.dtype
     assert precision.why == "as asked for"
+
+
+@pytest.mark.parametrize(
+    ("facts", "quick"),
+    [
+        (None, None),
+        (b"\xff\xfe", None),
+        (b"", None),
+        (b"Features\t: fp asimd bf16\n", None),
+        (b"flags\n", False),
+        (b"flags\t: sse avx2\n", False),
+        (b"model name: avx512_bf16\nflags\t: sse\n", False),
+        (b"flags\t: sse avx512_bf16\n", True),
+        (b"flags\t: amx_bf16 sse\n", True),
+    ],
+)
+def test_bf16_is_quick_where_the_processor_says_so(
+    tmp_path: Path, facts: bytes | None, quick: bool | None
+) -> None:
+    file = tmp_path / "cpuinfo"
+    if facts is not None:
+        file.write_bytes(facts)
+    assert has_quick_bf16(file) is quick
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted", "warned"),
+    [("avx2", "bf16", True), ("avx2", "fp32", False), ("avx2 amx_bf16", "bf16", False)],
+)
+def test_imitated_bf16_is_warned_of(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    flags: str,
+    wanted: str,
+    warned: bool,
+) -> None:
+    facts = tmp_path / "cpuinfo"
+    facts.write_text(f"flags\t: {flags}\n")
+    monkeypatch.setattr("notan.runtime.PROCESSOR_FACTS", facts)
+    with caplog.at_level(logging.WARNING, logger="notan"):
+        choose_precision(wanted, CPU)
+    assert ("train.precision=fp32" in caplog.text) is warned
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ PyTorch is imported only where it is asked, so that a portable file runs on a ma
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import random
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
     import torch
 
+logger = logging.getLogger("notan")
+
 MOST_WORKERS = 8
+
+PROCESSOR_FACTS = Path("/proc/cpuinfo")
+QUICK_BF16 = {"avx512_bf16", "amx_bf16"}
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """As <malloc.h> of the GNU C library numbers them."""
@@ -109,7 +115,7 @@ def describe_hardware(device: torch.device) -> str:
     return f"Apple GPU; {words}" if device.type == "mps" else words
 
 
-def _processor(facts: Path = Path("/proc/cpuinfo")) -> str:
+def _processor(facts: Path = PROCESSOR_FACTS) -> str:
     """Name the processor; Linux tells its model only in a file."""
     try:
         lines = facts.read_text(encoding="utf-8").splitlines()
@@ -117,6 +123,23 @@ def _processor(facts: Path = Path("/proc/cpuinfo")) -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(models), "") or platform.processor() or platform.machine() or "a processor"
+
+
+def has_quick_bf16(facts: Path | None = None) -> bool | None:
+    """Say whether the processor computes in bf16 itself.
+
+    Args:
+        facts: Where Linux tells it, of processors of the x86 family.
+
+    Returns:
+        None where it cannot be told.
+    """
+    try:
+        lines = (facts or PROCESSOR_FACTS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    flags = [line.partition(":")[2].split() for line in lines if line.startswith("flags")]
+    return not QUICK_BF16.isdisjoint(flags[0]) if flags else None
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
@@ -128,6 +151,8 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
 
     Raises:
         ConfigError: The device cannot do what is wanted.
+
+    A processor that can only imitate bf16 is slower in it than in fp32; a warning says so.
     """
     import torch
 
@@ -137,6 +162,11 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
         return Precision(device, torch.float32, f"the safe choice on {device.type}")
     if wanted == "fp16" and device.type == "cpu":
         raise ConfigError("train.precision=fp16: not on a CPU; choose bf16 or fp32")
+    if wanted == "bf16" and device.type == "cpu" and has_quick_bf16() is False:
+        logger.warning(
+            "precision bf16: this processor imitates it, which takes longer than fp32; begin the "
+            "run with train.precision=fp32 instead (notan pretrain: pretrain.precision=fp32)"
+        )
     names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return Precision(device, names[wanted], "as asked for")
 

