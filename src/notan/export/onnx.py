@@ -42,7 +42,7 @@ def to_onnx(network: torch.nn.Module, stride: int) -> Any:  # noqa: ANN401 - onn
     example = torch.zeros(TRACED, 3, side, side)
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     network = network.cpu().float().eval()
-    with _quiet():
+    with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 network,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from notan.models.base import Encoder
+from notan.models.pointwise import PointwiseConv2d
 
 if TYPE_CHECKING:
     from notan.types import Images
@@ -34,9 +35,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample = (
-            nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            nn.Sequential(PointwiseConv2d(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs))
             if project
             else nn.Identity()
         )
