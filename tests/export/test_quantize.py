@@ -185,13 +185,40 @@ def test_a_quantized_layer_computes_what_its_rounded_numbers_say(
     zero = np.round(-everything.min() / step)
     rounded = (np.clip(np.round(INPUTS[0] / step) + zero, 0, 255) - zero) * step
     weights = layer.weight.detach().numpy()
-    scale = np.abs(weights).max(axis=(1, 2, 3), keepdims=True) / 127
+    scale = np.abs(weights).max(axis=(1, 2, 3), keepdims=True) / 64
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(np.round(weights / scale) * scale))
         expected = layer(torch.from_numpy(rounded.astype(np.float32))).numpy()
     (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
     found = portable_backend(tmp_path / "a.onnx", runtime)(INPUTS[0])
     np.testing.assert_allclose(found, expected, atol=3 * step * float(scale.max()))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_largest_numbers_are_added_without_loss_on_every_processor(
+    runtime: str, tmp_path: Path
+) -> None:
+    layer = nn.Conv2d(3, 1, 3, padding=1, bias=False)
+    layer.weight.data.fill_(1.0)
+    largest = np.ones((1, 3, 16, 16), np.float32)
+    largest[..., 0, 0] = 0
+    candidate, _ = next(Quantizer(to_onnx(layer, 1), [largest], "ones").candidates())
+    (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
+    found = portable_backend(tmp_path / "a.onnx", runtime)(largest)
+    expected = layer(torch.from_numpy(largest)).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_weights_leave_room_for_the_sum_of_two_products(steps: Quantizer) -> None:
+    candidate, _ = next(steps.candidates())
+    weights = [
+        onnx.numpy_helper.to_array(each)
+        for each in candidate.graph.initializer
+        if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 4
+    ]
+    largest = max(int(np.abs(each.astype(int)).max()) for each in weights)
+    assert largest == 64
+    assert 2 * 255 * largest <= np.iinfo(np.int16).max
 
 
 def test_multiplications_are_counted(steps: Quantizer) -> None:
