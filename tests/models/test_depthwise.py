@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gradients import gradients
 from notan.models.depthwise import DepthwiseConv2d
 from notan.models.efficientnet_lite0 import EfficientNetLite0Encoder
 
@@ -18,19 +19,6 @@ CHANNELS = 6
 def features(size: tuple[int, int] = (9, 12), dtype: torch.dtype = torch.float32) -> Tensor:
     drawn = torch.randn(2, CHANNELS, *size, generator=torch.Generator().manual_seed(0))
     return drawn.to(dtype, memory_format=torch.channels_last)
-
-
-def gradients(layer: nn.Conv2d, inputs: Tensor, *, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output and the gradients for input and weight of a sum with fixed factors."""
-    inputs = inputs.detach().clone().requires_grad_()
-    layer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        output = layer(inputs)
-    factors = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    (output * factors.to(output.dtype)).sum().backward()
-    assert inputs.grad is not None
-    assert layer.weight.grad is not None
-    return output, inputs.grad, layer.weight.grad
 
 
 @settings(deadline=None, max_examples=30)

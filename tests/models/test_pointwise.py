@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from gradients import gradients
 from notan.models.pointwise import REGISTER, PointwiseConv2d
 from notan.models.resnet34_unet import ResNet34UNet
 
 SIZE = (9, 12)
-
-
-def gradients(layer: nn.Conv2d, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output and the gradients for input and weight of a sum with fixed factors."""
-    inputs = inputs.detach().clone().requires_grad_()
-    output = layer(inputs)
-    generator = torch.Generator().manual_seed(1)
-    factors = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    (output * factors.to(output.dtype)).sum().backward()
-    assert inputs.grad is not None
-    assert layer.weight.grad is not None
-    return output, inputs.grad, layer.weight.grad
 
 
 @pytest.mark.parametrize("inputs", [1, 2, 4, 7, 8, 15, REGISTER, 24])
