@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from notan.data.synthetic import DrawnSource
 from notan.train import train
 from notan.train.trainer import Trainer
-from runs import tiny
+from runs import Drawn, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from notan.config import Run
     from notan.train import TrainResult
 
-TRAINING = DrawnSource(24, size=(16, 16))
-VALIDATION = DrawnSource(4, size=(16, 16), first=24)
+TRAINING = Drawn(24, size=(16, 16))
+VALIDATION = Drawn(4, size=(16, 16), first=24)
 BATCHES = 8  # of an epoch
 
 

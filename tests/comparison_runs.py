@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from notan.data.synthetic import DrawnSource
-from runs import tiny, train_own
+from runs import Drawn, tiny, train_own
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.data.sample import Source
 
-TRAINING = DrawnSource(24, size=(24, 24))
-VALIDATION = DrawnSource(6, size=(24, 24), first=24)
+TRAINING = Drawn(24, size=(24, 24))
+VALIDATION = Drawn(6, size=(24, 24), first=24)
 
 
 def train_small(out: Path, training: Source = TRAINING, **flags: object) -> Path:

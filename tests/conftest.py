@@ -15,7 +15,7 @@ from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.export import export
 from notan.train import train
-from runs import Server
+from runs import Drawn, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +117,7 @@ def seeded_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def unseen() -> Source:
     """Drawn pictures of the same kind that none of those runs has seen."""
-    return DrawnSource(40, size=(24, 30), first=100)
+    return Drawn(40, size=(24, 30), first=100)
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notan.config import Run
-from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError, DataError, StoppedBySignal
 from notan.labels import crossvalidate
 from notan.labels.crossvalidate import divide, estimate_seconds, predict_held_out
 from notan.train import train
 from notan.train.trainer import Trainer
-from runs import Crash, ask_to_stop, before_step, crash, tiny
+from runs import Crash, Drawn, ask_to_stop, before_step, crash, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from notan.data.sample import Source
     from notan.train import TrainResult
 
-SOURCE = DrawnSource(7, size=(16, 16))
+SOURCE = Drawn(7, size=(16, 16))
 
 
 def predicted(run: Run, folder: Path, folds: int = 3) -> dict[str, np.ndarray[Any, Any]]:

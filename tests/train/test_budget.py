@@ -25,7 +25,7 @@ from notan.train.budget import Frame
 from notan.train.decide import decide
 from notan.train.optim import Schedule, cosine_factor
 from notan.train.trainer import Trainer
-from runs import VALIDATION, Crash, Own, fate, history, last_state, tiny
+from runs import VALIDATION, Crash, Drawn, Own, fate, history, last_state, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from notan.config import Run
     from notan.train import TrainResult
 
-PICTURES = DrawnSource(12, size=(16, 16))
+PICTURES = Drawn(12, size=(16, 16))
 STEPS = 4  # of an epoch
 BEGAN, RATE = 1000.0, 3e-3
 

@@ -17,6 +17,7 @@ from notan.train import resume, train
 from notan.train.trainer import Trainer
 from runs import (
     Crash,
+    Drawn,
     Own,
     ask_to_stop,
     before_step,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from notan.config import Run
     from notan.data.batches import Batch
 
-PICTURES = DrawnSource(12, size=(24, 30))
-CHECKS = DrawnSource(4, size=(24, 30), first=12)
+PICTURES = Drawn(12, size=(24, 30))
+CHECKS = Drawn(4, size=(24, 30), first=12)
 EPOCHS, STEPS = 3, 4  # of the run below
 
 
