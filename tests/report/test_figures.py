@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from notan.report.figures import CAPTIONS, caption_of, score_charts, training_charts
 from notan.report.score_file import ScoreFile
-from notan.report.svg import CARD, INK, LINE, QUIET, to_svg
+from notan.report.svg import CARD, INK, LINE, QUIET, to_png, to_svg
 from report_runs import full_score
 
 if TYPE_CHECKING:
@@ -63,6 +63,21 @@ def test_no_two_charts_share_an_id_and_each_reference_is_answered(
     assert asked
     assert asked <= set(ids)
     assert "http" not in text
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_epochs_are_counted_in_whole_numbers(epochs: int) -> None:
+    for name, chart in training_charts(HISTORY[:epochs], 1):
+        to_svg(chart, name)
+        (axes,) = chart.axes
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_a_chart_is_the_same_whatever_was_drawn_before() -> None:
+    (name, chart), *_ = training_charts(HISTORY, 2)
+    first = to_svg(chart, name)
+    to_png(chart)
+    assert to_svg(chart, name) == first
 
 
 def test_no_history_means_no_charts() -> None:

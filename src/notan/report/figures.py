@@ -117,7 +117,7 @@ def _curves(
         values = [epoch.get(name, np.nan) for epoch in history]
         if np.isfinite(values).any():
             axes.plot(epochs, values, line, color=colour, label=label, marker=marker)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     if best_epoch is not None:
         axes.axvline(best_epoch, color=QUIET, linewidth=1, linestyle="--", zorder=0.9)
         axes.annotate(
