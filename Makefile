@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 help:  ## Say what the targets do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(INSTALLED)  ## Set everything up and run the whole path on drawn pictures (minutes)
+demo: $(INSTALLED)  ## Set everything up and run the whole path on drawn images (minutes)
 	$(BIN)/notan demo
 
 test: lint types check-tests  ## Set everything up, lint, type-check and run the tests

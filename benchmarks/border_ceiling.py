@@ -1,9 +1,9 @@
-"""Measure what is left to guess where the trimap's border counts as ground.
+"""Measure what is left to guess where the trimap's border counts as background.
 
 Run by hand: python benchmarks/border_ceiling.py ../shared/data/oxford-iiit-pet
-Takes each test picture's true outline, border included, moves it inwards by a distance, and scores
-what is left against the true figure, for a range of distances: how good a mask can be that knows
-every outline to the pixel, and of the border no more than its usual width.
+Takes each test image's true outline, border included, moves it inwards by a distance, and scores
+what is left against the true foreground, for a range of distances: how good a mask can be that
+knows every outline to the pixel, and of the border no more than its usual width.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from notan.types import Mask
 
 REACH = 40
-"""Pixels that the picture is continued by, so that its edge is no outline."""
+"""Pixels that the image is continued by, so that its edge is no outline."""
 
 IN_PIXELS = [float(distance) for distance in range(2, 25)]
-OF_PICTURE = [share / 1000 for share in range(10, 80, 2)]
-"""Distances as shares of the side of a square of the picture's area."""
+OF_IMAGE = [share / 1000 for share in range(10, 80, 2)]
+"""Distances as shares of the side of a square of the image's area."""
 
 
 def depths(outline: Mask) -> npt.NDArray[np.float32]:
@@ -47,26 +47,26 @@ def dice(mask: Mask, truth: Mask) -> float:
 
 
 def main() -> None:
-    """Print the best distance of each kind, and what choosing it anew for each picture gives."""
+    """Print the best distance of each kind, and what choosing it anew for each image gives."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
-    run = load_run(flags={"data.path": data, "data.border": "ignore"})
+    run = load_run(flags={"data.path": data, "data.trimap_border": "ignore"})
     scores: dict[str, list[list[float]]] = {"pixels": [], "of the side": []}
     for sample in open_split(run.data, "test", seed=0):
-        border = np.zeros_like(sample.mask) if sample.ignore is None else sample.ignore
-        depth, side = depths(sample.mask | border), float(np.sqrt(sample.mask.size))
+        trimap_border = np.zeros_like(sample.mask) if sample.ignore is None else sample.ignore
+        depth, side = depths(sample.mask | trimap_border), float(np.sqrt(sample.mask.size))
         for kind, distances in (
             ("pixels", IN_PIXELS),
-            ("of the side", [share * side for share in OF_PICTURE]),
+            ("of the side", [share * side for share in OF_IMAGE]),
         ):
             scores[kind].append([dice(depth > each, sample.mask) for each in distances])
-    for kind, choices in (("pixels", IN_PIXELS), ("of the side", OF_PICTURE)):
+    for kind, choices in (("pixels", IN_PIXELS), ("of the side", OF_IMAGE)):
         table = np.array(scores[kind])
         best = int(table.mean(axis=0).argmax())
         print(
-            f"{len(table)} pictures, outline moved inwards by {choices[best]:g} {kind}: mean Dice "
-            f"{table.mean(axis=0)[best]:.3f}; by each picture's own best: "
+            f"{len(table)} images, outline moved inwards by {choices[best]:g} {kind}: mean Dice "
+            f"{table.mean(axis=0)[best]:.3f}; by each image's own best: "
             f"{table.max(axis=1).mean():.3f}"
         )
 

@@ -5,7 +5,7 @@ Run by hand, from a folder with the Oxford pets:
     pip install --no-deps --target refs monai surface-distance
     PYTHONPATH=refs python benchmarks/boundary_scores.py --data-path ../dataset/oxford-iiit-pet
 
-MONAI takes the same border pixels, so that its numbers should be ours up to float32. DeepMind's
+MONAI takes the same boundary pixels, so that its numbers should be ours up to float32. DeepMind's
 surface-distance, which goes with Nikolov et al. 2018, weighs the outline by its length; how much
 that changes is printed. The prediction is each truth, turned and shifted by a few pixels.
 """
@@ -72,15 +72,15 @@ LIBRARIES: dict[str, Callable[[Mask, Mask], Pair]] = {
 
 
 def main() -> None:
-    """Compare on the first pictures of the test split."""
+    """Compare on the first images of the test split."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-path", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=60)
+    parser.add_argument("--images", type=int, default=60)
     wanted = parser.parse_args()
-    source = open_split(Data(path=wanted.data_path, border="figure"), "test", seed=0)
+    source = open_split(Data(path=wanted.data_path, trimap_border="foreground"), "test", seed=0)
     seconds = dict.fromkeys(LIBRARIES, 0.0)
     found: dict[str, list[Pair]] = {name: [] for name in LIBRARIES}
-    for index in range(min(wanted.pictures, len(source))):
+    for index in range(min(wanted.images, len(source))):
         truth = source[index].mask
         size = (truth.shape[1], truth.shape[0])
         moved = np.asarray(cv2.warpAffine(truth.astype(np.uint8), WARP, size) > 0)
@@ -90,13 +90,13 @@ def main() -> None:
             seconds[name] += time.perf_counter() - began
     number = len(found["notan"])
     reference = np.array(found["notan"])
-    print(f"{number} pictures, tolerance {TOLERANCE:g} pixels, difference from notan's")
+    print(f"{number} images, tolerance {TOLERANCE:g} pixels, difference from notan's")
     for name in LIBRARIES:
         dice, distance = np.abs(np.array(found[name]) - reference).T
         print(
             f"{name:<17} surface Dice mean {dice.mean():.2g} most {dice.max():.2g}; "
             f"Hausdorff 95 mean {distance.mean():.2g} most {distance.max():.2g} pixels; "
-            f"{1000 * seconds[name] / number:.1f} ms a picture"
+            f"{1000 * seconds[name] / number:.1f} ms an image"
         )
 
 

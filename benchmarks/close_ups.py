@@ -1,8 +1,10 @@
-"""Measure what a model of the pets is worth on close-ups, which few of its pictures are.
+"""Measure what a model of the pets is worth on close-ups, which few of its images are.
 
 Run by hand: python benchmarks/close_ups.py ../shared/data/oxford-iiit-pet MODEL [MODEL ...]
-Cuts each test picture down to the middle of its figure, enlarges that, and scores the model's mask
-there: beside Dice it counts the holes of a mask, parts of the ground with figure all around them.
+Cuts each test image down to the middle of its foreground, enlarges that, and scores the model's
+mask
+there: beside Dice it counts the holes of a mask, parts of the background with foreground all
+    around them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from notan.box import BOXED_MODEL
+from notan.box import DEFAULT_MODEL
 from notan.config import load_run
 from notan.data.build import open_split
 from notan.metrics.counts import Counts
@@ -26,17 +28,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from notan.metrics.statistics import Interval
-    from notan.types import Mask, Picture
+    from notan.types import Mask, RGBImage
 
 SHARES = (None, 0.8, 0.55)
-"""Sides of what is cut out, as shares of the box around the figure; None is the whole picture."""
+"""Sides of what is cut out, as shares of the box around the foreground; None is the whole image."""
 
 LONG_SIDE = 480
 """Pixels of the long side of what was cut out, once it is enlarged."""
 
 
-def close_up(image: Picture, mask: Mask, share: float | None) -> tuple[Picture, Mask]:
-    """Return the middle of the figure, enlarged, with its mask."""
+def close_up(image: RGBImage, mask: Mask, share: float | None) -> tuple[RGBImage, Mask]:
+    """Return the middle of the foreground, enlarged, with its mask."""
     if share is None or not mask.any():
         return image, mask
     rows, columns = (_middle(np.asarray(mask.any(axis=axis)), share) for axis in (1, 0))
@@ -53,7 +55,7 @@ def _middle(taken: npt.NDArray[np.bool_], share: float) -> slice:
 
 
 def holes(mask: Mask) -> int:
-    """Count the connected parts of the ground that do not touch the picture's edge."""
+    """Count the connected parts of the background that do not touch the image's edge."""
     around = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
     return cv2.connectedComponents(around, connectivity=4)[0] - 2
 
@@ -67,9 +69,9 @@ def main() -> None:
     """Print each model's scores at each share, and its difference from the first model's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("models", type=Path, nargs="*", default=[BOXED_MODEL])
+    parser.add_argument("models", type=Path, nargs="*", default=[DEFAULT_MODEL])
     arguments = parser.parse_args()
-    run = load_run(flags={"data.path": arguments.data, "data.border": "ground"})
+    run = load_run(flags={"data.path": arguments.data, "data.trimap_border": "background"})
     samples = list(open_split(run.data, "test", seed=0))
     predictors = {model: Predictor.load(model) for model in arguments.models}
     for share in SHARES:
@@ -85,7 +87,7 @@ def main() -> None:
             print(
                 f"  {model}: Dice {ends(mean_interval(dice))}, "
                 f"{ends(compare_paired(first, dice).difference)} from the first; "
-                f"{np.mean([holes(mask) for mask in masks]):.2f} holes in a picture"
+                f"{np.mean([holes(mask) for mask in masks]):.2f} holes in an image"
             )
 
 

@@ -92,7 +92,7 @@ def collect(data: Path, folder: Path) -> dict[str, Any]:
         "default model": _predict(folder / "a", [*images, chelsea], *ort),
         "short model": _predict(folder / "b", images, "--model", str(model), "--device", "cpu"),
         "short model, mirrored and turned": _predict(
-            folder / "c", images[:4], "--model", str(model), "--tta", "flip,turn"
+            folder / "c", images[:4], "--model", str(model), "--tta", "hflip,vflip,rot90"
         ),
         "short model, tiles": _predict(
             folder / "d", [*images[:2], large], "--model", str(model), "--tiles"

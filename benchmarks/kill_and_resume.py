@@ -62,8 +62,8 @@ def settings(workers: int) -> Run:
             "train.batch_size": BATCH,
             "train.learning_rate": 0.01,
             "train.schedule": "cosine",
-            "train.average_decay": 0.9,
-            "train.state_steps": EVERY,
+            "train.ema_decay": 0.9,
+            "train.checkpoint_every_steps": EVERY,
             "train.tensorboard": False,
         }
     )

@@ -3,7 +3,7 @@
 Run by hand: python benchmarks/more_time.py ../shared/data/nuclei --keep FOLDER
 Trains three U-Nets of width 16 and an Attention U-Net, joins them, trains students of width 8 with
 and without the ensemble as their teacher, and prints each one's mean Dice on the test split, its
-spread over seeds, and its time for a picture beside that of a plain U-Net of width 16. What lies in
+spread over seeds, and its time for an image beside that of a plain U-Net of width 16. What lies in
 the folder already is not trained again. It takes about 20 minutes on one busy core.
 """
 
@@ -37,7 +37,14 @@ if TYPE_CHECKING:
     from notan.predict.backends import Array, Backend
 
 SEEDS = (0, 1, 2)
-TTA = ("mirror", "flip", "turn", "flip,turn", "scale", "flip,turn,scale")
+TTA = (
+    "hflip",
+    "hflip,vflip",
+    "rot90",
+    "hflip,vflip,rot90",
+    "scale",
+    "hflip,vflip,rot90,scale",
+)
 SETTINGS = {
     "preprocess.image_size": 128,
     "train.epochs": 24,
@@ -45,7 +52,7 @@ SETTINGS = {
     "train.learning_rate": 3e-3,
     "train.schedule": "cosine",
     "train.tensorboard": False,
-    "train.overlays": 0,
+    "train.log_images": 0,
     "data.split_seed": 0,
     "data.validation_fraction": 0.3,
     "device": "cpu",
@@ -80,11 +87,11 @@ def settle(data: Path, folder: Path, name: str, seed: int, **more: object) -> Pa
 
 @dataclass(frozen=True)
 class Result:
-    """What a predictor scored on the test pictures.
+    """What a predictor scored on the test images.
 
     Attributes:
-        dice: Mean over the pictures.
-        seconds: Processor time for one picture, which a busy machine does not change.
+        dice: Mean over the images.
+        seconds: Processor time for one image, which a busy machine does not change.
     """
 
     dice: float
@@ -92,8 +99,8 @@ class Result:
 
 
 def score(predictor: Predictor, samples: Sequence[Sample]) -> Result:
-    """Predict every picture and score its mask."""
-    predictor(samples[0].image)  # the first picture pays for what is only done once
+    """Predict every image and score its mask."""
+    predictor(samples[0].image)  # the first image pays for what is only done once
     began = time.process_time()
     masks = [predictor(sample.image).mask for sample in samples]
     seconds = (time.process_time() - began) / len(samples)
@@ -117,7 +124,10 @@ def show(name: str, found: Sequence[Result], plain: Sequence[Result], second: fl
 def with_backend(predictor: Predictor, backend: Backend) -> Predictor:
     """Return a predictor with another backend, all else as it was."""
     return Predictor(
-        backend, predictor.preprocessor, decision=predictor.decision, card=predictor.card
+        backend,
+        predictor.preprocessor,
+        postprocessing=predictor.postprocessing,
+        card=predictor.card,
     )
 
 
@@ -137,7 +147,7 @@ def measure(data: Path, folder: Path) -> None:
     predictors = [Predictor.load(path) for path in wide]
     plain = [score(predictor, samples) for predictor in predictors]
     second = fmean(result.seconds for result in plain)
-    print(f"{len(samples)} test pictures; {second * 1000:.0f} ms of processor time for one, plain")
+    print(f"{len(samples)} test images; {second * 1000:.0f} ms of processor time for one, plain")
     show("U-Net of width 16", plain, [], second)
     for text in TTA:
         names = parse_augment(text)
@@ -159,8 +169,8 @@ def measure(data: Path, folder: Path) -> None:
     )
     whole = Predictor.load(joined["ensemble"])
     show("ensemble with the Attention U-Net", [score(whole, samples)], [], second)
-    turning = Predictor.load(joined["ensemble"], augment=("flip", "turn"))
-    show("  --tta flip,turn", [score(turning, samples)], [], second)
+    turning = Predictor.load(joined["ensemble"], augment=("hflip", "vflip", "rot90"))
+    show("  --tta hflip,vflip,rot90", [score(turning, samples)], [], second)
     small = [score(Predictor.load(path), samples) for path in alone]
     show("student of width 8, alone", small, [], second)
     show(

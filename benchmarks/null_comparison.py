@@ -4,11 +4,11 @@ Run by hand: python benchmarks/null_comparison.py RUN --data-path DATA
 Prints the share of 200 comparisons that claim one; 5 % is what the verdict states.
 
 The null must be true by construction, and as hard as life. So one model plays both sides: it
-scores every test picture under eight disturbances that leave the picture's meaning alone (sensor
+scores every test image under eight disturbances that leave the image's meaning alone (sensor
 noise, brightness, a shift by a few pixels), each drawn by one rule. A comparison takes 100 of the
-pictures without replacement, and gives each side one of the eight scores at random, never the same
-to both. On every picture the two sides could be exchanged, which is what the tests assume, and the
-scores keep the skew, the hard pictures and the heavy tails of real ones. The 200 comparisons draw
+images without replacement, and gives each side one of the eight scores at random, never the same
+to both. On every image the two sides could be exchanged, which is what the tests assume, and the
+scores keep the skew, the hard images and the heavy tails of real ones. The 200 comparisons draw
 on one table of scores, so the share scatters somewhat more than 200 independent ones would.
 """
 
@@ -33,15 +33,15 @@ from notan.metrics.statistics import compare_paired
 from notan.predict.predictor import Predictor
 
 if TYPE_CHECKING:
-    from notan.types import Mask, Picture
+    from notan.types import Mask, RGBImage
 
-DISTURBANCES, PICTURES, REPETITIONS = 8, 100, 200
+DISTURBANCES, IMAGES, REPETITIONS = 8, 100, 200
 NOISE, BRIGHTNESS, SHIFT = 6.0, 0.08, 4
 """Grey levels of noise, share of brightness, pixels of shift."""
 
 
-def disturb(image: Picture, mask: Mask, random: np.random.Generator) -> tuple[Picture, Mask]:
-    """Return picture and mask as another exposure would have shown them."""
+def disturb(image: RGBImage, mask: Mask, random: np.random.Generator) -> tuple[RGBImage, Mask]:
+    """Return image and mask as another exposure would have shown them."""
     down, across = random.integers(-SHIFT, SHIFT + 1, 2)
     shifted = np.roll(image, (down, across), axis=(0, 1)).astype(np.float64)
     bright = shifted * random.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS)
@@ -50,14 +50,14 @@ def disturb(image: Picture, mask: Mask, random: np.random.Generator) -> tuple[Pi
 
 
 def score_disturbed(run: Path, data_path: Path) -> npt.NDArray[np.float64]:
-    """Return the Dice of every test picture (rows) under every disturbance (columns)."""
+    """Return the Dice of every test image (rows) under every disturbance (columns)."""
     candidate = open_candidates([run, run])[0]
-    flags = {"data.path": data_path, "data.border": candidate.card.border}
+    flags = {"data.path": data_path, "data.trimap_border": candidate.card.trimap_border}
     source = open_split(load_run(flags=flags).data, "test", seed=0)
     predictor = Predictor.load(candidate.path)
     random = np.random.default_rng(0)
     rows = []
-    for sample in tqdm(source, total=len(source), unit="picture"):
+    for sample in tqdm(source, total=len(source), unit="image"):
         row = []
         for _ in range(DISTURBANCES):
             image, mask = disturb(sample.image, sample.mask, random)
@@ -77,7 +77,7 @@ def main() -> None:
     outcomes: Counter[str] = Counter()
     below = 0
     for _ in range(REPETITIONS):
-        rows = random.choice(len(scores), min(PICTURES, len(scores)), replace=False)
+        rows = random.choice(len(scores), min(IMAGES, len(scores)), replace=False)
         columns = np.array([random.choice(DISTURBANCES, 2, replace=False) for _ in rows])
         first, second = scores[rows, columns[:, 0]], scores[rows, columns[:, 1]]
         compared = compare_paired(first.tolist(), second.tolist())
@@ -85,7 +85,7 @@ def main() -> None:
         outcomes[decide(compared, compared.p_value)] += 1
     low, high = binom.ppf([0.025, 0.975], REPETITIONS, SIGNIFICANCE) / REPETITIONS
     named = outcomes["first"] + outcomes["second"]
-    print(f"spread of one picture's Dice: {scores.std(axis=1).mean():.4f}, {len(scores)} pictures")
+    print(f"spread of one image's Dice: {scores.std(axis=1).mean():.4f}, {len(scores)} images")
     print(f"p < {SIGNIFICANCE}: {below / REPETITIONS:.1%} of {REPETITIONS} comparisons")
     print(f"a model was called better: {named / REPETITIONS:.1%}")
     print(f"at a rate of {SIGNIFICANCE:.0%}, 95 % of such experiments give {low:.1%} to {high:.1%}")

@@ -86,13 +86,13 @@ def plant(source: Source, seed: int) -> Planted:
 
 
 def swappable_pair(names: Sequence[str], samples: dict[str, Sample]) -> tuple[str, str]:
-    """Return the first two pictures of one size whose masks differ."""
+    """Return the first two images of one size whose masks differ."""
     for place, first in enumerate(names):
         for second in names[:place]:
             one, other = samples[first].mask, samples[second].mask
             if one.shape == other.shape and Counts.of(one, other).dice < SWAPPED_DICE:
                 return first, second
-    raise SystemExit("no two pictures are of one size")
+    raise SystemExit("no two images are of one size")
 
 
 def spoil(mask: Mask, kind: Kind, rng: np.random.Generator) -> Mask:
@@ -123,7 +123,7 @@ def settings(seed: int) -> Run:
             "train.learning_rate": 2e-3,
             "train.schedule": "cosine",
             "train.tensorboard": False,
-            "train.overlays": 0,
+            "train.log_images": 0,
             "seed": seed,
             "device": "cpu",
         }

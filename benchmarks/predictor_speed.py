@@ -2,10 +2,10 @@
 
 Run by hand: OMP_NUM_THREADS=1 python benchmarks/predictor_speed.py
 Makes a U-Net of 31 million parameters (or takes --model), exports it as ``notan export`` does, and
-segments one picture of 256 x 256 pixels at its own size on one thread, the kinds taking turns. It
+segments one image of 256 x 256 pixels at its own size on one thread, the kinds taking turns. It
 is trained and exported at 32 x 32, which is quick: the speed does not depend on it. Medians, and
 the median of the ratios of neighbours in time, since other programs may share the machine. Then a
-fresh process without PyTorch opens the portable file and segments its first picture.
+fresh process without PyTorch opens the ONNX model and segments its first image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from notan.runtime import describe_hardware
 from notan.train import train
 
 if TYPE_CHECKING:
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 SIDE = 256
 TRAINED_SIDE = 32
@@ -81,23 +81,23 @@ def make_model(folder: Path, width: int) -> Path:
 
 
 def open_file(path: Path, runtime: str, precision: str) -> Predictor:
-    """Open a model file so that pictures keep their own size."""
+    """Open a model file so that images keep their own size."""
     predictor = Predictor.load(path, backend=runtime, precision=precision, threads=1)  # type: ignore[arg-type]
     kept = predictor.preprocessor.model_copy(update={"image_size": None})
     predictor.preprocessor = kept
     return predictor
 
 
-def seconds(predictor: Predictor, picture: Picture) -> float:
-    """Time one picture, from its pixels to its mask."""
+def seconds(predictor: Predictor, image: RGBImage) -> float:
+    """Time one image, from its pixels to its mask."""
     begun = time.perf_counter()
-    _ = predictor(picture).mask  # made only when asked for
+    _ = predictor(image).mask  # made only when asked for
     return time.perf_counter() - begun
 
 
-def network_seconds(predictor: Predictor, picture: Picture) -> float:
-    """Time the network alone, on the same picture made ready."""
-    inputs = predictor.preprocessor(picture)[0][np.newaxis]
+def network_seconds(predictor: Predictor, image: RGBImage) -> float:
+    """Time the network alone, on the same image made ready."""
+    inputs = predictor.preprocessor(image)[0][np.newaxis]
     begun = time.perf_counter()
     predictor.backend(inputs)
     return time.perf_counter() - begun
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=TURNS)
     wanted = parser.parse_args()
     torch.set_num_threads(1)
-    picture = DrawnSource(1, size=(SIDE, SIDE), seed=7)[0].image
+    image = DrawnSource(1, size=(SIDE, SIDE), seed=7)[0].image
     with tempfile.TemporaryDirectory() as place:
         checkpoint = wanted.model or make_model(Path(place), wanted.width)
         portable, _ = export(checkpoint, Path(place) / "model.onnx")
@@ -141,7 +141,7 @@ def main() -> None:
         alone: dict[str, list[float]] = {name: [] for name in KINDS}
         for turn in range(wanted.turns + 1):  # the first is for getting warm
             for name, predictor in predictors.items():
-                times = seconds(predictor, picture), network_seconds(predictor, picture)
+                times = seconds(predictor, image), network_seconds(predictor, image)
                 if turn:
                     whole[name].append(times[0])
                     alone[name].append(times[1])
@@ -156,7 +156,7 @@ def main() -> None:
 def report(whole: dict[str, list[float]], alone: dict[str, list[float]]) -> None:
     """Print a line for each kind."""
     reference = next(iter(KINDS))
-    print(f"{'one picture, one thread':24}{'ms':>8}{'quickest':>10}{'times':>7}{'own cost':>10}")
+    print(f"{'one image, one thread':24}{'ms':>8}{'quickest':>10}{'times':>7}{'own cost':>10}")
     for name, times in whole.items():
         ratio = median(one / own for one, own in zip(whole[reference], times, strict=True))
         own = (min(times) - min(alone[name])) / min(alone[name])

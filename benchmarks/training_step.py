@@ -1,7 +1,7 @@
 """Compare training steps on the processor with and without what notan does to make them quick.
 
 Run by hand: OMP_NUM_THREADS=2 python benchmarks/training_step.py
-Prints milliseconds a picture of a U-Net on EfficientNet-Lite0, in bf16 and fp32: as PyTorch has it;
+Prints milliseconds an image of a U-Net on EfficientNet-Lite0, in bf16 and fp32: as PyTorch has it;
 with the memory kept (``notan.runtime.keep_freed_memory``); with the depthwise layers' gradients in
 float32 as well (``notan.models.depthwise``); and with the encoder's two finest stages left as they
 came. Batch norm is notan's in all of them. The ways take turns, and each has the median of its
@@ -76,8 +76,8 @@ def in_a_process_of_its_own(arguments: argparse.Namespace, way: str, precision: 
 def main() -> None:
     """Time every way in turn, several times."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=320, help="side of the pictures")
-    parser.add_argument("--batch", type=int, default=8, help="pictures in a step")
+    parser.add_argument("--size", type=int, default=320, help="side of the images")
+    parser.add_argument("--batch", type=int, default=8, help="images in a step")
     parser.add_argument("--steps", type=int, default=6, help="steps to time, of each way and turn")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--precision", choices=("bf16", "fp32"), help=argparse.SUPPRESS)
@@ -96,7 +96,7 @@ def main() -> None:
         first = median(next(iter(found.values())))
         for way, times in found.items():
             each = 1000 * median(times) / asked.batch
-            print(f"{precision}  {way:32}{each:7.1f} ms a picture {first / median(times):6.2f}x")
+            print(f"{precision}  {way:32}{each:7.1f} ms an image {first / median(times):6.2f}x")
 
 
 if __name__ == "__main__":

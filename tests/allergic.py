@@ -1,4 +1,4 @@
-"""A network that white pictures make ill, and trainings that show it some."""
+"""A network that white images make ill, and trainings that show it some."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCHES = 8  # of an epoch
 
 
 class Allergic(nn.Module):
-    """A small network that a white picture makes ill: its loss, or only its gradient, is NaN."""
+    """A small network that a white image makes ill: its loss, or only its gradient, is NaN."""
 
     stride = 1
 
@@ -48,14 +48,14 @@ class Allergic(nn.Module):
 
 
 class Whitening:
-    """An augmentation that makes every picture of some batches white, and counts the batches."""
+    """An augmentation that makes every image of some batches white, and counts the batches."""
 
     def __init__(self, *batches: int) -> None:
-        self.batches, self.pictures = batches, 0
+        self.batches, self.images = batches, 0
 
     def __call__(self, *, image: Any, mask: Any) -> dict[str, Any]:
-        self.pictures += 1
-        bad = (self.pictures + 2) // 3 in self.batches
+        self.images += 1
+        bad = (self.images + 2) // 3 in self.batches
         return {"image": np.full_like(image, 255) if bad else image, "mask": mask}
 
 

@@ -16,7 +16,7 @@ VALIDATION = Drawn(6, size=(24, 24), first=24)
 
 
 def train_small(out: Path, training: Source = TRAINING, **flags: object) -> Path:
-    """Train on 24 drawn pictures, or on others; return the run folder."""
+    """Train on 24 drawn images, or on others; return the run folder."""
     flags = {"model__width": 4, "preprocess__image_size": 24, "train__batch_size": 8, **flags}
     train_own(tiny(**flags), out, training=training, validation=VALIDATION)
     return out

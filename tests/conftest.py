@@ -1,4 +1,4 @@
-"""Fixtures that several rooms' tests share: real pictures, a drawn folder, a small checkpoint."""
+"""Fixtures that several rooms' tests share: real images, a drawn folder, a small checkpoint."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def pytest_configure() -> None:
 
 
 def real_folder(name: str) -> Path:
-    """Return a folder of real pictures, or skip the test where they are absent."""
+    """Return a folder of real images, or skip the test where they are absent."""
     folder = REAL_DATA / name
     if not folder.is_dir():
-        pytest.skip(f"real pictures are absent: ../shared/data/{name}")
+        pytest.skip(f"real images are absent: ../shared/data/{name}")
     return folder
 
 
@@ -68,13 +68,13 @@ def nuclei_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def road_folder() -> Path:
-    """Street scenes with the road as figure, train/ and test/."""
+    """Street scenes with the road as foreground, train/ and test/."""
     return real_folder("camvid-road")
 
 
 @pytest.fixture(scope="session")
 def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn pictures in train/ (24), val/ (6) and test/ (6), each with images/ and masks/."""
+    """Drawn images in train/ (24), val/ (6) and test/ (6), each with images/ and masks/."""
     folder = tmp_path_factory.mktemp("drawn")
     first = 0
     for part, count in (("train", 24), ("val", 6), ("test", 6)):
@@ -97,7 +97,7 @@ def small_checkpoint(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def portable(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same network as a portable file; not to be changed."""
+    """The same network as an ONNX model; not to be changed."""
     return export(small_checkpoint, tmp_path_factory.mktemp("portable") / "small.onnx")[0]
 
 
@@ -116,7 +116,7 @@ def seeded_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def unseen() -> Source:
-    """Drawn pictures of the same kind that none of those runs has seen."""
+    """Drawn images of the same kind that none of those runs has seen."""
     return Drawn(40, size=(24, 30), first=100)
 
 

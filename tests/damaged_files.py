@@ -1,4 +1,4 @@
-"""Some hundred damaged and malicious picture files, the same each time; and a program to read them.
+"""Some hundred damaged and malicious image files, the same each time; and a program to read them.
 
 As a program it reads every file of a folder as ``notan predict`` does, under a limit of memory, and
 prints as JSON what came of each: read, refused, or broken in some other way.
@@ -64,11 +64,11 @@ def damaged() -> Iterator[tuple[str, bytes]]:
 
 
 def foreign() -> Iterator[tuple[str, bytes]]:
-    """Yield what is no picture, though it may be called one."""
+    """Yield what is no image, though it may be called one."""
     yield "nothing", b""
     yield "one-byte", b"\x89"
     yield "zeros", bytes(5000)
-    yield "text", b"This is no picture.\n" * 40
+    yield "text", b"This is no image.\n" * 40
     yield "html", b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
     yield "svg", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>'
     yield "script", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"
@@ -188,7 +188,7 @@ def _limit_memory() -> None:
 
 
 def read_all(folder: Path) -> dict[str, list[str]]:
-    """Read every file; per file, a line for each picture: read, refused and why, or broken."""
+    """Read every file; per file, a line for each image: read, refused and why, or broken."""
     from notan.errors import DataError
     from notan.predict.inputs import Found
     from notan.predict.items import items_of
@@ -199,9 +199,9 @@ def read_all(folder: Path) -> dict[str, list[str]]:
         try:
             for item in items_of(Found(path.name, path)):
                 try:
-                    picture = item.read()
-                    fine = picture.dtype == np.uint8 and picture.shape == (*(item.size or ()), 3)
-                    lines.append("read" if fine else f"broken: {picture.shape} of {item.size}")
+                    image = item.read()
+                    fine = image.dtype == np.uint8 and image.shape == (*(item.size or ()), 3)
+                    lines.append("read" if fine else f"broken: {image.shape} of {item.size}")
                 except DataError as error:
                     lines.append(f"refused: {error}")
         except Exception as error:  # noqa: BLE001 - anything else is what the test looks for

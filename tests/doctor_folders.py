@@ -23,7 +23,7 @@ SIZE = (96, 120)
 
 
 def write_clean(folder: Path) -> Path:
-    """Write train/, val/ and test/ of drawn pictures; drawn-0000 is the first of train."""
+    """Write train/, val/ and test/ of drawn images; drawn-0000 is the first of train."""
     first = 0
     for part, count in PARTS.items():
         write_folder(DrawnSource(count, size=SIZE, seed=5, first=first), folder / part)
@@ -31,7 +31,7 @@ def write_clean(folder: Path) -> Path:
     return folder
 
 
-def image(folder: Path, number: int, part: str = "train") -> Path:
+def image_path(folder: Path, number: int, part: str = "train") -> Path:
     return folder / part / "images" / f"drawn-{number:04d}.png"
 
 

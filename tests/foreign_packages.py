@@ -97,7 +97,7 @@ def fake_timm(shelf: Shelf) -> ModuleType:
 
 
 class Encoder(nn.Module):
-    """Hands out the picture itself first, and a map of no channels where there is none."""
+    """Hands out the image itself first, and a map of no channels where there is none."""
 
     def __init__(self, inner: Chain) -> None:
         super().__init__()

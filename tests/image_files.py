@@ -1,4 +1,4 @@
-"""Small picture files for the tests: how each kind is written."""
+"""Small image files for the tests: how each kind is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 VOC = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
-FIGURE = np.array([[True, False, False], [True, True, False]])
+FOREGROUND = np.array([[True, False, False], [True, True, False]])
 
 
 def saved(path: Path, image: Image.Image, **options: Any) -> Path:

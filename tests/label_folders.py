@@ -1,4 +1,4 @@
-"""A folder that the smallest network learns in seconds: bright ellipses on dark ground."""
+"""A folder that the smallest network learns in seconds: bright ellipses on dark background."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EASY: dict[str, object] = {
 
 
 class Ellipses(Source):
-    """Pictures ``e00``, ``e01`` and so on, 32x40, with exact masks."""
+    """Images ``e00``, ``e01`` and so on, 32x40, with exact masks."""
 
     def __init__(self, count: int) -> None:
         self.count = count

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from notan.data.sample import Sample
-from notan.data.transforms import vary
+from notan.data.transforms import augment
 from notan.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -33,4 +33,4 @@ def random_sample(size: Size, seed: int = 0, *, ignore: bool = False) -> Sample:
 
 
 def once(transform: Transform[Any], sample: Sample, seed: int = 0) -> Sample:
-    return vary(sample, [transform], np.random.default_rng(seed))
+    return augment(sample, [transform], np.random.default_rng(seed))

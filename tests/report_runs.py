@@ -21,25 +21,25 @@ INCIDENT = {
     "terms": {"bce": "nan", "dice": 0.5},
     "gradient_norm": "nan",
     "learning_rate": 0.001,
-    "pictures": ["cat_1", "<b>dog</b>"],
+    "images": ["cat_1", "<b>dog</b>"],
 }
 METRICS = (
     "dice iou precision recall specificity accuracy boundary_f surface_dice average_precision brier"
 )
 
 GROUPS = {
-    "figure size": {
-        "small": {"pictures": 2, "mean_dice": 0.5, "low": 0.4, "high": 0.65},
-        "medium": {"pictures": 3, "mean_dice": 0.7, "low": 0.6, "high": 0.75},
-        "large": {"pictures": 1, "mean_dice": 0.9, "low": None, "high": None},
+    "foreground size": {
+        "small": {"images": 2, "mean_dice": 0.5, "low": 0.4, "high": 0.65},
+        "medium": {"images": 3, "mean_dice": 0.7, "low": 0.6, "high": 0.75},
+        "large": {"images": 1, "mean_dice": 0.9, "low": None, "high": None},
     },
 }
 RULES = {
-    "border": "none",
+    "trimap_border": "none",
     "threshold": 0.5,
     "size": "original size",
     "weights": "from scratch",
-    "empty": "an empty picture predicted empty scores 1",
+    "empty": "an empty image predicted empty scores 1",
     "tolerance": 2.0,
 }
 
@@ -49,15 +49,15 @@ def full_score(names: Sequence[str], split: str = "validation") -> dict[str, Any
     number = len(names)
     dice = [0.35 + 0.6 * math.sqrt((index + 1) / (number + 1)) for index in range(number)]
     mean = sum(dice) / number
-    interval = {"mean": mean, "low": mean - 0.05, "high": mean + 0.04, "pictures": number}
-    nothing = {"mean": None, "low": None, "high": None, "pictures": 0}
+    interval = {"mean": mean, "low": mean - 0.05, "high": mean + 0.04, "images": number}
+    nothing = {"mean": None, "low": None, "high": None, "images": 0}
     thresholds = [step / 20 for step in range(1, 20)]
     return {
         "mean_dice": mean,
         "mean_iou": mean - 0.1,
         "pooled_dice": mean + 0.01,
         "pooled_iou": mean - 0.09,
-        "empty_pictures": 1,
+        "empty_images": 1,
         "means": {**dict.fromkeys(METRICS.split(), interval), "hausdorff95": nothing},
         "pooled": {**dict.fromkeys(("dice", "iou", "precision", "recall"), mean), "ece": 0.031},
         "reliability": [reliability_bin(tenth / 10) for tenth in range(10)],
@@ -73,9 +73,9 @@ def full_score(names: Sequence[str], split: str = "validation") -> dict[str, Any
             "flagged_mean_dice": 0.41,
             "other_mean_dice": 0.83,
         },
-        "undefined": ["hausdorff95: one of the masks is empty in every picture"],
+        "undefined": ["hausdorff95: one of the masks is empty in every image"],
         "rules": {**RULES, "split": split},
-        "pictures": [picture_row(name, value) for name, value in zip(names, dice, strict=True)],
+        "images": [image_row(name, value) for name, value in zip(names, dice, strict=True)],
     }
 
 
@@ -86,12 +86,12 @@ def reliability_bin(start: float) -> dict[str, float]:
         "to": start + 0.1,
         "pixels": 50 if start else 100,
         "mean_probability": start + 0.05,
-        "figure_fraction": min(1.0, 1.2 * start),
+        "foreground_fraction": min(1.0, 1.2 * start),
     }
 
 
-def picture_row(name: str, dice: float) -> dict[str, Any]:
-    """Return one picture's row."""
+def image_row(name: str, dice: float) -> dict[str, Any]:
+    """Return one image's row."""
     return {
         "name": name,
         "height": 40,
@@ -99,7 +99,7 @@ def picture_row(name: str, dice: float) -> dict[str, Any]:
         "dice": dice,
         "iou": dice - 0.1,
         "expected_dice": min(1.0, dice + 0.1 * math.sin(9 * dice)),
-        "please_check": dice < 0.5,
+        "needs_review": dice < 0.5,
     }
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Drawn(DrawnSource):
-    """Drawn pictures that are drawn once: a tiny training would take a third longer otherwise."""
+    """Drawn images that are drawn once: a tiny training would take a third longer otherwise."""
 
     def __init__(self, count: int, *, size: Size, first: int = 0) -> None:
         super().__init__(count, size=size, first=first)
@@ -64,7 +64,7 @@ TINY: dict[str, object] = {
     "train.tensorboard": False,
 }
 EPOCH_STEPS = 2
-"""Steps of an epoch of the drawn pictures."""
+"""Steps of an epoch of the drawn images."""
 
 PATIENCE = 60.0  # seconds to wait for another process before a test fails
 
@@ -100,7 +100,7 @@ def tiny(**flags: object) -> Run:
 
 
 def train_own(run: Run, out: Path, **more: Any) -> TrainResult:
-    """Train on nine drawn pictures that lie in no folder."""
+    """Train on nine drawn images that lie in no folder."""
     return train(run, out=out, **{"training": TRAINING, "validation": VALIDATION, **more})
 
 
@@ -114,10 +114,10 @@ def two_stages(**flags: object) -> Run:
     settings: dict[str, object] = {
         "train__epochs": 4,
         "train__freeze_epochs": 2,
-        "train__encoder_rate": 0.5,
-        "train__layer_decay": 0.8,
+        "train__encoder_lr_multiplier": 0.5,
+        "train__layer_lr_decay": 0.8,
         "train__schedule": "cosine",
-        "train__average_decay": 0.8,
+        "train__ema_decay": 0.8,
         "train__learning_rate": 0.05,
     }
     return tiny(**{**settings, **flags})

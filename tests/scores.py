@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.metrics import Counts, Grouping, PictureScore, Score, ScoreRules, Tally
+from notan.metrics import Counts, Grouping, ImageScore, Score, ScoreRules, Tally
 
 if TYPE_CHECKING:
     from notan.types import Mask, Probability
 
-RULES = ScoreRules(border="figure", threshold=0.5, split="val")
+RULES = ScoreRules(trimap_border="foreground", threshold=0.5, split="val")
 NONE = np.zeros((6, 8), np.bool_)
 ALL = np.ones((6, 8), np.bool_)
 
@@ -25,18 +25,18 @@ def random_probability(seed: int) -> Probability:
 
 
 def score_of(*counts: Counts, rules: ScoreRules = RULES) -> Score:
-    pictures = (
-        PictureScore(name=f"picture {index}", counts=count, height=6, width=8)
+    images = (
+        ImageScore(name=f"image {index}", counts=count, height=6, width=8)
         for index, count in enumerate(counts)
     )
-    return Score(tuple(pictures), rules)
+    return Score(tuple(images), rules)
 
 
 def tallied(
     *pairs: tuple[Probability, Mask],
     ignore: Mask | None = None,
     expected: tuple[float, ...] = (),
-    check_below: float = 0.5,
+    review_below: float = 0.5,
     groupings: tuple[Grouping, ...] = (),
 ) -> Score:
     """The score of probabilities against truths, at a threshold of 0.5."""
@@ -44,13 +44,13 @@ def tallied(
     for index, (probability, truth) in enumerate(pairs):
         expects = expected[index] if expected else None
         tally.add(
-            f"picture {index}",
+            f"image {index}",
             np.asarray(probability >= 0.5),
             probability,
             truth,
             ignore,
             expected_dice=expects,
-            please_check=None if expects is None else expects < check_below,
+            needs_review=None if expects is None else expects < review_below,
         )
     return tally.score(groupings)
 

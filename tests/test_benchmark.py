@@ -50,10 +50,10 @@ def test_every_model_is_trained_with_every_seed_and_compared(plan: Plan, tmp_pat
 
 
 def test_time_is_divided_equally(run: Run, tmp_path: Path) -> None:
-    plan = make_plan(run, MODELS, seeds=2, budget_seconds=1e-6)
+    plan = make_plan(run, MODELS, seeds=2, time_limit_seconds=1e-6)
     comparison = run_benchmark(plan, tmp_path)
     for name in FOLDERS:
-        assert settings_of(tmp_path / name).train.budget_seconds == 1e-6 / 4
+        assert settings_of(tmp_path / name).train.time_limit_seconds == 1e-6 / 4
         assert len(lines_of(tmp_path / name / "history.jsonl")) == 1
     assert "Each run was given 0 seconds of training." in comparison.notes
 
@@ -102,7 +102,10 @@ def test_a_folder_of_other_settings_is_refused_with_what_differs(
         (make_plan(wider, MODELS, seeds=2), r"model.width \(2 -> 3\)"),
         (make_plan(run, MODELS, seeds=3), r"seeds \(2 -> 3\)"),
         (make_plan(run, MODELS[:1], seeds=2), r"models \(unet,attention_unet -> unet\)"),
-        (make_plan(run, MODELS, seeds=2, budget_seconds=40), r"train.budget_seconds \(None -> 10"),
+        (
+            make_plan(run, MODELS, seeds=2, time_limit_seconds=40),
+            r"train.time_limit_seconds \(None -> 10",
+        ),
     )
     for other, words in others:
         with pytest.raises(ConfigError, match=f"the benchmark here has other settings: .*{words}"):
@@ -159,7 +162,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(Trainer, "train", train_or_diverge)
 
 
-def test_without_a_test_split_the_validation_pictures_serve(run: Run, tmp_path: Path) -> None:
+def test_without_a_test_split_the_validation_images_serve(run: Run, tmp_path: Path) -> None:
     write_folder(DrawnSource(12, size=(16, 16)), tmp_path / "data")
     data = run.data.model_copy(update={"path": tmp_path / "data"})
     plan = make_plan(run.model_copy(update={"data": data}), ("unet",), seeds=2)

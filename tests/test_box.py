@@ -1,4 +1,4 @@
-"""The model in the box: predicts without --model, says what it is, is small, knows no machine."""
+"""The default model: predicts without --model, says what it is, is small, knows no machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from image_files import photo, saved
-from notan.box import BOXED_MODEL
+from notan.box import DEFAULT_MODEL
 from notan.checkpoint import read_card
 from notan.cli.main import main
 from notan.config import load_run
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     from notan.checkpoint import Card
 
 MOST_BYTES = 6_000_000
-PAGE = BOXED_MODEL.with_name("README.md").read_text(encoding="utf-8")
+PAGE = DEFAULT_MODEL.with_name("README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def card() -> Card:
-    return read_card(BOXED_MODEL)
+    return read_card(DEFAULT_MODEL)
 
 
 def test_it_is_small() -> None:
-    assert BOXED_MODEL.stat().st_size <= MOST_BYTES
-    assert f"{BOXED_MODEL.stat().st_size / 1e6:.1f} MB" in PAGE
+    assert DEFAULT_MODEL.stat().st_size <= MOST_BYTES
+    assert f"{DEFAULT_MODEL.stat().st_size / 1e6:.1f} MB" in PAGE
 
 
 def test_its_card_says_what_it_learned_from(card: Card) -> None:
     assert card.data.layout == "pets"
-    assert card.data.training_pictures + card.data.validation_pictures == 300
-    assert card.border == "ground"
+    assert card.data.training_images + card.data.validation_images == 300
+    assert card.trimap_border == "background"
     assert card.pretrained is not None
     assert "efficientnet_lite0" in card.pretrained
     assert card.exported is not None
@@ -51,7 +51,7 @@ def test_its_card_says_what_it_learned_from(card: Card) -> None:
 
 
 def test_its_page_is_about_this_file() -> None:
-    content = hashlib.sha256(BOXED_MODEL.read_bytes()).hexdigest()
+    content = hashlib.sha256(DEFAULT_MODEL.read_bytes()).hexdigest()
     assert content[:16] in PAGE
     for words in ("Abyssinian", "Bengal", "american bulldog", "CC BY-SA 4.0", "Apache-2.0"):
         assert words in PAGE
@@ -69,14 +69,14 @@ def test_it_comes_with_the_package() -> None:
     assert {"box/pets.onnx", "box/README.md"} <= {*listed}
 
 
-def test_a_picture_is_predicted_without_a_model(
+def test_an_image_is_predicted_without_a_model(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = photo()
     saved(tmp_path / "cat.png", Image.fromarray(image))
     with caplog.at_level(logging.INFO):
         main(["predict", str(tmp_path / "cat.png"), "--out", str(tmp_path / "out")])
-    assert "no --model was given: the model in the box" in caplog.text
+    assert "no --model was given: the default model" in caplog.text
     with Image.open(tmp_path / "out" / "masks" / "cat.png") as mask:
         assert np.asarray(mask).shape == image.shape[:2]
 
@@ -98,8 +98,8 @@ def test_without_a_runtime_it_says_what_to_install(
 
 
 def test_it_finds_pets_that_it_has_not_seen(pets_folder: Path) -> None:
-    run = load_run(flags={"data.path": pets_folder, "data.border": "ground"})
+    run = load_run(flags={"data.path": pets_folder, "data.trimap_border": "background"})
     test = open_split(run.data, "test", seed=0)
     some = test.only(frozenset(test.names[::8]))
-    score = evaluate(Predictor.load(BOXED_MODEL), some, split="test", border="ground")
+    score = evaluate(Predictor.load(DEFAULT_MODEL), some, split="test", trimap_border="background")
     assert score.mean_dice > 0.85

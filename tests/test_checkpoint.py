@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from notan.postprocessing import Postprocessing
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
@@ -27,7 +28,6 @@ from notan.checkpoint import (
     save_checkpoint,
 )
 from notan.config import Model
-from notan.decision import Decision
 from notan.errors import CheckpointError, StorageError
 from notan.models.build import build_model
 from notan.predict.predictor import Predictor
@@ -106,14 +106,14 @@ def test_the_card_says_what_the_model_is_and_where_it_comes_from(
     assert card.run == small_run
     assert card.preprocess.image_size == (32, 32)
     assert card.preprocess.stride == 16
-    assert card.border is None
-    assert card.decision != Decision()  # validation has chosen
-    assert card.decision.check_below is not None
-    assert card.choices[-1] == "6 pictures are too few to try other cuts or tidying"
+    assert card.trimap_border is None
+    assert card.postprocessing != Postprocessing()  # validation has chosen
+    assert card.postprocessing.review_below is not None
+    assert card.choices[-1] == "6 images are too few to try other cuts or tidying"
     assert card.epoch in (1, 2)
     assert set(card.scores) == {"dice", "iou", "plain_dice"}
-    assert (card.data.layout, card.data.training_pictures) == ("folder", 24)
-    assert card.data.validation_pictures == 6
+    assert (card.data.layout, card.data.training_images) == ("folder", 24)
+    assert card.data.validation_images == 6
     assert card.data.validation_names is None
     assert card.data.training_fingerprint != card.data.validation_fingerprint
     assert card.versions == {
@@ -125,7 +125,7 @@ def test_the_card_says_what_the_model_is_and_where_it_comes_from(
 
 
 def test_the_card_is_read_without_torch(small_checkpoint: Path) -> None:
-    """So is everything that a portable file needs on a machine without torch."""
+    """So is everything that an ONNX model needs on a machine without torch."""
     answer = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(small_checkpoint)],
         capture_output=True,
@@ -183,35 +183,20 @@ def test_weights_of_somebody_else_are_said_to_have_no_card(tmp_path: Path) -> No
         load_checkpoint(path)
 
 
-def test_a_card_of_the_first_format_is_read_with_its_threshold(
-    small_checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("version", [FORMAT - 1, FORMAT + 1])
+def test_a_card_of_another_format_says_so(
+    small_checkpoint: Path, tmp_path: Path, version: int
 ) -> None:
-    fields: dict[str, object] = {"format": 1, "threshold": 0.25}
-    path = tmp_path / "old.safetensors"
-    old = with_card(small_checkpoint, path, fields, without=("decision", "choices"))
-    assert read_card(old).decision == Decision(threshold=0.25)
-    assert read_card(old).format == FORMAT
-
-
-def test_a_card_of_the_second_format_is_no_ensembles(
-    small_checkpoint: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "old.safetensors"
-    old = with_card(small_checkpoint, path, {"format": 2}, without=("members",))
-    assert read_card(old) == read_card(small_checkpoint)
-    assert Predictor.load(old).card == read_card(small_checkpoint)
-
-
-def test_a_card_from_the_future_asks_for_an_upgrade(small_checkpoint: Path, tmp_path: Path) -> None:
     path = with_card(
-        small_checkpoint, tmp_path / "new.safetensors", {"format": FORMAT + 1, "odd": "news"}
+        small_checkpoint, tmp_path / "new.safetensors", {"format": version, "odd": "news"}
     )
-    with pytest.raises(CheckpointError, match=r"card format 4 is newer than notan .*upgrade notan"):
+    with pytest.raises(CheckpointError, match=r"card format \d; notan .* reads 2: .*newer notan, or before"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"odd": 1}, {"decision": {"threshold": "high"}}, {"model": 7}, {"format": "x"}]
+    "changes",
+    [{"odd": 1}, {"postprocessing": {"threshold": "high"}}, {"model": 7}, {"format": "x"}],
 )
 def test_a_card_that_does_not_fit_is_refused_in_one_line(
     small_checkpoint: Path, tmp_path: Path, changes: dict[str, object]

@@ -1,4 +1,4 @@
-"""evaluate: every picture once, in order, at its own size, with the rules beside the numbers."""
+"""evaluate: every image once, in order, at its own size, with the rules beside the numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pytest
+from notan.postprocessing import Postprocessing
 
-from notan.config import Border, Data
+from notan.config import Data, TrimapBorder
 from notan.data.build import open_split
 from notan.data.sample import Sample, Source
 from notan.data.synthetic import DrawnSource
-from notan.decision import Decision
 from notan.errors import DataError, StorageError
 from notan.evaluate import SUMMARY, TABLE, evaluate, write_score
 from notan.metrics import BoundaryScore, Counts, Grouping, Tolerance
@@ -48,7 +48,7 @@ class Listed(Source):
 
 
 def drawn_sample(name: str, mask: Mask, ignore: Mask | None = None) -> Sample:
-    """A picture that is white where the mask is, so that a stub can answer it."""
+    """An image that is white where the mask is, so that a stub can answer it."""
     return Sample(name, np.repeat(mask[..., None] * np.uint8(255), 3, axis=2), mask, ignore)
 
 
@@ -56,14 +56,14 @@ def random_source(sizes: Sequence[tuple[int, int]] = SIZES) -> Listed:
     rng = np.random.default_rng(3)
     return Listed(
         [
-            drawn_sample(f"picture-{number}", rng.random(size) > 0.6)
+            drawn_sample(f"image-{number}", rng.random(size) > 0.6)
             for number, size in enumerate(sizes)
         ]
     )
 
 
 def stub(sign: float = 1.0, offset: float = 0.0) -> Predictor:
-    """Answers figure where the picture is white (or black: -1), plus the offset."""
+    """Answers foreground where the image is white (or black: -1), plus the offset."""
 
     def backend(inputs: Array) -> Array:
         return ((inputs[:, :1] - 0.5) * 40 * sign + offset).astype(np.float32)
@@ -77,16 +77,16 @@ def test_a_perfect_model_scores_one() -> None:
     assert score.mean_dice == score.mean_iou == score.pooled_dice == score.pooled_iou == 1
 
 
-def test_all_ground_scores_nothing_save_on_empty_pictures() -> None:
+def test_all_background_scores_nothing_save_on_empty_images() -> None:
     full, empty = np.ones((8, 8), np.bool_), np.zeros((8, 8), np.bool_)
     source = Listed([drawn_sample("full", full), drawn_sample("empty", empty)])
     score = evaluate(stub(offset=-1000), source, split="test")
-    assert [picture.counts.dice for picture in score.pictures] == [0, 1]
-    assert score.empty_pictures == 1
+    assert [image.counts.dice for image in score.images] == [0, 1]
+    assert score.empty_images == 1
     assert score.mean_dice == 0.5
 
 
-def test_a_false_alarm_on_an_empty_picture_scores_nothing() -> None:
+def test_a_false_alarm_on_an_empty_image_scores_nothing() -> None:
     source = Listed([drawn_sample("empty", np.zeros((8, 8), np.bool_))])
     assert evaluate(stub(sign=-1), source, split="test").mean_dice == 0
 
@@ -96,20 +96,20 @@ def test_the_batch_size_changes_no_score(small_checkpoint: Path, batch_size: int
     predictor, source = Predictor.load(small_checkpoint), DrawnSource(7, size=(40, 48))
     many = evaluate(predictor, source, split="test", batch_size=batch_size)
     single = evaluate(predictor, source, split="test")
-    for one, other in zip(many.pictures, single.pictures, strict=True):
+    for one, other in zip(many.images, single.images, strict=True):
         assert (one.name, one.counts, one.boundary) == (other.name, other.counts, other.boundary)
         # another batch size may compute a probability's last bit in another order
         assert one.brier == pytest.approx(other.brier, rel=1e-5)
         assert one.average_precision == pytest.approx(other.average_precision, abs=1e-4)
 
 
-def test_every_picture_is_scored_at_its_own_size() -> None:
+def test_every_image_is_scored_at_its_own_size() -> None:
     source = random_source()
     small = Predictor(stub().backend, SMALL)
     score = evaluate(small, source, split="test", batch_size=4)
-    for sample, picture in zip(source, score.pictures, strict=True):
-        assert (picture.height, picture.width) == sample.size
-        counts = picture.counts
+    for sample, image in zip(source, score.images, strict=True):
+        assert (image.height, image.width) == sample.size
+        counts = image.counts
         prediction = small(sample.image).mask
         assert counts == Counts.of(prediction, sample.mask)
     assert score.rules.size == "original size"
@@ -122,15 +122,15 @@ def test_an_ignored_area_counts_on_neither_side() -> None:
     ignore[:8] = True
     wrong = drawn_sample("half", mask)
     image = wrong.image.copy()
-    image[:8] = 255  # the stub answers figure: wrong, but only where nobody looks
+    image[:8] = 255  # the stub answers foreground: wrong, but only where nobody looks
     source = Listed([Sample("half", image, mask, ignore)])
-    score = evaluate(stub(), source, split="test", border="ignore")
+    score = evaluate(stub(), source, split="test", trimap_border="ignore")
     assert score.mean_dice == 1
     assert score.pooled == Counts(32, 0, 0, 96)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_the_witness_sees_every_picture_once_in_order_with_its_own_prediction(
+def test_the_witness_sees_every_image_once_in_order_with_its_own_prediction(
     batch_size: int,
 ) -> None:
     source, seen = random_source(), []
@@ -145,54 +145,54 @@ def test_the_witness_sees_every_picture_once_in_order_with_its_own_prediction(
 
 def test_the_score_says_by_which_rules_it_was_taken() -> None:
     predictor = stub()
-    predictor.decision = Decision(threshold=0.25)
-    rules = evaluate(predictor, random_source(), split="val", border="ground").rules
-    assert (rules.split, rules.border, rules.threshold) == ("val", "ground", 0.25)
-    assert rules.decision == "threshold 0.25"
-    assert evaluate(predictor, random_source(), split="val").rules.border == "none"
+    predictor.postprocessing = Postprocessing(threshold=0.25)
+    rules = evaluate(predictor, random_source(), split="val", trimap_border="background").rules
+    assert (rules.split, rules.trimap_border, rules.threshold) == ("val", "background", 0.25)
+    assert rules.postprocessing == "threshold 0.25"
+    assert evaluate(predictor, random_source(), split="val").rules.trimap_border == "none"
 
 
 def test_what_the_model_expects_stands_beside_what_it_reached() -> None:
     source, rough = random_source(), Predictor(stub().backend, SMALL)
-    wary = rough.with_decision(Decision(check_below=0.5))
+    wary = rough.with_postprocessing(Postprocessing(review_below=0.5))
     score = evaluate(wary, source, split="test")
-    for sample, picture in zip(source, score.pictures, strict=True):
+    for sample, image in zip(source, score.images, strict=True):
         prediction = wary(sample.image)
-        assert picture.expected_dice == prediction.expected_dice
-        assert picture.please_check is (prediction.expected_dice < 0.5)
+        assert image.expected_dice == prediction.expected_dice
+        assert image.needs_review is (prediction.expected_dice < 0.5)
     assert score.expected is not None
-    assert evaluate(rough, source, split="test").pictures[0].please_check is None
+    assert evaluate(rough, source, split="test").images[0].needs_review is None
 
 
 def test_boundaries_and_probabilities_are_those_of_the_prediction() -> None:
     source, rough = random_source(), Predictor(stub().backend, SMALL)
     allowed = Tolerance(3, percent=False)
     score = evaluate(rough, source, split="test", tolerance=allowed)
-    for sample, picture in zip(source, score.pictures, strict=True):
+    for sample, image in zip(source, score.images, strict=True):
         prediction = rough(sample.image)
-        assert picture.boundary == BoundaryScore.of(prediction.mask, sample.mask, tolerance=allowed)
+        assert image.boundary == BoundaryScore.of(prediction.mask, sample.mask, tolerance=allowed)
         ranking = Ranking.of(prediction.probability, sample.mask)
-        assert picture.average_precision == ranking.average_precision()
-        assert picture.brier == brier(ProbabilityHistogram.of(ranking))
+        assert image.average_precision == ranking.average_precision()
+        assert image.brier == brier(ProbabilityHistogram.of(ranking))
     assert score.rules.tolerance == allowed
     assert evaluate(rough, source, split="test").rules.tolerance == Tolerance()
 
 
 def test_the_groups_that_are_given_are_scored() -> None:
     source = random_source()
-    place = {name: "here" if name == "picture-0" else "there" for name in source.names}
+    place = {name: "here" if name == "image-0" else "there" for name in source.names}
     score = evaluate(
         Predictor(stub().backend, SMALL),
         source,
         split="test",
         groupings=(Grouping("place", place, "a test"),),
     )
-    assert score.groups["place"]["here"].mean == score.pictures[0].counts.dice
+    assert score.groups["place"]["here"].mean == score.images[0].counts.dice
     assert score.groups["place"]["there"].number == len(source) - 1
 
 
 def test_nothing_to_score_is_an_error() -> None:
-    with pytest.raises(DataError, match="nothing to score: split 'test' holds no picture"):
+    with pytest.raises(DataError, match="nothing to score: split 'test' holds no image"):
         evaluate(stub(), Listed([]), split="test")
 
 
@@ -200,20 +200,20 @@ def test_table_and_summary_read_back_to_the_score(tmp_path: Path) -> None:
     source = random_source()
     source.samples[0] = drawn_sample('a "name", with\na break', source.samples[0].mask)
     small = Predictor(stub().backend, SMALL)
-    score = evaluate(small, source, split="test", border="figure")
+    score = evaluate(small, source, split="test", trimap_border="foreground")
     write_score(tmp_path / "out", score)
     summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
     assert summary["mean_dice"] == score.mean_dice
     assert summary["pooled_iou"] == score.pooled_iou
-    assert summary["rules"]["border"] == "figure"
+    assert summary["rules"]["trimap_border"] == "foreground"
     assert summary["rules"]["split"] == "test"
     with (tmp_path / "out" / TABLE).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for table in (rows, summary["pictures"]):
+    for table in (rows, summary["images"]):
         assert [row["name"] for row in table] == source.names
-        for row, picture in zip(table, score.pictures, strict=True):
-            check_row(row, picture.counts, (picture.height, picture.width))
-            for measure, value in picture.numbers().items():
+        for row, image in zip(table, score.images, strict=True):
+            check_row(row, image.counts, (image.height, image.width))
+            for measure, value in image.numbers().items():
                 assert row[measure] in (value, "" if value is None else str(value))
 
 
@@ -233,7 +233,7 @@ def test_a_table_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 class Answers(Source):
-    """Pictures of one source whose pixels are the masks of another: a model that knows them."""
+    """Images of one source whose pixels are the masks of another: a model that knows them."""
 
     def __init__(self, truth: Source, answer: Source, count: int) -> None:
         self.truth, self.answer, self.count = truth, answer, count
@@ -251,16 +251,16 @@ class Answers(Source):
 def test_the_border_rules_of_the_pets_are_worlds_apart(pets_folder: Path) -> None:
     """A perfect mask by one rule is far from perfect by another, so a score must say its rule."""
 
-    def source(border: Border) -> Source:
-        return open_split(Data(path=pets_folder, border=border), "test", seed=0)
+    def source(trimap_border: TrimapBorder) -> Source:
+        return open_split(Data(path=pets_folder, trimap_border=trimap_border), "test", seed=0)
 
     dice = {
         (answer, truth): evaluate(
-            stub(), Answers(source(truth), source(answer), 12), split="test", border=truth
+            stub(), Answers(source(truth), source(answer), 12), split="test", trimap_border=truth
         ).mean_dice
-        for answer in ("ground", "figure")
-        for truth in get_args(Border)
+        for answer in ("background", "foreground")
+        for truth in get_args(TrimapBorder)
     }
-    assert dice["ground", "ground"] == dice["figure", "figure"] == 1
-    assert dice["ground", "ignore"] == dice["figure", "ignore"] == 1
-    assert 0.5 < dice["ground", "figure"] == dice["figure", "ground"] < 0.95
+    assert dice["background", "background"] == dice["foreground", "foreground"] == 1
+    assert dice["background", "ignore"] == dice["foreground", "ignore"] == 1
+    assert 0.5 < dice["background", "foreground"] == dice["foreground", "background"] < 0.95

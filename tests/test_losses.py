@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Array: TypeAlias = npt.NDArray[np.float64]
-Picture: TypeAlias = tuple[Array, Array]  # logits and targets of one picture's valid pixels
+RGBImage: TypeAlias = tuple[Array, Array]  # logits and targets of one image's valid pixels
 
 SHAPE = (3, 1, 9, 7)
 
@@ -45,13 +45,13 @@ def make_batch(kind: str = "random", ignored: str = "some") -> Batch:
     valid = torch.ones(SHAPE)
     if ignored != "none":
         valid = (torch.rand(SHAPE) < 0.7).float()
-    if ignored == "one whole picture":
+    if ignored == "one whole image":
         valid[1] = 0
     return Batch(3 * torch.randn(SHAPE), make_targets(kind), valid)
 
 
-def valid_pixels(batch: Batch) -> list[Picture]:
-    """The valid pixels of each picture that has any, in float64."""
+def valid_pixels(batch: Batch) -> list[RGBImage]:
+    """The valid pixels of each image that has any, in float64."""
     logits, targets, valid = (tensor.double().numpy() for tensor in batch)
     kept = [mask > 0 for mask in valid]
     return [
@@ -67,60 +67,60 @@ def cross_entropy(x: Array, t: Array) -> Array:
     return np.asarray(np.maximum(x, 0) - x * t + np.log1p(np.exp(-np.abs(x))))
 
 
-def reference_bce(pictures: list[Picture]) -> float:
-    return float(np.concatenate([cross_entropy(x, t) for x, t in pictures]).mean())
+def reference_bce(images: list[RGBImage]) -> float:
+    return float(np.concatenate([cross_entropy(x, t) for x, t in images]).mean())
 
 
-def reference_focal(pictures: list[Picture], gamma: float, alpha: float | None) -> float:
+def reference_focal(images: list[RGBImage], gamma: float, alpha: float | None) -> float:
     losses = []
-    for x, t in pictures:
+    for x, t in images:
         right = np.where(t == 1, sigmoid(x), 1 - sigmoid(x))
         weight = np.ones_like(t) if alpha is None else np.where(t == 1, alpha, 1 - alpha)
         losses.append(weight * (1 - right) ** gamma * cross_entropy(x, t))
     return float(np.concatenate(losses).mean())
 
 
-def reference_dice(pictures: list[Picture], smooth: float) -> float:
+def reference_dice(images: list[RGBImage], smooth: float) -> float:
     losses = []
-    for x, t in pictures:
+    for x, t in images:
         p = sigmoid(x)
         losses.append(1 - (2 * (p * t).sum() + smooth) / (p.sum() + t.sum() + smooth))
     return float(np.mean(losses))
 
 
-def reference_tversky(pictures: list[Picture], alpha: float, beta: float, smooth: float) -> float:
+def reference_tversky(images: list[RGBImage], alpha: float, beta: float, smooth: float) -> float:
     losses = []
-    for x, t in pictures:
+    for x, t in images:
         p = sigmoid(x)
         hit, alarm, miss = (p * t).sum(), (p * (1 - t)).sum(), ((1 - p) * t).sum()
         losses.append(1 - (hit + smooth) / (hit + alpha * alarm + beta * miss + smooth))
     return float(np.mean(losses))
 
 
-def jaccard_loss(wrong: set[int], figure: set[int]) -> float:
+def jaccard_loss(wrong: set[int], foreground: set[int]) -> float:
     """1 - Jaccard index as a function of the set of wrong pixels (Berman et al., equation 6)."""
-    union = figure | wrong
+    union = foreground | wrong
     return len(wrong) / len(union) if union else 0.0
 
 
-def reference_lovasz(pictures: list[Picture]) -> float:
+def reference_lovasz(images: list[RGBImage]) -> float:
     """The Lovasz extension of the Jaccard loss, prefix set by prefix set, at the hinge errors."""
     losses = []
-    for x, t in pictures:
+    for x, t in images:
         hinge = np.maximum(1 - x * np.where(t == 1, 1.0, -1.0), 0)
-        figure = {int(index) for index in np.flatnonzero(t == 1)}
+        foreground = {int(index) for index in np.flatnonzero(t == 1)}
         wrong: set[int] = set()
         loss = before = 0.0
         for index in np.argsort(-hinge):
             wrong.add(int(index))
-            after = jaccard_loss(wrong, figure)
+            after = jaccard_loss(wrong, foreground)
             loss += float(hinge[index]) * (after - before)
             before = after
         losses.append(loss)
     return float(np.mean(losses))
 
 
-REFERENCES: dict[str, tuple[LossTerm, Callable[[list[Picture]], float]]] = {
+REFERENCES: dict[str, tuple[LossTerm, Callable[[list[RGBImage]], float]]] = {
     "bce": (bce, reference_bce),
     "dice": (dice, partial(reference_dice, smooth=1.0)),
     "dice, smooth 0.1": (partial(dice, smooth=0.1), partial(reference_dice, smooth=0.1)),
@@ -140,7 +140,7 @@ REFERENCES: dict[str, tuple[LossTerm, Callable[[list[Picture]], float]]] = {
 
 every_loss = pytest.mark.parametrize("term", LOSSES.values(), ids=LOSSES.keys())
 every_mask = pytest.mark.parametrize("kind", ["random", "empty", "full", "one pixel"])
-every_ignored_area = pytest.mark.parametrize("ignored", ["none", "some", "one whole picture"])
+every_ignored_area = pytest.mark.parametrize("ignored", ["none", "some", "one whole image"])
 
 
 def gradient(term: LossTerm, logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def test_lovasz_equals_the_jaccard_loss_where_every_hinge_error_is_0_or_1() -> N
     assert float(lovasz(logits, batch.targets, batch.valid)) == pytest.approx(np.mean(expected))
 
 
-def test_lovasz_keeps_its_digits_on_a_large_picture() -> None:
+def test_lovasz_keeps_its_digits_on_a_large_image() -> None:
     torch.manual_seed(0)
     logits = torch.randn(1, 1, 600, 800)
     targets = (torch.rand(1, 1, 600, 800) < 0.5).float()
@@ -203,7 +203,7 @@ def test_tversky_charges_a_miss_more_than_a_false_alarm_by_default() -> None:
 
 
 @pytest.mark.parametrize("term", [dice, tversky, lovasz])
-def test_an_empty_picture_pushes_down_its_false_alarm_whatever_else_is_in_the_batch(
+def test_an_empty_image_pushes_down_its_false_alarm_whatever_else_is_in_the_batch(
     term: LossTerm,
 ) -> None:
     targets, valid = torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
@@ -265,8 +265,8 @@ def test_what_stands_at_ignored_pixels_does_not_matter(term: LossTerm) -> None:
 
 
 @every_loss
-def test_a_picture_that_is_ignored_whole_does_not_matter(term: LossTerm) -> None:
-    logits, targets, valid = make_batch(ignored="one whole picture")
+def test_an_image_that_is_ignored_whole_does_not_matter(term: LossTerm) -> None:
+    logits, targets, valid = make_batch(ignored="one whole image")
     others = [0, 2]
     alone = term(logits[others], targets[others], valid[others])
     torch.testing.assert_close(term(logits, targets, valid), alone)

@@ -1,4 +1,4 @@
-"""From a picture to a model's input and back: sizes, values and places, whatever the size."""
+"""From an image to a model's input and back: sizes, values and places, whatever the size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from notan.errors import ShapeError
 from notan.preprocess import Placement, Preprocessor, pad, resize, resize_mask
 
 if TYPE_CHECKING:
-    from notan.types import Mask, Picture, Probability, Size
+    from notan.types import Mask, Probability, RGBImage, Size
 
 sizes = st.tuples(st.integers(1, 70), st.integers(1, 70))
 strides = st.sampled_from([1, 2, 16, 64])
 seeds = st.integers(0, 2**32 - 1)
 
 
-def random_picture(size: Size, seed: int = 0) -> Picture:
+def random_image(size: Size, seed: int = 0) -> RGBImage:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -29,7 +29,7 @@ def random_map(size: Size, seed: int = 0) -> Probability:
     return np.random.default_rng(seed).random(size, dtype=np.float32)
 
 
-def black_and_white(mask: Mask) -> Picture:
+def black_and_white(mask: Mask) -> RGBImage:
     return np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[..., None], 3, axis=2)
 
 
@@ -41,7 +41,7 @@ def box_mask(size: Size, box: tuple[int, int, int, int]) -> Mask:
 
 
 def extent(mask: Mask) -> npt.NDArray[np.float64]:
-    """Return top, bottom, left and right of the figure."""
+    """Return top, bottom, left and right of the foreground."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([rows[0], rows[-1] + 1, columns[0], columns[-1] + 1], dtype=np.float64)
 
@@ -52,7 +52,7 @@ def test_an_input_is_a_multiple_of_the_stride_and_comes_back_in_its_own_size(
     size: Size, image_size: Size | None, stride: int, seed: int
 ) -> None:
     preprocessor = Preprocessor(image_size=image_size, stride=stride)
-    array, placement = preprocessor(random_picture(size, seed))
+    array, placement = preprocessor(random_image(size, seed))
     assert placement == preprocessor.place(size)
     assert placement.original == size
     assert placement.resized == (image_size or size)
@@ -100,7 +100,7 @@ def test_nothing_of_the_padding_comes_back(size: Size, image_size: Size, stride:
 
 @settings(max_examples=40, deadline=None)
 @given(size=sizes, stride=strides, seed=seeds)
-def test_a_map_of_a_picture_that_kept_its_size_comes_back_untouched(
+def test_a_map_of_an_image_that_kept_its_size_comes_back_untouched(
     size: Size, stride: int, seed: int
 ) -> None:
     placement = Preprocessor(image_size=None, stride=stride).place(size)
@@ -117,30 +117,30 @@ def test_a_map_of_a_picture_that_kept_its_size_comes_back_untouched(
 def test_normalising_is_the_textbook_formula(
     seed: int, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> None:
-    picture = random_picture((5, 7), seed)
-    array, _ = Preprocessor(image_size=None, mean=mean, std=std, stride=1)(picture)
-    expected = (picture.astype(np.float64) / 255 - np.array(mean)) / np.array(std)
+    image = random_image((5, 7), seed)
+    array, _ = Preprocessor(image_size=None, mean=mean, std=std, stride=1)(image)
+    expected = (image.astype(np.float64) / 255 - np.array(mean)) / np.array(std)
     np.testing.assert_allclose(array, expected.transpose(2, 0, 1), atol=1e-5)
 
 
-def test_a_picture_that_has_the_size_already_is_only_normalised() -> None:
-    picture = random_picture((32, 48))
+def test_an_image_that_has_the_size_already_is_only_normalised() -> None:
+    image = random_image((32, 48))
     fixed, own = (Preprocessor(image_size=size, stride=16) for size in ((32, 48), None))
-    array, placement = fixed(picture)
+    array, placement = fixed(image)
     assert placement == Placement(original=(32, 48), resized=(32, 48), padded=(32, 48))
-    np.testing.assert_array_equal(array, fixed.normalize(picture))
-    np.testing.assert_array_equal(array, own(picture)[0])
-    assert resize(picture, (32, 48)) is picture
+    np.testing.assert_array_equal(array, fixed.normalize(image))
+    np.testing.assert_array_equal(array, own(image)[0])
+    assert resize(image, (32, 48)) is image
 
 
 def test_padding_is_below_and_to_the_right_and_repeats_the_edge() -> None:
-    picture = random_picture((3, 5))
-    padded = pad(picture, (8, 8))
-    np.testing.assert_array_equal(padded[:3, :5], picture)
-    np.testing.assert_array_equal(padded[3:, :5], np.broadcast_to(picture[2], (5, 5, 3)))
+    image = random_image((3, 5))
+    padded = pad(image, (8, 8))
+    np.testing.assert_array_equal(padded[:3, :5], image)
+    np.testing.assert_array_equal(padded[3:, :5], np.broadcast_to(image[2], (5, 5, 3)))
     np.testing.assert_array_equal(padded[:, 5:], np.repeat(padded[:, 4:5], 3, axis=1))
     preprocessor = Preprocessor(image_size=None, stride=8)
-    np.testing.assert_array_equal(preprocessor(picture)[0], preprocessor.normalize(padded))
+    np.testing.assert_array_equal(preprocessor(image)[0], preprocessor.normalize(padded))
 
 
 @settings(max_examples=60, deadline=None)
@@ -169,7 +169,7 @@ def test_fine_stripes_turn_grey_whatever_the_other_side_does(target: Size) -> No
 
 @settings(max_examples=60, deadline=None)
 @given(size=sizes, image_size=st.none() | sizes, stride=strides, seed=seeds)
-def test_a_mask_is_resized_as_its_picture_is(
+def test_a_mask_is_resized_as_its_image_is(
     size: Size, image_size: Size | None, stride: int, seed: int
 ) -> None:
     mask = random_map(size, seed) > 0.5
@@ -189,7 +189,7 @@ def test_a_mask_is_resized_as_its_picture_is(
     image_size=st.tuples(st.integers(16, 150), st.integers(16, 150)),
     box=st.tuples(st.integers(0, 20), st.integers(40, 60), st.integers(0, 20), st.integers(40, 50)),
 )
-def test_a_figure_keeps_its_place_there_and_back(
+def test_a_foreground_keeps_its_place_there_and_back(
     image_size: Size, box: tuple[int, int, int, int]
 ) -> None:
     """Edges land where the ratio of the sizes puts them, and return to where they were."""
@@ -205,10 +205,10 @@ def test_a_figure_keeps_its_place_there_and_back(
 
 @settings(max_examples=200, deadline=None)
 @given(size=sizes, image_size=sizes, stride=strides)
-def test_with_its_proportions_kept_a_picture_fits_in_and_is_never_enlarged(
+def test_with_its_proportions_kept_an_image_fits_in_and_is_never_enlarged(
     size: Size, image_size: Size, stride: int
 ) -> None:
-    preprocessor = Preprocessor(image_size=image_size, keep_aspect=True, stride=stride)
+    preprocessor = Preprocessor(image_size=image_size, keep_aspect_ratio=True, stride=stride)
     placement = preprocessor.place(size)
     resized = placement.resized
     for side, own, most in zip(resized, size, image_size, strict=True):
@@ -225,17 +225,17 @@ def test_with_its_proportions_kept_a_picture_fits_in_and_is_never_enlarged(
 
 
 def test_a_size_of_its_own_wins_over_proportions() -> None:
-    assert Preprocessor(image_size=None, keep_aspect=True).fit((900, 7)) == (900, 7)
+    assert Preprocessor(image_size=None, keep_aspect_ratio=True).fit((900, 7)) == (900, 7)
 
 
-def test_a_pixel_half_covered_is_figure() -> None:
+def test_a_pixel_half_covered_is_foreground() -> None:
     mask = np.array([[True, False, False, False], [True, False, False, False]])
     np.testing.assert_array_equal(resize_mask(mask, (1, 2)), [[True, False]])
     np.testing.assert_array_equal(resize_mask(mask, (1, 1)), [[False]])
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("image", "words"),
     [
         (np.zeros((4, 4, 3), dtype=np.float32), r"shape \(4, 4, 3\) and type float32"),
         (np.zeros((4, 4, 3), dtype=np.uint16), r"shape \(4, 4, 3\) and type uint16"),
@@ -245,11 +245,11 @@ def test_a_pixel_half_covered_is_figure() -> None:
         (np.zeros((0, 4, 3), dtype=np.uint8), r"shape \(0, 4, 3\)"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_what_was_wanted(
-    picture: npt.NDArray[np.generic], words: str
+def test_what_is_no_image_is_refused_with_what_was_wanted(
+    image: npt.NDArray[np.generic], words: str
 ) -> None:
     with pytest.raises(ShapeError, match=words + ".*uint8 of shape .height, width, 3. is wanted"):
-        Preprocessor()(picture)  # type: ignore[arg-type]
+        Preprocessor()(image)  # type: ignore[arg-type]
 
 
 def test_a_map_of_another_size_than_the_input_is_refused() -> None:

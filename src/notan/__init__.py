@@ -1,4 +1,4 @@
-"""notan: two-class image segmentation, figure against ground.
+"""notan: two-class image segmentation, foreground against background.
 
 The nouns are here, loaded when they are first asked for, so that ``import notan`` is quick::
 

@@ -1,4 +1,4 @@
-"""Benchmark: train several models with several seeds under one budget, then compare them fairly.
+"""Benchmark: train several models with several seeds under one time limit, and compare them.
 
 The folder says which runs there are and how each ended, so that the same call goes on where an
 earlier one was stopped.
@@ -74,17 +74,17 @@ def make_plan(
     models: Sequence[str],
     *,
     seeds: int,
-    budget_seconds: float | None = None,
+    time_limit_seconds: float | None = None,
 ) -> Plan:
-    """Divide a budget among runs.
+    """Divide a time limit among runs.
 
-    The validation pictures are the same for all seeds.
+    The validation images are the same for all seeds.
 
     Args:
-        run: The settings that all runs share; without ``budget_seconds``, each gets its epochs.
+        run: The settings that all runs share; without ``time_limit_seconds``, each gets its epochs.
         models: Names of models; two or more, or one with two or more seeds.
         seeds: How many seeds of each, from the run's own on.
-        budget_seconds: Training time for all runs together, divided equally, instead of epochs.
+        time_limit_seconds: Training time for all runs together, divided equally, instead of epochs.
 
     Raises:
         ConfigError: A name is unknown or twice there, or the numbers leave nothing to compare.
@@ -101,8 +101,8 @@ def make_plan(
             "a benchmark wants two or more runs to compare; name more models "
             "(--models unet,attention_unet) or raise --seeds"
         )
-    share = None if budget_seconds is None else budget_seconds / number
-    limits = {"epochs": UNLIMITED_EPOCHS, "budget_seconds": share} if share else {}
+    share = None if time_limit_seconds is None else time_limit_seconds / number
+    limits = {"epochs": UNLIMITED_EPOCHS, "time_limit_seconds": share} if share else {}
     split_seed = run.seed if run.data.split_seed is None else run.data.split_seed
     shared = run.model_copy(
         update={
@@ -125,7 +125,7 @@ def run_benchmark(plan: Plan, folder: Path) -> Comparison:
 
     Raises:
         ConfigError: The folder belongs to another plan, or holds something else.
-        DataError: A picture or mask is missing, unreadable or ambiguous.
+        DataError: An image or mask is missing, unreadable or ambiguous.
         DivergedError: Fewer than two runs came to an end.
         StorageError: The disk is full.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
@@ -236,19 +236,19 @@ def _remaining(plan: Plan, ended: dict[str, Any], folder: Path) -> str:
     """Say how long the runs that are left will take, going by those that ended."""
     left = sum(not _is_over(ended, folder / name) for name in plan.runs())
     known = [end["seconds"] for end in ended.values() if "seconds" in end]
-    seconds = plan.run.train.budget_seconds or (sum(known) / len(known) if known else None)
+    seconds = plan.run.train.time_limit_seconds or (sum(known) / len(known) if known else None)
     return "" if seconds is None else f"; about {left * seconds / 60:.0f} minutes are left"
 
 
 def _notes(plan: Plan, ended: dict[str, Any], split: str) -> Iterator[str]:
     train_settings = plan.run.train
-    if train_settings.budget_seconds is not None:
-        yield f"Each run was given {train_settings.budget_seconds:.0f} seconds of training."
+    if train_settings.time_limit_seconds is not None:
+        yield f"Each run was given {train_settings.time_limit_seconds:.0f} seconds of training."
     else:
         yield f"Each run was given {train_settings.epochs} epochs of training."
     if split == "val":
         yield (
-            "The data have no test split, so these are the validation pictures, by which each "
+            "The data have no test split, so these are the validation images, by which each "
             "run's best epoch was chosen: the scores are somewhat too good."
         )
     for name, end in ended.items():

@@ -1,6 +1,6 @@
 """One safe file in and out: weights as safetensors, with the card as JSON in their metadata.
 
-Never a pickle. The card can be read without torch; a portable file (``.onnx``) holds the same one.
+Never a pickle. The card can be read without torch; an ONNX model (``.onnx``) holds the same one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from notan.config import Border, Model, Run, first_problem
+from notan.config import Model, Run, TrimapBorder, first_problem
 from notan.config.sections import Fraction, Section
-from notan.decision import Decision
 from notan.errors import CheckpointError
 from notan.files import write_bytes
-from notan.portable import is_portable, read_envelope
+from notan.portable import is_onnx, read_envelope
+from notan.postprocessing import Postprocessing
 from notan.preprocess import Preprocessor
 from notan.version import __version__
 
@@ -28,46 +28,46 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-FORMAT = 3
+FORMAT = 2
 KEY = "notan"
 LONGEST_HEADER = 100_000_000
 """safetensors' own limit; a longer claim is a damaged or foreign file."""
 
 
 class DataCard(Section):
-    """Which pictures a model was trained and validated on."""
+    """Which images a model was trained and validated on."""
 
     layout: str
-    training_pictures: int
+    training_images: int
     training_fingerprint: str
-    validation_pictures: int
+    validation_images: int
     validation_fingerprint: str
     training_hashes: tuple[str, ...] = ()
-    """Of each picture trained on; evaluation refuses to score a model on what it has learned."""
+    """Of each image trained on; evaluation refuses to score a model on what it has learned."""
     validation_hashes: tuple[str, ...] = ()
     validation_names: tuple[str, ...] | None = None
     """The validation split, where it was made by us and not by the data's own layout."""
-    unlabelled_pictures: int = 0
-    """Pictures without masks that were learned from too."""
+    unlabelled_images: int = 0
+    """Images without masks that were learned from too."""
     unlabelled_fingerprint: str | None = None
     unlabelled_hashes: tuple[str, ...] = ()
     median_size: tuple[int, int] | None = None
-    """(height, width) in pixels that half of the training pictures exceed; None in older cards."""
+    """(height, width) in pixels that half of the training images exceed; None in older cards."""
 
 
 class Parity(Section):
-    """How far the masks of a portable file agree with those of its checkpoint in float32.
+    """How far the masks of an ONNX model agree with those of its checkpoint in float32.
 
     Attributes:
         runtime: What ran the file: ``onnxruntime`` or ``openvino``.
-        pictures: Which, in words.
-        mask_iou: Intersection over union of the two masks, over all pixels of all pictures.
-        worst_iou: That of the picture where it is lowest.
+        images: Which, in words.
+        mask_iou: Intersection over union of the two masks, over all pixels of all images.
+        worst_iou: That of the image where it is lowest.
         largest_difference: Between the two calibrated probabilities of any pixel.
     """
 
     runtime: str
-    pictures: str
+    images: str
     mask_iou: Fraction
     worst_iou: Fraction
     largest_difference: Fraction
@@ -77,20 +77,20 @@ class Quantized(Section):
     """How a network was brought to int8.
 
     Attributes:
-        pictures: Which it was calibrated on, in words.
+        images: Which it was calibrated on, in words.
         layers: Convolutions in int8.
         float_layers: Names of the convolutions that stayed in float32.
         share: Of the network's multiplications that are done in int8.
     """
 
-    pictures: str
+    images: str
     layers: int
     float_layers: tuple[str, ...]
     share: Fraction
 
 
 class Exported(Section):
-    """What export did to make a portable file.
+    """What export did to make an ONNX model.
 
     Attributes:
         checkpoint: SHA-256 of the weights it was made from.
@@ -136,14 +136,14 @@ class Card(Section):
             an ensemble.
         model_class: Name of the network's class.
         members: The networks of an ensemble; none otherwise.
-        preprocess: How pictures become inputs, and masks come back.
-        border: What the trimap's border counted as; None where the masks had none.
-        decision: How probabilities become a mask, as validation chose.
+        preprocess: How images become inputs, and masks come back.
+        trimap_border: What the trimap's border counted as; None where the masks had none.
+        postprocessing: How probabilities become a mask, as validation chose.
         choices: What was tried for it, and why it was taken or not.
         epoch: The epoch that these weights are from, counted from 1; of an ensemble, its members'
             latest.
         scores: Scores on the validation split, by name.
-        data: The pictures.
+        data: The images.
         run: All settings of the training; of an ensemble, of its first member's.
         versions: Of notan, PyTorch and Python.
         parameters: Numbers that training changed; None in cards that do not say.
@@ -151,8 +151,8 @@ class Card(Section):
         precision: The arithmetic of the network and why, in words.
         pretrained: What the encoder's weights were learned from before this training, in words;
             None: nothing, it began from scratch.
-        exported: How a portable file was made; None in a checkpoint.
-        sha256: Of the weights; in a portable file of the whole network.
+        exported: How an ONNX model was made; None in a checkpoint.
+        sha256: Of the weights; in an ONNX model of the whole network.
     """
 
     format: int = FORMAT
@@ -160,8 +160,8 @@ class Card(Section):
     model_class: str
     members: tuple[Member, ...] = ()
     preprocess: Preprocessor
-    border: Border | None
-    decision: Decision = Decision()
+    trimap_border: TrimapBorder | None
+    postprocessing: Postprocessing = Postprocessing()
     choices: tuple[str, ...] = ()
     epoch: int
     scores: dict[str, float]
@@ -214,9 +214,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if is_portable(path):
+    if is_onnx(path):
         raise CheckpointError(
-            f"{path}: a portable file predicts, but its weights cannot be taken out again; give "
+            f"{path}: an ONNX model predicts, but its weights cannot be taken out again; give "
             "the .safetensors checkpoint that it was made from"
         )
     card = read_card(path)
@@ -235,13 +235,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def read_card(path: Path) -> Card:
     """Read the card alone, without torch.
 
-    Of a portable file, which no library of its own checks, the whole network is checked against
+    Of an ONNX model, which no library of its own checks, the whole network is checked against
     the card's SHA-256.
 
     Raises:
         CheckpointError: Missing, damaged, foreign or from a newer notan.
     """
-    if not is_portable(path):
+    if not is_onnx(path):
         return _parse_card(path, _read_metadata(path).get(KEY))
     envelope = read_envelope(path)
     card = _parse_card(path, envelope.metadata.get(KEY))
@@ -255,22 +255,16 @@ def read_card(path: Path) -> Card:
 
 def _parse_card(path: Path, text: object) -> Card:
     if not isinstance(text, str):
-        advice = (
-            "make one with notan export" if is_portable(path) else "train with notan to get one"
-        )
+        advice = "make one with notan export" if is_onnx(path) else "train with notan to get one"
         raise CheckpointError(f"{path}: weights without a notan card; {advice}")
     try:
         fields = json.loads(text)
         version = fields.get("format")
-        if isinstance(version, int) and version > FORMAT:
+        if isinstance(version, int) and version != FORMAT:
             raise CheckpointError(
-                f"{path}: card format {version} is newer than notan {__version__} "
-                f"reads ({FORMAT}); upgrade notan"
+                f"{path}: card format {version}; notan {__version__} reads {FORMAT}: the file was "
+                "written by a newer notan, or before 0.1.0"
             )
-        if version == 1:  # knew a threshold and nothing else
-            fields["decision"] = {"threshold": fields.pop("threshold", 0.5)}
-        if version in (1, 2):  # knew no ensembles
-            fields["format"] = FORMAT
         return Card.model_validate(fields)
     except ValidationError as error:
         problem = first_problem(error, Card)

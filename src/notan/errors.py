@@ -27,7 +27,7 @@ class ConfigError(NotanError):
 
 
 class DataError(NotanError):
-    """A picture, mask or data folder that is missing, unreadable or ambiguous."""
+    """An image, mask or data folder that is missing, unreadable or ambiguous."""
 
     exit_code = 3
     http_status = 422
@@ -51,14 +51,14 @@ class DivergedError(NotanError):
     """A training whose loss is no longer a number.
 
     Attributes:
-        pictures: Those that showed it, where they are known.
+        images: Those that showed it, where they are known.
     """
 
     exit_code = 6
 
-    def __init__(self, message: str, pictures: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, images: tuple[str, ...] = ()) -> None:
         super().__init__(message)
-        self.pictures = pictures
+        self.images = images
 
 
 class ExportError(NotanError):

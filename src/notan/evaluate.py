@@ -1,4 +1,4 @@
-"""Evaluate a predictor against the true masks, at each picture's own size."""
+"""Evaluate a predictor against the true masks, at each image's own size."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.checkpoint import Card
-    from notan.config import Border
+    from notan.config import TrimapBorder
     from notan.data.sample import Sample, Source
     from notan.metrics import Grouping, Score
     from notan.predict.predictor import Prediction, Predictor
 
-TABLE = "pictures.csv"
+TABLE = "images.csv"
 SUMMARY = "score.json"
 SPOILT = "NOT A TEST"
-"""How a score begins to say that the model was trained on the pictures."""
+"""How a score begins to say that the model was trained on the images."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Pictures to score a model on.
+    """Images to score a model on.
 
     Attributes:
-        source: Pictures with their true masks.
-        border: What the trimap's border counts as; None: there is none.
-        groupings: Ways to divide the pictures: by breed, and those of the user's table.
+        source: Images with their true masks.
+        trimap_border: What the trimap's border counts as; None: there is none.
+        groupings: Ways to divide the images: by breed, and those of the user's table.
     """
 
     source: Source
-    border: Border | None
+    trimap_border: TrimapBorder | None
     groupings: tuple[Grouping, ...]
 
 
 class Witness(Protocol):
-    """Sees every sample with its prediction, for example to write pictures."""
+    """Sees every sample with its prediction, for example to write images."""
 
     def __call__(self, sample: Sample, prediction: Prediction) -> None:
         """Look at one of them."""
@@ -60,50 +60,50 @@ def evaluate(
     source: Source,
     *,
     split: str,
-    border: Border | None = None,
+    trimap_border: TrimapBorder | None = None,
     batch_size: int = 1,
     witness: Witness | None = None,
     tolerance: Tolerance | None = None,
     groupings: tuple[Grouping, ...] = (),
-    allow_seen: bool = False,
+    allow_training_images: bool = False,
 ) -> Score:
-    """Score every picture of a source.
+    """Score every image of a source.
 
     Args:
-        predictor: Makes the masks, by its decision.
-        source: Pictures with their true masks, read one after the other.
+        predictor: Makes the masks, by its postprocessing.
+        source: Images with their true masks, read one after the other.
         split: What the score says it is of.
-        border: What the score says the trimap's border counted as; None: there is none.
-        batch_size: Pictures to predict at once.
+        trimap_border: What the score says the trimap's border counted as; None: there is none.
+        batch_size: Images to predict at once.
         witness: Called with each sample and its prediction.
         tolerance: How far a boundary may lie off; None: ``Tolerance``'s own.
-        groupings: Ways to divide the pictures, beside the one by the figure's size.
-        allow_seen: Score pictures that the model was trained on, and mark the score.
+        groupings: Ways to divide the images, beside the one by the foreground's size.
+        allow_training_images: Score images that the model was trained on, and mark the score.
 
     Returns:
-        The scores of each picture at its own size, with the rules.
+        The scores of each image at its own size, with the rules.
 
     Raises:
-        DataError: A picture or mask cannot be read, there is none, or the model was trained on it.
+        DataError: An image or mask cannot be read, there is none, or the model was trained on it.
     """
     seen = find_seen(predictor.card, source)
-    if seen.trained and not allow_seen:
+    if seen.trained and not allow_training_images:
         raise DataError(seen.refusal())
     rules = ScoreRules(
-        border=border or "none",
-        threshold=predictor.decision.threshold,
+        trimap_border=trimap_border or "none",
+        threshold=predictor.postprocessing.threshold,
         split=split,
-        decision=predictor.decision.in_words(),
+        postprocessing=predictor.postprocessing.in_words(),
         tolerance=tolerance or Tolerance(),
         seen=seen.in_words(),
-        trained_border=predictor.card.border if predictor.card else None,
+        trained_trimap_border=predictor.card.trimap_border if predictor.card else None,
         weights=predictor.card.beginning if predictor.card else ScoreRules.weights,
         augment=predictor.augment,
     )
     tally = Tally(rules)
     pairs = predictor.predict_samples(source, batch_size=batch_size)
     for sample, prediction in tqdm(
-        pairs, total=len(source), desc="evaluating", unit="picture", leave=False, disable=None
+        pairs, total=len(source), desc="evaluating", unit="image", leave=False, disable=None
     ):
         tally.add(
             sample.name,
@@ -112,7 +112,7 @@ def evaluate(
             sample.mask,
             sample.ignore,
             expected_dice=prediction.expected_dice,
-            please_check=prediction.please_check,
+            needs_review=prediction.needs_review,
         )
         if witness:
             witness(sample, prediction)
@@ -121,17 +121,17 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Seen:
-    """Which of the pictures to be scored a model has seen before.
+    """Which of the images to be scored a model has seen before.
 
     Attributes:
-        pictures: How many there are.
+        images: How many there are.
         trained: The names of those that it was trained on, perhaps under other names.
         chosen: The names of those that its epoch, threshold and tidying were chosen on.
         known: Whether the model's card says what it has seen.
         unmasked: The names of those that it has learned from without their masks.
     """
 
-    pictures: int
+    images: int
     trained: tuple[str, ...]
     chosen: tuple[str, ...]
     known: bool
@@ -140,38 +140,37 @@ class Seen:
     def in_words(self) -> str:
         """Say what that means for a score."""
         trained, chosen, unmasked = (
-            f"{len(names)} of {self.pictures}"
-            for names in (self.trained, self.chosen, self.unmasked)
+            f"{len(names)} of {self.images}" for names in (self.trained, self.chosen, self.unmasked)
         )
         if self.trained:
-            return f"{SPOILT}: the model was trained on {trained} of these pictures"
+            return f"{SPOILT}: the model was trained on {trained} of these images"
         if self.chosen:
-            return f"flattering: epoch and threshold were chosen on {chosen} of these pictures"
+            return f"flattering: epoch and threshold were chosen on {chosen} of these images"
         if self.unmasked:
             return (
-                f"perhaps flattering: the model has learned from {unmasked} of these pictures, "
+                f"perhaps flattering: the model has learned from {unmasked} of these images, "
                 "without their masks"
             )
         if self.known:
-            return "the model has seen none of these pictures"
+            return "the model has seen none of these images"
         return ScoreRules.seen
 
     def refusal(self) -> str:
         """Say why a score would mean nothing, and what to do."""
         names = ", ".join(self.trained[:3]) + (", ..." if len(self.trained) > 3 else "")
         return (
-            f"the model was trained on {len(self.trained)} of these {self.pictures} pictures "
-            f"({names}): a score on them says nothing of new pictures; choose others, such as "
-            "--split test, or score them all the same, marked, with --allow-seen"
+            f"the model was trained on {len(self.trained)} of these {self.images} images "
+            f"({names}): a score on them says nothing of new images; choose others, such as "
+            "--split test, or score them all the same, marked, with --allow-training-images"
         )
 
 
 def find_seen(card: Card | None, source: Source) -> Seen:
-    """Say which pictures of a source a model has seen, by their content.
+    """Say which images of a source a model has seen, by their content.
 
     Args:
         card: Of the model; None: nothing is known.
-        source: The pictures. They are read for it, except those of files, which are hashed.
+        source: The images. They are read for it, except those of files, which are hashed.
     """
     if card is None or not card.data.training_hashes:
         return Seen(len(source), (), (), known=False)
@@ -191,7 +190,7 @@ def open_subject(
     split: str,
     *,
     data_path: Path | None,
-    border: Border | None = None,
+    trimap_border: TrimapBorder | None = None,
     groups: Path | None = None,
 ) -> Subject:
     """Open a part of a data folder as the model knows it: border rule, layout, validation split.
@@ -200,8 +199,8 @@ def open_subject(
         card: Of the model.
         split: Which part.
         data_path: The data folder.
-        border: Another rule for the trimap's border than the model's own.
-        groups: A table that divides the pictures into groups.
+        trimap_border: Another rule for the trimap's border than the model's own.
+        groups: A table that divides the images into groups.
 
     Raises:
         ConfigError: There is no such split, or no data folder was given.
@@ -209,7 +208,7 @@ def open_subject(
     """
     flags = {
         "data.path": data_path,
-        "data.border": border or card.border,
+        "data.trimap_border": trimap_border or card.trimap_border,
         "data.layout": card.run.data.layout,
     }
     data = load_run(flags=flags).data
@@ -217,18 +216,18 @@ def open_subject(
     source = open_split(data, split, seed=card.run.seed, validation_names=names)
     given = read_groupings(groups, source.names) if groups else ()
     if find_layout(data) == "pets":
-        return Subject(source, data.border, (by_breed(source.names), *given))
+        return Subject(source, data.trimap_border, (by_breed(source.names), *given))
     return Subject(source, None, given)
 
 
 def write_score(folder: Path, score: Score) -> None:
-    """Write the table of pictures as CSV, and everything as JSON.
+    """Write the table of images as CSV, and everything as JSON.
 
     Raises:
         StorageError: A file could not be written.
     """
     everything = score.to_json()
-    rows = everything["pictures"]
+    rows = everything["images"]
     write_bytes(
         folder / SUMMARY, (json.dumps(everything, indent=2, allow_nan=False) + "\n").encode()
     )

@@ -26,7 +26,7 @@ EXTRAS = {
 }
 """Package -> the extra of notan that installs it."""
 
-BETTER = {"torch": "; or predict with a portable file, which needs none: notan export --help"}
+BETTER = {"torch": "; or predict with an ONNX model, which needs none: notan export --help"}
 """Package -> what can be done without it."""
 
 

@@ -298,7 +298,7 @@ def _require_space(place: Place, span: _Span) -> None:
         return
     needed = span.total - span.start
     if place.unpacked:
-        needed += span.total  # pictures are packed about as large as they are
+        needed += span.total  # images are packed about as large as they are
     folder = place.path.parent
     with place.storage_errors():
         free = shutil.disk_usage(folder).free

@@ -3,11 +3,11 @@
 Every loss takes the same three tensors of shape (n, 1, h, w) and returns a scalar of at least 0:
 
 - logits: any float type; computed in float32, or in float64 when that is what came in.
-- targets: 0 = ground, 1 = figure.
+- targets: 0 = background, 1 = foreground.
 - valid: 1 (or True) where a pixel counts, 0 (or False) where it is ignored. What logits and
   targets hold at an ignored pixel changes nothing, and its gradient is exactly zero.
 
-Means over pictures run over the pictures that have a valid pixel; with none at all a loss is 0.
+Means over images run over the images that have a valid pixel; with none at all a loss is 0.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def bce(logits: Logits, targets: Masks, valid: Masks) -> Tensor:
 
 
 def dice(logits: Logits, targets: Masks, valid: Masks, *, smooth: float = 1.0) -> Tensor:
-    """Return the soft Dice loss of each picture, averaged over the pictures.
+    """Return the soft Dice loss of each image, averaged over the images.
 
     Args:
         logits: (n, 1, h, w), any range.
         targets: (n, 1, h, w), 0 or 1.
         valid: (n, 1, h, w), 0 or 1, or bool.
-        smooth: Pixels added to both parts of the ratio, above 0; it gives an empty picture a
+        smooth: Pixels added to both parts of the ratio, above 0; it gives an empty image a
             loss of ``false_alarm / (false_alarm + smooth)`` and so a gradient.
 
     Returns:
@@ -76,8 +76,8 @@ def dice(logits: Logits, targets: Masks, valid: Masks, *, smooth: float = 1.0) -
     Source:
         Milletari, Navab and Ahmadi 2016, arXiv 1606.04797. Here the denominator holds plain sums
         instead of sums of squares, and ``smooth`` is added. As there, and unlike much code, the
-        ratio is taken per picture and not over the batch: a small figure weighs as much as a
-        large one, and an empty picture still pushes down its own false alarms.
+        ratio is taken per image and not over the batch: a small foreground weighs as much as a
+        large one, and an empty image still pushes down its own false alarms.
     """
     # Tversky with both weights at one half is Dice with every part of the ratio halved
     return tversky(logits, targets, valid, alpha=0.5, beta=0.5, smooth=smooth / 2)
@@ -98,7 +98,7 @@ def focal(
         targets: (n, 1, h, w), 0 or 1; in-between values have no meaning here.
         valid: (n, 1, h, w), 0 or 1, or bool.
         gamma: How strongly easy pixels fade, at least 0; 0 gives plain cross entropy.
-        alpha: Weight of the figure's pixels in 0..1, the ground's being ``1 - alpha``; None
+        alpha: Weight of the foreground's pixels in 0..1, the background's being ``1 - alpha``; None
             gives both the weight 1.
 
     Returns:
@@ -130,7 +130,7 @@ def tversky(
     beta: float = 0.7,
     smooth: float = 1.0,
 ) -> Tensor:
-    """Return the soft Tversky loss of each picture, averaged over the pictures.
+    """Return the soft Tversky loss of each image, averaged over the images.
 
     Args:
         logits: (n, 1, h, w), any range.
@@ -148,21 +148,21 @@ def tversky(
 
     Source:
         Salehi, Erdogmus and Gholipour 2017, arXiv 1706.05721. Here ``smooth`` is added, and the
-        ratio is taken per picture. It is written as (weighted errors) / (whole): one minus a
+        ratio is taken per image. It is written as (weighted errors) / (whole): one minus a
         ratio near one would lose its digits in float32 and could fall below zero.
     """
     pixels = _pixels(logits, targets, valid)
-    figure = torch.sigmoid(pixels.logits)
-    ground = torch.sigmoid(-pixels.logits)
-    true_positive = (pixels.valid * pixels.targets * figure).sum(dim=1)
-    false_positive = (pixels.valid * (1 - pixels.targets) * figure).sum(dim=1)
-    false_negative = (pixels.valid * pixels.targets * ground).sum(dim=1)
+    foreground = torch.sigmoid(pixels.logits)
+    background = torch.sigmoid(-pixels.logits)
+    true_positive = (pixels.valid * pixels.targets * foreground).sum(dim=1)
+    false_positive = (pixels.valid * (1 - pixels.targets) * foreground).sum(dim=1)
+    false_negative = (pixels.valid * pixels.targets * background).sum(dim=1)
     errors = alpha * false_positive + beta * false_negative
-    return _mean_over_pictures(errors / (true_positive + errors + smooth), pixels.valid)
+    return _mean_over_images(errors / (true_positive + errors + smooth), pixels.valid)
 
 
 def lovasz(logits: Logits, targets: Masks, valid: Masks) -> Tensor:
-    """Return the binary Lovasz hinge of each picture, averaged over the pictures.
+    """Return the binary Lovasz hinge of each image, averaged over the images.
 
     It is a convex stand-in for 1 - IoU that works on logits, not on probabilities: a pixel stops
     costing once its logit is beyond 1 on the right side.
@@ -173,7 +173,7 @@ def lovasz(logits: Logits, targets: Masks, valid: Masks) -> Tensor:
         valid: (n, 1, h, w), 0 or 1, or bool.
 
     Returns:
-        A scalar in 0..inf. A picture without figure costs its single worst false alarm.
+        A scalar in 0..inf. An image without foreground costs its single worst false alarm.
 
     Raises:
         ShapeError: The three tensors are not all of one shape (n, 1, h, w).
@@ -181,12 +181,12 @@ def lovasz(logits: Logits, targets: Masks, valid: Masks) -> Tensor:
     Source:
         Berman, Rannen Triki and Blaschko 2018, arXiv 1705.08790. Their code takes differences of
         neighbouring Jaccard values; here the same steps come from counts in closed form, which
-        keeps their digits on large pictures, and the batch is sorted at once.
+        keeps their digits on large images, and the batch is sorted at once.
     """
     pixels = _pixels(logits, targets, valid)
     errors = 1 - (2 * pixels.targets - 1) * pixels.logits
     weights = _jaccard_steps(errors.detach(), pixels.targets, pixels.valid)
-    return _mean_over_pictures((functional.relu(errors) * weights).sum(dim=1), pixels.valid)
+    return _mean_over_images((functional.relu(errors) * weights).sum(dim=1), pixels.valid)
 
 
 LOSSES: Mapping[str, LossTerm] = MappingProxyType(
@@ -320,8 +320,8 @@ def _mean_over_pixels(losses: Tensor, valid: Tensor) -> Tensor:
     return (losses * valid).sum() / valid.sum().clamp(min=1)
 
 
-def _mean_over_pictures(losses: Tensor, valid: Tensor) -> Tensor:
-    """Average (n,) over the pictures with a valid pixel; 0 when there is none."""
+def _mean_over_images(losses: Tensor, valid: Tensor) -> Tensor:
+    """Average (n,) over the images with a valid pixel; 0 when there is none."""
     seen = valid.any(dim=1)
     return losses.masked_fill(~seen, 0).sum() / seen.sum().clamp(min=1)
 
@@ -329,9 +329,9 @@ def _mean_over_pictures(losses: Tensor, valid: Tensor) -> Tensor:
 def _jaccard_steps(errors: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     """Return what each pixel adds to the Jaccard loss when pixels go wrong in order of error.
 
-    With the k worst pixels wrong, the intersection is the figure still right and the union is
-    the figure and the ground already wrong. One more figure pixel takes 1 from the intersection
-    (a step of 1 / union); one more ground pixel adds 1 to the union (a step of
+    With the k worst pixels wrong, the intersection is the foreground still right and the union is
+    the foreground and the background already wrong. One more foreground pixel takes 1 from the
+    intersection (a step of 1 / union); one more background pixel adds 1 to the union (a step of
     intersection / union - intersection / (union + 1)).
 
     Args:
@@ -345,14 +345,14 @@ def _jaccard_steps(errors: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     # Ignored pixels go last, where they change no count of a valid one
     order = errors.masked_fill(valid == 0, -math.inf).argsort(dim=1, descending=True, stable=True)
     # Whole numbers: exact, and the same on every run (a float cumsum on CUDA is not)
-    figure = targets.gather(1, order).long()
-    total = figure.sum(dim=1, keepdim=True)
-    intersection = (total - figure.cumsum(dim=1)).to(errors.dtype)
-    union = (total + (1 - figure).cumsum(dim=1)).to(errors.dtype)
-    # The first false alarm of a picture without figure takes the Jaccard loss from 0 to 1
+    foreground = targets.gather(1, order).long()
+    total = foreground.sum(dim=1, keepdim=True)
+    intersection = (total - foreground.cumsum(dim=1)).to(errors.dtype)
+    union = (total + (1 - foreground).cumsum(dim=1)).to(errors.dtype)
+    # The first false alarm of an image without foreground takes the Jaccard loss from 0 to 1
     first_alarm = (union == 1).to(errors.dtype)
-    ground_steps = intersection / union / (union - 1).clamp(min=1) + first_alarm
-    steps = torch.where(figure == 1, 1 / union, ground_steps)
+    background_steps = intersection / union / (union - 1).clamp(min=1) + first_alarm
+    steps = torch.where(foreground == 1, 1 / union, background_steps)
     return torch.zeros_like(errors).scatter(1, order, steps) * valid
 
 

@@ -1,4 +1,4 @@
-"""The portable file's envelope: its text metadata and its hash, read without any ONNX library.
+"""The ONNX model's envelope: its text metadata and its hash, read without any ONNX library.
 
 Source: onnx.proto (ModelProto.metadata_props is field 14, StringStringEntryProto holds key = 1 and
     value = 2) and the Protocol Buffers encoding, protobuf.dev/programming-guides/encoding: a
@@ -46,20 +46,20 @@ class Envelope:
     sha256: str
 
 
-def is_portable(path: Path) -> bool:
-    """Say whether a path names a portable file."""
+def is_onnx(path: Path) -> bool:
+    """Say whether a path names an ONNX model."""
     return path.suffix.lower() == SUFFIX
 
 
 def read_envelope(path: Path) -> Envelope:
-    """Read and hash a portable file.
+    """Read and hash an ONNX model.
 
     Raises:
         CheckpointError: Missing, unreadable, cut short, or no ONNX file.
     """
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: there is no such portable file; make one with "
+            f"{path}: there is no such ONNX model; make one with "
             "notan export --model RUN/best.safetensors --to onnx"
         )
     try:
@@ -75,7 +75,7 @@ def read_envelope(path: Path) -> Envelope:
         ) from error
 
 
-def write_portable(path: Path, model: bytes, metadata: dict[str, str]) -> None:
+def write_onnx(path: Path, model: bytes, metadata: dict[str, str]) -> None:
     """Write a serialized model with metadata, whole or not at all.
 
     Args:

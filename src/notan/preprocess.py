@@ -1,4 +1,4 @@
-"""Preprocessor (picture -> model input) and Placement (the way back to original pixels).
+"""Preprocessor (image -> model input) and Placement (the way back to original pixels).
 
 The one place that resizes, pads and normalises: training, evaluation, prediction and export all
 go through it, so they cannot disagree. NumPy and OpenCV only.
@@ -18,17 +18,17 @@ from notan.errors import ShapeError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from notan.types import Mask, ModelInput, Picture, Probability, Size
+    from notan.types import Mask, ModelInput, Probability, RGBImage, Size
 
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture lies inside its model input, and so the way back.
+    """Where an image lies inside its model input, and so the way back.
 
     Attributes:
-        original: (height, width) of the picture.
+        original: (height, width) of the image.
         resized: (height, width) after resizing.
         padded: (height, width) of the model input; padding is below and to the right.
     """
@@ -38,7 +38,7 @@ class Placement:
     padded: Size
 
     def restore(self, probability: Probability) -> Probability:
-        """Cut off the padding and resize a map back to the picture's own size.
+        """Cut off the padding and resize a map back to the image's own size.
 
         Args:
             probability: float32, of the padded size.
@@ -61,22 +61,22 @@ class Preprocessor(Section):
     """Resize to a fixed size (or not), normalise, pad to the model's stride.
 
     Attributes:
-        image_size: (height, width) every picture is resized to; None keeps its own size.
-        keep_aspect: Only shrink a picture that is larger than that, until it fits, both sides by
-            the same factor.
+        image_size: (height, width) every image is resized to; None keeps its own size.
+        keep_aspect_ratio: Only shrink an image that is larger than that, until it fits, both sides
+            by the same factor.
         mean: Per channel (0..1), subtracted.
         std: Per channel (0..1), divided by.
         stride: Model inputs are padded to multiples of this.
     """
 
     image_size: ImageSize | None = (256, 256)
-    keep_aspect: bool = False
+    keep_aspect_ratio: bool = False
     mean: PerChannel = (0.485, 0.456, 0.406)
     std: PerChannel = (0.229, 0.224, 0.225)
     stride: int = 16
 
-    def __call__(self, image: Picture) -> tuple[ModelInput, Placement]:
-        """Turn a picture into a model input.
+    def __call__(self, image: RGBImage) -> tuple[ModelInput, Placement]:
+        """Turn an image into a model input.
 
         Args:
             image: uint8, (height, width, 3), RGB; any size from 1x1 up.
@@ -85,11 +85,11 @@ class Preprocessor(Section):
             float32 (3, padded height, padded width), and the way back.
 
         Raises:
-            ShapeError: Not a uint8 picture with three channels.
+            ShapeError: Not a uint8 image with three channels.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ShapeError(
-                f"a picture of shape {image.shape} and type {image.dtype} was given; "
+                f"an image of shape {image.shape} and type {image.dtype} was given; "
                 "uint8 of shape (height, width, 3) is wanted"
             )
         placement = self.place((image.shape[0], image.shape[1]))
@@ -97,10 +97,10 @@ class Preprocessor(Section):
         return self.normalize(pad(resized, placement.padded)), placement
 
     def fit(self, size: Size) -> Size:
-        """Return the (height, width) that a picture of a (height, width) is resized to."""
+        """Return the (height, width) that an image of a (height, width) is resized to."""
         if self.image_size is None:
             return size
-        if not self.keep_aspect:
+        if not self.keep_aspect_ratio:
             return self.image_size
         shrinking = min(
             1.0, *(most / side for most, side in zip(self.image_size, size, strict=True))
@@ -109,7 +109,7 @@ class Preprocessor(Section):
         return height, width
 
     def place(self, size: Size) -> Placement:
-        """Say where a picture of a given (height, width) will lie."""
+        """Say where an image of a given (height, width) will lie."""
         resized = self.fit(size)
         height, width = (-(-side // self.stride) * self.stride for side in resized)
         return Placement(original=size, resized=resized, padded=(height, width))
@@ -121,7 +121,7 @@ class Preprocessor(Section):
         below, right = (p - r for p, r in zip(placement.padded, placement.resized, strict=True))
         return np.pad(resized, ((0, below), (0, right)))
 
-    def normalize(self, image: Picture) -> ModelInput:
+    def normalize(self, image: RGBImage) -> ModelInput:
         """Scale a uint8 (height, width, 3) to zero mean, unit variance, as (3, height, width)."""
         scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
         shift = (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
@@ -144,7 +144,7 @@ def resize(image: npt.NDArray[Pixel], size: Size) -> npt.NDArray[Pixel]:
 
 
 def resize_mask(mask: Mask, size: Size) -> Mask:
-    """Resize a mask; a pixel is figure where at least half of what it covers is."""
+    """Resize a mask; a pixel is foreground where at least half of what it covers is."""
     if mask.shape == size:
         return mask
     resized: Mask = resize(mask.astype(np.uint8) * np.uint8(255), size) >= 128

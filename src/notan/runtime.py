@@ -1,6 +1,6 @@
 """The machine under a run: device, precision, seed and random states.
 
-PyTorch is imported only where it is asked, so that a portable file runs on a machine without it.
+PyTorch is imported only where it is asked, so that an ONNX model runs on a machine without it.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
 
 
 def choose_workers(wanted: int | None, device: torch.device) -> int:
-    """Choose how many processes read pictures: None means none on a CPU, else up to 8."""
+    """Choose how many processes read images: None means none on a CPU, else up to 8."""
     if wanted is not None:
         return wanted
     return 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
 
-Picture: TypeAlias = Annotated[npt.NDArray[np.uint8], "height width 3, RGB"]
-Mask: TypeAlias = Annotated[npt.NDArray[np.bool_], "height width, True = figure"]
+RGBImage: TypeAlias = Annotated[npt.NDArray[np.uint8], "height width 3, RGB"]
+Mask: TypeAlias = Annotated[npt.NDArray[np.bool_], "height width, True = foreground"]
 Probability: TypeAlias = Annotated[npt.NDArray[np.float32], "height width, 0..1"]
 ModelInput: TypeAlias = Annotated[npt.NDArray[np.float32], "3 height width, normalised"]
 

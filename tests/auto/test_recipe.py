@@ -8,19 +8,19 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notan.auto.case import Decision
+from notan.auto.case import ChosenSetting
 from notan.auto.choose import Choice
 from notan.auto.recipe import recipe_to_toml
 from notan.config import load_run
 
 DECISIONS = (
-    Decision("data.path", Path("with 'quotes' and \\"), "as asked"),
-    Decision("train.epochs", 7, "a reason " * 30),
-    Decision("seed", 3, "as asked"),
-    Decision("preprocess.image_size", (64, 96), "a shape"),
-    Decision("train.pretrained", True, "learned from others"),
-    Decision("train.patience", None, "as asked"),
-    Decision("train.learning_rate", 1e-3, "what suits"),
+    ChosenSetting("data.path", Path("with 'quotes' and \\"), "as asked"),
+    ChosenSetting("train.epochs", 7, "a reason " * 30),
+    ChosenSetting("seed", 3, "as asked"),
+    ChosenSetting("preprocess.image_size", (64, 96), "a shape"),
+    ChosenSetting("train.pretrained", True, "learned from others"),
+    ChosenSetting("train.patience", None, "as asked"),
+    ChosenSetting("train.learning_rate", 1e-3, "what suits"),
 )
 
 
@@ -49,5 +49,5 @@ READABLE = st.characters(codec="utf-8", exclude_categories=["Cc"])
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60), st.text(READABLE, max_size=200))
 def test_no_text_breaks_the_file(value: str, why: str) -> None:
-    text = recipe_to_toml(Choice((Decision("model.name", value, why),)), [why])
+    text = recipe_to_toml(Choice((ChosenSetting("model.name", value, why),)), [why])
     assert tomllib.loads(text) == {"model": {"name": value}}

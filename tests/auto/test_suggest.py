@@ -28,7 +28,7 @@ def test_the_recipe_reads_back_to_the_run(drawn_folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 7])
-def test_what_is_chosen_for_few_pictures_trains(tmp_path: Path, pairs: int) -> None:
+def test_what_is_chosen_for_few_images_trains(tmp_path: Path, pairs: int) -> None:
     write_folder(DrawnSource(pairs, size=(20, 30)), tmp_path / "data")
     suggestion = suggest(flags={"data.path": tmp_path / "data", **QUICK})
     result = train(suggestion.run, out=tmp_path / "run", recipe=suggestion.recipe)
@@ -38,8 +38,8 @@ def test_what_is_chosen_for_few_pictures_trains(tmp_path: Path, pairs: int) -> N
 
 def test_a_setting_that_is_asked_to_be_none_is_none(drawn_folder: Path, tmp_path: Path) -> None:
     flags = {"data.path": drawn_folder}
-    suggestion = suggest(flags=flags, overrides=["train.average_decay=none"])
-    assert suggestion.run.train.average_decay is None
+    suggestion = suggest(flags=flags, overrides=["train.ema_decay=none"])
+    assert suggestion.run.train.ema_decay is None
     (tmp_path / "auto.toml").write_text(suggestion.recipe, encoding="utf-8")
     assert load_run(tmp_path / "auto.toml") == suggestion.run
 
@@ -66,5 +66,5 @@ def test_one_pair_is_too_few(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_says_what_is_wanted(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no pictures with masks here"):
+    with pytest.raises(DataError, match="no images with masks here"):
         suggest(flags={"data.path": tmp_path})

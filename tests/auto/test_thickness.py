@@ -1,4 +1,4 @@
-"""Widths of figures whose widths are known."""
+"""Widths of foregrounds whose widths are known."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_thin_share_sees_the_tail_and_the_usual_one_the_body() -> None:
 
 
 def test_what_reaches_the_edge_goes_on_beyond_it() -> None:
-    """The road at the bottom of a picture is no thinner for being cut off there."""
+    """The road at the bottom of an image is no thinner for being cut off there."""
     mask = np.zeros((200, 200), bool)
     mask[-10:] = True
     (found,) = thickness(mask, (0.5,))
@@ -53,7 +53,7 @@ def test_a_single_pixel_and_a_full_mask_have_widths_too() -> None:
     assert thickness(dot, (0.5,))[0] <= 2
 
 
-def test_of_a_giant_mask_the_part_with_the_figure_is_measured() -> None:
+def test_of_a_giant_mask_the_part_with_the_foreground_is_measured() -> None:
     mask = np.zeros((2100, 4500), bool)
     mask[100:140, 4200:4400] = True
     (found,) = thickness(mask, (0.5,))

@@ -28,7 +28,7 @@ def test_it_says_what_it_chose_and_trains_that(
     out = tmp_path / "run"
     main(["train", "--auto", "--data-path", str(drawn_folder), "--out", str(out), *QUICK])
     said = capsys.readouterr().out
-    assert "24 training and 6 validation pictures" in said
+    assert "24 training and 6 validation images" in said
     assert "train.epochs = 1: as asked" in said
     assert "Best validation Dice" in said
     run = load_run(out / "run.toml")

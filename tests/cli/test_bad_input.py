@@ -70,7 +70,7 @@ def no_mask(data: Path) -> None:
     (data / "masks" / "drawn-0002.png").unlink()
 
 
-def no_picture(data: Path) -> None:
+def no_image(data: Path) -> None:
     (data / "images" / "drawn-0002.png").unlink()
 
 
@@ -78,11 +78,11 @@ def other_size(data: Path) -> None:
     write_mask(data / "masks" / "drawn-0003.png", [[0, 255]] * 16)
 
 
-def unreadable_picture(data: Path) -> None:
-    (data / "images" / "drawn-0004.png").write_text("this is no picture")
+def unreadable_image(data: Path) -> None:
+    (data / "images" / "drawn-0004.png").write_text("this is no image")
 
 
-def cut_picture(data: Path) -> None:
+def cut_image(data: Path) -> None:
     """A header that is whole, so that only decoding finds it out."""
     path = data / "images" / "drawn-0004.png"
     path.write_bytes(path.read_bytes()[:120])
@@ -106,13 +106,13 @@ def three_classes(data: Path) -> None:
     [
         (no_folder, "data: there is no such folder"),
         (a_file_for_a_folder, "data: this is a file"),
-        (no_pairs, "no pictures with masks here"),
-        (empty_folders, "no pictures here"),
+        (no_pairs, "no images with masks here"),
+        (empty_folders, "no images here"),
         (no_mask, "drawn-0002.png: there is no mask drawn-0002.*"),
-        (no_picture, "drawn-0002.png: there is no picture drawn-0002.*"),
+        (no_image, "drawn-0002.png: there is no image drawn-0002.*"),
         (other_size, "drawn-0003.png: the mask is 16x2"),
-        (unreadable_picture, "images/drawn-0004.png"),
-        (cut_picture, "images/drawn-0004.png"),
+        (unreadable_image, "images/drawn-0004.png"),
+        (cut_image, "images/drawn-0004.png"),
         (unreadable_mask, "masks/drawn-0004.png"),
         (ambiguous_mask, "masks/drawn-0005.png"),
         (three_classes, "drawn-0000.png"),
@@ -134,7 +134,7 @@ def test_bad_data_are_named_before_anything_is_kept(
     assert not list(out.rglob("*.safetensors"))
 
 
-def test_a_picture_that_a_worker_cannot_read_is_one_line_as_well(
+def test_an_image_that_a_worker_cannot_read_is_one_line_as_well(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (data / "images").iterdir():
@@ -155,13 +155,25 @@ def test_a_picture_that_a_worker_cannot_read_is_one_line_as_well(
         (["train", "--model", "unte"], 2, "did you mean 'unet'"),
         (["train", "--epochs", "many"], 2, "--epochs"),
         (["train", "--epochs", "0"], 2, "train.epochs: Input should be greater"),
-        (["train", "--budget", "soon"], 2, "--budget soon: a time above zero is wanted, such as"),
-        (["train", "--budget", "0m"], 2, "--budget 0m: a time above zero is wanted, such as 90s"),
-        (["train", "--budget=-90"], 2, "--budget -90: a time above zero is wanted, such as 90s"),
-        (["train", "train.budget_seconds=nan"], 2, "train.budget_seconds: Input should be"),
+        (
+            ["train", "--time-limit", "soon"],
+            2,
+            "--time-limit soon: a time above zero is wanted, such as",
+        ),
+        (
+            ["train", "--time-limit", "0m"],
+            2,
+            "--time-limit 0m: a time above zero is wanted, such as 90s",
+        ),
+        (
+            ["train", "--time-limit=-90"],
+            2,
+            "--time-limit -90: a time above zero is wanted, such as 90s",
+        ),
+        (["train", "train.time_limit_seconds=nan"], 2, "train.time_limit_seconds: Input should be"),
         (["train", "--learning-rate", "nan"], 2, "train.learning_rate"),
         (["train", "--seed", "-1"], 2, "seed: Input should be greater"),
-        (["train", "--border", "blue"], 2, "--border"),
+        (["train", "--trimap-border", "blue"], 2, "--trimap-border"),
         (["train", "model.widht=3"], 2, "did you mean 'width'"),
         (["train", "modle.width=3"], 2, "did you mean 'model'"),
         (["train", "seed.x=3"], 2, "seed"),
@@ -174,8 +186,8 @@ def test_a_picture_that_a_worker_cannot_read_is_one_line_as_well(
         (["train", "model.residual=report"], 2, "belongs to resnet34_unet"),
         (["evaluate"], 2, "--model"),
         (["evaluate", "--model", "gone.safetensors"], 5, "there is no such model file"),
-        (["predict", "--model", "gone.safetensors"], 3, "no pictures were given"),
-        (["predict", "gone.jpg", "--model", "x"], 3, "gone.jpg: there is no such picture"),
+        (["predict", "--model", "gone.safetensors"], 3, "no images were given"),
+        (["predict", "gone.jpg", "--model", "x"], 3, "gone.jpg: there is no such image"),
         (["download", "coco"], 2, "oxford-iiit-pet"),
     ],
 )
@@ -241,7 +253,7 @@ def test_a_tolerance_that_is_none_is_refused(
     [
         (None, "there is no such file; check --groups"),
         ("name\ndrawn-0000\n", "the only column is 'name'"),
-        ("name,site\ndrawn-0000,north\n", "the picture drawn-0001 has no row"),
+        ("name,site\ndrawn-0000,north\n", "the image drawn-0001 has no row"),
     ],
 )
 def test_a_table_of_groups_that_does_not_fit_is_refused_before_anything_is_scored(
@@ -341,20 +353,20 @@ def test_debug_shows_the_whole_trace(data: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", ["1", "4"])
-def test_one_bad_picture_does_not_stop_the_others(
+def test_one_bad_image_does_not_stop_the_others(
     data: Path,
     small_checkpoint: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     batch_size: str,
 ) -> None:
-    unreadable_picture(data)
+    unreadable_image(data)
     cut = data / "images" / "drawn-0001.png"
     cut.write_bytes(cut.read_bytes()[:120])
     words = commands(data, small_checkpoint, tmp_path / "out")["predict"]
     code, line = refused([*words, "--batch-size", batch_size], capsys)
     assert code == 3
-    assert line.startswith("2 of 6 pictures could not be read: ")
+    assert line.startswith("2 of 6 images could not be read: ")
     assert "drawn-0001.png" in line
     assert "drawn-0004.png" in line
     masks = sorted(path.stem for path in (tmp_path / "out" / "masks").iterdir())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_folders import image, mask, pixels, write, write_clean
+from doctor_folders import image_path, mask, pixels, write, write_clean
 from notan.cli.check import check
 from notan.errors import ConfigError, DataError, StorageError
 
@@ -28,7 +28,7 @@ def test_a_clean_folder_ends_well_and_leaves_both_files(
 ) -> None:
     check(data_path=clean, strict=True, out=tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "Nothing wrong found in 30 pictures." in printed
+    assert "Nothing wrong found in 30 images." in printed
     assert printed.endswith(f"{tmp_path / 'out' / 'check.html'}\n")
     assert json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))["exit_code"] == 0
     page = (tmp_path / "out" / "check.html").read_text("utf-8")
@@ -38,11 +38,11 @@ def test_a_clean_folder_ends_well_and_leaves_both_files(
 def test_an_error_ends_with_2(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image(folder, 1).write_text("hello")
+    image_path(folder, 1).write_text("hello")
     with pytest.raises(SystemExit) as stop:
         check(data_path=folder, out=tmp_path / "out")
     assert stop.value.code == 2
-    assert "error: unreadable-picture (1)" in capsys.readouterr().out
+    assert "error: unreadable-image (1)" in capsys.readouterr().out
     assert (tmp_path / "out" / "check.html").is_file()
 
 

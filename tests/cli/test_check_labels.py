@@ -34,7 +34,7 @@ def model(easy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(easy: Path, tmp_path: Path) -> Path:
-    """The easy pictures with two faults: e02 is inverted, e07 shifted by 7 up and 8 left."""
+    """The easy images with two faults: e02 is inverted, e07 shifted by 7 up and 8 left."""
     folder = Path(shutil.copytree(easy, tmp_path / "data"))
     inverted, shifted = (folder / "train" / "masks" / f"{name}.png" for name in ("e02", "e07"))
     write(inverted, 255 - pixels(inverted))
@@ -126,13 +126,13 @@ def test_one_fold_is_refused(easy: Path, model: Path, capsys: pytest.CaptureFixt
     assert "--folds 1: at least 2 are wanted" in said
 
 
-def test_more_folds_than_pictures_are_refused(
+def test_more_folds_than_images_are_refused(
     easy: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--data-path", easy, "--model", model, "--folds", 19, "--out", tmp_path / "out")
     code, said = refusal(capsys, *words)
     assert code == 3
-    assert "18 readable pictures with masks for 19 folds" in said
+    assert "18 readable images with masks for 19 folds" in said
     assert (tmp_path / "out" / "check.html").is_file()  # the ordinary findings came first
 
 
@@ -166,4 +166,4 @@ def test_folds_of_other_masks_are_not_taken_for_these(
     write(mended, 255 - pixels(mended))
     code, said = refusal(capsys, *words)
     assert code == 2
-    assert "another pictures and masks; choose a new --out" in said
+    assert "another images and masks; choose a new --out" in said

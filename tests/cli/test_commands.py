@@ -34,14 +34,14 @@ COMMANDS = (
     "demo",
 )
 FLAGS = {
-    "train": "data-path model auto write-recipe recipe out overwrite device budget epochs "
-    "batch-size learning-rate image-size border patience seed detect-anomaly",
-    "evaluate": "model data-path split border tolerance groups batch-size device out",
-    "inference": "model data-path split border tolerance groups batch-size device out",
+    "train": "data-path model auto write-recipe recipe out overwrite device time-limit epochs "
+    "batch-size learning-rate image-size trimap-border patience seed detect-anomaly",
+    "evaluate": "model data-path split trimap-border tolerance groups batch-size device out",
+    "inference": "model data-path split trimap-border tolerance groups batch-size device out",
     "predict": "model out batch-size device",
     "submit": "model data-path list out threshold tta batch-size device check",
-    "compare": "data-path split border allow-seen batch-size device out",
-    "benchmark-models": "data-path models seeds budget epochs recipe border device out",
+    "compare": "data-path split trimap-border allow-training-images batch-size device out",
+    "benchmark-models": "data-path models seeds time-limit epochs recipe trimap-border device out",
     "report": "data-path split device out",
     "download": "out",
     "demo": "out seed",
@@ -123,7 +123,7 @@ def test_the_whole_path_from_a_folder_to_masks(
     main(["evaluate", "--model", model, "--data-path", data, "--split", "val"])
     text = capsys.readouterr().out
     score = json.loads((run / "evaluate-val" / "score.json").read_text())
-    assert text.startswith("6 pictures ")
+    assert text.startswith("6 images ")
     assert f"\nDice                    {score['mean_dice']:.4f} " in text
     assert score["mean_dice"] == pytest.approx(read_card(Path(model)).scores["dice"], abs=1e-6)
 
@@ -131,27 +131,27 @@ def test_the_whole_path_from_a_folder_to_masks(
     text = capsys.readouterr().out
     score = json.loads((tmp_path / "test" / "score.json").read_text())
     assert text.startswith(f"Mean Dice Score: {score['mean_dice']:.4f}\n")
-    with (tmp_path / "test" / "pictures.csv").open(newline="") as file:
+    with (tmp_path / "test" / "images.csv").open(newline="") as file:
         names = [row["name"] for row in csv.DictReader(file)]
     assert names == [f"drawn-00{number}" for number in range(30, 36)]
-    check_pictures(tmp_path / "test", names)
+    check_images(tmp_path / "test", names)
 
     photos = str(drawn_folder / "test" / "images")
     main(["predict", photos, "--model", model, "--out", str(tmp_path / "out")])
-    assert "6 of 6 pictures" in capsys.readouterr().out
-    check_pictures(tmp_path / "out", names)
+    assert "6 of 6 images" in capsys.readouterr().out
+    check_images(tmp_path / "out", names)
     for name in names:
         masks = [tmp_path / part / "masks" / f"{name}.png" for part in ("test", "out")]
         assert masks[0].read_bytes() == masks[1].read_bytes()
 
 
-def check_pictures(folder: Path, names: list[str]) -> None:
-    """The masks and overlays are all there, at the drawn pictures' own 40x48."""
+def check_images(folder: Path, names: list[str]) -> None:
+    """The masks and overlays are all there, at the drawn images' own 40x48."""
     for kind, mode in (("masks", "L"), ("overlays", "RGB")):
         assert sorted(path.stem for path in (folder / kind).iterdir()) == names
         for name in names:
-            with Image.open(folder / kind / f"{name}.png") as picture:
-                assert (picture.size, picture.mode) == ((48, 40), mode)
+            with Image.open(folder / kind / f"{name}.png") as image:
+                assert (image.size, image.mode) == ((48, 40), mode)
 
 
 def test_hyphens_and_underscores_are_alike(drawn_folder: Path, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_every_run_gets_a_fresh_folder(
     ("words", "section", "key", "value"),
     [
         (["--data-path", "elsewhere"], "data", "path", Path("elsewhere")),
-        (["--border", "ignore"], "data", "border", "ignore"),
+        (["--trimap-border", "ignore"], "data", "trimap_border", "ignore"),
         (["--model", "attention_unet"], "model", "name", "attention_unet"),
         (["--image-size", "48"], "preprocess", "image_size", (48, 48)),
         (["--epochs", "3"], "train", "epochs", 3),
@@ -263,11 +263,24 @@ def test_a_border_given_to_evaluate_is_the_border_of_the_score(
     pets_folder: Path, small_checkpoint: Path, tmp_path: Path
 ) -> None:
     words = ["--model", str(small_checkpoint), "--data-path", str(pets_folder)]
-    for border in ("ground", "ignore"):
-        out = tmp_path / border
-        main(["evaluate", *words, "--split", "val", "--border", border, "--out", str(out)])
-    scores = [json.loads((tmp_path / b / "score.json").read_text()) for b in ("ground", "ignore")]
-    assert [score["rules"]["border"] for score in scores] == ["ground", "ignore"]
+    for trimap_border in ("background", "ignore"):
+        out = tmp_path / trimap_border
+        main(
+            [
+                "evaluate",
+                *words,
+                "--split",
+                "val",
+                "--trimap-border",
+                trimap_border,
+                "--out",
+                str(out),
+            ]
+        )
+    scores = [
+        json.loads((tmp_path / b / "score.json").read_text()) for b in ("background", "ignore")
+    ]
+    assert [score["rules"]["trimap_border"] for score in scores] == ["background", "ignore"]
     assert scores[0]["mean_dice"] != scores[1]["mean_dice"]
 
 
@@ -284,9 +297,9 @@ def test_evaluate_says_how_each_breed_and_each_group_of_a_table_fares(
     words += ["--groups", str(tmp_path / "rooms.csv"), "--tolerance", "2"]
     main(["evaluate", *words, "--out", str(tmp_path / "out")])
     score = json.loads((tmp_path / "out" / "score.json").read_text())
-    assert list(score["groups"]) == ["figure size", "breed", "room"]
+    assert list(score["groups"]) == ["foreground size", "breed", "room"]
     assert set(score["groups"]["breed"]) == {name.rsplit("_", 1)[0] for name in names}
-    assert score["groups"]["room"]["odd"]["pictures"] == len(names) // 2
+    assert score["groups"]["room"]["odd"]["images"] == len(names) // 2
     assert score["rules"]["tolerance"] == "2"
     assert "boundary tolerance 2 pixels" in capsys.readouterr().out
 
@@ -319,7 +332,7 @@ def test_the_demo_goes_the_whole_way(
     main(["demo", "--out", str(tmp_path / "demo"), "--seed", "4"])
     text = capsys.readouterr().out
     assert "Mean Dice Score: " in text
-    assert f"Pictures to look at: {tmp_path / 'demo' / 'overview.png'}" in text
+    assert f"Images to look at: {tmp_path / 'demo' / 'overview.png'}" in text
     assert [line.split()[2] for line in text.splitlines() if line.startswith("$ notan")] == [
         "train",
         "inference",

@@ -26,10 +26,10 @@ def refused(words: list[object], capsys: pytest.CaptureFixture[str]) -> tuple[ob
     return stop.value.code, text.splitlines()[-1].removeprefix("notan: ")
 
 
-def with_border(checkpoint: Path, folder: Path, border: str) -> Path:
+def with_border(checkpoint: Path, folder: Path, trimap_border: str) -> Path:
     """Copy a checkpoint, as if it had been trained by a rule for the border."""
     old = load_checkpoint(checkpoint)
-    card = old.card.model_copy(update={"border": border})
+    card = old.card.model_copy(update={"trimap_border": trimap_border})
     save_checkpoint(folder / "best.safetensors", Checkpoint(card, old.weights))
     return folder
 
@@ -46,7 +46,7 @@ def test_compare_prints_a_table_and_writes_json_and_page(
     assert "trained (2 seeds) -> raw (2 seeds): " in printed
     assert printed.splitlines()[-1] == str(tmp_path / "compare.html")
     read = json.loads((tmp_path / "compare.json").read_text())
-    assert len(read["pictures"]) == 6
+    assert len(read["images"]) == 6
     assert (tmp_path / "compare.html").read_text().startswith("<!DOCTYPE html>")
 
 
@@ -65,20 +65,29 @@ def test_different_border_rules_want_one_to_be_chosen(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    models = [with_border(small_checkpoint, tmp_path / each, each) for each in ("figure", "ground")]
+    models = [
+        with_border(small_checkpoint, tmp_path / each, each)
+        for each in ("foreground", "background")
+    ]
     few = few_pets(pets_folder, tmp_path / "pets")
     words = ["compare", *models, "--data-path", few, "--out", tmp_path / "out"]
     code, text = refused(words, capsys)
     assert code == 2
-    assert "different rules for the trimap's border (figure figure, ground ground)" in text
-    main([str(word) for word in (*words, "--border", "ignore")])
+    assert (
+        "different rules for the trimap's border (foreground foreground, background background)"
+        in text
+    )
+    main([str(word) for word in (*words, "--trimap-border", "ignore")])
     printed = capsys.readouterr().out
     assert "border left out" in printed
-    assert "figure was trained with border = figure and is scored by border = ignore." in printed
+    assert (
+        "foreground was trained with trimap_border = foreground and is scored by trimap_border = "
+        "ignore." in printed
+    )
 
 
 def few_pets(pets: Path, folder: Path) -> Path:
-    """Make a small dataset of the first seven test pictures."""
+    """Make a small dataset of the first seven test images."""
     lines = (pets / "annotations" / "test.txt").read_text().splitlines()[:7]
     for part in ("images", "annotations/trimaps"):
         (folder / part).mkdir(parents=True)
@@ -100,7 +109,7 @@ def few_pets(pets: Path, folder: Path) -> Path:
         (["RUN", "RUN", "--split", "tset"], 2, "did you mean 'test'?"),
         (["RUN", "RUN", "--data-path", "TRAIN"], 3, "there is no test part"),
         (["RUN", "RUN", "--device", "cuda:99"], 2, "--device cuda:99"),
-        (["RUN", "RUN", "--boarder", "figure"], 2, "--border"),
+        (["RUN", "RUN", "--boarder", "foreground"], 2, "--trimap-border"),
     ],
 )
 def test_compare_refuses_bad_input_in_one_line(
@@ -145,12 +154,12 @@ def test_a_benchmark_ends_with_the_comparison_and_can_be_called_again(
     [
         (["--epochs", "1", "--seeds", "0"], "--seeds 0: at least one seed is wanted"),
         (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1"),
-        (["--epochs", "1", "--budget", "1m"], "both were given; give one"),
-        ([], "neither --budget nor --epochs was given; give one"),
-        (["--budget", "soon"], "--budget soon: a time above zero is wanted, such as 90s"),
+        (["--epochs", "1", "--time-limit", "1m"], "both were given; give one"),
+        ([], "neither --time-limit nor --epochs was given; give one"),
+        (["--time-limit", "soon"], "--time-limit soon: a time above zero is wanted, such as 90s"),
         (["--epochs", "1", "--models", "unet,unnet"], "'unnet': there is no such model; did you"),
         (["--epochs", "1", "--models", ","], "a benchmark wants two or more runs to compare"),
-        (["--budget", "1m", "train.epochs=3"], "train.epochs is said by --epochs"),
+        (["--time-limit", "1m", "train.epochs=3"], "train.epochs is said by --epochs"),
         (["--epochs", "1", "model.name=unet"], "model.name is said by --models"),
         (["--epochs", "1", "model.widht=2"], "did you mean 'width'"),
         (["--epochs", "1", "--data-path", "nowhere"], "nowhere: there is no such folder"),

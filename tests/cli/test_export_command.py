@@ -26,7 +26,7 @@ def test_int8_says_what_it_did_and_what_it_was_calibrated_on(
     assert first == (
         f"int8: {exported.quantized.layers} of 23 convolutions, "
         f"{exported.quantized.share:.1%} of the multiplications, calibrated on 24 training "
-        "pictures, for the validation split holds 6 only"
+        "images, for the validation split holds 6 only"
     )
     assert [line.split(":")[0] for line in rest[:2]] == ["openvino", "onnxruntime"]
     assert rest[2].startswith(str(out))

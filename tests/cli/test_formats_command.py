@@ -30,17 +30,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 SHARED = "rle,coco-rle,polygons"
 
 
-def predict(checkpoint: Path, pictures: Path, out: Path, *words: str) -> None:
-    main(["predict", str(pictures), "--model", str(checkpoint), "--out", str(out), *words])
+def predict(checkpoint: Path, images: Path, out: Path, *words: str) -> None:
+    main(["predict", str(images), "--model", str(checkpoint), "--out", str(out), *words])
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three pictures of which a network makes different masks."""
+    """Three images of which a network makes different masks."""
     (tmp_path / "photos").mkdir()
     for number in range(3):
-        picture = np.roll(photo(24 + number, 20), 5 * number, axis=1)
-        saved(tmp_path / "photos" / f"p{number}.png", Image.fromarray(picture))
+        image = np.roll(photo(24 + number, 20), 5 * number, axis=1)
+        saved(tmp_path / "photos" / f"p{number}.png", Image.fromarray(image))
     return tmp_path / "photos"
 
 
@@ -99,7 +99,7 @@ def middle_threshold(checkpoint: Path, photos: Path, folder: Path) -> str:
 def test_shared_files_go_on_after_a_stop(
     small_checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A first run over fewer pictures stands for the stopped one: its rows are kept."""
+    """A first run over fewer images stands for the stopped one: its rows are kept."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     words = ("--format", SHARED)
     predict(small_checkpoint, photos / "p1.png", out, *words)

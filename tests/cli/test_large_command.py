@@ -1,4 +1,4 @@
-"""``notan predict`` on tiles, and on pictures that are streamed."""
+"""``notan predict`` on tiles, and on images that are streamed."""
 
 from __future__ import annotations
 
@@ -37,20 +37,22 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_huge_tiff_is_streamed_beside_other_pictures(
+def test_a_huge_tiff_is_streamed_beside_other_images(
     small_checkpoint: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = saved(tmp_path / "small.png", Image.fromarray(photo()))
     out = tmp_path / "out"
     predict(small_checkpoint, large, small, "--out", out)
-    assert "2 of 2 pictures" in capsys.readouterr().out
+    assert "2 of 2 images" in capsys.readouterr().out
     mask = tifffile.imread(out / "masks" / "slide.tif")
     assert mask.shape == (300, 200)
     assert set(np.unique(mask)) <= {0, 255}
     assert (out / "masks" / "small.png").exists()
     by_name = {row["name"]: row for row in rows(out)}
     assert by_name["slide"]["height"] == "300"
-    assert float(by_name["slide"]["figure_fraction"]) == pytest.approx((mask > 0).mean(), abs=1e-6)
+    assert float(by_name["slide"]["foreground_fraction"]) == pytest.approx(
+        (mask > 0).mean(), abs=1e-6
+    )
 
 
 def test_the_streamed_mask_is_that_of_the_same_tiles_in_memory(
@@ -66,7 +68,7 @@ def test_the_streamed_mask_is_that_of_the_same_tiles_in_memory(
         )
 
 
-def test_a_resumed_run_leaves_a_streamed_picture_that_is_done(
+def test_a_resumed_run_leaves_a_streamed_image_that_is_done(
     small_checkpoint: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -102,7 +104,7 @@ def test_a_huge_tiff_that_is_broken_is_named_and_leaves_nothing(
     assert not list(out.rglob("*.tif"))
 
 
-def test_what_cannot_be_written_of_a_huge_picture_is_said(
+def test_what_cannot_be_written_of_a_huge_image_is_said(
     small_checkpoint: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:

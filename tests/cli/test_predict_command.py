@@ -42,7 +42,7 @@ def predict(small_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Four pictures."""
+    """Four images."""
     (tmp_path / "photos").mkdir()
     for number in range(4):
         image = np.roll(photo(), number, axis=0)
@@ -72,16 +72,16 @@ def refused(
 def test_a_video_gives_a_mask_of_every_nth_frame(
     predict: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = predict(write_video(tmp_path / "clip.mp4"), "--every", 3)
+    out = predict(write_video(tmp_path / "clip.mp4"), "--frame-step", 3)
     wanted = ["clip-000001", "clip-000004", "clip-000007"]
     assert masks(out) == [f"{name}.png" for name in wanted]
     assert [row["name"] for row in rows(out)] == wanted
-    assert "3 of 3 pictures" in capsys.readouterr().out
+    assert "3 of 3 images" in capsys.readouterr().out
     with Image.open(out / "overlays" / "clip-000004.png") as overlay:
         assert overlay.size == (64, 48)
 
 
-def test_a_frame_and_its_picture_have_the_same_mask(
+def test_a_frame_and_its_image_have_the_same_mask(
     predict: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write_video(tmp_path / "clip.avi")
@@ -94,9 +94,7 @@ def test_a_frame_and_its_picture_have_the_same_mask(
     assert first == (alone / "masks" / "frame.png").read_bytes()
 
 
-def test_pages_patterns_and_pictures_go_together(
-    predict: Callable[..., Path], photos: Path
-) -> None:
+def test_pages_patterns_and_images_go_together(predict: Callable[..., Path], photos: Path) -> None:
     pages = [Image.fromarray(photo(10 + number, 12)) for number in range(2)]
     saved(photos / "scan.tif", pages[0], save_all=True, append_images=pages[1:])
     out = predict(photos / "*.tif", photos / "p[01].png")
@@ -112,7 +110,7 @@ def test_folders_with_the_same_names_do_not_collide(
     assert masks(out) == sorted(f"{part}/p{n}.png" for part in ("photos", "more") for n in range(4))
 
 
-def test_a_picture_may_come_by_standard_input(
+def test_an_image_may_come_by_standard_input(
     predict: Callable[..., Path], photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Standard:
@@ -137,7 +135,7 @@ def test_only_the_formats_that_were_asked_for_are_written(
     assert "did you mean 'overlay'" in line
 
 
-@pytest.mark.parametrize("flag", ["--every", "--batch-size"])
+@pytest.mark.parametrize("flag", ["--frame-step", "--batch-size"])
 def test_a_number_below_one_is_refused(
     predict: Callable[..., Path], photos: Path, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
@@ -171,12 +169,12 @@ def test_outputs_may_go_into_the_folder_of_the_inputs(
 
 
 def damage(photos: Path) -> int:
-    """Put broken files of many kinds among the pictures; return how many."""
+    """Put broken files of many kinds among the images; return how many."""
     whole = (photos / "p0.png").read_bytes()
     for name, content in {
         "cut.png": whole[:200],
         "empty.jpg": b"",
-        "text.jpg": b"this is no picture",
+        "text.jpg": b"this is no image",
         "page.png": b"<!DOCTYPE html><html><body>404</body></html>",
         "bomb.png": png(65_535, 65_535),
         "film.mp4": b"ffconcat version 1.0\nfile p0.png\n",
@@ -196,25 +194,25 @@ def test_damaged_files_among_good_ones_are_listed_at_the_end(
     bad = damage(photos)
     code, line = refused(capsys, predict, photos, "--batch-size", 2)
     assert code == 3
-    assert f"{bad} of {bad + 4} pictures could not be read" in line
+    assert f"{bad} of {bad + 4} images could not be read" in line
     assert "and 2 more; all in failed.csv" in line
     out = tmp_path / "out"
     assert masks(out) == ["p0.png", "p1.png", "p2.png", "p3.png"]
     failed = rows(out, "failed.csv")
-    assert sorted(Path(row["picture"]).name for row in failed) == sorted(
+    assert sorted(Path(row["image"]).name for row in failed) == sorted(
         ["cut.png", "empty.jpg", "text.jpg", "page.png", "bomb.png", "film.mp4", "cut.mp4"]
     )
-    assert all(row["picture"] in row["reason"] for row in failed)
+    assert all(row["image"] in row["reason"] for row in failed)
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, picture: int) -> None:
-    """Press Ctrl-C while the network has the picture of this number."""
+def stop_at(monkeypatch: pytest.MonkeyPatch, image: int) -> None:
+    """Press Ctrl-C while the network has the image of this number."""
     whole, asked = Predictor.predict_many, 0
 
     def predict_many(self: Predictor, images: Any, **options: Any) -> Any:
         nonlocal asked
         asked += 1
-        if asked == picture:
+        if asked == image:
             raise KeyboardInterrupt
         return whole(self, images, **options)
 
@@ -232,12 +230,12 @@ def test_ctrl_c_leaves_whole_files_and_resume_completes_them(
         stop_at(patch, 3)
         code, line = refused(capsys, predict, photos)
     assert code == 130
-    assert "2 pictures are done and whole: give the same command with --resume" in line
+    assert "2 images are done and whole: give the same command with --resume" in line
     out = tmp_path / "out"
     assert masks(out) == ["p0.png", "p1.png"]
     times = {path: path.stat().st_mtime_ns for path in (out / "masks").iterdir()}
     predict(photos, "--resume")
-    assert "4 of 4 pictures" in (said := capsys.readouterr().out)
+    assert "4 of 4 images" in (said := capsys.readouterr().out)
     assert "(2 were there already)" in said
     assert all(path.stat().st_mtime_ns == then for path, then in times.items())
     files = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file()]
@@ -264,9 +262,13 @@ def test_without_resume_everything_is_predicted_again(
     ("spoil", "code", "words"),
     [
         ({"predict.json": "{}"}, 2, "this folder was begun otherwise"),
-        ({"predict.json": "[1]"}, 2, "this folder was begun otherwise: decision was not said"),
+        (
+            {"predict.json": "[1]"},
+            2,
+            "this folder was begun otherwise: postprocessing was not said",
+        ),
         ({"predict.json": "no json"}, 3, "nobody knows how this folder was made"),
-        ({"predictions.csv": "name;picture\nx;y\n"}, 3, "cannot be read as the table"),
+        ({"predictions.csv": "name;image\nx;y\n"}, 3, "cannot be read as the table"),
         ({"predictions.csv": "\0\0\0"}, 3, "cannot be read as the table"),
     ],
 )
@@ -296,7 +298,7 @@ def test_resume_with_another_threshold_is_refused(
     settings = json.loads((out / "predict.json").read_text())
     code, line = refused(capsys, predict, photos, "--resume", "--threshold", 0.9)
     assert code == 2
-    assert "begun otherwise: decision was" in line
+    assert "begun otherwise: postprocessing was" in line
     assert json.loads((out / "predict.json").read_text()) == settings
 
 
@@ -393,5 +395,5 @@ def test_a_whole_command_line_says_one_clean_line(photos: Path, small_checkpoint
     )
     assert answer.returncode == 3
     assert answer.stderr.count("\n") == 1
-    assert answer.stderr.startswith("notan: 2 of 3 pictures could not be read: ")
-    assert "1 of 3 pictures" in answer.stdout
+    assert answer.stderr.startswith("notan: 2 of 3 images could not be read: ")
+    assert "1 of 3 images" in answer.stdout

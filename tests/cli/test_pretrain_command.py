@@ -25,7 +25,7 @@ def fails(*words: object) -> int:
     return code
 
 
-def test_from_pictures_to_a_training_that_starts_from_them(
+def test_from_images_to_a_training_that_starts_from_them(
     drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, data = tmp_path / "pre", ("--data-path", str(drawn_folder))
@@ -37,14 +37,14 @@ def test_from_pictures_to_a_training_that_starts_from_them(
     assert (settings.path, settings.epochs, settings.patch) == (drawn_folder, 1, 16)
     assert (settings.batch_size, settings.image_size, settings.seed) == (8, 64, 4)
     weights = run / "encoder.safetensors"
-    assert "on 22 pictures of" in read_weights(weights).origin
+    assert "on 22 images of" in read_weights(weights).origin
     main(["pretrain", "--resume", str(run)])
     assert capsys.readouterr().out == said
     start = ("--encoder", "efficientnet_lite0", "--encoder-weights", str(weights))
     out = ("--out", str(tmp_path / "run"), "train.tensorboard=false", "model.width=2")
     main(["train", *data, *start, *QUICK, *out])
     card = read_card(tmp_path / "run" / "best.safetensors")
-    assert "notan pretrain on 22 pictures of" in (card.pretrained or "")
+    assert "notan pretrain on 22 images of" in (card.pretrained or "")
 
 
 def test_the_help_says_what_it_is_for_and_names_every_flag(
@@ -52,7 +52,7 @@ def test_the_help_says_what_it_is_for_and_names_every_flag(
 ) -> None:
     assert fails("--help") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Squares of each picture are hidden" in text
+    assert "Squares of each image are hidden" in text
     flags = "data-path encoder pretrained encoder-weights out overwrite resume device epochs"
     for flag in (*flags.split(), "batch-size", "learning-rate", "image-size", "seed"):
         assert f"--{flag}" in text
@@ -63,7 +63,7 @@ def test_the_help_says_what_it_is_for_and_names_every_flag(
     [
         (["--encoder", "efficientnet"], 2, "did you mean 'efficientnet_lite0'?"),
         (["pretrain.patches=3"], 2, "patches: there is no such setting; did you mean 'patch'?"),
-        (["pretrain.patch=200"], 2, "patches of 200 pixels in pictures of 192: at least two must"),
+        (["pretrain.patch=200"], 2, "patches of 200 pixels in images of 192: at least two must"),
         (["pretrain.hidden_share=1"], 2, "pretrain.hidden_share: Input should be less than or"),
         (["--image-size", "32"], 2, "pretrain.image_size: Input should be greater than or"),
         (["--epochs", "0"], 2, "pretrain.epochs: Input should be greater than or equal to 1"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def data(drawn_folder: Path, tmp_path: Path) -> Path:
-    """The drawn test pictures as a leaderboard gives them, without masks, and a list."""
+    """The drawn test images as a leaderboard gives them, without masks, and a list."""
     shutil.copytree(drawn_folder / "test" / "images", tmp_path / "data" / "test" / "images")
     names = sorted(path.name for path in (tmp_path / "data" / "test" / "images").iterdir())
     words = [name if number % 2 else name.split(".")[0] for number, name in enumerate(names)]
@@ -52,7 +52,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     return stop.value.code, printed.err.strip().splitlines()[-1], printed.out
 
 
-@pytest.mark.parametrize("more", [(), ("--threshold", "0.01", "--tta", "mirror")])
+@pytest.mark.parametrize("more", [(), ("--threshold", "0.01", "--tta", "hflip")])
 def test_the_decoded_masks_are_those_of_predict(
     flags: list[str],
     data: Path,
@@ -62,7 +62,7 @@ def test_the_decoded_masks_are_those_of_predict(
     more: tuple[str, ...],
 ) -> None:
     out = written(flags, small_checkpoint, tmp_path, "--batch-size", "4", *more)
-    assert f"6 pictures: {out}" in capsys.readouterr().out
+    assert f"6 images: {out}" in capsys.readouterr().out
     header, *found = rows(out)
     assert header == ["image_id", "encoded_mask"]
     listed = (tmp_path / "test.txt").read_text().splitlines()
@@ -71,18 +71,18 @@ def test_the_decoded_masks_are_those_of_predict(
     masks = tmp_path / "masks"
     main(["predict", str(data / "test" / "images"), "--model", str(small_checkpoint), "--out",
           str(masks), "--format", "mask", *more])  # fmt: skip
-    figure = 0
+    foreground = 0
     for name, text in found:
         with Image.open(masks / "masks" / f"{name.split('.')[0]}.png") as image:
             wanted = np.asarray(image) == 255
         np.testing.assert_array_equal(decode_rle(text, wanted.shape), wanted)
         assert kaggle_rle(decode_rle(text, wanted.shape)) == text
-        figure += int(wanted.sum())
-    assert figure > 0
+        foreground += int(wanted.sum())
+    assert foreground > 0
 
     capsys.readouterr()
     main(["submit", "--check", str(out), *flags])
-    assert capsys.readouterr().out == "fine: 6 pictures\n"
+    assert capsys.readouterr().out == "fine: 6 images\n"
 
 
 def test_every_problem_is_listed_with_exit_code_3(
@@ -99,25 +99,25 @@ def test_every_problem_is_listed_with_exit_code_3(
     assert out.count("no row for") == 6
 
 
-def test_a_mask_of_another_size_shows_where_the_pictures_are_given(
+def test_a_mask_of_another_size_shows_where_the_images_are_given(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [line.split()[0] for line in (tmp_path / "test.txt").read_text().splitlines()]
     path = tmp_path / "mine.csv"
-    cells = ["1 1921", *[""] * (len(names) - 1)]  # the pictures have 40x48 = 1920 pixels
+    cells = ["1 1921", *[""] * (len(names) - 1)]  # the images have 40x48 = 1920 pixels
     lines = [f"{name},{cell}" for name, cell in zip(names, cells, strict=True)]
     path.write_text("\n".join(["image_id,encoded_mask", *lines]) + "\n")
     main(["submit", "--check", str(path), *flags[2:]])
-    assert capsys.readouterr().out == "fine: 6 pictures\n"
+    assert capsys.readouterr().out == "fine: 6 images\n"
     code, line, out = refused(["--check", str(path), *flags], capsys)
     assert (code, "1 problem," in line) == (3, True)
-    assert "reaches pixel 1921, but the picture has 1920" in out
+    assert "reaches pixel 1921, but the image has 1920" in out
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--check", "s.csv", "--out", "o.csv", "--tta", "flip"], "--out, --tta: --check predicts"),
+        (["--check", "s.csv", "--out", "o.csv", "--tta", "hflip"], "--out, --tta: --check predicts"),
         (["--check", "s.csv", "--model", "m"], "--model: --check predicts nothing"),
         (["--check", "s.csv", "--threshold", "0.5"], "--threshold: --check predicts nothing"),
         (["--check", "s.csv", "--device", "cpu"], "--device: --check predicts nothing"),
@@ -139,7 +139,7 @@ def test_flags_that_do_not_go_together_are_refused(
     assert message in line
 
 
-@pytest.mark.parametrize("what", ["list", "model", "picture"])
+@pytest.mark.parametrize("what", ["list", "model", "image"])
 def test_an_input_is_never_overwritten(
     flags: list[str],
     data: Path,
@@ -147,8 +147,8 @@ def test_an_input_is_never_overwritten(
     capsys: pytest.CaptureFixture[str],
     what: str,
 ) -> None:
-    picture = next((data / "test" / "images").iterdir())
-    out = {"list": data.parent / "test.txt", "model": small_checkpoint, "picture": picture}[what]
+    image = next((data / "test" / "images").iterdir())
+    out = {"list": data.parent / "test.txt", "model": small_checkpoint, "image": image}[what]
     before = out.read_bytes()
     words = ["--model", str(small_checkpoint), *flags, "--out", str(out)]
     code, line, _ = refused(words, capsys)
@@ -156,13 +156,13 @@ def test_an_input_is_never_overwritten(
     assert f"{out}: is an input" in line
 
 
-def test_a_missing_picture_is_named_before_the_model_is_loaded(
+def test_a_missing_image_is_named_before_the_model_is_loaded(
     flags: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "test.txt").write_text("# names\nnobody\n")
     words = ["--model", "absent.safetensors", *flags, "--out", str(tmp_path / "s.csv")]
     code, line, _ = refused(words, capsys)
     assert code == 3
-    assert f"{tmp_path / 'test.txt'}, line 2: 'nobody': there is no picture" in line
+    assert f"{tmp_path / 'test.txt'}, line 2: 'nobody': there is no image" in line
     assert not (tmp_path / "s.csv").exists()
     assert str(data) in line

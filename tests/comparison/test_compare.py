@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from notan.types import Mask
 
 
-def compared(pictures: Source, *runs: Path) -> Comparison:
-    return compare_on(open_candidates(runs), pictures, split="test")
+def compared(images: Source, *runs: Path) -> Comparison:
+    return compare_on(open_candidates(runs), images, split="test")
 
 
 def test_a_model_that_learned_is_better_than_one_that_did_not(
@@ -81,7 +81,7 @@ def test_seeds_of_one_run_are_taken_together(seeded_runs: dict[str, Path], unsee
     assert trained.mean.mean == pytest.approx(np.mean(means))
     assert trained.seed_spread == pytest.approx(np.std(means, ddof=1))
     assert "over seeds" in text_of(comparison)
-    assert "Several seeds count as their mean on each picture" in text_of(comparison)
+    assert "Several seeds count as their mean on each image" in text_of(comparison)
 
 
 def test_two_seeds_alone_are_compared_with_each_other(
@@ -126,7 +126,7 @@ def test_agreement_is_the_dice_of_one_mask_against_the_other(
     assert pair.agreement == pytest.approx(np.mean(dice))
 
 
-def test_the_pictures_that_differ_most_come_first(
+def test_the_images_that_differ_most_come_first(
     seeded_runs: dict[str, Path], unseen: Source
 ) -> None:
     comparison = compared(unseen, seeded_runs["raw-s0"], seeded_runs["trained-s0"])
@@ -141,11 +141,11 @@ def test_the_json_holds_every_number_and_no_nan(
 ) -> None:
     comparison = compared(unseen, *seeded_runs.values())
     read = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
-    assert read["pictures"] == list(unseen.names)
+    assert read["images"] == list(unseen.names)
     assert read["rules"]["split"] == "test"
     assert {model["name"] for model in read["models"]} == {"trained", "raw"}
     first = read["models"][0]
-    assert first["pictures_per_second"] > 0
+    assert first["images_per_second"] > 0
     assert first["parameters"] > 0
     assert first["file_bytes"] == (seeded_runs["trained-s0"] / "best.safetensors").stat().st_size
     assert [seed["seed"] for seed in first["seeds"]] == [0, 1]
@@ -153,20 +153,20 @@ def test_the_json_holds_every_number_and_no_nan(
     assert read["pairs"][0]["better"] in {"first", "second", "none", "unclear"}
 
 
-def test_one_picture_is_compared_without_a_claim(seeded_runs: dict[str, Path]) -> None:
+def test_one_image_is_compared_without_a_claim(seeded_runs: dict[str, Path]) -> None:
     one = DrawnSource(1, size=(24, 30), first=101)
     comparison = compared(one, seeded_runs["raw-s0"], seeded_runs["trained-s0"])
-    assert comparison.pairs[0].verdict == "too few pictures to tell: 1, where 6 are the least"
+    assert comparison.pairs[0].verdict == "too few images to tell: 1, where 6 are the least"
     assert json.dumps(comparison.to_json(), allow_nan=False)
     assert "nan" not in text_of(comparison)
 
 
-def test_models_of_different_pictures_are_said_to_be(
+def test_models_of_different_images_are_said_to_be(
     seeded_runs: dict[str, Path], unseen: Source, tmp_path: Path
 ) -> None:
     fewer = train_small(tmp_path / "fewer", training=DrawnSource(16, size=(24, 24)))
     notes = compared(unseen, seeded_runs["raw-s0"], fewer).notes
-    assert "The models were trained on different pictures (raw-s0 on 24; fewer on 16)." in notes
+    assert "The models were trained on different images (raw-s0 on 24; fewer on 16)." in notes
 
 
 def test_a_single_run_is_refused(seeded_runs: dict[str, Path]) -> None:
@@ -206,24 +206,26 @@ def test_a_folder_without_the_split_is_refused(
         )
 
 
-def test_the_first_runs_own_pictures_are_the_default(small_checkpoint: Path) -> None:
+def test_the_first_runs_own_images_are_the_default(small_checkpoint: Path) -> None:
     comparison = compare([small_checkpoint, small_checkpoint])
     assert len(comparison.names) == 6
 
 
-def test_pictures_that_a_model_was_trained_on_are_refused(small_checkpoint: Path) -> None:
-    with pytest.raises(DataError, match="the model was trained on 24 of these 24 pictures"):
+def test_images_that_a_model_was_trained_on_are_refused(small_checkpoint: Path) -> None:
+    with pytest.raises(DataError, match="the model was trained on 24 of these 24 images"):
         compare([small_checkpoint, small_checkpoint], split="train")
 
 
-def test_pictures_that_a_model_was_trained_on_are_marked_where_they_are_wanted(
+def test_images_that_a_model_was_trained_on_are_marked_where_they_are_wanted(
     small_checkpoint: Path,
 ) -> None:
-    comparison = compare([small_checkpoint, small_checkpoint], split="train", allow_seen=True)
+    comparison = compare(
+        [small_checkpoint, small_checkpoint], split="train", allow_training_images=True
+    )
     assert any("Of each model: NOT A TEST" in note for note in comparison.notes)
 
 
-def test_models_that_set_different_pictures_aside_are_not_compared_on_them(
+def test_models_that_set_different_images_aside_are_not_compared_on_them(
     tmp_path: Path,
 ) -> None:
     write_folder(DrawnSource(12, size=(24, 24)), tmp_path / "data")
@@ -231,7 +233,7 @@ def test_models_that_set_different_pictures_aside_are_not_compared_on_them(
         train(tiny(data__path=tmp_path / "data", seed=seed), out=tmp_path / str(seed)).checkpoint
         for seed in (0, 1)
     ]
-    with pytest.raises(ConfigError, match="the models set different pictures aside"):
+    with pytest.raises(ConfigError, match="the models set different images aside"):
         compare(runs, split="val")
 
 

@@ -14,16 +14,16 @@ from notan.metrics.statistics import compare_paired
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PICTURES, REPETITIONS = 60, 200
+IMAGES, REPETITIONS = 60, 200
 
 
 def scores_of_twins(random: np.random.Generator, gain: float = 0.0) -> tuple[list[float], ...]:
     """Draw the Dice of two models that are alike, as real ones are: skewed, and hard together.
 
-    A picture's difficulty is common to both; what each makes of it is drawn by one rule, so that
-    the two could be exchanged on every picture. ``gain`` makes the second better.
+    An image's difficulty is common to both; what each makes of it is drawn by one rule, so that
+    the two could be exchanged on every image. ``gain`` makes the second better.
     """
-    difficulty = random.beta(6, 1.5, PICTURES)
+    difficulty = random.beta(6, 1.5, IMAGES)
     concentration = 40.0
     shape = (difficulty * concentration, (1 - difficulty) * concentration + 0.1)
     first, second = random.beta(*shape), random.beta(*shape)
@@ -72,13 +72,13 @@ def test_the_better_one_is_named_with_what_it_gains(swapped: bool) -> None:
 
 def test_noise_is_said_to_be_noise() -> None:
     compared = compare_paired(*scores_of_twins(np.random.default_rng(3)))
-    assert in_words(compared, 0.05, "A", "B") == "no difference beyond noise on these 60 pictures"
+    assert in_words(compared, 0.05, "A", "B") == "no difference beyond noise on these 60 images"
 
 
 def test_equal_scores_are_no_difference() -> None:
     compared = compare_paired([0.5] * 8, [0.5] * 8)
     words = in_words(compared, compared.p_value, "A", "B")
-    assert words == "no difference: A and B score the same on each of these 8 pictures"
+    assert words == "no difference: A and B score the same on each of these 8 images"
 
 
 def test_many_small_gains_against_a_few_great_losses_are_no_victory() -> None:
@@ -87,16 +87,16 @@ def test_many_small_gains_against_a_few_great_losses_are_no_victory() -> None:
     assert decide(compared, compared.p_value) == "unclear"
     words = in_words(compared, compared.p_value, "A", "B")
     assert "A and B differ, but neither is better in the mean" in words
-    assert "B scores higher on 50 and lower on 2 of these 52 pictures" in words
+    assert "B scores higher on 50 and lower on 2 of these 52 images" in words
 
 
-def test_five_pictures_are_too_few() -> None:
+def test_five_images_are_too_few() -> None:
     compared = compare_paired([0.1] * 5, [0.9, 0.8, 0.9, 0.8, 0.7])
     assert compared.p_value > SIGNIFICANCE
     words = in_words(compared, compared.p_value, "A", "B")
-    assert words == "too few pictures to tell: 5, where 6 are the least"
+    assert words == "too few images to tell: 5, where 6 are the least"
 
 
-def test_six_pictures_can_tell() -> None:
+def test_six_images_can_tell() -> None:
     compared = compare_paired([0.1] * 6, [0.9, 0.8, 0.9, 0.8, 0.7, 0.6])
     assert decide(compared, compared.p_value) == "second"

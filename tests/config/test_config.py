@@ -32,7 +32,7 @@ def test_the_defaults_are_the_reference_recipes() -> None:
     run = Run()
     assert run.model == Model(name="unet", width=64, residual="standard")
     assert run.preprocess.image_size == (256, 256)
-    assert run.data.border == "figure"
+    assert run.data.trimap_border == "foreground"
     assert run.loss.weights == {"bce": 1.0, "dice": 1.0}
     assert (run.train.batch_size, run.train.learning_rate, run.train.gamma) == (32, 1e-4, 0.98)
 
@@ -71,10 +71,10 @@ def test_the_word_none_takes_a_value_back(tmp_path: Path) -> None:
 
 
 def test_a_recipe_takes_a_default_back_with_the_same_word(tmp_path: Path) -> None:
-    recipe = written(tmp_path, '[train]\ngradient_clip = "none"\naverage_decay = "None"')
+    recipe = written(tmp_path, '[train]\ngradient_clip = "none"\nema_decay = "None"')
     run = load_run(recipe, flags={"train.unlabelled": "more"})
     assert run.train.gradient_clip is None
-    assert run.train.average_decay is None
+    assert run.train.ema_decay is None
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,14 @@ def test_a_bare_word_is_text_and_a_toml_value_is_what_it_says() -> None:
         ("train.epochs=1.5", r"^train\.epochs: .*\(found 1\.5\)"),
         ("train.learning_rate=inf", r"^train\.learning_rate: .*finite"),
         ("train.schedule=linear", r"^train\.schedule: .*'exponential' or 'cosine'"),
-        ("data.border=edge", r"^data\.border: .*'figure', 'ground' or 'ignore'.*\(found 'edge'\)"),
+        (
+            "data.trimap_border=edge",
+            r"^data\.trimap_border: .*'foreground', 'background' or 'ignore'.*\(found 'edge'\)",
+        ),
         ("preprocess.image_size=0", r"^preprocess\.image_size\.0: .*\(found 0\)"),
         ("preprocess.image_size=[1, 2, 3]", r"^preprocess\.image_size"),
         ("preprocess.std=[1, 1, 0]", r"^preprocess: every channel's std must be above 0"),
-        ("augment.dropout_ratio=1", r"^augment\.dropout_ratio: .*less than 1"),
+        ("augment.grid_dropout_ratio=1", r"^augment\.grid_dropout_ratio: .*less than 1"),
         ("seed=-1", r"^seed: "),
         ("seed=none", r"^seed: .*\(found None\)"),
         ("model=unet", r"^model: "),
@@ -198,7 +201,7 @@ runs = st.builds(
     data=st.builds(
         Data,
         path=st.none() | paths,
-        border=st.sampled_from(["figure", "ground", "ignore"]),
+        trimap_border=st.sampled_from(["foreground", "background", "ignore"]),
         limit=st.none() | st.integers(1, 10**6),
     ),
     preprocess=st.builds(
@@ -213,8 +216,8 @@ runs = st.builds(
         patience=st.none() | st.integers(1, 99),
         gradient_clip=st.none() | st.just(1.0),
         unlabelled=st.none() | paths,
-        average_decay=st.none() | st.just(0.9),
-        budget_seconds=st.none() | st.just(60.0),
+        ema_decay=st.none() | st.just(0.9),
+        time_limit_seconds=st.none() | st.just(60.0),
     ),
     seed=st.integers(0, 2**32 - 1),
 )

@@ -1,4 +1,4 @@
-"""Every backend gives the same mask of the same picture: alone, in a batch, in tiles, as a file."""
+"""Every backend gives the same mask of the same image: alone, in a batch, in tiles, as a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from notan.predict.backends import Precision
     from notan.predict.predictor import Prediction
 
-PICTURES = [DrawnSource(1, size=size, seed=5)[0].image for size in [(70, 90), (33, 71), (8, 9)]]
+IMAGES = [DrawnSource(1, size=size, seed=5)[0].image for size in [(70, 90), (33, 71), (8, 9)]]
 SAME_SIZE = [sample.image for sample in DrawnSource(8, size=(40, 48), seed=6)]
 RUNTIMES = ("openvino", "onnxruntime")
 MOST = 1e-5
@@ -34,10 +34,10 @@ MOST = 1e-5
 
 @dataclass(frozen=True)
 class Way:
-    """A way for a picture to go through a network.
+    """A way for an image to go through a network.
 
     Attributes:
-        own_pixels: As if training had kept the pictures' own pixels.
+        own_pixels: As if training had kept the images' own pixels.
         tiling: When and how it is cut.
     """
 
@@ -76,20 +76,20 @@ def clear_threshold(predictions: Sequence[Prediction]) -> float:
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("runtime", ["torch", *RUNTIMES])
-def test_the_same_picture_gives_the_same_mask(
+def test_the_same_image_gives_the_same_mask(
     runtime: str, way: str, batch_size: int, portable: Path, small_checkpoint: Path
 ) -> None:
-    pictures = [*PICTURES, *SAME_SIZE]
+    images = [*IMAGES, *SAME_SIZE]
     model = small_checkpoint if runtime == "torch" else portable
-    expected = list(WAYS[way].open(small_checkpoint, "torch").predict_many(pictures))
-    found = list(WAYS[way].open(model, runtime).predict_many(pictures, batch_size=batch_size))
+    expected = list(WAYS[way].open(small_checkpoint, "torch").predict_many(images))
+    found = list(WAYS[way].open(model, runtime).predict_many(images, batch_size=batch_size))
     threshold = clear_threshold(expected)
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(one.probability, other.probability, atol=MOST)
-        mask = one.decision.with_threshold(threshold).mask(one.probability)
+        mask = one.postprocessing.with_threshold(threshold).mask(one.probability)
         assert 0 < mask.mean() < 1
         np.testing.assert_array_equal(
-            mask, other.decision.with_threshold(threshold).mask(other.probability)
+            mask, other.postprocessing.with_threshold(threshold).mask(other.probability)
         )
 
 
@@ -97,7 +97,7 @@ def test_the_same_picture_gives_the_same_mask(
 def test_those_tiles_are_several(way: str, small_checkpoint: Path) -> None:
     predictor = WAYS[way].open(small_checkpoint, "torch")
     assert predictor.card is not None
-    size = PICTURES[0].shape[0], PICTURES[0].shape[1]
+    size = IMAGES[0].shape[0], IMAGES[0].shape[1]
     trained = predictor.card.data.median_size
     grid = predictor.tiling.grid(size, predictor.preprocessor, trained)
     assert len(grid.rows) > 1
@@ -112,15 +112,15 @@ def written(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """The outputs of ``notan predict`` in every format there is, by runtime."""
-    pictures = drawn_folder / "test" / "images"
+    images = drawn_folder / "test" / "images"
     predictor = Predictor.load(small_checkpoint)
-    threshold = clear_threshold([predictor(path) for path in sorted(pictures.iterdir())])
+    threshold = clear_threshold([predictor(path) for path in sorted(images.iterdir())])
     folders = {}
     for runtime in ("torch", *RUNTIMES):
         out = folders[runtime] = tmp_path_factory.mktemp(runtime)
         model = small_checkpoint if runtime == "torch" else portable
         words = ("--model", model, "--backend", runtime, "--out", out, "--threshold", threshold)
-        main(["predict", str(pictures), "--format", ",".join(FORMATS), *map(str, words)])
+        main(["predict", str(images), "--format", ",".join(FORMATS), *map(str, words)])
     return folders
 
 
@@ -177,14 +177,14 @@ def test_an_answer_is_not_written_over_by_the_next(runtime: str, portable: Path)
 def test_bf16_is_near_to_fp32(file: str, portable: Path, small_checkpoint: Path) -> None:
     path = portable if file == "portable" else small_checkpoint
     exact, rounded = (Predictor.load(path, precision=each) for each in ("fp32", "bf16"))
-    picture = PICTURES[0]
-    np.testing.assert_allclose(exact(picture).probability, rounded(picture).probability, atol=0.05)
+    image = IMAGES[0]
+    np.testing.assert_allclose(exact(image).probability, rounded(image).probability, atol=0.05)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_one_thread_gives_the_same(runtime: str, portable: Path) -> None:
-    one = Predictor.load(portable, backend=runtime, threads=1)(PICTURES[0])
-    free = Predictor.load(portable, backend=runtime)(PICTURES[0])
+    one = Predictor.load(portable, backend=runtime, threads=1)(IMAGES[0])
+    free = Predictor.load(portable, backend=runtime)(IMAGES[0])
     np.testing.assert_allclose(one.probability, free.probability, atol=1e-5)
 
 
@@ -208,7 +208,7 @@ def test_openvino_keeps_nothing_that_could_be_damaged(
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     beside = sorted(portable.parent.iterdir())
-    Predictor.load(portable, backend="openvino", precision=precision)(PICTURES[0])
+    Predictor.load(portable, backend="openvino", precision=precision)(IMAGES[0])
     assert list(tmp_path.iterdir()) == []
     assert sorted(portable.parent.iterdir()) == beside
 
@@ -216,7 +216,7 @@ def test_openvino_keeps_nothing_that_could_be_damaged(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"backend": "torch"}, "PyTorch cannot run a portable file"),
+        ({"backend": "torch"}, "PyTorch cannot run an ONNX model"),
         ({"backend": "openvion"}, "did you mean 'openvino'"),
         ({"device": "cuda"}, "runs on the processor, not on cuda"),
         ({"precision": "fp16"}, "--precision fp16: there is no such choice"),
@@ -233,5 +233,5 @@ def test_what_a_portable_file_cannot_do_is_refused(
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_checkpoint_runs_on_torch_only(runtime: str, small_checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match="runs on PyTorch only; make a portable file"):
+    with pytest.raises(ConfigError, match="runs on PyTorch only; make an ONNX model"):
         Predictor.load(small_checkpoint, backend=runtime)

@@ -68,16 +68,16 @@ def test_nothing_between_training_and_masks_reaches_the_network(
     drawn_folder: Path, home: Path, tmp_path: Path
 ) -> None:
     model, portable = (str(tmp_path / "run" / name) for name in ("best.safetensors", "best.onnx"))
-    data, pictures = ("--data-path", str(drawn_folder)), str(drawn_folder / "test" / "images")
+    data, images = ("--data-path", str(drawn_folder)), str(drawn_folder / "test" / "images")
     training = ("--image-size", "32", "--epochs", "1", "--out", str(tmp_path / "run"))
     results = [str(tmp_path / name) for name in ("torch", "openvino", "onnxruntime")]
     commands = [
         ("train", *data, *training, "model.width=4"),
         ("evaluate", "--model", model, *data),
         ("export", "--model", model),
-        ("predict", pictures, "--model", model, "--out", results[0]),
-        ("predict", pictures, "--model", portable, "--backend", "openvino", "--out", results[1]),
-        ("predict", pictures, "--model", portable, "--backend", "onnxruntime", "--out", results[2]),
+        ("predict", images, "--model", model, "--out", results[0]),
+        ("predict", images, "--model", portable, "--backend", "openvino", "--out", results[1]),
+        ("predict", images, "--model", portable, "--backend", "onnxruntime", "--out", results[2]),
     ]
     assert attempts(COMMANDS, json.dumps(commands), home=home) == []
     for result in results:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notan.config import Augment
-from notan.data.batches import Batch, BatchLoader, EvenBatches, Pictures, one_batch
+from notan.data.batches import BalancedBatchSampler, Batch, BatchLoader, SampleDataset, one_batch
 from notan.data.folder import folder_source
 from notan.data.sample import Sample, Source
 from notan.data.synthetic import DrawnSource, write_folder
@@ -33,13 +33,13 @@ seeds = st.integers(0, 2**32 - 1)
 epochs = st.integers(0, 1000)
 
 
-def varied(source: Source, *, seed: int = 0, augment: Augment | None = None) -> Pictures:
+def varied(source: Source, *, seed: int = 0, augment: Augment | None = None) -> SampleDataset:
     transforms = build_transforms(augment or Augment(), PREPROCESSOR.fit)
-    return Pictures(source, PREPROCESSOR, transforms=transforms, seed=seed)
+    return SampleDataset(source, PREPROCESSOR, transforms=transforms, seed=seed)
 
 
 def read(loader: BatchLoader, epoch: int = 0) -> list[Batch]:
-    loader.go_to(epoch)
+    loader.set_epoch(epoch)
     return list(loader)
 
 
@@ -57,10 +57,10 @@ def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(count=counts, batch_size=batch_sizes, seed=seeds, epoch=epochs, shuffle=st.booleans())
-def test_batches_are_even_and_cover_every_picture_once(
+def test_batches_are_even_and_cover_every_image_once(
     count: int, batch_size: int, seed: int, epoch: int, shuffle: bool
 ) -> None:
-    order = EvenBatches(count, batch_size, seed=seed, shuffle=shuffle)
+    order = BalancedBatchSampler(count, batch_size, seed=seed, shuffle=shuffle)
     order.epoch = epoch
     batches = list(order)
     lengths = [len(batch) for batch in batches]
@@ -84,7 +84,7 @@ def test_batches_are_even_and_cover_every_picture_once(
 def test_batches_are_of_one_kind_but_where_two_kinds_meet(
     kinds: list[int], batch_size: int, seed: int, epoch: int
 ) -> None:
-    order = EvenBatches(len(kinds), batch_size, seed=seed, shuffle=True, kinds=kinds)
+    order = BalancedBatchSampler(len(kinds), batch_size, seed=seed, shuffle=True, kinds=kinds)
     order.epoch = epoch
     batches = [[index for _, index in batch] for batch in order]
     assert sorted(index for batch in batches for index in batch) == list(range(len(kinds)))
@@ -97,7 +97,7 @@ def test_batches_are_of_one_kind_but_where_two_kinds_meet(
 
 def test_kinds_come_in_another_order_in_each_epoch() -> None:
     kinds = [0] * 20 + [1] * 20
-    order = EvenBatches(40, 4, seed=0, shuffle=True, kinds=kinds)
+    order = BalancedBatchSampler(40, 4, seed=0, shuffle=True, kinds=kinds)
     seen = set()
     for order.epoch in range(6):
         batches = list(order)
@@ -110,8 +110,8 @@ def test_kinds_come_in_another_order_in_each_epoch() -> None:
 def test_the_order_depends_on_seed_and_epoch_only(
     count: int, batch_size: int, seed: int, epoch: int
 ) -> None:
-    fresh = EvenBatches(count, batch_size, seed=seed, shuffle=True)
-    used = EvenBatches(count, batch_size, seed=seed, shuffle=True)
+    fresh = BalancedBatchSampler(count, batch_size, seed=seed, shuffle=True)
+    used = BalancedBatchSampler(count, batch_size, seed=seed, shuffle=True)
     for earlier in range(3):
         used.epoch = earlier
         list(used)
@@ -124,7 +124,7 @@ def test_the_order_depends_on_seed_and_epoch_only(
 def test_another_epoch_and_another_seed_have_an_order_of_their_own() -> None:
     orders = set()
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        order = EvenBatches(50, 8, seed=seed, shuffle=True)
+        order = BalancedBatchSampler(50, 8, seed=seed, shuffle=True)
         order.epoch = epoch
         orders.add(tuple(index for batch in order for _, index in batch))
     assert len(orders) == 4
@@ -140,34 +140,38 @@ def test_any_number_of_processes_gives_the_same_training() -> None:
     assert len(alone) == len(helped) == 3
 
 
-def test_another_epoch_and_another_seed_vary_the_pictures_differently() -> None:
+def test_another_epoch_and_another_seed_vary_the_images_differently() -> None:
     source = DrawnSource(3, size=(24, 28))
-    still = Augment(light_probability=0, dropout_probability=0)  # the geometry alone
+    still = Augment(
+        brightness_contrast_probability=0, grid_dropout_probability=0
+    )  # the geometry alone
     results = [
         read(BatchLoader(varied(source, seed=seed, augment=still), 3, shuffle=False), epoch)[0]
         for seed, epoch in ((0, 1), (0, 2), (1, 1))
     ]
     assert names([results[0]]) == names([results[1]]) == source.names
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        for picture in range(3):
-            images = results[one].images[picture], results[other].images[picture]
+        for image in range(3):
+            images = results[one].images[image], results[other].images[image]
             assert not torch.equal(*images)
 
 
-def test_two_pictures_of_one_batch_are_not_varied_alike() -> None:
+def test_two_images_of_one_batch_are_not_varied_alike() -> None:
     twin = DrawnSource(1, size=(24, 28))[0]
     batch = read(BatchLoader(varied(SampleList([twin, twin])), 2, shuffle=False))[0]
     assert not torch.equal(batch.images[0], batch.images[1])
 
 
 def test_without_transforms_every_epoch_is_the_same() -> None:
-    loader = BatchLoader(Pictures(DrawnSource(5, size=(24, 28)), PREPROCESSOR), 2, shuffle=False)
+    loader = BatchLoader(
+        SampleDataset(DrawnSource(5, size=(24, 28)), PREPROCESSOR), 2, shuffle=False
+    )
     assert_same(read(loader, 1), read(loader, 2))
 
 
 def test_a_batch_holds_what_the_preprocessor_makes_and_the_truth_at_full_size() -> None:
     source = DrawnSource(2, size=(24, 28))
-    (batch,) = BatchLoader(Pictures(source, PREPROCESSOR), 2, shuffle=False)
+    (batch,) = BatchLoader(SampleDataset(source, PREPROCESSOR), 2, shuffle=False)
     assert batch.images.shape == (2, 3, 32, 32)
     assert batch.targets.shape == batch.valid.shape == (2, 1, 32, 32)
     assert {tensor.dtype for tensor in batch[:3]} == {torch.float32}
@@ -194,10 +198,10 @@ class SampleList(Source):
         return self.samples[index]
 
 
-def test_pictures_of_several_sizes_are_padded_to_the_largest_sides() -> None:
-    preprocessor = Preprocessor(image_size=(40, 40), keep_aspect=True, stride=8)
+def test_images_of_several_sizes_are_padded_to_the_largest_sides() -> None:
+    preprocessor = Preprocessor(image_size=(40, 40), keep_aspect_ratio=True, stride=8)
     samples = [DrawnSource(1, size=size, first=n)[0] for n, size in enumerate(((20, 40), (33, 9)))]
-    (batch,) = BatchLoader(Pictures(SampleList(samples), preprocessor), 2, shuffle=False)
+    (batch,) = BatchLoader(SampleDataset(SampleList(samples), preprocessor), 2, shuffle=False)
     assert batch.images.shape == (2, 3, 40, 40)
     for index, sample in enumerate(samples):
         own, placement = preprocessor(sample.image)
@@ -244,7 +248,7 @@ def test_ignored_pixels_are_not_valid() -> None:
 
 
 def broken_folder(folder: Path) -> Source:
-    """Four pairs, of which the third picture is cut short."""
+    """Four pairs, of which the third image is cut short."""
     write_folder(DrawnSource(4, size=(24, 28)), folder)
     path = folder / "images" / "drawn-0002.png"
     path.write_bytes(path.read_bytes()[:200])
@@ -252,25 +256,27 @@ def broken_folder(folder: Path) -> Source:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_picture_is_one_line_that_names_it(tmp_path: Path, workers: int) -> None:
-    pictures = varied(broken_folder(tmp_path))
-    loader = BatchLoader(pictures, 2, shuffle=False, workers=workers)
+def test_an_unreadable_image_is_one_line_that_names_it(tmp_path: Path, workers: int) -> None:
+    images = varied(broken_folder(tmp_path))
+    loader = BatchLoader(images, 2, shuffle=False, workers=workers)
     with pytest.raises(DataError, match=r"drawn-0002\.png: is damaged or cut short") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
 
-def test_pictures_before_the_unreadable_one_still_arrive(tmp_path: Path) -> None:
+def test_images_before_the_unreadable_one_still_arrive(tmp_path: Path) -> None:
     batches = iter(BatchLoader(varied(broken_folder(tmp_path)), 2, shuffle=False))
     assert names([next(batches)]) == ["drawn-0000", "drawn-0001"]
     with pytest.raises(NotanError):
         next(batches)
 
 
-def test_a_picture_that_does_not_fit_is_one_line_as_well() -> None:
+def test_an_image_that_does_not_fit_is_one_line_as_well() -> None:
     grey = Sample("grey", np.zeros((8, 8), np.uint8), np.zeros((8, 8), dtype=np.bool_))
-    loader = BatchLoader(Pictures(SampleList([grey]), PREPROCESSOR), 1, shuffle=False, workers=1)
-    with pytest.raises(ShapeError, match=r"a picture of shape \(8, 8\)") as caught:
+    loader = BatchLoader(
+        SampleDataset(SampleList([grey]), PREPROCESSOR), 1, shuffle=False, workers=1
+    )
+    with pytest.raises(ShapeError, match=r"an image of shape \(8, 8\)") as caught:
         list(loader)
     assert "\n" not in str(caught.value)

@@ -19,28 +19,28 @@ from image_files import (
 )
 from notan.data.formats import (
     MAX_PIXELS,
-    decode_picture,
+    decode_image,
+    read_image,
     read_mask,
-    read_picture,
     read_size,
 )
 from notan.errors import DataError
 
-READERS = (read_picture, read_size, read_mask)
+READERS = (read_image, read_size, read_mask)
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path, read: Any) -> None:
+def test_what_is_no_image_is_refused_in_one_line(tmp_path: Path, read: Any) -> None:
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("not a picture\nat all")
+    (tmp_path / "text.png").write_text("not an image\nat all")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     words = {
-        "missing.png": "there is no such file; wanted a picture or mask; check the path",
-        "empty.png": r"is empty \(0 bytes\); wanted a picture as PNG",
-        "text.png": "begins with b'not a picture.*; wanted a picture as PNG",
-        "folder.png": "is a folder; wanted one picture or mask; name a file in it",
-        "script.png": "begins with .*; wanted a picture as PNG",
+        "missing.png": "there is no such file; wanted an image or mask; check the path",
+        "empty.png": r"is empty \(0 bytes\); wanted an image as PNG",
+        "text.png": "begins with b'not an image.*; wanted an image as PNG",
+        "folder.png": "is a folder; wanted one image or mask; name a file in it",
+        "script.png": "begins with .*; wanted an image as PNG",
     }
     for name, pattern in words.items():
         with pytest.raises(DataError, match=f"{name}: {pattern}") as caught:
@@ -56,12 +56,12 @@ def test_a_file_without_permission_is_refused(
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match=r"p\.png: could not be opened \(Permission denied\)"):
-        read_picture(tmp_path / "p.png")
+        read_image(tmp_path / "p.png")
 
 
 def test_a_path_with_a_zero_byte_is_refused() -> None:
     with pytest.raises(DataError, match="could not be opened"):
-        read_picture(Path("a\0b.png"))
+        read_image(Path("a\0b.png"))
 
 
 def encoded(kind: str) -> bytes:
@@ -101,7 +101,7 @@ def test_a_file_cut_anywhere_is_read_or_refused(tmp_path: Path, kind: str) -> No
     for place in places:
         path.write_bytes(whole[:place])
         refusals = read_or_refuse(path)
-        assert refusals or place >= 24, "less than a header passes for a picture"
+        assert refusals or place >= 24, "less than a header passes for an image"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,8 +162,8 @@ def test_a_webp_that_claims_a_huge_size_is_refused(tmp_path: Path) -> None:
         read_size(path)
 
 
-def test_a_picture_without_pixels_is_refused() -> None:
+def test_an_image_without_pixels_is_refused() -> None:
     gif = b"GIF89a" + struct.pack("<HHBBB", 0, 0, 0, 0, 0)
     gif += b"," + struct.pack("<HHHHB", 0, 0, 0, 0, 0) + b"\x02\x00;"
     with pytest.raises(DataError, match="upload"):
-        decode_picture(gif, "upload")
+        decode_image(gif, "upload")

@@ -1,4 +1,4 @@
-"""The data doctor on pictures that stand in a folder twice, and on splits that differ."""
+"""The data doctor on images that stand in a folder twice, and on splits that differ."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from doctor_folders import SIZE, found, image, mask, only, pixels, write, write_clean
+from doctor_folders import SIZE, found, image_path, mask, only, pixels, write, write_clean
 from notan.data.doctor.likeness import alike, look_at
 from notan.data.synthetic import DrawnSource
 
 if TYPE_CHECKING:
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def folder(clean: Path, tmp_path: Path) -> Path:
 
 
 def copy_pair(folder: Path, number: int, part: str, name: str = "copy.png") -> None:
-    shutil.copy(image(folder, number), folder / part / "images" / name)
+    shutil.copy(image_path(folder, number), folder / part / "images" / name)
     shutil.copy(mask(folder, number), folder / part / "masks" / name)
 
 
@@ -38,7 +38,7 @@ def resized_jpeg(path: Path, to: Path) -> None:
         opened.resize((opened.width * 3 // 2, opened.height * 3 // 2)).save(to, quality=85)
 
 
-def test_the_same_picture_twice_in_a_split(folder: Path) -> None:
+def test_the_same_image_twice_in_a_split(folder: Path) -> None:
     copy_pair(folder, 1, "train")
     finding = only(folder, "duplicate")
     assert finding.severity == "warning"
@@ -46,7 +46,7 @@ def test_the_same_picture_twice_in_a_split(folder: Path) -> None:
     assert {path.name for path in finding.files} == {"copy.png", "drawn-0001.png"}
 
 
-def test_the_same_picture_in_two_splits_is_an_error(folder: Path) -> None:
+def test_the_same_image_in_two_splits_is_an_error(folder: Path) -> None:
     copy_pair(folder, 1, "test")
     finding = only(folder, "duplicate-across-splits")
     assert finding.severity == "error"
@@ -54,8 +54,8 @@ def test_the_same_picture_in_two_splits_is_an_error(folder: Path) -> None:
     assert "(test)" in finding.message
 
 
-def test_the_same_pixels_in_another_format_are_the_same_picture(folder: Path) -> None:
-    Image.fromarray(pixels(image(folder, 1))).save(folder / "test" / "images" / "copy.bmp")
+def test_the_same_pixels_in_another_format_are_the_same_image(folder: Path) -> None:
+    Image.fromarray(pixels(image_path(folder, 1))).save(folder / "test" / "images" / "copy.bmp")
     shutil.copy(mask(folder, 1), folder / "test" / "masks" / "copy.png")
     assert len(only(folder, "duplicate-across-splits").files) == 2
 
@@ -64,7 +64,7 @@ def test_the_same_pixels_in_another_format_are_the_same_picture(folder: Path) ->
     ("part", "kind"), [("train", "near-duplicate"), ("val", "near-duplicate-across-splits")]
 )
 def test_a_resized_and_recompressed_copy(folder: Path, part: str, kind: str) -> None:
-    resized_jpeg(image(folder, 1), folder / part / "images" / "near.jpg")
+    resized_jpeg(image_path(folder, 1), folder / part / "images" / "near.jpg")
     with Image.open(mask(folder, 1)) as opened:
         larger = opened.resize((SIZE[1] * 3 // 2, SIZE[0] * 3 // 2), Image.Resampling.NEAREST)
     larger.save(folder / part / "masks" / "near.png")
@@ -86,22 +86,22 @@ def test_copies_with_different_masks(folder: Path) -> None:
     assert "their masks differ" in finding.message
 
 
-def moved(picture: Picture, pixels_right: int) -> Picture:
-    return np.ascontiguousarray(np.roll(picture, pixels_right, axis=1))
+def moved(image: RGBImage, pixels_right: int) -> RGBImage:
+    return np.ascontiguousarray(np.roll(image, pixels_right, axis=1))
 
 
 def test_looks_find_copies_among_many_and_nothing_else() -> None:
-    pictures = [sample.image for sample in DrawnSource(60, size=(64, 80), seed=9)]
-    brighter = np.clip(pictures[7] * 1.05, 0, 255).astype(np.uint8)
-    looks = [look_at(picture) for picture in [*pictures, brighter, moved(pictures[3], 12)]]
+    images = [sample.image for sample in DrawnSource(60, size=(64, 80), seed=9)]
+    brighter = np.clip(images[7] * 1.05, 0, 255).astype(np.uint8)
+    looks = [look_at(image) for image in [*images, brighter, moved(images[3], 12)]]
     assert list(alike(looks)) == [(7, 60)]
 
 
-def test_a_part_that_changed_makes_another_picture() -> None:
-    picture = DrawnSource(1, size=(128, 160), seed=4)[0].image
-    other = picture.copy()
+def test_a_part_that_changed_makes_another_image() -> None:
+    image = DrawnSource(1, size=(128, 160), seed=4)[0].image
+    other = image.copy()
     other[40:80, 60:100] = 255 - other[40:80, 60:100]
-    assert not list(alike([look_at(picture), look_at(other)]))
+    assert not list(alike([look_at(image), look_at(other)]))
 
 
 def test_splits_of_other_colours(folder: Path) -> None:
@@ -114,9 +114,9 @@ def test_splits_of_other_colours(folder: Path) -> None:
 
 def test_splits_of_other_coverage(folder: Path) -> None:
     for path in (folder / "test" / "masks").iterdir():
-        figure = np.zeros(SIZE, np.uint8)
-        figure[: 70 + int(path.stem[-1]), 5:-5] = 255
-        write(path, figure)
+        foreground = np.zeros(SIZE, np.uint8)
+        foreground[: 70 + int(path.stem[-1]), 5:-5] = 255
+        write(path, foreground)
     finding = found(folder, "different-coverage")[0]
     assert finding.severity == "warning"
-    assert "share of figure" in finding.message
+    assert "share of foreground" in finding.message

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from doctor_folders import image, write, write_clean
+from doctor_folders import image_path, write, write_clean
 from notan.data.doctor import Diagnosis, Finding, Severity, examine
 from notan.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from notan.config import Border
+    from notan.config import TrimapBorder
 
 SEVEN_WARNINGS: tuple[Severity, ...] = ("warning",) * 7
 
@@ -28,7 +28,7 @@ def pets(pets_folder: Path) -> Diagnosis:
 
 @pytest.fixture
 def small_pets(tmp_path: Path) -> Path:
-    """Write four listed pictures and one unlisted one in the layout of the Oxford pets."""
+    """Write four listed images and one unlisted one in the layout of the Oxford pets."""
     rng = np.random.default_rng(0)
     for folder in ("images", "annotations/trimaps"):
         (tmp_path / folder).mkdir(parents=True)
@@ -52,8 +52,8 @@ def named(diagnosis: Diagnosis, kind: str) -> set[str]:
 def test_the_road_has_no_finding_above_a_note(road_folder: Path) -> None:
     diagnosis = examine(road_folder)
     assert {finding.severity for finding in diagnosis.findings} == {"note"}
-    assert [split.pictures for split in diagnosis.statistics] == [92, 30]
-    assert "Nothing wrong found in 122 pictures" in diagnosis.summary()
+    assert [split.images for split in diagnosis.statistics] == [92, 30]
+    assert "Nothing wrong found in 122 images" in diagnosis.summary()
 
 
 def test_the_nuclei_have_no_finding_above_a_note(nuclei_folder: Path) -> None:
@@ -74,12 +74,15 @@ def test_the_pets_trimap_without_a_pet(pets: Diagnosis) -> None:
 def test_the_pets_trimaps_are_read_as_such(pets: Diagnosis) -> None:
     assert pets.layout == "pets"
     note = next(each for each in pets.findings if each.kind == "mask-encoding")
-    assert "451 masks trimap, border = figure (1 is figure, 2 ground, 3 figure)" in note.message
+    assert (
+        "451 masks trimap, trimap_border = foreground (1 is foreground, 2 background, 3 foreground)"
+        in note.message
+    )
     counts = {split.split: split.masks for split in pets.statistics}
     assert counts == {"train": 270, "validation": 30, "test": 149, "unlisted": 2}
 
 
-def test_the_pets_unlisted_pictures_are_noted(pets: Diagnosis) -> None:
+def test_the_pets_unlisted_images_are_noted(pets: Diagnosis) -> None:
     listed_nowhere = {"Abyssinian_34.jpg", "Abyssinian_34.png", "Abyssinian_5.jpg"}
     assert listed_nowhere < named(pets, "unlisted")
 
@@ -97,22 +100,23 @@ def test_the_pets_real_copies_are_found_and_nothing_else_is(pets: Diagnosis) -> 
 
 
 @pytest.mark.parametrize(
-    ("border", "coverage"), [("figure", 440 / 1600), ("ground", 0.18), ("ignore", 288 / 1448)]
+    ("trimap_border", "coverage"),
+    [("foreground", 440 / 1600), ("background", 0.18), ("ignore", 288 / 1448)],
 )
 def test_coverage_follows_the_border_rule(
-    small_pets: Path, border: Border, coverage: float
+    small_pets: Path, trimap_border: TrimapBorder, coverage: float
 ) -> None:
-    diagnosis = examine(small_pets, border=border)
+    diagnosis = examine(small_pets, trimap_border=trimap_border)
     train = next(each for each in diagnosis.statistics if each.split == "train")
     assert train.coverage == pytest.approx((coverage,) * 3, abs=1e-6)
 
 
-def test_a_listed_picture_and_a_listed_trimap_that_are_missing(small_pets: Path) -> None:
+def test_a_listed_image_and_a_listed_trimap_that_are_missing(small_pets: Path) -> None:
     (small_pets / "images" / "cat_2.jpg").unlink()
     (small_pets / "annotations" / "trimaps" / "dog_1.png").unlink()
     kinds = {finding.kind: finding for finding in examine(small_pets).findings}
-    assert "list names cat_2" in kinds["mask-without-picture"].message
-    assert kinds["picture-without-mask"].split == "test"
+    assert "list names cat_2" in kinds["mask-without-image"].message
+    assert kinds["image-without-mask"].split == "test"
 
 
 def test_a_missing_list_is_reported_once_and_the_rest_is_read(small_pets: Path) -> None:
@@ -126,7 +130,7 @@ def test_a_missing_list_is_reported_once_and_the_rest_is_read(small_pets: Path) 
 def test_a_fault_in_an_unlisted_file_is_no_error(small_pets: Path) -> None:
     (small_pets / "images" / "dog_2.jpg").write_text("hello")
     diagnosis = examine(small_pets)
-    fault = next(each for each in diagnosis.findings if each.kind == "unreadable-picture")
+    fault = next(each for each in diagnosis.findings if each.kind == "unreadable-image")
     assert fault.severity == "warning"
     assert diagnosis.exit_code() == 0
 
@@ -149,7 +153,7 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_no_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no pictures with masks here"):
+    with pytest.raises(DataError, match="no images with masks here"):
         examine(tmp_path)
 
 
@@ -158,16 +162,16 @@ def test_a_folder_of_another_layout_than_asked_for_is_refused(small_pets: Path) 
         examine(small_pets, layout="folder")
 
 
-def test_a_folder_without_any_picture_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_any_image_is_refused(tmp_path: Path) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
-    with pytest.raises(DataError, match="no pictures and no masks here"):
+    with pytest.raises(DataError, match="no images and no masks here"):
         examine(tmp_path)
 
 
 def test_an_unknown_border_rule_or_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no such border; did you mean 'figure'"):
-        examine(tmp_path, border="figur")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="there is no such border; did you mean 'foreground'"):
+        examine(tmp_path, trimap_border="figur")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="there is no such layout; did you mean 'pets'"):
         examine(tmp_path, layout="pet")  # type: ignore[arg-type]
 
@@ -178,17 +182,17 @@ def test_a_folder_that_cannot_be_listed_is_refused(
     def refuse(folder: Path) -> list[Path]:
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr("notan.data.doctor.collect.picture_files", refuse)
+    monkeypatch.setattr("notan.data.doctor.collect.image_files", refuse)
     with pytest.raises(DataError, match="could not be listed"):
         examine(small_pets)
 
 
 def diagnosis_of(*severities: Severity) -> Diagnosis:
     findings = tuple(
-        Finding("blank-picture", severity, f"message {number}")
+        Finding("blank-image", severity, f"message {number}")
         for number, severity in enumerate(severities)
     )
-    return Diagnosis(Path("data"), "folder", "figure", findings, ())
+    return Diagnosis(Path("data"), "folder", "foreground", findings, ())
 
 
 @pytest.mark.parametrize(
@@ -208,17 +212,17 @@ def test_the_exit_code(severities: tuple[Severity, ...], code: int, strict: int)
 
 def test_the_summary_groups_findings_the_worst_first_and_shortens() -> None:
     text = diagnosis_of("note", *SEVEN_WARNINGS, "error").summary()
-    assert text.index("error: blank-picture (1)") < text.index("warning: blank-picture (7)")
+    assert text.index("error: blank-image (1)") < text.index("warning: blank-image (7)")
     assert "... and 2 more" in text
     assert text.endswith(
-        "1 error, 7 warnings, 1 note in 0 pictures: mend the errors before training."
+        "1 error, 7 warnings, 1 note in 0 images: mend the errors before training."
     )
 
 
 def test_a_diagnosis_survives_json(tmp_path: Path) -> None:
     folder = write_clean(tmp_path / "data")
-    image(folder, 1).write_text("hello")
-    image(folder, 2).rename(folder / "train" / "images" / "émile.png")
+    image_path(folder, 1).write_text("hello")
+    image_path(folder, 2).rename(folder / "train" / "images" / "émile.png")
     diagnosis = examine(folder)
     assert diagnosis.pairs
     assert Diagnosis.from_json(diagnosis.to_json()) == diagnosis

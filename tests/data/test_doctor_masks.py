@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from doctor_folders import PARTS, SIZE, found, image, mask, only, pixels, write, write_clean
+from doctor_folders import PARTS, SIZE, found, image_path, mask, only, pixels, write, write_clean
 from notan.data.doctor import examine
 from notan.data.doctor.check_masks import how_read
 from notan.data.synthetic import DrawnSource, write_folder
@@ -27,7 +27,7 @@ def folder(clean: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures large enough for outlines to be told from the texture around them."""
+    """Images large enough for outlines to be told from the texture around them."""
     folder = tmp_path_factory.mktemp("larger") / "data"
     write_folder(DrawnSource(16, size=(160, 160), seed=2), folder)
     return folder
@@ -40,17 +40,17 @@ def every_mask(folder: Path) -> list[Path]:
 def test_the_encoding_is_noted_with_how_it_is_read(clean: Path) -> None:
     finding = found(clean, "mask-encoding")[0]
     assert finding.severity == "note"
-    assert "0/255 (255 is figure, 0 ground)" in finding.message
+    assert "0/255 (255 is foreground, 0 background)" in finding.message
 
 
 @pytest.mark.parametrize(
     ("encoding", "words"),
     [
-        ("0/1", "1 is figure, 0 ground"),
-        ("palette 0/2", "2 is figure, 0 ground"),
-        ("empty", "no figure"),
-        ("trimap, border = figure", "1 is figure, 2 ground, 3 figure"),
-        ("trimap, border = ignore", "1 is figure, 2 ground, 3 left out"),
+        ("0/1", "1 is foreground, 0 background"),
+        ("palette 0/2", "2 is foreground, 0 background"),
+        ("empty", "no foreground"),
+        ("trimap, trimap_border = foreground", "1 is foreground, 2 background, 3 foreground"),
+        ("trimap, trimap_border = ignore", "1 is foreground, 2 background, 3 left out"),
     ],
 )
 def test_every_encoding_is_explained(encoding: str, words: str) -> None:
@@ -80,7 +80,7 @@ def test_soft_edges_beside_hard_ones_are_one_encoding(folder: Path) -> None:
     assert examine(folder).exit_code(strict=True) == 0
 
 
-def test_figure_of_two_values_is_an_error(folder: Path) -> None:
+def test_foreground_of_two_values_is_an_error(folder: Path) -> None:
     write(mask(folder, 1), pixels(mask(folder, 1)) // 255 * 128)
     finding = only(folder, "masks-disagree")
     assert finding.severity == "error"
@@ -95,16 +95,16 @@ def test_a_single_inverted_mask(folder: Path) -> None:
     assert finding.files == (mask(folder, 10),)
 
 
-def test_an_inverted_mask_where_the_figure_always_lies_below(tmp_path: Path) -> None:
+def test_an_inverted_mask_where_the_foreground_always_lies_below(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(12):
         edge = int(rng.integers(40, 60))
-        figure = np.zeros(SIZE, np.uint8)
-        figure[edge:, int(rng.integers(0, 30)) :] = 255
-        for path in (image(tmp_path, number), mask(tmp_path, number)):
+        foreground = np.zeros(SIZE, np.uint8)
+        foreground[edge:, int(rng.integers(0, 30)) :] = 255
+        for path in (image_path(tmp_path, number), mask(tmp_path, number)):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write(image(tmp_path, number), rng.integers(0, 255, (*SIZE, 3)))
-        write(mask(tmp_path, number), 255 - figure if number == 4 else figure)
+        write(image_path(tmp_path, number), rng.integers(0, 255, (*SIZE, 3)))
+        write(mask(tmp_path, number), 255 - foreground if number == 4 else foreground)
     findings = found(tmp_path, "inverted-mask")
     assert [finding.files for finding in findings] == [(mask(tmp_path, 4),)]
 
@@ -139,15 +139,15 @@ def test_a_full_mask(folder: Path) -> None:
 
 
 def test_a_mask_full_of_noise(folder: Path) -> None:
-    figure = pixels(mask(folder, 4))
-    noise = np.random.default_rng(0).random(figure.shape) < 0.05
-    write(mask(folder, 4), np.where(noise, 255 - figure, figure))
+    foreground = pixels(mask(folder, 4))
+    noise = np.random.default_rng(0).random(foreground.shape) < 0.05
+    write(mask(folder, 4), np.where(noise, 255 - foreground, foreground))
     finding = only(folder, "ragged-mask")
     assert finding.severity == "warning"
     assert finding.files == (mask(folder, 4),)
 
 
-def test_the_same_mask_for_two_pictures(folder: Path) -> None:
+def test_the_same_mask_for_two_images(folder: Path) -> None:
     shutil.copy(mask(folder, 5), mask(folder, 6))
     finding = found(folder, "repeated-mask")[0]
     assert finding.files == (mask(folder, 5), mask(folder, 6))

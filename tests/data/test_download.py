@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-NOISE = hashlib.shake_256(b"pictures").digest(40_000)
+NOISE = hashlib.shake_256(b"images").digest(40_000)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_second_call_asks_the_server_nothing(
     assert shelf.requests == []
 
 
-def test_pictures_removed_by_hand_are_fetched_again(
+def test_images_removed_by_hand_are_fetched_again(
     shelf: Shelf, images: Archive, tmp_path: Path
 ) -> None:
     shutil.rmtree(fetch(shelf, images, tmp_path) / "images")
@@ -134,7 +134,7 @@ def test_another_archive_of_that_name_is_refused_and_kept(
     assert (tmp_path / "images.tar.gz").read_bytes() == b"something else"
 
 
-def test_pictures_of_the_users_own_are_never_replaced(
+def test_images_of_the_users_own_are_never_replaced(
     shelf: Shelf, images: Archive, tmp_path: Path
 ) -> None:
     (tmp_path / "images").mkdir()

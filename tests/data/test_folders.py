@@ -37,9 +37,9 @@ def save(path: Path, pixels: np.ndarray[Any, Any]) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def save_pair(folder: Path, name: str, *, size: Size = SIZE, figure: int = 255) -> None:
+def save_pair(folder: Path, name: str, *, size: Size = SIZE, foreground: int = 255) -> None:
     mask = np.zeros(size, np.uint8)
-    mask[: size[0] // 2] = figure
+    mask[: size[0] // 2] = foreground
     save(folder / "images" / f"{name}.png", np.full((*size, 3), 90, np.uint8))
     save(folder / "masks" / f"{name}.png", mask)
 
@@ -103,20 +103,24 @@ def test_the_pets_test_list_is_not_opened_for_training(tmp_path: Path) -> None:
         split(folder, "test")
 
 
-@pytest.mark.parametrize(("border", "figure"), [("figure", 24), ("ground", 8), ("ignore", 8)])
-def test_the_trimaps_border_follows_the_rule(tmp_path: Path, border: str, figure: int) -> None:
-    source = split(pets(tmp_path, training=2), "train", border=border)
+@pytest.mark.parametrize(
+    ("trimap_border", "foreground"), [("foreground", 24), ("background", 8), ("ignore", 8)]
+)
+def test_the_trimaps_border_follows_the_rule(
+    tmp_path: Path, trimap_border: str, foreground: int
+) -> None:
+    source = split(pets(tmp_path, training=2), "train", trimap_border=trimap_border)
     sample = source[0]
-    assert sample.mask.sum() == figure
+    assert sample.mask.sum() == foreground
     assert sample.mask[2:4, 2:6].all()
-    if border == "ignore":
+    if trimap_border == "ignore":
         np.testing.assert_array_equal(sample.ignore, TRIMAP == 3)
     else:
         assert sample.ignore is None
-    assert look_over(source) == {f"trimap, border = {border}": 1}
+    assert look_over(source) == {f"trimap, trimap_border = {trimap_border}": 1}
 
 
-def test_a_listed_picture_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_listed_image_that_is_missing_is_named(tmp_path: Path) -> None:
     folder = pets(tmp_path)
     (folder / "images" / "Bengal_7.jpg").unlink()
     with pytest.raises(DataError, match=r"Bengal_7\.jpg: the list names Bengal_7, but this file"):
@@ -198,7 +202,7 @@ def test_a_split_sets_at_least_one_aside_and_not_all(
     assert choose_validation(shuffled, fraction=fraction, seed=seed) == chosen
 
 
-def test_another_picture_hardly_moves_the_split() -> None:
+def test_another_image_hardly_moves_the_split() -> None:
     names = [f"cat{number}" for number in range(100)]
     before = choose_validation(names, fraction=0.1, seed=0)
     after = choose_validation([*names, "newcomer"], fraction=0.1, seed=0)
@@ -217,7 +221,7 @@ def test_the_stored_validation_split_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["pets", "folder"])
-def test_a_limit_shortens_the_training_pictures_only(tmp_path: Path, layout: str) -> None:
+def test_a_limit_shortens_the_training_images_only(tmp_path: Path, layout: str) -> None:
     folder = pets(tmp_path) if layout == "pets" else pairs(tmp_path, *map(str, range(20)))
     for part in ("train", "val", "all"):
         whole = split(folder, part).names
@@ -225,11 +229,11 @@ def test_a_limit_shortens_the_training_pictures_only(tmp_path: Path, layout: str
         assert limited == (whole[:2] if part == "train" else whole)
 
 
-def test_picture_and_mask_may_be_of_different_types(tmp_path: Path) -> None:
+def test_image_and_mask_may_be_of_different_types(tmp_path: Path) -> None:
     save(tmp_path / "images" / "cat.JPG", np.full((*SIZE, 3), 90, np.uint8))
     save(tmp_path / "masks" / "cat.bmp", np.eye(*SIZE, dtype=np.uint8) * 255)
     for name in ("._cat.png", "Thumbs.db", "notes.txt"):
-        (tmp_path / "images" / name).write_bytes(b"no picture")
+        (tmp_path / "images" / name).write_bytes(b"no image")
     source = split(tmp_path, "all")
     assert source.names == ["cat"]
     np.testing.assert_array_equal(source[0].mask, np.eye(*SIZE, dtype=np.bool_))
@@ -240,16 +244,16 @@ def test_picture_and_mask_may_be_of_different_types(tmp_path: Path) -> None:
     [
         (lambda _: None, "absent: there is no such folder; check --data-path"),
         (lambda folder: folder.write_text(""), "absent: this is a file; --data-path wants"),
-        (lambda folder: folder.mkdir(), "no pictures with masks here; .* found nothing"),
+        (lambda folder: folder.mkdir(), "no images with masks here; .* found nothing"),
         (
             lambda folder: pairs(folder / "data" / "train", "cat"),
             r"wanted images/ and annotations/trimaps/ or images/ and masks/ .*found data",
         ),
         (
             lambda folder: [(folder / part).mkdir(parents=True) for part in ("images", "masks")],
-            r"images: no pictures here; files ending in .*\.png",
+            r"images: no images here; files ending in .*\.png",
         ),
-        (lambda folder: pairs(folder, "only"), "only one pair of picture and mask; at least two"),
+        (lambda folder: pairs(folder, "only"), "only one pair of image and mask; at least two"),
     ],
 )
 def test_a_folder_without_data_is_refused_with_what_was_wanted(
@@ -273,7 +277,7 @@ def test_a_layout_that_was_asked_for_and_is_not_there_is_refused(tmp_path: Path)
     assert len(split(folder, "all", layout="folder")) == 2
 
 
-def test_a_picture_without_a_mask_is_named_with_the_nearest(tmp_path: Path) -> None:
+def test_an_image_without_a_mask_is_named_with_the_nearest(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant", "bee", "dog")
     (folder / "masks" / "bee.png").rename(folder / "masks" / "bee_mask.png")
     with pytest.raises(
@@ -282,7 +286,7 @@ def test_a_picture_without_a_mask_is_named_with_the_nearest(tmp_path: Path) -> N
         split(folder, "train")
 
 
-def test_pictures_without_masks_are_counted(tmp_path: Path) -> None:
+def test_images_without_masks_are_counted(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant", "bee", "dog", "elk")
     for name in ("bee", "dog", "elk"):
         (folder / "masks" / f"{name}.png").unlink()
@@ -290,10 +294,10 @@ def test_pictures_without_masks_are_counted(tmp_path: Path) -> None:
         split(folder, "train")
 
 
-def test_a_mask_without_a_picture_is_named(tmp_path: Path) -> None:
+def test_a_mask_without_an_image_is_named(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant", "bee")
     (folder / "images" / "bee.png").unlink()
-    with pytest.raises(DataError, match=r"masks/bee\.png: there is no picture bee\.\* in"):
+    with pytest.raises(DataError, match=r"masks/bee\.png: there is no image bee\.\* in"):
         split(folder, "train")
 
 
@@ -314,19 +318,19 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
     folder = pairs(tmp_path, "ant")
     save(folder / "masks" / "ant.png", np.zeros((5, 9), np.uint8))
     source = split(folder, "all")
-    words = r"ant\.png: the mask is 5x9 .*, its picture ant\.png is 6x8; both must be of one size$"
+    words = r"ant\.png: the mask is 5x9 .*, its image ant\.png is 6x8; both must be of one size$"
     for read in (lambda: source[0], lambda: look_over(source)):
         with pytest.raises(DataError, match=words):
             read()
 
 
-def test_a_picture_turned_by_its_exif_tag_is_suspected(tmp_path: Path) -> None:
+def test_an_image_turned_by_its_exif_tag_is_suspected(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant")
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = Image.fromarray(np.zeros((*SIZE, 3), np.uint8))
+    image = Image.fromarray(np.zeros((*SIZE, 3), np.uint8))
     (folder / "images" / "ant.png").unlink()
-    picture.save(folder / "images" / "ant.jpg", exif=exif)
+    image.save(folder / "images" / "ant.jpg", exif=exif)
     source = split(folder, "all")
     words = r"mask is 6x8 .*ant\.jpg is 8x6; .*turned by 90 degrees: perhaps .* EXIF"
     for read in (lambda: source[0], lambda: look_over(source)):
@@ -336,18 +340,18 @@ def test_a_picture_turned_by_its_exif_tag_is_suspected(tmp_path: Path) -> None:
 
 def test_looking_over_says_how_masks_were_read(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant", "bee")
-    save_pair(folder, "cow", figure=1)
-    save_pair(folder, "dog", figure=0)
+    save_pair(folder, "cow", foreground=1)
+    save_pair(folder, "dog", foreground=0)
     assert look_over(split(folder, "all")) == {"0/255": 2, "0/1": 1, "empty": 1}
 
 
-def test_masks_that_mean_different_values_by_figure_are_refused(tmp_path: Path) -> None:
+def test_masks_that_mean_different_values_by_foreground_are_refused(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant", "bee")
-    save_pair(folder, "cow", figure=128)
+    save_pair(folder, "cow", foreground=128)
     with pytest.raises(DataError, match=r"cow\.png: its values are 0/128, other masks .*0/255"):
         look_over(split(folder, "all"))
     for name in ("ant", "bee", "cow"):
-        save_pair(folder, name, figure=128)
+        save_pair(folder, name, foreground=128)
     assert look_over(split(folder, "all")) == {"0/128": 3}
 
 

@@ -1,4 +1,4 @@
-"""Hashes of pictures: the same picture is known again, whatever its file is called."""
+"""Hashes of images: the same image is known again, whatever its file is called."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def test_a_byte_at_either_end_and_the_length_make_another_hash(tmp_path: Path, s
 def test_an_empty_file_has_a_hash_and_a_missing_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     assert len(of_files(tmp_path / "empty.png").hashes()[0]) == 12
-    with pytest.raises(DataError, match=r"gone\.png: the picture cannot be read"):
+    with pytest.raises(DataError, match=r"gone\.png: the image cannot be read"):
         of_files(tmp_path / "gone.png").hashes()
 
 
-def test_pictures_that_lie_in_no_file_are_hashed_by_their_pixels() -> None:
+def test_images_that_lie_in_no_file_are_hashed_by_their_pixels() -> None:
     one, other = DrawnSource(3, size=(8, 9)), DrawnSource(2, size=(8, 9), first=1)
     assert one.hashes()[1:] == other.hashes()
     assert len(set(one.hashes())) == 3
 
 
-def test_the_card_knows_the_pictures_of_its_training(
+def test_the_card_knows_the_images_of_its_training(
     small_checkpoint: Path, drawn_folder: Path
 ) -> None:
     data = Data(path=drawn_folder)

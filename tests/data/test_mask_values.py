@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from image_files import (
-    FIGURE,
+    FOREGROUND,
     VOC,
     Array,
     blurred,
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 def test_one_bit_masks_are_taken_as_they_are(tmp_path: Path) -> None:
     for suffix in ("png", "bmp", "tif", "pbm"):
-        path = saved(tmp_path / f"mask.{suffix}", Image.fromarray(FIGURE))
+        path = saved(tmp_path / f"mask.{suffix}", Image.fromarray(FOREGROUND))
         reading = read_mask(path)
-        np.testing.assert_array_equal(reading.mask, FIGURE)
+        np.testing.assert_array_equal(reading.mask, FOREGROUND)
         assert reading.mask.dtype == np.bool_
         assert reading.encoding == "bool"
 
 
 @pytest.mark.parametrize(
-    ("ground", "figure", "dtype", "encoding"),
+    ("background", "foreground", "dtype", "encoding"),
     [
         (0, 1, np.uint8, "0/1"),
         (0, 255, np.uint8, "0/255"),
@@ -65,12 +65,12 @@ def test_one_bit_masks_are_taken_as_they_are(tmp_path: Path) -> None:
     ],
 )
 def test_two_grey_values_are_read(
-    tmp_path: Path, ground: float, figure: float, dtype: Any, encoding: str
+    tmp_path: Path, background: float, foreground: float, dtype: Any, encoding: str
 ) -> None:
-    path = grey(tmp_path / "mask.tif", np.where(FIGURE, figure, ground), dtype)
+    path = grey(tmp_path / "mask.tif", np.where(FOREGROUND, foreground, background), dtype)
     reading = read_mask(path)
     assert reading.encoding == encoding
-    expected = {"empty": FIGURE & False, "full": FIGURE | True}.get(encoding, FIGURE)
+    expected = {"empty": FOREGROUND & False, "full": FOREGROUND | True}.get(encoding, FOREGROUND)
     np.testing.assert_array_equal(reading.mask, expected)
 
 
@@ -81,49 +81,49 @@ def test_one_bit_masks_of_one_value_are_empty_or_full(tmp_path: Path, value: boo
 
 
 def test_a_palette_of_greys_is_read_by_its_greys(tmp_path: Path) -> None:
-    path = indexed(tmp_path / "mask.png", ~FIGURE, [255, 255, 255, 0, 0, 0])
+    path = indexed(tmp_path / "mask.png", ~FOREGROUND, [255, 255, 255, 0, 0, 0])
     assert read_mask(path).encoding == "0/255"
-    np.testing.assert_array_equal(read_mask(path).mask, FIGURE)
+    np.testing.assert_array_equal(read_mask(path).mask, FOREGROUND)
 
 
 @pytest.mark.parametrize("index", [1, 3])
 def test_a_palette_of_colours_is_read_by_its_indices(tmp_path: Path, index: int) -> None:
-    path = indexed(tmp_path / "mask.png", FIGURE * index, VOC)
+    path = indexed(tmp_path / "mask.png", FOREGROUND * index, VOC)
     assert read_mask(path).encoding == f"palette 0/{index}"
-    np.testing.assert_array_equal(read_mask(path).mask, FIGURE)
+    np.testing.assert_array_equal(read_mask(path).mask, FOREGROUND)
 
 
 def test_a_palette_that_is_all_black_is_read_by_its_indices(tmp_path: Path) -> None:
-    path = indexed(tmp_path / "mask.png", FIGURE * 1, [0] * 6)
+    path = indexed(tmp_path / "mask.png", FOREGROUND * 1, [0] * 6)
     assert read_mask(path).encoding == "palette 0/1"
-    np.testing.assert_array_equal(read_mask(path).mask, FIGURE)
+    np.testing.assert_array_equal(read_mask(path).mask, FOREGROUND)
 
 
 def test_a_palette_may_hold_one_class_only(tmp_path: Path) -> None:
-    assert read_mask(indexed(tmp_path / "a.png", FIGURE * 0, VOC)).encoding == "empty"
-    assert read_mask(indexed(tmp_path / "b.png", FIGURE * 0 + 1, VOC)).encoding == "full"
+    assert read_mask(indexed(tmp_path / "a.png", FOREGROUND * 0, VOC)).encoding == "empty"
+    assert read_mask(indexed(tmp_path / "b.png", FOREGROUND * 0 + 1, VOC)).encoding == "full"
 
 
 def test_grey_stored_as_colour_is_read_as_grey(tmp_path: Path) -> None:
-    path = coloured(tmp_path / "mask.png", FIGURE, (255, 255, 255))
+    path = coloured(tmp_path / "mask.png", FOREGROUND, (255, 255, 255))
     assert read_mask(path).encoding == "0/255"
-    np.testing.assert_array_equal(read_mask(path).mask, FIGURE)
+    np.testing.assert_array_equal(read_mask(path).mask, FOREGROUND)
 
 
 def test_black_and_one_colour_are_read(tmp_path: Path) -> None:
-    path = coloured(tmp_path / "mask.png", FIGURE, (0, 0, 200))
+    path = coloured(tmp_path / "mask.png", FOREGROUND, (0, 0, 200))
     assert read_mask(path).encoding == "black/colour"
-    np.testing.assert_array_equal(read_mask(path).mask, FIGURE)
+    np.testing.assert_array_equal(read_mask(path).mask, FOREGROUND)
 
 
 @pytest.mark.parametrize("alpha", [0, 77, 255])
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_a_constant_alpha_is_ignored(tmp_path: Path, mode: str, alpha: int) -> None:
-    image = Image.fromarray(FIGURE.astype(np.uint8) * 255).convert(mode)
+    image = Image.fromarray(FOREGROUND.astype(np.uint8) * 255).convert(mode)
     image.putalpha(alpha)
     reading = read_mask(saved(tmp_path / "mask.png", image))
     assert reading.encoding == "0/255"
-    np.testing.assert_array_equal(reading.mask, FIGURE)
+    np.testing.assert_array_equal(reading.mask, FOREGROUND)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "gif"])
@@ -215,11 +215,13 @@ def test_ambiguous_grey_values_are_refused(tmp_path: Path, values: list[int], wo
 
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     path = grey(tmp_path / "mask.png", [[0, 1, 2, 3]])
-    with pytest.raises(DataError, match=r"save it as a PNG of 0 \(ground\) and 255 \(figure\)"):
+    with pytest.raises(
+        DataError, match=r"save it as a PNG of 0 \(background\) and 255 \(foreground\)"
+    ):
         read_mask(path)
 
 
-def test_instance_labels_on_a_wide_ground_are_not_taken_for_soft_edges(tmp_path: Path) -> None:
+def test_instance_labels_on_a_wide_background_are_not_taken_for_soft_edges(tmp_path: Path) -> None:
     labels = np.zeros((100, 100), dtype=np.uint8)
     labels.ravel()[:500] = np.linspace(1, 255, 500)
     with pytest.raises(DataError, match="instance labels"):
@@ -281,7 +283,7 @@ def test_several_colours_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_a_varying_alpha_is_refused(tmp_path: Path, mode: str) -> None:
     image = Image.new(mode, (3, 2))
-    image.putalpha(Image.fromarray(FIGURE.astype(np.uint8) * 200))
+    image.putalpha(Image.fromarray(FOREGROUND.astype(np.uint8) * 200))
     with pytest.raises(DataError, match=r"a transparency that varies \(0 to 200\); either"):
         read_mask(saved(tmp_path / "mask.png", image))
 
@@ -298,5 +300,5 @@ def test_a_jpeg_that_may_be_a_ruined_mask_of_0_and_1_is_refused(
 def test_a_grey_photograph_is_refused(tmp_path: Path) -> None:
     ramp = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
     for suffix in ("jpg", "png"):
-        with pytest.raises(DataError, match="or a picture"):
+        with pytest.raises(DataError, match="or an image"):
             read_mask(grey(tmp_path / f"photo.{suffix}", ramp))

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from notan.types import Mask, Picture
+    from notan.types import Mask, RGBImage
 
 
 def test_a_pipeline_of_ones_own_gets_codes_and_its_result_is_resized() -> None:
-    seen: list[tuple[Picture, npt.NDArray[np.uint8]]] = []
+    seen: list[tuple[RGBImage, npt.NDArray[np.uint8]]] = []
 
-    def spy(image: Picture, mask: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    def spy(image: RGBImage, mask: npt.NDArray[np.uint8]) -> dict[str, Any]:
         seen.append((image, mask))
         return {"image": image[:, ::-1], "mask": mask[:, ::-1], "more": "is ignored"}
 
@@ -48,7 +48,7 @@ IMAGE, CODES = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
 @pytest.mark.parametrize(
     ("returned", "words"),
     [
-        ({"image": IMAGE.astype(np.float32), "mask": CODES}, "picture of float32"),
+        ({"image": IMAGE.astype(np.float32), "mask": CODES}, "image of float32"),
         ({"image": IMAGE.transpose(2, 0, 1), "mask": CODES}, r"\(3, 4, 4\)"),
         ({"image": IMAGE[..., :1], "mask": CODES}, r"\(4, 4, 1\)"),
         ({"image": IMAGE, "mask": CODES[:2]}, r"mask of \(2, 4\)"),
@@ -68,7 +68,7 @@ def test_a_pipeline_that_returns_something_else_is_refused(returned: object, wor
 
 
 def test_a_pipeline_that_pads_may_leave_the_padding_out() -> None:
-    def padding(image: Picture, mask: Mask) -> dict[str, Any]:
+    def padding(image: RGBImage, mask: Mask) -> dict[str, Any]:
         wide = ((0, 0), (0, OUT[1]))
         return {
             "image": np.pad(image, (*wide, (0, 0))),
@@ -85,7 +85,7 @@ def test_a_pipeline_that_pads_may_leave_the_padding_out() -> None:
 def test_a_callable_from_python_goes_through_training(tmp_path: Path) -> None:
     shapes: list[tuple[int, ...]] = []
 
-    def brighten(image: Picture, mask: Mask) -> dict[str, Any]:
+    def brighten(image: RGBImage, mask: Mask) -> dict[str, Any]:
         shapes.append(image.shape)
         return {"image": cv2.add(image, np.full_like(image, 9)), "mask": mask}
 
@@ -97,4 +97,4 @@ def test_a_callable_from_python_goes_through_training(tmp_path: Path) -> None:
     )
     assert result.checkpoint.is_file()
     assert math.isfinite(result.dice)
-    assert shapes == [(24, 30, 3)] * 4 * 2, "training pictures only, once an epoch"
+    assert shapes == [(24, 30, 3)] * 4 * 2, "training images only, once an epoch"

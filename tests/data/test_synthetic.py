@@ -1,4 +1,4 @@
-"""The drawn pictures: repeatable, exact, and no easier than they claim to be."""
+"""The drawn images: repeatable, exact, and no easier than they claim to be."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def test_the_same_seed_draws_the_same_pixels() -> None:
         np.testing.assert_array_equal(left.mask, right.mask)
 
 
-def test_another_seed_draws_other_pictures() -> None:
+def test_another_seed_draws_other_images() -> None:
     assert not np.array_equal(DrawnSource(1, seed=1)[0].image, DrawnSource(1, seed=2)[0].image)
 
 
-def test_a_picture_does_not_depend_on_the_stretch_it_is_read_from() -> None:
+def test_an_image_does_not_depend_on_the_stretch_it_is_read_from() -> None:
     whole, tail = DrawnSource(10, size=(40, 40)), DrawnSource(4, size=(40, 40), first=6)
     assert whole[7].name == tail[1].name == "drawn-0007"
     np.testing.assert_array_equal(whole[7].image, tail[1].image)
     np.testing.assert_array_equal(whole[7].mask, tail[1].mask)
 
 
-def test_neighbouring_stretches_share_no_name_and_no_picture() -> None:
+def test_neighbouring_stretches_share_no_name_and_no_image() -> None:
     train, test = DrawnSource(12, size=(16, 16)), DrawnSource(12, size=(16, 16), first=12)
     assert not set(train.names) & set(test.names)
-    pictures = {sample.image.tobytes() for source in (train, test) for sample in source}
-    assert len(pictures) == 24
+    images = {sample.image.tobytes() for source in (train, test) for sample in source}
+    assert len(images) == 24
 
 
-def test_there_is_nothing_past_the_last_picture() -> None:
+def test_there_is_nothing_past_the_last_image() -> None:
     source = DrawnSource(3, size=(8, 8), first=4)
     assert len(source) == len(source.names) == len(list(source)) == 3
     with pytest.raises(IndexError):
@@ -64,7 +64,7 @@ def test_there_is_nothing_past_the_last_picture() -> None:
     seed=st.integers(0, 2**40),
     first=st.integers(0, 10**6),
 )
-def test_any_size_gives_a_picture_and_a_mask_of_that_size(
+def test_any_size_gives_an_image_and_a_mask_of_that_size(
     height: int, width: int, seed: int, first: int
 ) -> None:
     sample = DrawnSource(1, size=(height, width), seed=seed, first=first)[0]
@@ -79,7 +79,7 @@ def test_an_odd_size_works() -> None:
     assert DrawnSource(1, size=(33, 57))[0].size == (33, 57)
 
 
-def test_most_pictures_have_a_figure_and_a_few_are_empty() -> None:
+def test_most_images_have_a_foreground_and_a_few_are_empty() -> None:
     masks = [sample.mask for sample in DrawnSource(300, size=(32, 32))]
     empty = sum(not mask.any() for mask in masks)
     assert 3 <= empty <= 40
@@ -87,7 +87,7 @@ def test_most_pictures_have_a_figure_and_a_few_are_empty() -> None:
     assert not any(mask.all() for mask in masks)
 
 
-def test_the_mask_ends_where_the_figure_does() -> None:
+def test_the_mask_ends_where_the_foreground_does() -> None:
     """On average the colour jumps more across the mask's edge than anywhere near it."""
     jumps: dict[int, list[float]] = {offset: [] for offset in (-4, 0, 4)}
     for sample in DrawnSource(40, size=(96, 96)):
@@ -102,7 +102,7 @@ def test_the_mask_ends_where_the_figure_does() -> None:
 
 
 def test_no_grey_threshold_solves_the_task() -> None:
-    """Neither one threshold for all pictures, nor the best one chosen for each with its mask."""
+    """Neither one threshold for all images, nor the best one chosen for each with its mask."""
     scores = np.array(
         [
             [
@@ -118,12 +118,12 @@ def test_no_grey_threshold_solves_the_task() -> None:
     assert scores.max(axis=1).mean() < 0.8
 
 
-def test_figure_and_ground_use_the_same_range_of_colours() -> None:
+def test_foreground_and_background_use_the_same_range_of_colours() -> None:
     samples = list(DrawnSource(200, size=(32, 32)))
-    figure = np.concatenate([sample.image[sample.mask] for sample in samples]).astype(float)
-    ground = np.concatenate([sample.image[~sample.mask] for sample in samples]).astype(float)
-    np.testing.assert_allclose(figure.mean(axis=0), ground.mean(axis=0), atol=30)
-    np.testing.assert_allclose(figure.std(axis=0), ground.std(axis=0), rtol=0.35)
+    foreground = np.concatenate([sample.image[sample.mask] for sample in samples]).astype(float)
+    background = np.concatenate([sample.image[~sample.mask] for sample in samples]).astype(float)
+    np.testing.assert_allclose(foreground.mean(axis=0), background.mean(axis=0), atol=30)
+    np.testing.assert_allclose(foreground.std(axis=0), background.std(axis=0), rtol=0.35)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from notan.data import tiff_parts
-from notan.data.formats import read_picture
+from notan.data.formats import read_image
 from notan.data.tiff_parts import TiffParts, is_large_tiff
 from notan.errors import DataError
 
@@ -58,7 +58,7 @@ def written(path: Path, pixels: npt.NDArray[Any], **options: Any) -> Path:
 
 
 def require_same_parts(path: Path) -> None:
-    whole = read_picture(path)
+    whole = read_image(path)
     height, width = whole.shape[:2]
     with TiffParts(path) as parts:
         assert parts.size == (height, width)
@@ -71,7 +71,7 @@ def require_same_parts(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_parts_are_parts_of_the_picture_that_is_read_at_once(
+def test_parts_are_parts_of_the_image_that_is_read_at_once(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiff_parts, "CUT_PIXELS", 500)  # eight rows
@@ -81,7 +81,7 @@ def test_parts_are_parts_of_the_picture_that_is_read_at_once(
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "packbits", "tiff_adobe_deflate"])
-def test_every_compression_of_small_pictures_is_one_of_large_ones(
+def test_every_compression_of_small_images_is_one_of_large_ones(
     compression: str, tmp_path: Path
 ) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "a.tif", compression=compression)

@@ -21,8 +21,8 @@ from notan.data.transforms import (
     Matrix,
     OwnPipeline,
     Transform,
+    augment,
     build_transforms,
-    vary,
 )
 from notan.preprocess import Preprocessor
 
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from notan.types import Mask, Picture, Size
+    from notan.types import Mask, RGBImage, Size
 
 STILL = Augment(
     scale_probability=0,
     flip_probability=0,
     affine_scale=0,
-    affine_shift=0,
-    affine_degrees=0,
+    translate=0,
+    rotate_degrees=0,
     crop_probability=0,
-    light_probability=0,
-    dropout_probability=0,
+    brightness_contrast_probability=0,
+    grid_dropout_probability=0,
 )
 ALWAYS = Augment(
     scale_probability=1,
     flip_probability=1,
     crop_probability=1,
-    light_probability=1,
-    dropout_probability=1,
+    brightness_contrast_probability=1,
+    grid_dropout_probability=1,
 )
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.tuples(st.integers(1, 70), st.integers(1, 70))
@@ -58,7 +58,7 @@ def still(**changes: float) -> Augment:
     return STILL.model_copy(update=changes)
 
 
-def turned(image: Picture, mask: Mask) -> dict[str, Any]:
+def turned(image: RGBImage, mask: Mask) -> dict[str, Any]:
     return {"image": np.rot90(image), "mask": np.rot90(mask)}
 
 
@@ -129,7 +129,7 @@ def test_another_draw_gives_another_sample(kind: type[Transform[Any]]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(size=sizes, seed=seeds)
-def test_geometry_moves_picture_mask_and_ignored_area_alike(size: Size, seed: int) -> None:
+def test_geometry_moves_image_mask_and_ignored_area_alike(size: Size, seed: int) -> None:
     mask = np.random.default_rng(seed).random(size) > 0.5
     white = np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[..., None], 3, axis=2)
     result = once(Geometry(ALWAYS, FIT), Sample("cat", white, mask, mask.copy()), seed)
@@ -143,15 +143,15 @@ def test_geometry_moves_picture_mask_and_ignored_area_alike(size: Size, seed: in
     size=st.tuples(st.integers(60, 130), st.integers(60, 130)),
     where=st.tuples(st.floats(0.45, 0.55), st.floats(0.45, 0.55)),
 )
-def test_geometry_puts_a_figure_where_its_matrix_says(
+def test_geometry_puts_a_foreground_where_its_matrix_says(
     seed: int, size: Size, where: tuple[float, float]
 ) -> None:
     centre = (where[0] * size[1], where[1] * size[0])
-    geometry = Geometry(Augment(affine_shift=0.05, crop_probability=0), to((64, 80)))
+    geometry = Geometry(Augment(translate=0.05, crop_probability=0), to((64, 80)))
     matrix = geometry.draw(np.random.default_rng(seed), size)
     result = geometry.apply(blob_sample(size, centre, min(size) / 8), matrix)
     expected_x, expected_y, _ = matrix @ (*centre, 1.0)
-    # the figure itself, not its mirror images beyond the picture's edges
+    # the foreground itself, not its mirror images beyond the image's edges
     _, parts = cv2.connectedComponents(result.mask.astype(np.uint8))
     rows, columns = np.nonzero(parts == parts[int(expected_y), int(expected_x)])
     assert columns.mean() + 0.5 == pytest.approx(expected_x, abs=1.0)
@@ -180,9 +180,9 @@ def test_without_variation_geometry_enlarges_as_the_preprocessor_does(size: Size
     np.testing.assert_allclose(result.image, expected, atol=255 / 32)
 
 
-def test_with_every_probability_at_zero_the_picture_is_left_alone() -> None:
+def test_with_every_probability_at_zero_the_image_is_left_alone() -> None:
     sample = random_sample(OUT, ignore=True)
-    assert_same(vary(sample, build_transforms(STILL, FIT), np.random.default_rng(0)), sample)
+    assert_same(augment(sample, build_transforms(STILL, FIT), np.random.default_rng(0)), sample)
 
 
 def test_a_flip_alone_mirrors_left_and_right() -> None:
@@ -193,15 +193,15 @@ def test_a_flip_alone_mirrors_left_and_right() -> None:
 
 
 def matrices(augment: Augment, size: Size, count: int = 400) -> npt.NDArray[np.float64]:
-    """Draw matrices of a geometry that ends at the picture's own size."""
+    """Draw matrices of a geometry that ends at the image's own size."""
     rng, geometry = np.random.default_rng(0), Geometry(augment, to(size))
     drawn: list[Matrix] = [geometry.draw(rng, size) for _ in range(count)]
     return np.stack(drawn)
 
 
 def test_zooms_keep_to_their_range_and_to_the_centre() -> None:
-    for augment in (still(scale=0.2, scale_probability=1), still(affine_scale=0.2)):
-        drawn = matrices(augment, (60, 90))
+    for zoomed in (still(scale=0.2, scale_probability=1), still(affine_scale=0.2)):
+        drawn = matrices(zoomed, (60, 90))
         zooms = drawn[:, 0, 0]
         np.testing.assert_allclose(drawn[:, 1, 1], zooms)
         assert 0.8 <= zooms.min() < 0.81
@@ -210,7 +210,7 @@ def test_zooms_keep_to_their_range_and_to_the_centre() -> None:
 
 
 def test_rotations_keep_to_their_range_and_change_no_lengths() -> None:
-    drawn = matrices(still(affine_degrees=30), (60, 90))
+    drawn = matrices(still(rotate_degrees=30), (60, 90))
     degrees = np.degrees(np.arctan2(drawn[:, 1, 0], drawn[:, 0, 0]))
     assert -30 <= degrees.min() < -29
     assert 29 < degrees.max() <= 30
@@ -219,7 +219,7 @@ def test_rotations_keep_to_their_range_and_change_no_lengths() -> None:
 
 
 def test_shifts_are_a_share_of_width_and_height() -> None:
-    drawn = matrices(still(affine_shift=0.1), (60, 90))
+    drawn = matrices(still(translate=0.1), (60, 90))
     for axis, furthest in ((0, 9), (1, 6)):
         shifts = drawn[:, axis, 2]
         assert -furthest <= shifts.min() < -0.95 * furthest
@@ -263,7 +263,7 @@ def test_light_scales_and_shifts_grey_levels_and_clips() -> None:
 
 
 def test_light_draws_from_its_ranges_as_often_as_it_is_told() -> None:
-    light = Light(Augment(brightness=0.2, contrast=0.1, light_probability=0.5))
+    light = Light(Augment(brightness=0.2, contrast=0.1, brightness_contrast_probability=0.5))
     rng = np.random.default_rng(0)
     drawn = [light.draw(rng, (8, 8)) for _ in range(2000)]
     pairs = np.array([pair for pair in drawn if pair is not None])
@@ -276,11 +276,9 @@ def test_light_draws_from_its_ranges_as_often_as_it_is_told() -> None:
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.8])
 @pytest.mark.parametrize("size", [(256, 256), (200, 320), (1000, 300)])
-def test_grid_dropout_blackens_its_share_of_the_picture_and_no_mask(
-    size: Size, ratio: float
-) -> None:
+def test_grid_dropout_blackens_its_share_of_the_image_and_no_mask(size: Size, ratio: float) -> None:
     white = Sample("white", np.full((*size, 3), 255, np.uint8), np.ones(size, dtype=np.bool_))
-    dropout = GridDropout(Augment(dropout_ratio=ratio, dropout_probability=1))
+    dropout = GridDropout(Augment(grid_dropout_ratio=ratio, grid_dropout_probability=1))
     results = [once(dropout, white, seed) for seed in range(8)]
     black = [float((result.image == 0).all(axis=2).mean()) for result in results]
     assert np.mean(black) == pytest.approx(ratio**2, abs=0.04)
@@ -290,16 +288,16 @@ def test_grid_dropout_blackens_its_share_of_the_picture_and_no_mask(
         assert result.mask.all()
 
 
-def test_grid_dropout_never_blackens_all_of_a_tiny_picture() -> None:
-    dropout = GridDropout(Augment(dropout_ratio=0.99, dropout_probability=1))
+def test_grid_dropout_never_blackens_all_of_a_tiny_image() -> None:
+    dropout = GridDropout(Augment(grid_dropout_ratio=0.99, grid_dropout_probability=1))
     image = np.full((2, 2, 3), 255, np.uint8)
     result = once(dropout, Sample("tiny", image, np.ones((2, 2), dtype=np.bool_)))
     assert (result.image == 0).all(axis=2).sum() == 1
-    nothing = GridDropout(Augment(dropout_ratio=0, dropout_probability=1))
+    nothing = GridDropout(Augment(grid_dropout_ratio=0, grid_dropout_probability=1))
     assert nothing.draw(np.random.default_rng(0), (64, 64)) is None
 
 
-def test_what_lies_outside_the_picture_is_its_mirror_image() -> None:
+def test_what_lies_outside_the_image_is_its_mirror_image() -> None:
     sample = random_sample(OUT, ignore=True)
     shifted = Geometry(STILL, FIT).apply(sample, np.array([[1, 0, 5], [0, 1, 0], [0, 0, 1.0]]))
     for part in ("image", "mask", "ignore"):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from image_files import (
-    FIGURE,
+    FOREGROUND,
     VOC,
     Array,
     grey,
@@ -16,8 +16,8 @@ from image_files import (
     saved,
 )
 from notan.data.formats import (
+    read_image,
     read_mask,
-    read_picture,
     read_size,
     read_trimap,
 )
@@ -26,7 +26,7 @@ from notan.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from notan.config import Border
+    from notan.config import TrimapBorder
 
 
 # Trimaps
@@ -42,15 +42,15 @@ def test_the_border_of_a_trimap_follows_its_rule(tmp_path: Path, stored: str) ->
         grey(path, TRIMAP)
     else:
         indexed(path, TRIMAP, VOC)
-    expected: dict[Border, tuple[Array, Array | None]] = {
-        "figure": (TRIMAP != 2, None),
-        "ground": (TRIMAP == 1, None),
+    expected: dict[TrimapBorder, tuple[Array, Array | None]] = {
+        "foreground": (TRIMAP != 2, None),
+        "background": (TRIMAP == 1, None),
         "ignore": (TRIMAP == 1, TRIMAP == 3),
     }
-    for border, (figure, ignored) in expected.items():
-        mask, ignore = read_trimap(path, border)
+    for trimap_border, (foreground, ignored) in expected.items():
+        mask, ignore = read_trimap(path, trimap_border)
         assert mask.dtype == np.bool_
-        np.testing.assert_array_equal(mask, figure)
+        np.testing.assert_array_equal(mask, foreground)
         np.testing.assert_array_equal(ignore, ignored)
 
 
@@ -65,38 +65,40 @@ def test_a_trimap_may_lack_a_class(tmp_path: Path) -> None:
 def test_other_values_are_no_trimap(tmp_path: Path, values: list[int]) -> None:
     listed = ", ".join(map(str, values))
     with pytest.raises(DataError, match=rf"trimap\.png: holds values {listed}; a trimap holds 1"):
-        read_trimap(grey(tmp_path / "trimap.png", [values]), "figure")
+        read_trimap(grey(tmp_path / "trimap.png", [values]), "foreground")
 
 
 def test_one_bit_and_colour_are_no_trimaps(tmp_path: Path) -> None:
-    bits = saved(tmp_path / "bits.png", Image.fromarray(FIGURE))
+    bits = saved(tmp_path / "bits.png", Image.fromarray(FOREGROUND))
     with pytest.raises(DataError, match="holds values 0, 1"):
-        read_trimap(bits, "figure")
+        read_trimap(bits, "foreground")
     colours = saved(tmp_path / "colours.png", Image.fromarray(photo()))
-    with pytest.raises(DataError, match="a RGB picture; wanted a trimap"):
-        read_trimap(colours, "figure")
+    with pytest.raises(DataError, match="a RGB image; wanted a trimap"):
+        read_trimap(colours, "foreground")
 
 
 def test_an_unknown_border_rule_is_refused(tmp_path: Path) -> None:
     path = grey(tmp_path / "trimap.png", TRIMAP)
-    with pytest.raises(ConfigError, match="border = 'figur' is no rule; did you mean 'figure'"):
+    with pytest.raises(
+        ConfigError, match="trimap_border = 'figur' is no rule; did you mean 'foreground'"
+    ):
         read_trimap(path, "figur")  # type: ignore[arg-type]
 
 
 # Real files
 
 
-def test_misnamed_pet_pictures_are_read(pets_folder: Path) -> None:
+def test_misnamed_pet_images_are_read(pets_folder: Path) -> None:
     for name in ("Abyssinian_34", "Abyssinian_5", "Abyssinian_1"):
         path = pets_folder / "images" / f"{name}.jpg"
-        mask, _ = read_trimap(pets_folder / "annotations/trimaps" / f"{name}.png", "figure")
-        assert read_picture(path).shape == (*mask.shape, 3)
+        mask, _ = read_trimap(pets_folder / "annotations/trimaps" / f"{name}.png", "foreground")
+        assert read_image(path).shape == (*mask.shape, 3)
         assert read_size(path) == mask.shape
 
 
 def test_the_trimap_without_a_pet_is_read(pets_folder: Path) -> None:
     path = pets_folder / "annotations/trimaps/Abyssinian_34.png"
-    assert not read_trimap(path, "ground")[0].any()
+    assert not read_trimap(path, "background")[0].any()
 
 
 def test_all_real_masks_are_read_as_0_and_255(nuclei_folder: Path, road_folder: Path) -> None:

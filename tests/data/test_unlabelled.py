@@ -1,4 +1,4 @@
-"""Pictures without masks: which are read, in what order, and in which two views."""
+"""Images without masks: which are read, in what order, and in which two views."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notan.config import Augment
-from notan.data.batches import Batch, BatchLoader, Pictures
+from notan.data.batches import Batch, BatchLoader, SampleDataset
 from notan.data.folder import folder_source
-from notan.data.formats import read_picture
+from notan.data.formats import read_image
 from notan.data.sample import Sample
 from notan.data.strong import Blur, Colour, build_geometry, build_strong
 from notan.data.synthetic import DrawnSource, write_folder
-from notan.data.transforms import Transform, build_transforms, vary
+from notan.data.transforms import Transform, augment, build_transforms
 from notan.data.unlabelled import (
     UnlabelledFile,
+    UnlabelledImages,
     UnlabelledKey,
-    UnlabelledPictures,
     find_unlabelled,
     fingerprint_unlabelled,
 )
@@ -41,28 +41,26 @@ LABELLED = DrawnSource(7, size=(20, 26))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five pictures without masks; not to be changed."""
+    """Five images without masks; not to be changed."""
     where = tmp_path_factory.mktemp("unlabelled")
     write_folder(DrawnSource(5, size=(20, 26), first=50), where)
     return where / "images"
 
 
-def pictures(folder: Path, *, seed: int = 0, **augment: Any) -> UnlabelledPictures:
+def images(folder: Path, *, seed: int = 0, **augment: Any) -> UnlabelledImages:
     geometry = build_geometry(Augment(**augment), PREPROCESSOR.fit)
     files = find_unlabelled(folder)
-    return UnlabelledPictures(
-        files, PREPROCESSOR, geometry=geometry, light=build_strong(), seed=seed
-    )
+    return UnlabelledImages(files, PREPROCESSOR, geometry=geometry, light=build_strong(), seed=seed)
 
 
-def loader(unlabelled: UnlabelledPictures, **more: Any) -> BatchLoader:
+def loader(unlabelled: UnlabelledImages, **more: Any) -> BatchLoader:
     transforms = build_transforms(Augment(), PREPROCESSOR.fit)
-    labelled = Pictures(LABELLED, PREPROCESSOR, transforms=transforms)
+    labelled = SampleDataset(LABELLED, PREPROCESSOR, transforms=transforms)
     return BatchLoader(labelled, 3, shuffle=True, unlabelled=unlabelled, **more)
 
 
 def read(batches: BatchLoader, epoch: int, first: int = 0) -> list[Batch]:
-    batches.go_to(epoch, first)
+    batches.set_epoch(epoch, first)
     return list(batches)
 
 
@@ -76,12 +74,12 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
             assert torch.equal(getattr(left.unlabelled, view), getattr(right.unlabelled, view))
 
 
-def test_the_pictures_of_a_folder_are_found_whatever_else_lies_there(
+def test_the_images_of_a_folder_are_found_whatever_else_lies_there(
     folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(folder, tmp_path / "more")
-    (tmp_path / "more" / "notes.txt").write_text("no picture")
-    (tmp_path / "more" / "._000050.png").write_text("no picture either")
+    (tmp_path / "more" / "notes.txt").write_text("no image")
+    (tmp_path / "more" / "._000050.png").write_text("no image either")
     (tmp_path / "more" / "deeper").mkdir()
     found = find_unlabelled(tmp_path / "more")
     assert [file.path.name for file in found] == sorted(path.name for path in folder.iterdir())
@@ -89,11 +87,11 @@ def test_the_pictures_of_a_folder_are_found_whatever_else_lies_there(
     assert fingerprint_unlabelled(found[1:]) != fingerprint_unlabelled(found)
 
 
-def test_a_data_folder_gives_the_pictures_in_its_images(folder: Path) -> None:
+def test_a_data_folder_gives_the_images_in_its_images(folder: Path) -> None:
     assert find_unlabelled(folder.parent) == find_unlabelled(folder)
 
 
-def test_copies_are_known_by_their_file_and_by_their_picture(folder: Path) -> None:
+def test_copies_are_known_by_their_file_and_by_their_image(folder: Path) -> None:
     files = find_unlabelled(folder)
     in_files = set(folder_source(folder.parent).hashes())
     assert all(file.is_among(in_files) for file in files)
@@ -113,19 +111,19 @@ def test_what_cannot_be_read_is_left_out_and_named(
     with caplog.at_level(logging.WARNING):
         assert len(find_unlabelled(tmp_path / "more")) == 3
     (record,) = caplog.records
-    assert f"2 pictures cannot be read and left out: {first}" in record.getMessage()
+    assert f"2 images cannot be read and left out: {first}" in record.getMessage()
 
 
-def test_a_folder_without_pictures_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.png").write_text("no picture")
+    (tmp_path / "broken" / "a.png").write_text("no image")
     for path, words in (
         (tmp_path / "nowhere", "nowhere: there is no such folder; check --unlabelled"),
-        (tmp_path / "empty", "empty: no pictures here; files ending in .*jpg"),
-        (tmp_path / "broken", r"broken: none of the 1 pictures can be read; .*a\.png: begins with"),
-        (folder.parent.parent, "no pictures here; .* in the folder itself or in images/"),
-        (next(folder.iterdir()), "this is a file; --unlabelled wants a folder of pictures"),
+        (tmp_path / "empty", "empty: no images here; files ending in .*jpg"),
+        (tmp_path / "broken", r"broken: none of the 1 images can be read; .*a\.png: begins with"),
+        (folder.parent.parent, "no images here; .* in the folder itself or in images/"),
+        (next(folder.iterdir()), "this is a file; --unlabelled wants a folder of images"),
     ):
         with pytest.raises(DataError, match=words):
             find_unlabelled(path)
@@ -138,12 +136,12 @@ def test_a_folder_without_pictures_is_refused(folder: Path, tmp_path: Path) -> N
     seed=st.integers(0, 2**32 - 1),
     first=st.integers(0, 500),
 )
-def test_every_picture_is_seen_before_any_is_seen_again(
+def test_every_image_is_seen_before_any_is_seen_again(
     count: int, size: int, seed: int, first: int
 ) -> None:
     files = [UnlabelledFile(None, "", "") for _ in range(count)]  # type: ignore[arg-type]
     geometry = build_geometry(Augment(), PREPROCESSOR.fit)
-    known = UnlabelledPictures(files, PREPROCESSOR, geometry=geometry, light=(), seed=seed)
+    known = UnlabelledImages(files, PREPROCESSOR, geometry=geometry, light=(), seed=seed)
     steps = [known.keys(step, size) for step in range(first, first + 2 * count)]
     assert {len(keys) for keys in steps} == {min(size, count)}
     keys = [key for step in steps for key in step]
@@ -155,18 +153,18 @@ def test_every_picture_is_seen_before_any_is_seen_again(
 
 
 def test_turns_and_seeds_have_orders_of_their_own(folder: Path) -> None:
-    one = pictures(folder)
+    one = images(folder)
     orders = {tuple(key.number for key in one.keys(turn, 5)) for turn in range(10)}
     assert len(orders) > 5
-    other = pictures(folder, seed=1)
+    other = images(folder, seed=1)
     assert [one.keys(n, 5) for n in range(5)] != [other.keys(n, 5) for n in range(5)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_depends_on_seed_and_step_alone(folder: Path, workers: int) -> None:
-    whole = [read(loader(pictures(folder)), epoch) for epoch in (1, 2)]
+    whole = [read(loader(images(folder)), epoch) for epoch in (1, 2)]
     assert [len(epoch) for epoch in whole] == [3, 3]
-    others = loader(pictures(folder), workers=workers)
+    others = loader(images(folder), workers=workers)
     assert_same(read(others, 2, 1), whole[1][1:])
     assert_same(read(others, 1, 2), whole[0][2:])
     others.close()
@@ -175,18 +173,20 @@ def test_a_batch_depends_on_seed_and_step_alone(folder: Path, workers: int) -> N
     assert len({name for each in names[:2] for name in each}) == 5
 
 
-def test_pictures_with_masks_are_the_same_with_and_without_the_others(folder: Path) -> None:
+def test_images_with_masks_are_the_same_with_and_without_the_others(folder: Path) -> None:
     transforms = build_transforms(Augment(), PREPROCESSOR.fit)
-    alone = BatchLoader(Pictures(LABELLED, PREPROCESSOR, transforms=transforms), 3, shuffle=True)
-    for one, other in zip(read(alone, 4), read(loader(pictures(folder)), 4), strict=True):
+    alone = BatchLoader(
+        SampleDataset(LABELLED, PREPROCESSOR, transforms=transforms), 3, shuffle=True
+    )
+    for one, other in zip(read(alone, 4), read(loader(images(folder)), 4), strict=True):
         assert one.unlabelled is None
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.targets, other.targets)
 
 
 def test_both_views_have_one_geometry_and_the_varied_one_another_light(folder: Path) -> None:
-    whole = pictures(folder)
-    bare = UnlabelledPictures(
+    whole = images(folder)
+    bare = UnlabelledImages(
         whole.files, PREPROCESSOR, geometry=whole.geometry, light=(), seed=whole.seed
     )
     different = 0
@@ -202,7 +202,7 @@ def test_both_views_have_one_geometry_and_the_varied_one_another_light(folder: P
 
 
 def test_padding_is_outside(folder: Path) -> None:
-    seen = pictures(folder)[UnlabelledKey(0, 0)]
+    seen = images(folder)[UnlabelledKey(0, 0)]
     assert not isinstance(seen, DataError)
     assert seen.varied.shape == (1, 3, 32, 32)
     assert seen.inside[0, 0, :24, :24].all()
@@ -210,20 +210,20 @@ def test_padding_is_outside(folder: Path) -> None:
 
 
 def test_without_augmentation_the_geometry_is_a_mere_resizing(folder: Path) -> None:
-    still = pictures(folder, enabled=False)
+    still = images(folder, enabled=False)
     seen = still[UnlabelledKey(3, 2)]
     assert not isinstance(seen, DataError)
-    plain, _ = PREPROCESSOR(read_picture(still.files[2].path))
+    plain, _ = PREPROCESSOR(read_image(still.files[2].path))
     np.testing.assert_allclose(seen.plain[0].numpy(), plain, atol=0.2)
 
 
-def test_a_picture_that_is_damaged_later_ends_the_epoch_with_its_name(
+def test_an_image_that_is_damaged_later_ends_the_epoch_with_its_name(
     folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(folder, tmp_path / "more")
-    batches = loader(pictures(tmp_path / "more"))
+    batches = loader(images(tmp_path / "more"))
     for path in (tmp_path / "more").iterdir():
-        path.write_text("no picture")
+        path.write_text("no image")
     with pytest.raises(DataError, match=r"\.png: begins with"):
         read(batches, 1)
 
@@ -267,6 +267,8 @@ def test_blur_takes_away_detail_and_keeps_the_mean() -> None:
 
 
 def test_the_whole_is_decided_by_the_generator() -> None:
-    views = [vary(SAMPLE, build_strong(), np.random.default_rng(seed)).image for seed in (5, 5, 6)]
+    views = [
+        augment(SAMPLE, build_strong(), np.random.default_rng(seed)).image for seed in (5, 5, 6)
+    ]
     assert np.array_equal(views[0], views[1])
     assert not np.array_equal(views[0], views[2])

@@ -67,8 +67,8 @@ def test_the_file_answers_with_the_mean_of_its_members(
     for path, member in zip(members, whole.card.members, strict=True):  # type: ignore[union-attr]
         part = Predictor.load(path)
         assert (member.temperature, member.bias) == (
-            part.decision.temperature,
-            part.decision.bias,
+            part.postprocessing.temperature,
+            part.postprocessing.bias,
         )
         scaled = part.backend(inputs[None]) / member.temperature + member.bias
         mean += member.weight / (1 + np.exp(-scaled.astype(np.float64)))
@@ -84,8 +84,8 @@ def test_the_card_says_what_it_is_made_of(members: list[Path], ensemble: Path) -
     assert card.parameters == sum(part.parameters or 0 for part in parts)
     assert card.data.training_hashes == tuple(sorted(parts[0].data.training_hashes))
     assert card.scores["dice"] > 0
-    assert card.decision.check_below is not None
-    assert card.choices[0] == "6 validation pictures are too few to weigh members: all alike"
+    assert card.postprocessing.review_below is not None
+    assert card.choices[0] == "6 validation images are too few to weigh members: all alike"
 
 
 def test_it_is_scored_like_any_model_and_guarded_like_one(
@@ -93,8 +93,8 @@ def test_it_is_scored_like_any_model_and_guarded_like_one(
 ) -> None:
     predictor = Predictor.load(ensemble)
     score = evaluate(predictor, folder_source(drawn_folder / "test"), split="test")
-    assert score.rules.seen == "the model has seen none of these pictures"
-    with pytest.raises(DataError, match="trained on 24 of these 24 pictures"):
+    assert score.rules.seen == "the model has seen none of these images"
+    with pytest.raises(DataError, match="trained on 24 of these 24 images"):
         evaluate(predictor, folder_source(drawn_folder / "train"), split="train")
 
 
@@ -110,7 +110,7 @@ def test_the_commands_take_it(
     assert len(compared["models"]) == 3
     data = ["--data-path", str(drawn_folder)]
     main(
-        ["evaluate", "--model", str(ensemble), *data, "--out", str(tmp_path / "s"), "--tta", "flip"]
+        ["evaluate", "--model", str(ensemble), *data, "--out", str(tmp_path / "s"), "--tta", "hflip"]
     )
     assert (tmp_path / "s" / "score.json").exists()
     with pytest.raises(CheckpointError, match="this model is an ensemble, of which no fresh one"):
@@ -126,7 +126,7 @@ def test_the_commands_take_it(
     assert read_card(tmp_path / "again.safetensors").sha256 == read_card(ensemble).sha256
 
 
-def test_the_training_pictures_of_all_members_are_known(
+def test_the_training_images_of_all_members_are_known(
     members: list[Path], drawn_folder: Path, tmp_path: Path
 ) -> None:
     card = read_card(members[1])
@@ -137,23 +137,21 @@ def test_the_training_pictures_of_all_members_are_known(
     )
     joined = join([members[0], other], tmp_path / "e.safetensors", data_path=drawn_folder)
     assert set(joined.card.data.training_hashes) == {*card.data.training_hashes, "another"}
-    assert joined.card.data.training_pictures == 25
+    assert joined.card.data.training_images == 25
     unknown = altered(members[1], tmp_path / "u.safetensors", data={**data, "training_hashes": []})
     joined = join([members[0], unknown], tmp_path / "f.safetensors", data_path=drawn_folder)
     assert joined.card.data.training_hashes == ()
     assert "what u was trained on is not known" in joined.card.choices
 
 
-def test_a_member_that_was_trained_on_the_validation_pictures_is_refused(
+def test_a_member_that_was_trained_on_the_validation_images_is_refused(
     members: list[Path], drawn_folder: Path, tmp_path: Path
 ) -> None:
     card = read_card(members[1])
     data = json.loads(card.data.model_dump_json())
     leak = [*card.data.training_hashes, *card.data.validation_hashes[:2]]
     other = altered(members[1], tmp_path / "o.safetensors", data={**data, "training_hashes": leak})
-    with pytest.raises(
-        DataError, match=r"o was trained on 2 of the 6 validation pictures of small"
-    ):
+    with pytest.raises(DataError, match=r"o was trained on 2 of the 6 validation images of small"):
         join([members[0], other], tmp_path / "e.safetensors", data_path=drawn_folder)
     assert not (tmp_path / "e.safetensors").exists()
 
@@ -161,7 +159,10 @@ def test_a_member_that_was_trained_on_the_validation_pictures_is_refused(
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"border": "ground"}, "border = none and o with border = ground; train them with one"),
+        (
+            {"trimap_border": "background"},
+            "trimap_border = none and o with trimap_border = background; train them with one",
+        ),
         ({"preprocess": {"image_size": 64}}, r"preprocess.image_size is \(32, 32\) in small and "),
         ({"preprocess": {"image_size": 32, "std": [1, 1, 1]}}, "preprocess.std is "),
         ({"model": None, "model_class": "Mine"}, "o is of Mine, a class of your own"),
@@ -197,7 +198,7 @@ def test_what_makes_no_ensemble_is_refused(
     assert end.value.code == 2  # --out is missing
 
 
-def test_pictures_that_are_nowhere_are_missed(members: list[Path], tmp_path: Path) -> None:
+def test_images_that_are_nowhere_are_missed(members: list[Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder"):
         join(members, tmp_path / "e.safetensors", data_path=tmp_path / "nowhere")
 
@@ -232,16 +233,16 @@ def test_a_better_member_weighs_more_and_a_useless_one_is_left_out() -> None:
     assert weights[2] == 0
     assert weights[0] > weights[1] > 0.1
     assert sum(weights) == pytest.approx(1, abs=0.002)
-    assert reason.startswith("weights: fitted, mean surprise of a pixel -")
+    assert reason.startswith("weights: fitted, mean cross-entropy of a pixel -")
 
 
 def test_members_that_are_alike_keep_equal_weights() -> None:
     weights, reason = choose_weights(noise(20, 2.0, 2.0, 2.0))
     assert weights == (1 / 3, 1 / 3, 1 / 3)
-    assert reason.startswith("weights: all alike; fitted ones give mean surprise")
+    assert reason.startswith("weights: all alike; fitted ones give mean cross-entropy")
 
 
-def test_few_pictures_weigh_nothing() -> None:
+def test_few_images_weigh_nothing() -> None:
     weights, reason = choose_weights(noise(FEWEST - 1, 3.0, -3.0))
     assert weights == (0.5, 0.5)
-    assert reason == "9 validation pictures are too few to weigh members: all alike"
+    assert reason == "9 validation images are too few to weigh members: all alike"

@@ -21,13 +21,13 @@ from notan.checkpoint import (
 from notan.data.synthetic import DrawnSource
 from notan.errors import CheckpointError, ConfigError, DataError, ExportError
 from notan.export import export
+from notan.export.images import ImageSet, images_to_compare
 from notan.export.onnx import store_half, to_onnx
 from notan.export.parity import LEAST_IOU, check_parity, measure_parity
-from notan.export.pictures import Pictures, pictures_to_compare
-from notan.portable import write_portable
+from notan.portable import write_onnx
 from notan.predict.predictor import Predictor
 
-PICTURE = DrawnSource(1, size=(40, 48), seed=1, first=30)[0].image
+IMAGE = DrawnSource(1, size=(40, 48), seed=1, first=30)[0].image
 
 
 def test_the_card_says_what_export_did(portable: Path, small_checkpoint: Path) -> None:
@@ -38,7 +38,7 @@ def test_the_card_says_what_export_did(portable: Path, small_checkpoint: Path) -
     assert {each.runtime for each in card.exported.parity} == {"openvino", "onnxruntime"}
     for each in card.exported.parity:
         assert each.mask_iou >= LEAST_IOU["fp32"]
-        assert each.pictures == "6 validation pictures"
+        assert each.images == "6 validation images"
     assert card.model_copy(update={"exported": None, "sha256": ""}) == before.model_copy(
         update={"sha256": ""}
     )
@@ -71,7 +71,7 @@ def test_half_stores_half_and_gives_nearly_the_same(
     weights = [each.data_type for each in onnx.load(path).graph.initializer]
     assert onnx.TensorProto.FLOAT not in weights
     assert path.stat().st_size < 0.75 * portable.stat().st_size
-    one, other = (Predictor.load(each)(PICTURE).probability for each in (portable, path))
+    one, other = (Predictor.load(each)(IMAGE).probability for each in (portable, path))
     np.testing.assert_allclose(one, other, atol=5e-3)
 
 
@@ -105,11 +105,11 @@ def test_masks_that_differ_are_refused_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_parity_counts_the_pixels_of_all_pictures(small_checkpoint: Path) -> None:
+def test_parity_counts_the_pixels_of_all_images(small_checkpoint: Path) -> None:
     one = Predictor.load(small_checkpoint, threshold=0.5)
     other = Predictor.load(small_checkpoint, threshold=0.45)
     images = tuple(sample.image for sample in DrawnSource(3, size=(24, 30)))
-    parity = measure_parity(one, other, Pictures(images, "3 drawn"), runtime="openvino")
+    parity = measure_parity(one, other, ImageSet(images, "3 drawn"), runtime="openvino")
     pairs = [(one(image).mask, other(image).mask) for image in images]
     common = sum(int((a & b).sum()) for a, b in pairs)
     either = sum(int((a | b).sum()) for a, b in pairs)
@@ -121,11 +121,11 @@ def test_parity_counts_the_pixels_of_all_pictures(small_checkpoint: Path) -> Non
             check_parity(shifted, precision)
 
 
-def test_without_data_pictures_are_drawn_and_it_says_so(small_checkpoint: Path) -> None:
+def test_without_data_images_are_drawn_and_it_says_so(small_checkpoint: Path) -> None:
     card = read_card(small_checkpoint)
     run = card.run.model_copy(update={"data": card.run.data.model_copy(update={"path": None})})
     gone = card.model_copy(update={"run": run})
-    assert "drawn pictures, for want of real ones" in pictures_to_compare(gone, None).words
+    assert "drawn images, for want of real ones" in images_to_compare(gone, None).words
 
 
 def test_a_data_folder_that_is_not_there_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_data_folder_that_is_not_there_is_refused(small_checkpoint: Path, tmp_
 
 
 def test_another_name_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model.pt: a portable file is called .onnx, say"):
+    with pytest.raises(ConfigError, match=r"model.pt: an ONNX model is called .onnx, say"):
         export(small_checkpoint, tmp_path / "model.pt")
 
 
@@ -170,7 +170,7 @@ def no_card(path: Path, content: bytes) -> None:
 def newer_card(path: Path, content: bytes) -> None:
     model = onnx.load_from_string(content)
     del model.metadata_props[:]
-    write_portable(path, model.SerializeToString(), {"notan": '{"format": 99}'})
+    write_onnx(path, model.SerializeToString(), {"notan": '{"format": 99}'})
 
 
 def foreign(path: Path, content: bytes) -> None:  # noqa: ARG001 - each takes both
@@ -188,8 +188,8 @@ def foreign(path: Path, content: bytes) -> None:  # noqa: ARG001 - each takes bo
         (lambda path, _: path.write_bytes(b""), "not an ONNX file"),
         (lambda path, _: path.write_text("this is no network\n" * 9), "not an ONNX file"),
         (lambda path, _: path.write_bytes(b"PK\x03\x04" + bytes(40)), "not an ONNX file"),
-        (lambda path, _: path.mkdir(), "there is no such portable file"),
-        (lambda _path, _: None, "there is no such portable file"),
+        (lambda path, _: path.mkdir(), "there is no such ONNX model"),
+        (lambda _path, _: None, "there is no such ONNX model"),
     ],
     ids=["bare", "foreign", "newer", "cut", "halved", "empty", "text", "zip", "folder", "absent"],
 )

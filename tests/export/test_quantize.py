@@ -22,9 +22,9 @@ from notan.checkpoint import (
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import DataError, ExportError
 from notan.export import export
+from notan.export.images import ImageSet, images_to_calibrate, network_inputs
 from notan.export.onnx import to_onnx
 from notan.export.parity import LEAST_IOU
-from notan.export.pictures import Pictures, network_inputs, pictures_to_calibrate
 from notan.export.quantize import CHEAP, LEAST_INT8, Quantizer
 from notan.models.unet import UNet
 from notan.predict.backends import rebuild
@@ -78,8 +78,8 @@ def test_the_card_says_how_it_was_quantized(int8: Path) -> None:
     assert exported is not None
     assert exported.precision == "int8"
     assert exported.quantized is not None
-    assert exported.quantized.pictures == (
-        "24 training pictures, for the validation split holds 6 only"
+    assert exported.quantized.images == (
+        "24 training images, for the validation split holds 6 only"
     )
     assert exported.quantized.layers + len(exported.quantized.float_layers) == 23
     assert exported.quantized.share >= LEAST_INT8
@@ -115,8 +115,8 @@ def test_both_runtimes_give_the_same_masks(int8: Path) -> None:
 def test_a_machine_without_the_quantizer_predicts(
     runtime: str, int8: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
-    pictures = drawn_folder / "test" / "images"
-    words = ("predict", str(pictures), "--model", str(int8), "--backend", runtime)
+    images = drawn_folder / "test" / "images"
+    words = ("predict", str(images), "--model", str(int8), "--backend", runtime)
     result = run_without("torch,onnx,onnxscript", *words, "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 6
@@ -160,11 +160,13 @@ def test_masks_that_int8_changes_are_refused_and_nothing_is_written(
     predictor = Predictor.load(small_checkpoint)
     files = sorted((drawn_folder / "val" / "images").iterdir())
     median = float(np.median(np.stack([predictor(each).probability for each in files])))
-    decision = checkpoint.card.decision.with_threshold(median)  # amid the pixels, not beside them
-    card = checkpoint.card.model_copy(update={"decision": decision})
+    postprocessing = checkpoint.card.postprocessing.with_threshold(
+        median
+    )  # amid the pixels, not beside them
+    card = checkpoint.card.model_copy(update={"postprocessing": postprocessing})
     save_checkpoint(model, unequal_channels(Checkpoint(card, checkpoint.weights)))
-    picture = DrawnSource(1, size=(40, 48), seed=1, first=30)[0].image
-    one, other = (Predictor.load(each)(picture) for each in (small_checkpoint, model))
+    image = DrawnSource(1, size=(40, 48), seed=1, first=30)[0].image
+    one, other = (Predictor.load(each)(image) for each in (small_checkpoint, model))
     np.testing.assert_allclose(one.probability, other.probability, atol=1e-5)
     words = r"int8 under openvino gives other masks .* 0.995 is wanted; nothing was written: export"
     with pytest.raises(ExportError, match=words):
@@ -267,16 +269,16 @@ def test_a_network_without_convolutions_is_refused() -> None:
         Quantizer(to_onnx(Brightness(), 1), INPUTS, "noise")
 
 
-def test_enough_validation_pictures_are_calibrated_on(
+def test_enough_validation_images_are_calibrated_on(
     small_checkpoint: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
     card = read_card(small_checkpoint)
-    few = pictures_to_calibrate(card, drawn_folder)
-    assert few.words == "24 training pictures, for the validation split holds 6 only"
+    few = images_to_calibrate(card, drawn_folder)
+    assert few.words == "24 training images, for the validation split holds 6 only"
     assert len(few.images) == 24
     for part, count in (("train", 2), ("val", 40)):
         write_folder(DrawnSource(count, size=(16, 16)), tmp_path / part)
-    assert pictures_to_calibrate(card, tmp_path).words == "32 validation pictures"
+    assert images_to_calibrate(card, tmp_path).words == "32 validation images"
 
 
 def test_the_validation_split_is_taken_where_the_training_split_is_smaller_still(
@@ -284,14 +286,14 @@ def test_the_validation_split_is_taken_where_the_training_split_is_smaller_still
 ) -> None:
     for part, count in (("train", 2), ("val", 3)):
         write_folder(DrawnSource(count, size=(16, 16)), tmp_path / part)
-    found = pictures_to_calibrate(read_card(small_checkpoint), tmp_path)
-    assert found.words == "3 validation pictures"
+    found = images_to_calibrate(read_card(small_checkpoint), tmp_path)
+    assert found.words == "3 validation images"
 
 
-def test_int8_is_not_calibrated_on_drawn_pictures(small_checkpoint: Path) -> None:
+def test_int8_is_not_calibrated_on_drawn_images(small_checkpoint: Path) -> None:
     gone = seen_without(read_card(small_checkpoint))
     with pytest.raises(ExportError, match=r"model names no folder.*--data-path FOLDER"):
-        pictures_to_calibrate(gone, None)
+        images_to_calibrate(gone, None)
 
 
 def test_a_folder_that_has_moved_is_named(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -308,33 +310,33 @@ def test_a_folder_that_has_moved_is_named(small_checkpoint: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("broken", ["absent", "file", "undecodable"])
-def test_broken_pictures_are_refused(broken: str, small_checkpoint: Path, tmp_path: Path) -> None:
+def test_broken_images_are_refused(broken: str, small_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     if broken == "file":
         folder.write_bytes(b"")
     elif broken == "undecodable":
         for part in ("train", "val"):
             write_folder(DrawnSource(2, size=(16, 16)), folder / part)
-        for picture in (folder / "val" / "images").iterdir():
-            picture.write_bytes(picture.read_bytes()[:50])
+        for image in (folder / "val" / "images").iterdir():
+            image.write_bytes(image.read_bytes()[:50])
     with pytest.raises(DataError, match=r"data"):
         export(small_checkpoint, tmp_path / "a.onnx", precision="int8", data_path=folder)
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_the_network_sees_one_input_of_each_picture(small_checkpoint: Path) -> None:
+def test_the_network_sees_one_input_of_each_image(small_checkpoint: Path) -> None:
     card = read_card(small_checkpoint)
     images = tuple(sample.image for sample in DrawnSource(3, size=(40, 48)))
-    found = network_inputs(card, Pictures(images, "3 drawn"))
+    found = network_inputs(card, ImageSet(images, "3 drawn"))
     for image, each in zip(images, found, strict=True):
         np.testing.assert_array_equal(each[0], card.preprocess(image)[0])
 
 
-def test_of_a_picture_in_tiles_one_tile_is_taken(small_checkpoint: Path) -> None:
+def test_of_an_image_in_tiles_one_tile_is_taken(small_checkpoint: Path) -> None:
     card = read_card(small_checkpoint)
     own = card.preprocess.model_copy(update={"image_size": None})
     card = card.model_copy(update={"preprocess": own})
     huge: Any = np.zeros((3000, 3000, 3), np.uint8)
-    found = network_inputs(card, Pictures((huge,), "1 picture"))
+    found = network_inputs(card, ImageSet((huge,), "1 image"))
     assert len(found) == 1
     assert found[0].shape[2] < 3000

@@ -1,4 +1,4 @@
-"""Folds, and that no picture is judged by a network that saw it."""
+"""Folds, and that no image is judged by a network that saw it."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def predicted(run: Run, folder: Path, folds: int = 3) -> dict[str, np.ndarray[An
 @given(
     count=st.integers(4, 60), folds=st.integers(2, 8), seed=st.integers(0, 5), order=st.randoms()
 )
-def test_the_folds_partition_the_pictures_whatever_their_order(
+def test_the_folds_partition_the_images_whatever_their_order(
     count: int, folds: int, seed: int, order: Any
 ) -> None:
     folds = min(folds, count)
-    names = [f"picture {place}" for place in range(count)]
+    names = [f"image {place}" for place in range(count)]
     divided = divide(names, folds, run=Run(seed=seed))
     assert sorted(name for fold in divided for name in fold.held_out) == sorted(names)
     sizes = [len(fold.held_out) for fold in divided]
@@ -54,11 +54,11 @@ def test_the_folds_partition_the_pictures_whatever_their_order(
 
 
 def test_another_seed_makes_other_folds() -> None:
-    names = [f"picture {place}" for place in range(20)]
+    names = [f"image {place}" for place in range(20)]
     assert divide(names, 3, run=Run(seed=1)) != divide(names, 3, run=Run(seed=2))
 
 
-def test_no_picture_is_judged_by_a_network_that_saw_it(
+def test_no_image_is_judged_by_a_network_that_saw_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[Path, set[str]] = {}
@@ -113,8 +113,8 @@ def test_fewer_than_two_folds_are_refused(folds: int) -> None:
 
 
 @pytest.mark.parametrize(("count", "folds"), [(0, 3), (2, 3), (2, 2), (3, 2)])
-def test_too_few_pictures_for_the_folds_are_refused(count: int, folds: int) -> None:
-    with pytest.raises(DataError, match=f"{count} readable pictures with masks for {folds} folds"):
+def test_too_few_images_for_the_folds_are_refused(count: int, folds: int) -> None:
+    with pytest.raises(DataError, match=f"{count} readable images with masks for {folds} folds"):
         divide(SOURCE.names[:count], folds, run=Run())
 
 

@@ -45,7 +45,7 @@ def test_a_shift_is_found_to_the_pixel(seed: int, down: int, right: int) -> None
     else:
         shift = found["shifted"]
         assert (shift.down, shift.right) == (down, right)
-        assert shift.after == 1.0  # no figure is near enough to the frame to be cut off
+        assert shift.after == 1.0  # no foreground is near enough to the frame to be cut off
 
 
 @given(seed=st.integers(0, 1000), pixels=st.integers(1, 3))
@@ -82,7 +82,7 @@ def test_nothing_explains_a_mask_that_agrees(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 1000), pixels=st.integers(1, 6))
-def test_eroding_is_dilating_the_ground(seed: int, pixels: int) -> None:
+def test_eroding_is_dilating_the_background(seed: int, pixels: int) -> None:
     mask = blobs(seed)
     assert np.array_equal(erode(mask, pixels), ~dilate(~mask, pixels))
     assert not (erode(mask, pixels) & ~mask).any()
@@ -107,7 +107,7 @@ def test_what_is_ignored_neither_helps_nor_hurts() -> None:
     assert "shifted" not in found
 
 
-def test_a_shift_of_a_large_picture_is_given_in_its_own_pixels() -> None:
+def test_a_shift_of_a_large_image_is_given_in_its_own_pixels() -> None:
     truth = blobs(5, size=(900, 1200))
     found = explained(moved(truth, 60, -90), truth)["shifted"]
     assert abs(found.down - 60) <= 2

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from notan.postprocessing import Postprocessing
 
 from doctor_folders import pixels, write
 from label_folders import EASY, write_ellipses
 from notan.checkpoint import load_checkpoint, save_checkpoint
 from notan.config import load_run
 from notan.data.doctor import examine
-from notan.decision import Decision
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.labels import search as search_module
 from notan.labels.findings import describe, label_findings, labels_to_json, with_labels
@@ -40,12 +40,15 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def all_knowing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let networks take the bright pixels for figure, which is right, instead of training."""
+    """Let networks take the bright pixels for foreground, which is right, instead of training."""
 
     def stub(_: Run, source: Source, **__: object) -> Iterator[tuple[Sample, Prediction]]:
         for sample in source:
             bright = sample.image.mean(axis=2) > 125
-            yield sample, Prediction(np.where(bright, 0.95, 0.05).astype(np.float32), Decision())
+            yield (
+                sample,
+                Prediction(np.where(bright, 0.95, 0.05).astype(np.float32), Postprocessing()),
+            )
 
     monkeypatch.setattr(search_module, "predict_held_out", stub)
 
@@ -58,10 +61,10 @@ def invert(path: Path) -> None:
     write(path, 255 - pixels(path))
 
 
-def test_training_and_validation_pictures_are_gathered_and_no_test_picture(folder: Path) -> None:
+def test_training_and_validation_images_are_gathered_and_no_test_image(folder: Path) -> None:
     write_ellipses(folder / "more", train=1, val=1)
     (folder / "more" / "val").rename(folder / "test")
-    source, left_out = gather(folder, "folder", "figure")
+    source, left_out = gather(folder, "folder", "foreground")
     assert len(source) == 11
     assert left_out == ()
     assert not any("test" in pair.image.parts for pair in source.pairs)
@@ -71,22 +74,22 @@ def test_a_name_that_stands_in_two_parts_is_told_apart(folder: Path) -> None:
     for kind in ("images", "masks"):
         path = folder / "val" / kind / "e08.png"
         path.rename(path.with_name("e00.png"))
-    source, _ = gather(folder, "folder", "figure")
+    source, _ = gather(folder, "folder", "foreground")
     assert len(set(source.names)) == 11
     assert {"train/e00.png", "validation/e00.png"} <= set(source.names)
 
 
 @pytest.mark.usefixtures("all_knowing")
 def test_masks_that_cannot_be_read_are_left_out_saying_so(folder: Path) -> None:
-    mask_of(folder, "e01").write_text("no picture")
+    mask_of(folder, "e01").write_text("no image")
     mask_of(folder, "e02").unlink()
     diagnosis = examine(folder)
     search = search_labels(PLAN, diagnosis, out=folder / "out")
     assert len(search.ranking.suspects) == 9
     (finding,) = (each for each in label_findings(search) if each.kind == "label-unjudged")
-    assert "1 picture left out of the ranking" in finding.message
+    assert "1 image left out of the ranking" in finding.message
     assert "e01.png" in finding.message
-    assert "1 picture left out" in describe(search)
+    assert "1 image left out" in describe(search)
     assert with_labels(diagnosis, search).exit_code() == 2  # the ordinary errors stay
 
 
@@ -130,7 +133,10 @@ def test_networks_that_have_learned_nothing_accuse_nobody_and_say_so(
 ) -> None:
     def stub(_: Run, source: Source, **__: object) -> Iterator[tuple[Sample, Prediction]]:
         for sample in source:
-            yield sample, Prediction(np.where(sample.mask, 0.1, 0.9).astype(np.float32), Decision())
+            yield (
+                sample,
+                Prediction(np.where(sample.mask, 0.1, 0.9).astype(np.float32), Postprocessing()),
+            )
 
     monkeypatch.setattr(search_module, "predict_held_out", stub)
     search = search_labels(PLAN, examine(folder), out=folder / "out")
@@ -154,8 +160,8 @@ def test_how_long_it_will_take_is_said_beforehand(
 
 
 @pytest.mark.usefixtures("all_knowing")
-def test_too_few_pictures_are_refused_before_anything_is_written(folder: Path) -> None:
-    with pytest.raises(DataError, match="11 readable pictures with masks for 12 folds"):
+def test_too_few_images_are_refused_before_anything_is_written(folder: Path) -> None:
+    with pytest.raises(DataError, match="11 readable images with masks for 12 folds"):
         search_labels(replace(PLAN, folds=12), examine(folder), out=folder / "out")
     assert not (folder / "out").exists()
 
@@ -163,7 +169,7 @@ def test_too_few_pictures_are_refused_before_anything_is_written(folder: Path) -
 def test_folds_of_other_masks_settings_or_models_are_not_gone_on_with(
     folder: Path, tmp_path: Path
 ) -> None:
-    source, _ = gather(folder, "folder", "figure")
+    source, _ = gather(folder, "folder", "foreground")
     path = tmp_path / "folds" / "plan.json"
     claim(path, PLAN, source)
     claim(path, PLAN, source)
@@ -172,7 +178,7 @@ def test_folds_of_other_masks_settings_or_models_are_not_gone_on_with(
     with pytest.raises(ConfigError, match="another model;"):
         claim(path, replace(PLAN, weights="other"), source)
     invert(mask_of(folder, "e00"))
-    with pytest.raises(ConfigError, match="another pictures and masks;"):
+    with pytest.raises(ConfigError, match="another images and masks;"):
         claim(path, PLAN, source)
     path.write_text("{")
     with pytest.raises(ConfigError, match="choose a new --out"):
@@ -193,10 +199,10 @@ def test_the_plan_takes_the_models_settings_and_says_which_it_changes(
 def test_a_model_that_was_trained_by_the_clock_lends_the_epochs_that_its_best_took(
     drawn_folder: Path, tmp_path: Path
 ) -> None:
-    run = tiny(data__path=drawn_folder, train__epochs=90, train__budget_seconds=1e-3)
+    run = tiny(data__path=drawn_folder, train__epochs=90, train__time_limit_seconds=1e-3)
     checkpoint = train(run, out=tmp_path / "run").checkpoint
     settings = plan_search(checkpoint).run.train
-    assert (settings.epochs, settings.budget_seconds) == (1, None)
+    assert (settings.epochs, settings.time_limit_seconds) == (1, None)
 
 
 def test_a_model_of_a_class_of_ones_own_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:

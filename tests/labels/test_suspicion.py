@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from notan.postprocessing import Postprocessing
 
 from notan.data.sample import Sample
 from notan.data.synthetic import DrawnSource
-from notan.decision import Decision
 from notan.labels.explanations import Explanation, dilate, erode
 from notan.labels.suspicion import Judgement, judge_all, rank
 from notan.predict.predictor import Prediction
@@ -17,25 +17,24 @@ from notan.predict.predictor import Prediction
 if TYPE_CHECKING:
     from notan.types import Mask
 
-PICTURES = [sample for sample in DrawnSource(24, size=(64, 64)) if 0.05 < sample.mask.mean() < 0.6]
+IMAGES = [sample for sample in DrawnSource(24, size=(64, 64)) if 0.05 < sample.mask.mean() < 0.6]
 
 
 def sure(truth: Mask) -> Prediction:
     """Predict as a network that knows the truth and is fairly sure of it."""
-    return Prediction(np.where(truth, 0.95, 0.05).astype(np.float32), Decision())
+    return Prediction(np.where(truth, 0.95, 0.05).astype(np.float32), Postprocessing())
 
 
 def judged(spoilt: dict[int, Mask], predicted: list[Mask] | None = None) -> list[Judgement]:
-    truths = predicted or [sample.mask for sample in PICTURES]
+    truths = predicted or [sample.mask for sample in IMAGES]
     samples = [
-        replace(sample, mask=spoilt.get(place, sample.mask))
-        for place, sample in enumerate(PICTURES)
+        replace(sample, mask=spoilt.get(place, sample.mask)) for place, sample in enumerate(IMAGES)
     ]
     return judge_all(zip(samples, map(sure, truths), strict=True))
 
 
 def test_planted_faults_come_first_with_their_names() -> None:
-    masks = [sample.mask for sample in PICTURES]
+    masks = [sample.mask for sample in IMAGES]
     spoilt = {
         0: ~masks[0],
         3: np.roll(masks[3], (9, -6), axis=(0, 1)),
@@ -44,30 +43,30 @@ def test_planted_faults_come_first_with_their_names() -> None:
     }
     ranking = rank(judged(spoilt))
     found = {each.judgement.name: each for each in ranking.suspects[:4]}
-    kinds = {PICTURES[0].name: "inverted", PICTURES[3].name: "shifted"}
-    kinds |= {PICTURES[5].name: "swapped", PICTURES[8].name: "swapped"}
+    kinds = {IMAGES[0].name: "inverted", IMAGES[3].name: "shifted"}
+    kinds |= {IMAGES[5].name: "swapped", IMAGES[8].name: "swapped"}
     assert {name: each.explanation and each.explanation.kind for name, each in found.items()} == (
         kinds
     )
     assert {each.judgement.name for each in ranking.beyond_cut} == set(kinds)
-    assert "shifted by 9 down, 6 left" in found[PICTURES[3].name].in_words()
+    assert "shifted by 9 down, 6 left" in found[IMAGES[3].name].in_words()
 
 
 def test_healthy_masks_are_all_beneath_the_cut_without_explanations() -> None:
     ranking = rank(judged({}))
     assert ranking.beyond_cut == ()
     assert all(each.explanation is None for each in ranking.suspects)
-    assert len(ranking.suspects) == len(PICTURES)
+    assert len(ranking.suspects) == len(IMAGES)
 
 
 def test_a_network_that_draws_everything_fat_accuses_nobody_but_the_thin_mask() -> None:
-    masks = [sample.mask for sample in PICTURES]
+    masks = [sample.mask for sample in IMAGES]
     fat = [dilate(mask, 2) for mask in masks]
     thickest = max(range(len(masks)), key=lambda place: float(erode(masks[place], 5).mean()))
     healthy = rank(judged({}, predicted=fat))
     assert healthy.beyond_cut == ()
     found = rank(judged({thickest: erode(masks[thickest], 5)}, predicted=fat)).suspects[0]
-    assert found.judgement.name == PICTURES[thickest].name
+    assert found.judgement.name == IMAGES[thickest].name
     assert found.explanation
     assert found.explanation.kind == "eroded"
 
@@ -128,16 +127,16 @@ def test_the_order_of_equal_scores_is_that_of_the_names() -> None:
 
 
 def test_what_is_ignored_counts_for_nothing() -> None:
-    sample = PICTURES[0]
+    sample = IMAGES[0]
     ignore = np.zeros_like(sample.mask)
     ignore[:20] = True
     unsure = np.where(ignore, 0.5, np.where(sample.mask, 1, 0)).astype(np.float32)
     spoilt = replace(sample, mask=sample.mask ^ ignore, ignore=ignore)
-    (judgement,) = judge_all([(spoilt, Prediction(unsure, Decision()))])
+    (judgement,) = judge_all([(spoilt, Prediction(unsure, Postprocessing()))])
     assert judgement.dice == 1.0
     assert judgement.expected_dice == 1.0
 
 
-def test_a_single_picture_can_be_ranked() -> None:
+def test_a_single_image_can_be_ranked() -> None:
     sample = Sample("one", np.zeros((4, 4, 3), np.uint8), np.eye(4, dtype=bool))
     assert rank(judge_all([(sample, sure(sample.mask))])).suspects[0].score == 0

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from notan.postprocessing import Postprocessing, sigmoid
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, brier_score_loss
 
 from notan.config import Data
 from notan.data.build import open_split
-from notan.decision import Decision, sigmoid
 from notan.errors import ShapeError
 from notan.metrics import Counts
 from notan.metrics.calibration import (
@@ -62,7 +62,7 @@ PAIRS = {
     "sure network": (answer(TRUTH, 2, 30), TRUTH),
     "unsure network": (answer(TRUTH, 3, 0.5), TRUTH),
     "network that knows nothing": (answer(np.asarray(smooth(5, 9) > 0), 4), TRUTH),
-    "rare figure": (answer(np.asarray(smooth(6, 9) > 1.6), 7), np.asarray(smooth(6, 9) > 1.9)),
+    "rare foreground": (answer(np.asarray(smooth(6, 9) > 1.6), 7), np.asarray(smooth(6, 9) > 1.9)),
     "one probability": (np.full(TRUTH.shape, 0.3, np.float32), TRUTH),
     "only 0 and 1": (TRUTH.astype(np.float32), TRUTH),
     "inverted": ((~TRUTH).astype(np.float32), TRUTH),
@@ -94,7 +94,7 @@ def test_the_reliability_curve_agrees_with_scikit_learn(
     curve = reliability(histogram_of(probability, truth))
     fractions, means = calibration_curve(truth.ravel(), probability.ravel(), n_bins=10)
     if probability.size > 4:  # scikit-learn's bins hold their upper end, ours their lower
-        assert [each.figure_fraction for each in curve] == pytest.approx(fractions)
+        assert [each.foreground_fraction for each in curve] == pytest.approx(fractions)
     assert [each.mean_probability for each in curve] == pytest.approx(means, rel=1e-5)
     assert sum(each.pixels for each in curve) == truth.size
 
@@ -131,7 +131,7 @@ def around(thresholds: tuple[float, ...]) -> Probability:
 def test_a_probability_on_the_threshold_falls_where_the_mask_has_it(threshold: float) -> None:
     probability = around(THRESHOLDS)
     truth = np.asarray(np.random.default_rng(1).random(probability.shape) < 0.5)
-    counts = Counts.of(Decision(threshold=threshold).mask(probability), truth)
+    counts = Counts.of(Postprocessing(threshold=threshold).mask(probability), truth)
     index = THRESHOLDS.index(threshold)
     true_positive, false_positive = histogram_of(probability, truth).at_thresholds()
     assert true_positive[index] == counts.true_positive
@@ -142,11 +142,11 @@ def test_a_probability_on_the_threshold_falls_where_the_mask_has_it(threshold: f
 def test_dice_at_a_threshold_is_the_dice_of_its_mask(probability: Probability, truth: Mask) -> None:
     dice = dice_at_thresholds(histogram_of(probability, truth))
     for threshold, found in zip(THRESHOLDS, dice, strict=True):
-        assert found == Counts.of(Decision(threshold=threshold).mask(probability), truth).dice
+        assert found == Counts.of(Postprocessing(threshold=threshold).mask(probability), truth).dice
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1))
-def test_adding_histograms_is_counting_the_pictures_as_one(
+def test_adding_histograms_is_counting_the_images_as_one(
     seed: int, density: float, ignored: float
 ) -> None:
     random = np.random.default_rng(seed)
@@ -154,19 +154,19 @@ def test_adding_histograms_is_counting_the_pictures_as_one(
     truth, ignore = random.random((2, 9)) < density, random.random((2, 9)) < ignored
     rows = [histogram_of(*(a[i] for a in (probability, truth, ignore))) for i in (0, 1)]
     both, whole = rows[0] + rows[1], histogram_of(probability, truth, ignore)
-    np.testing.assert_array_equal(both.figure, whole.figure)
-    np.testing.assert_array_equal(both.ground, whole.ground)
+    np.testing.assert_array_equal(both.foreground, whole.foreground)
+    np.testing.assert_array_equal(both.background, whole.background)
     assert both.squared_error == pytest.approx(whole.squared_error)
     assert both.pixels == np.count_nonzero(~ignore)
     left = histogram_of(probability[~ignore], truth[~ignore])
-    np.testing.assert_array_equal(whole.figure, left.figure)
+    np.testing.assert_array_equal(whole.foreground, left.foreground)
 
 
-def test_without_figure_or_without_pixels_there_is_nothing_to_say() -> None:
+def test_without_foreground_or_without_pixels_there_is_nothing_to_say() -> None:
     empty = np.zeros_like(TRUTH)
-    no_figure = histogram_of(answer(TRUTH, 1), empty)
-    assert average_precision(no_figure) is None
-    assert brier(no_figure) is not None
+    no_foreground = histogram_of(answer(TRUTH, 1), empty)
+    assert average_precision(no_foreground) is None
+    assert brier(no_foreground) is not None
     nothing = histogram_of(answer(TRUTH, 1), TRUTH, np.ones_like(TRUTH))
     assert Ranking.of(answer(TRUTH, 1), empty).average_precision() is None
     assert (average_precision(nothing), brier(nothing)) == (None, None)
@@ -175,7 +175,7 @@ def test_without_figure_or_without_pixels_there_is_nothing_to_say() -> None:
     assert ProbabilityHistogram.empty().pixels == nothing.pixels == 0
 
 
-def test_an_empty_picture_scores_one_at_thresholds_without_a_false_alarm() -> None:
+def test_an_empty_image_scores_one_at_thresholds_without_a_false_alarm() -> None:
     low = histogram_of(np.full((3, 3), 0.395, np.float32), np.zeros((3, 3), np.bool_))
     assert dice_at_thresholds(low).tolist() == [0.0] * 39 + [1.0] * 60
 
@@ -191,7 +191,7 @@ def test_the_area_of_the_sweep_is_its_mean_height() -> None:
 
 def test_real_masks_agree_with_scikit_learn(pets_folder: Path, nuclei_folder: Path) -> None:
     for folder in (pets_folder, nuclei_folder):
-        source = open_split(Data(path=folder, border="ignore"), "test", seed=0)
+        source = open_split(Data(path=folder, trimap_border="ignore"), "test", seed=0)
         for index in range(3):
             sample = source[index]
             probability = answer(sample.mask, index)

@@ -31,7 +31,7 @@ def random_mask(seed: int, fraction: float = 0.4) -> Mask:
 
 
 def disc(row: float, column: float, radius: float) -> Mask:
-    """A round figure of about the size a pet has in its picture."""
+    """A round foreground of about the size a pet has in its image."""
     rows, columns = np.mgrid[:75, :100]
     return np.asarray((rows - row) ** 2 + (columns - column) ** 2 < radius**2)
 
@@ -65,9 +65,9 @@ def test_scores_agree_with_scikit_learn(prediction: Mask, truth: Mask) -> None:
     assert counts.precision == pytest.approx(sklearn_metrics.precision_score(y, p))
     assert counts.recall == pytest.approx(sklearn_metrics.recall_score(y, p))
     assert counts.accuracy == pytest.approx(sklearn_metrics.accuracy_score(y, p))
-    if not y.all():  # scikit-learn has no specificity; it is the recall of ground
-        ground = sklearn_metrics.recall_score(y, p, pos_label=False)
-        assert counts.specificity == pytest.approx(ground)
+    if not y.all():  # scikit-learn has no specificity; it is the recall of background
+        background = sklearn_metrics.recall_score(y, p, pos_label=False)
+        assert counts.specificity == pytest.approx(background)
 
 
 @pytest.mark.parametrize(("prediction", "truth"), PAIRS.values(), ids=PAIRS.keys())
@@ -85,22 +85,22 @@ def test_counts_agree_with_scikit_learn_where_pixels_are_ignored(
     ] == matrix.tolist()
 
 
-def test_an_empty_picture_predicted_empty_scores_1() -> None:
+def test_an_empty_image_predicted_empty_scores_1() -> None:
     counts = Counts.of(NONE, NONE)
     assert (counts.dice, counts.iou, counts.precision, counts.recall) == (1, 1, 1, 1)
 
 
-def test_a_false_alarm_on_an_empty_picture_scores_0() -> None:
+def test_a_false_alarm_on_an_empty_image_scores_0() -> None:
     counts = Counts.of(one_pixel(0, 0), NONE)
     assert (counts.dice, counts.iou, counts.precision, counts.recall) == (0, 0, 0, 0)
 
 
-def test_an_empty_prediction_on_a_figure_scores_0() -> None:
+def test_an_empty_prediction_on_a_foreground_scores_0() -> None:
     counts = Counts.of(NONE, one_pixel(0, 0))
     assert (counts.dice, counts.iou, counts.precision, counts.recall) == (0, 0, 0, 0)
 
 
-def test_a_picture_ignored_whole_counts_as_empty() -> None:
+def test_an_image_ignored_whole_counts_as_empty() -> None:
     counts = Counts.of(ALL, NONE, ALL)
     assert counts == Counts(0, 0, 0, 0)
     assert (counts.dice, counts.iou, counts.accuracy) == (1, 1, 1)
@@ -148,7 +148,7 @@ def test_swapping_truth_and_prediction_swaps_precision_and_recall_only(
 
 
 @given(mask_triples(), mask_triples())
-def test_adding_counts_is_counting_the_pictures_as_one(
+def test_adding_counts_is_counting_the_images_as_one(
     first: tuple[Mask, Mask, Mask], second: tuple[Mask, Mask, Mask]
 ) -> None:
     prediction, truth, ignore = (

@@ -1,4 +1,4 @@
-"""Groups of pictures: by the figure's size, by breed, and by what a table says of them."""
+"""Groups of images: by the foreground's size, by breed, and by what a table says of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from notan.config import Data
 from notan.data.build import open_split
 from notan.errors import DataError
-from notan.metrics import Counts, PictureScore
-from notan.metrics.groups import by_breed, by_figure_size
+from notan.metrics import Counts, ImageScore
+from notan.metrics.groups import by_breed, by_foreground_size
 from notan.metrics.manifest import read_groupings
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 NAMES = ("a", "b", "c")
 
 
-def pictures_with(*figures: int) -> list[PictureScore]:
-    """Pictures of 100 pixels, called by their number, with so many pixels of figure."""
+def images_with(*foregrounds: int) -> list[ImageScore]:
+    """Images of 100 pixels, called by their number, with so many pixels of foreground."""
     return [
-        PictureScore(str(index), Counts(figure, 0, 0, 100 - figure), 10, 10)
-        for index, figure in enumerate(figures)
+        ImageScore(str(index), Counts(foreground, 0, 0, 100 - foreground), 10, 10)
+        for index, foreground in enumerate(foregrounds)
     ]
 
 
@@ -35,37 +35,39 @@ def members(group_of: Mapping[str, str]) -> dict[str, list[str]]:
     return groups
 
 
-def test_figures_are_small_medium_or_large_by_thirds_of_the_pictures() -> None:
-    grouping = by_figure_size(pictures_with(50, 2, 30, 0, 1, 40, 3))
+def test_foregrounds_are_small_medium_or_large_by_thirds_of_the_images() -> None:
+    grouping = by_foreground_size(images_with(50, 2, 30, 0, 1, 40, 3))
     assert grouping is not None
     assert members(grouping.group_of) == {
         "small": ["1", "4"],
         "medium": ["2", "6"],
         "large": ["0", "5"],
-        "no figure": ["3"],
+        "no foreground": ["3"],
     }
-    assert list(members(grouping.group_of)) == ["small", "medium", "large", "no figure"]
+    assert list(members(grouping.group_of)) == ["small", "medium", "large", "no foreground"]
     assert "small up to 0.0267, medium up to 0.333, large above" in grouping.rule
 
 
 def test_the_share_is_of_the_pixels_that_count() -> None:
-    half_ignored = PictureScore("half", Counts(20, 0, 0, 30), 10, 10)
-    grouping = by_figure_size([*pictures_with(10, 39, 41, 60), half_ignored])
+    half_ignored = ImageScore("half", Counts(20, 0, 0, 30), 10, 10)
+    grouping = by_foreground_size([*images_with(10, 39, 41, 60), half_ignored])
     assert grouping is not None
     assert (grouping.group_of["half"], grouping.group_of["1"]) == ("medium", "small")
-    ignored = PictureScore("ignored", Counts(0, 0, 0, 0), 10, 10)
-    grouping = by_figure_size([*pictures_with(10, 20, 30), ignored])
+    ignored = ImageScore("ignored", Counts(0, 0, 0, 0), 10, 10)
+    grouping = by_foreground_size([*images_with(10, 20, 30), ignored])
     assert grouping is not None
-    assert grouping.group_of["ignored"] == "no figure"
+    assert grouping.group_of["ignored"] == "no foreground"
 
 
-@pytest.mark.parametrize("figures", [(), (5, 9), (5, 9, 0), (7, 7, 7, 7), (0, 0, 0)])
-def test_too_few_figures_or_figures_of_one_size_make_no_thirds(figures: tuple[int, ...]) -> None:
-    assert by_figure_size(pictures_with(*figures)) is None
+@pytest.mark.parametrize("foregrounds", [(), (5, 9), (5, 9, 0), (7, 7, 7, 7), (0, 0, 0)])
+def test_too_few_foregrounds_or_foregrounds_of_one_size_make_no_thirds(
+    foregrounds: tuple[int, ...],
+) -> None:
+    assert by_foreground_size(images_with(*foregrounds)) is None
 
 
-def test_figures_of_one_size_are_never_parted() -> None:
-    grouping = by_figure_size(pictures_with(7, 7, 7, 7, 90))
+def test_foregrounds_of_one_size_are_never_parted() -> None:
+    grouping = by_foreground_size(images_with(7, 7, 7, 7, 90))
     assert grouping is not None
     assert members(grouping.group_of) == {"small": ["0", "1", "2", "3"], "large": ["4"]}
 
@@ -97,13 +99,13 @@ def table(tmp_path: Path, text: str | bytes) -> Path:
     [
         "name,site\na,north\nb,south\nc,north\n",
         "site,name\nnorth,a\nsouth,b\nnorth,c\n",
-        "picture,site\nc,north\nb,south\na,north\n",
+        "image,site\nc,north\nb,south\na,north\n",
         "\ufeffname,site\r\na,north\r\n\r\n b , south \r\nc,north\r\nd,west\r\nd,east\r\n",
         'name,site\na.png,"north"\nimages/b.tif,south\nc,north',
     ],
     ids=["name first", "name second", "no name column", "from a spreadsheet", "file names"],
 )
-def test_a_table_groups_the_pictures_by_its_columns(tmp_path: Path, text: str) -> None:
+def test_a_table_groups_the_images_by_its_columns(tmp_path: Path, text: str) -> None:
     (site,) = read_groupings(table(tmp_path, text), NAMES)
     assert (site.name, site.rule) == ("site", "column of groups.csv")
     assert members(site.group_of) == {"north": ["a", "c"], "south": ["b"]}
@@ -129,10 +131,10 @@ def test_a_name_with_a_dot_is_found_as_it_is_written(tmp_path: Path) -> None:
         ("\n , \n", "the file is empty"),
         ("name\na\nb\nc\n", "the only column is 'name'; a CSV was wanted"),
         ("name;site\na;north\n", "the only column is 'name;site'.* with commas"),
-        ("name,site\na,north\nb,south\n", "the picture c has no row; every picture of the split"),
-        ("name,site\n", "the picture a has no row, nor do 2 others"),
-        ("name,site\na,n\nb,s\na,s\nc,n\n", "line 4 names the picture a again, after line 2"),
-        ("name,site\na,n\na.png,n\nb,s\nc,n\n", "line 3 names the picture a again, after line 2"),
+        ("name,site\na,north\nb,south\n", "the image c has no row; every image of the split"),
+        ("name,site\n", "the image a has no row, nor do 2 others"),
+        ("name,site\na,n\nb,s\na,s\nc,n\n", "line 4 names the image a again, after line 2"),
+        ("name,site\na,n\na.png,n\nb,s\nc,n\n", "line 3 names the image a again, after line 2"),
         ("name,site\na,north\nb\nc,north\n", "line 3 has 1 of 2 cells"),
         ("name,site\na,north,x\n", "line 2 has 3 of 2 cells"),
         ("name,site,site\na,n,n\n", "two columns are called 'site'"),

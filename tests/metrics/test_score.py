@@ -10,21 +10,21 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+from notan.metrics.image import MEASURES
 from scipy.stats import spearmanr
 
 from notan.errors import ConfigError, DataError
 from notan.metrics import Counts, Grouping, Score, ScoreRules, Tolerance
 from notan.metrics.calibration import dice_at_thresholds
 from notan.metrics.histogram import THRESHOLDS, ProbabilityHistogram
-from notan.metrics.picture import MEASURES
 from notan.metrics.ranking import Ranking
 from notan.metrics.statistics import mean_interval
 from scores import ALL, NONE, RULES, random_pairs, random_probability, score_of, tallied
 
 
-def test_every_mean_is_over_the_pictures_that_define_it_with_its_interval() -> None:
+def test_every_mean_is_over_the_images_that_define_it_with_its_interval() -> None:
     score = tallied(*random_pairs(9), (random_probability(20), NONE))
-    rows = [picture.numbers() for picture in score.pictures]
+    rows = [image.numbers() for image in score.images]
     assert list(score.means) == list(MEASURES)
     for name, mean in score.means.items():
         values = [value for row in rows if (value := row[name]) is not None]
@@ -35,7 +35,7 @@ def test_every_mean_is_over_the_pictures_that_define_it_with_its_interval() -> N
     assert score.means["dice"].mean == score.mean_dice
 
 
-def test_pooled_values_are_those_of_the_pictures_as_one() -> None:
+def test_pooled_values_are_those_of_the_images_as_one() -> None:
     pairs = random_pairs(4)
     score = tallied(*pairs)
     as_one = tallied(tuple(np.concatenate(side) for side in zip(*pairs, strict=True)))  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def test_pooled_values_are_those_of_the_pictures_as_one() -> None:
     assert as_one.pooled_values["dice"] == score.pooled_dice
 
 
-def test_the_sweep_is_the_mean_over_pictures_at_each_threshold() -> None:
+def test_the_sweep_is_the_mean_over_images_at_each_threshold() -> None:
     pairs = random_pairs(5)
     score = tallied(*pairs)
     dice = [dice_at_thresholds(ProbabilityHistogram.of(Ranking.of(*pair))) for pair in pairs]
@@ -53,11 +53,11 @@ def test_the_sweep_is_the_mean_over_pictures_at_each_threshold() -> None:
     assert score.sweep.mean_dice[THRESHOLDS.index(0.5)] == pytest.approx(score.mean_dice)
 
 
-def test_groups_have_the_mean_of_their_pictures() -> None:
+def test_groups_have_the_mean_of_their_images() -> None:
     pairs = random_pairs(6)
-    place = {f"picture {index}": "left" if index < 4 else "right" for index in range(6)}
+    place = {f"image {index}": "left" if index < 4 else "right" for index in range(6)}
     score = tallied(*pairs, groupings=(Grouping("place", place, "a test"),))
-    dice = [picture.counts.dice for picture in score.pictures]
+    dice = [image.counts.dice for image in score.images]
     groups = score.groups["place"]
     assert groups == {"left": mean_interval(dice[:4]), "right": mean_interval(dice[4:])}
     assert score.to_json()["groups"]["place"]["left"]["mean_dice"] == fmean(dice[:4])  # type: ignore[index]
@@ -67,7 +67,7 @@ def test_groups_have_the_mean_of_their_pictures() -> None:
 
 def test_many_groups_are_told_by_the_worst_two_and_the_best() -> None:
     pairs = random_pairs(6)
-    names = {f"picture {index}": f"place {index}" for index in range(6)}
+    names = {f"image {index}": f"place {index}" for index in range(6)}
     score = tallied(*pairs, groupings=(Grouping("place", names, ""),))
     ranked = sorted(score.groups["place"].items(), key=lambda item: item[1].mean)
     worst, second, best = (f"{ranked[i][0]} {ranked[i][1].mean:.4f} (1)" for i in (0, 1, -1))
@@ -77,7 +77,7 @@ def test_many_groups_are_told_by_the_worst_two_and_the_best() -> None:
 
 def test_of_two_groupings_with_one_name_the_later_counts() -> None:
     first, second = (
-        Grouping("place", dict.fromkeys(("picture 0", "picture 1"), group), "")
+        Grouping("place", dict.fromkeys(("image 0", "image 1"), group), "")
         for group in ("near", "far")
     )
     assert list(tallied(*random_pairs(2), groupings=(first, second)).groups["place"]) == ["far"]
@@ -86,7 +86,7 @@ def test_of_two_groupings_with_one_name_the_later_counts() -> None:
 def test_what_the_model_expected_is_set_against_what_it_reached() -> None:
     expected = (0.9, 0.2, 0.6, 0.4, 0.7)
     score = tallied(*random_pairs(5), expected=expected)
-    dice = [picture.counts.dice for picture in score.pictures]
+    dice = [image.counts.dice for image in score.images]
     found = score.expected
     assert found is not None
     assert found.rank_correlation == pytest.approx(spearmanr(expected, dice).statistic)
@@ -94,7 +94,7 @@ def test_what_the_model_expected_is_set_against_what_it_reached() -> None:
     assert found.flagged_mean_dice == pytest.approx(fmean([dice[1], dice[3]]))
     assert found.other_mean_dice == pytest.approx(fmean([dice[0], dice[2], dice[4]]))
     assert "2 to check" in score.summary()
-    assert score.to_json()["pictures"][1]["please_check"] is True  # type: ignore[index]
+    assert score.to_json()["images"][1]["needs_review"] is True  # type: ignore[index]
 
 
 def test_a_model_that_expects_nothing_has_no_such_section() -> None:
@@ -106,7 +106,7 @@ def test_a_model_that_expects_nothing_has_no_such_section() -> None:
 
 def test_the_summary_is_aligned_and_states_every_rule() -> None:
     rules = ScoreRules(
-        border="ignore",
+        trimap_border="ignore",
         threshold=0.45,
         split="test",
         weights="ImageNet weights",
@@ -115,9 +115,9 @@ def test_the_summary_is_aligned_and_states_every_rule() -> None:
     counts = Counts(true_positive=3, false_positive=1, false_negative=1, true_negative=7)
     summary = score_of(counts, Counts.of(NONE, NONE), rules=rules).summary()
     assert summary.splitlines()[:3] == [
-        "2 pictures                mean  95 % interval       pooled",
-        "Dice                    0.8750  0.7500 - 1.0000     0.7500",
-        "IoU                     0.8000  0.6000 - 1.0000     0.6000",
+        "2 images                  mean  95 % interval       pooled",
+        "Dice                      0.8750  0.7500 - 1.0000     0.7500",
+        "IoU                       0.8000  0.6000 - 1.0000     0.6000",
     ]
     for words in (
         "split test",
@@ -126,21 +126,23 @@ def test_the_summary_is_aligned_and_states_every_rule() -> None:
         "scored at original size",
         "border left out",
         "boundary tolerance 2 pixels",
-        "mean: each picture alike; pooled: each pixel alike",
-        "empty pictures: 1 of 2",
-        "an empty picture predicted empty scores 1, a false alarm on an empty picture scores 0",
+        "mean: each image alike; pooled: each pixel alike",
+        "empty images: 1 of 2",
+        "an empty image predicted empty scores 1, a false alarm on an empty image scores 0",
     ):
         assert words in summary
 
 
 def test_the_summary_says_how_probabilities_became_masks() -> None:
-    rules = ScoreRules(border="none", threshold=0.5, split="val", decision="the best cut, tidied")
+    rules = ScoreRules(
+        trimap_border="none", threshold=0.5, split="val", postprocessing="the best cut, tidied"
+    )
     summary = score_of(Counts(1, 0, 0, 0), rules=rules).summary()
     assert "split val, the best cut, tidied, weights from scratch" in summary
 
 
 def test_the_card_of_many_groups_and_faults_stays_short() -> None:
-    names = [f"picture {index}" for index in range(7)]
+    names = [f"image {index}" for index in range(7)]
     groupings = tuple(
         Grouping(f"column {column}", {name: name for name in names}, "") for column in range(4)
     )
@@ -157,52 +159,52 @@ def test_a_score_as_json_holds_everything_in_plain_types() -> None:
     plain = score.to_json()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert list(plain) == [
-        *("mean_dice", "mean_iou", "pooled_dice", "pooled_iou", "empty_pictures"),
+        *("mean_dice", "mean_iou", "pooled_dice", "pooled_iou", "empty_images"),
         *("means", "pooled", "reliability", "threshold_sweep", "groups", "expected"),
-        *("undefined", "rules", "pictures"),
+        *("undefined", "rules", "images"),
     ]
     assert plain["mean_dice"] == score.mean_dice
-    assert plain["empty_pictures"] == 1
+    assert plain["empty_images"] == 1
     assert list(plain["means"]) == list(MEASURES)  # type: ignore[call-overload]
     assert set(plain["reliability"][0]) == {  # type: ignore[index]
-        *("from", "to", "pixels", "mean_probability", "figure_fraction")
+        *("from", "to", "pixels", "mean_probability", "foreground_fraction")
     }
     sweep = plain["threshold_sweep"]
     assert isinstance(sweep, dict)
     assert len(sweep["thresholds"]) == len(sweep["mean_dice"]) == 99
-    pictures = plain["pictures"]
-    assert isinstance(pictures, list)
-    assert list(pictures[0]) == [
-        *("name", "height", "width", *MEASURES, "expected_dice", "please_check"),
+    images = plain["images"]
+    assert isinstance(images, list)
+    assert list(images[0]) == [
+        *("name", "height", "width", *MEASURES, "expected_dice", "needs_review"),
         *("true_positive", "false_positive", "false_negative", "true_negative"),
     ]
-    assert pictures[0]["name"] == "picture 0"
-    assert pictures[0]["dice"] == score.pictures[0].counts.dice
-    assert (pictures[0]["height"], pictures[0]["width"]) == (6, 8)
+    assert images[0]["name"] == "image 0"
+    assert images[0]["dice"] == score.images[0].counts.dice
+    assert (images[0]["height"], images[0]["width"]) == (6, 8)
 
 
 def test_the_rules_in_the_json_say_how_every_number_was_taken() -> None:
     score = tallied(*random_pairs(4))
     rules = score.to_json()["rules"]
     assert isinstance(rules, dict)
-    assert rules.pop("groups") == {"figure size": score.all_groupings["figure size"].rule}
+    assert rules.pop("groups") == {"foreground size": score.all_groupings["foreground size"].rule}
     assert rules == {
-        "border": "figure",
+        "trimap_border": "foreground",
         "threshold": 0.5,
         "split": "val",
         "size": "original size",
         "weights": "from scratch",
-        "decision": None,
+        "postprocessing": None,
         "tolerance": "0.75%",
-        "seen": "whether the model has seen these pictures is not known",
-        "trained_border": None,
+        "seen": "whether the model has seen these images is not known",
+        "trained_trimap_border": None,
         "augment": None,
-        "empty": "an empty picture predicted empty scores 1, "
-        "a false alarm on an empty picture scores 0",
+        "empty": "an empty image predicted empty scores 1, "
+        "a false alarm on an empty image scores 0",
     }
 
 
-def test_the_mean_weighs_pictures_alike_and_the_pool_weighs_pixels_alike() -> None:
+def test_the_mean_weighs_images_alike_and_the_pool_weighs_pixels_alike() -> None:
     large = Counts(true_positive=900, false_positive=100, false_negative=0, true_negative=0)
     small = Counts(true_positive=1, false_positive=0, false_negative=9, true_negative=90)
     score = score_of(large, small)
@@ -212,56 +214,62 @@ def test_the_mean_weighs_pictures_alike_and_the_pool_weighs_pixels_alike() -> No
     assert score.pooled_iou == pytest.approx(901 / 1010)
 
 
-def test_empty_pictures_are_counted_by_their_truth() -> None:
+def test_empty_images_are_counted_by_their_truth() -> None:
     score = score_of(Counts.of(NONE, NONE), Counts.of(ALL, NONE), Counts.of(NONE, ALL))
-    assert score.empty_pictures == 2
+    assert score.empty_images == 2
     assert score.mean_dice == pytest.approx(1 / 3)
 
 
-def test_a_score_of_no_pictures_is_refused() -> None:
-    with pytest.raises(DataError, match="nothing to score: split 'val' holds no picture"):
+def test_a_score_of_no_images_is_refused() -> None:
+    with pytest.raises(DataError, match="nothing to score: split 'val' holds no image"):
         Score((), RULES)
 
 
 @pytest.mark.parametrize(
-    ("border", "words"),
+    ("trimap_border", "words"),
     [
-        ("figure", "border counted as figure"),
-        ("ground", "border counted as ground"),
+        ("foreground", "border counted as foreground"),
+        ("background", "border counted as background"),
         ("ignore", "border left out"),
         ("none", "no border class in the data"),
     ],
 )
-def test_the_summary_says_what_became_of_the_border(border: str, words: str) -> None:
-    rules = ScoreRules(border=border, threshold=0.5, split="val")
+def test_the_summary_says_what_became_of_the_border(trimap_border: str, words: str) -> None:
+    rules = ScoreRules(trimap_border=trimap_border, threshold=0.5, split="val")
     summary = score_of(Counts(1, 0, 0, 0), rules=rules).summary()
     assert words in summary
     assert "from scratch" in summary
-    assert summary.startswith("1 picture ")
+    assert summary.startswith("1 image ")
 
 
 @pytest.mark.parametrize(
-    ("border", "trained", "said"),
-    [("figure", "ground", True), ("ground", "ground", False), ("figure", None, False)],
+    ("trimap_border", "trained", "said"),
+    [
+        ("foreground", "background", True),
+        ("background", "background", False),
+        ("foreground", None, False),
+    ],
 )
 def test_a_border_rule_unlike_that_of_the_training_is_said(
-    border: str, trained: str | None, *, said: bool
+    trimap_border: str, trained: str | None, *, said: bool
 ) -> None:
-    rules = ScoreRules(border=border, threshold=0.5, split="val", trained_border=trained)
+    rules = ScoreRules(
+        trimap_border=trimap_border, threshold=0.5, split="val", trained_trimap_border=trained
+    )
     summary = score_of(Counts(3, 1, 1, 5), rules=rules).summary()
-    words = "border counted as figure (UNLIKE IN TRAINING: border counted as ground there)"
+    words = "border counted as foreground (UNLIKE IN TRAINING: border counted as background there)"
     assert (words in summary) == said
 
 
 def test_an_unknown_border_rule_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"no border rule 'ignored'; did you mean 'ignore'\?"):
-        ScoreRules(border="ignored", threshold=0.5, split="val")
+        ScoreRules(trimap_border="ignored", threshold=0.5, split="val")
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])
 def test_a_threshold_outside_0_to_1_is_refused(threshold: float) -> None:
     with pytest.raises(ConfigError, match=r"threshold is .*must be in 0\.\.1"):
-        ScoreRules(border="none", threshold=threshold, split="val")
+        ScoreRules(trimap_border="none", threshold=threshold, split="val")
 
 
 def test_metrics_run_without_torch() -> None:

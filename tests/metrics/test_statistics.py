@@ -77,7 +77,7 @@ def test_a_higher_confidence_makes_a_wider_interval() -> None:
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
-def test_one_picture_has_a_mean_and_no_interval() -> None:
+def test_one_image_has_a_mean_and_no_interval() -> None:
     interval = mean_interval([0.7])
     assert (interval.mean, interval.number) == (0.7, 1)
     assert math.isnan(interval.low)
@@ -132,14 +132,14 @@ def test_rounding_is_no_difference() -> None:
 @pytest.mark.parametrize(
     "differences", [[1, 2, 3, 4, 5], [-1, 2, 3, 4, 5, 6, 7], [5, -3, 2, -1, 9, 8], [1, -2]]
 )
-def test_few_pictures_are_tested_as_by_hand(differences: list[int]) -> None:
+def test_few_images_are_tested_as_by_hand(differences: list[int]) -> None:
     second = [0.5 + value / 100 for value in differences]
     p_value = compare_paired([0.5] * len(differences), second).p_value
     assert p_value == pytest.approx(by_hand(differences))
     assert p_value == pytest.approx(wilcoxon(differences).pvalue)
 
 
-def test_many_pictures_are_tested_as_by_scipy() -> None:
+def test_many_images_are_tested_as_by_scipy() -> None:
     random = np.random.default_rng(5)
     first = random.beta(8, 2, 120)
     second = np.clip(first + random.normal(0.01, 0.05, 120), 0, 1)
@@ -158,7 +158,7 @@ def test_a_plain_difference_is_found() -> None:
     assert compared.wins > compared.losses
 
 
-def test_one_picture_that_differs_among_many_says_nothing() -> None:
+def test_one_image_that_differs_among_many_says_nothing() -> None:
     compared = compare_paired([0.5] * 100, [0.9] + [0.5] * 99)
     assert compared.p_value == 1
     assert (compared.wins, compared.ties, compared.losses) == (1, 99, 0)
@@ -172,14 +172,14 @@ def test_a_few_that_differ_among_many_are_as_likely_as_their_signs(
     assert compared.p_value == pytest.approx(p_value)
 
 
-def test_one_picture_alone_has_no_spread_and_proves_nothing() -> None:
+def test_one_image_alone_has_no_spread_and_proves_nothing() -> None:
     compared = compare_paired([0.5], [0.9])
     assert compared.p_value == 1
     assert math.isnan(compared.effect_size)
     assert math.isnan(compared.difference.low)
 
 
-def test_the_same_gain_on_every_picture_is_an_endless_effect() -> None:
+def test_the_same_gain_on_every_image_is_an_endless_effect() -> None:
     first = np.random.default_rng(7).random(20) / 2
     compared = compare_paired(first.tolist(), (first + 0.1).tolist())
     assert compared.effect_size == math.inf
@@ -187,7 +187,7 @@ def test_the_same_gain_on_every_picture_is_an_endless_effect() -> None:
     assert compare_paired((first + 0.1).tolist(), first.tolist()).effect_size == -math.inf
 
 
-def test_scores_of_other_pictures_are_refused() -> None:
+def test_scores_of_other_images_are_refused() -> None:
     with pytest.raises(ShapeError, match="2 scores against 1; a paired comparison wants one of"):
         compare_paired([0.1, 0.2], [0.3])
 

@@ -1,4 +1,4 @@
-"""Boundary scores against brute force over all pairs of border pixels, and where they end."""
+"""Boundary scores against brute force over all pairs of boundary pixels, and where they end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from notan.config import Data
 from notan.data.build import open_split
 from notan.errors import ConfigError
 from notan.metrics import BoundaryScore, Tolerance
-from notan.metrics.surface import border_pixels, boundary_distances
+from notan.metrics.surface import boundary_distances, boundary_pixels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ PIXEL[2, 3] = True
 
 
 def brute_force(prediction: Mask, truth: Mask, near: float) -> BoundaryScore:
-    """Every border pixel against every other, by SciPy; both masks have a figure."""
+    """Every boundary pixel against every other, by SciPy; both masks have a foreground."""
     edges = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (prediction, truth)]
     between = cdist(*edges)
     predicted, actual = between.min(axis=1), between.min(axis=0)
@@ -58,7 +58,7 @@ def blob(seed: int, size: tuple[int, int] = (60, 80)) -> Mask:
 
 
 def moved(mask: Mask, rows: float, columns: float, scale: float = 1.0) -> Mask:
-    """The same figure elsewhere: a mask as a fair model would answer it."""
+    """The same foreground elsewhere: a mask as a fair model would answer it."""
     warp = np.array([[scale, 0.02, columns], [-0.01, scale, rows]], np.float32)
     size = (mask.shape[1], mask.shape[0])
     return np.asarray(cv2.warpAffine(mask.astype(np.uint8), warp, size) > 0)
@@ -91,7 +91,7 @@ def test_full_and_one_pixel_masks_agree_with_brute_force(masks: tuple[Mask, Mask
 
 
 def test_pets_agree_with_brute_force(pets_folder: Path) -> None:
-    source = open_split(Data(path=pets_folder, border="figure"), "test", seed=0)
+    source = open_split(Data(path=pets_folder, trimap_border="foreground"), "test", seed=0)
     for index in range(0, 12, 4):
         truth = source[index].mask
         check(moved(truth, 3, -4, 1.02), truth, Tolerance())
@@ -107,22 +107,22 @@ def test_nuclei_agree_with_brute_force(nuclei_folder: Path) -> None:
 @given(mask_pairs())
 def test_the_border_is_the_mask_without_its_erosion(masks: tuple[Mask, Mask]) -> None:
     mask, _ = masks
-    np.testing.assert_array_equal(border_pixels(mask), mask & ~binary_erosion(mask))
-    assert border_pixels(mask).any() == mask.any()
+    np.testing.assert_array_equal(boundary_pixels(mask), mask & ~binary_erosion(mask))
+    assert boundary_pixels(mask).any() == mask.any()
 
 
 def test_distances_are_exact_and_their_largest_is_the_hausdorff_distance() -> None:
     prediction, truth = blob(1, (300, 400)), blob(2, (300, 400))
     predicted, actual = boundary_distances(prediction, truth)
-    edges = border_pixels(prediction), border_pixels(truth)
+    edges = boundary_pixels(prediction), boundary_pixels(truth)
     np.testing.assert_array_equal(predicted, distance_transform_edt(~edges[1])[edges[0]])
     points = [np.argwhere(edge) for edge in edges]
     assert predicted.max() == directed_hausdorff(*points)[0]
     assert actual.max() == directed_hausdorff(*points[::-1])[0]
 
 
-def test_a_lone_figure_far_off_does_not_move_the_score_of_the_box() -> None:
-    """Only the box around both figures is looked at; that must not show."""
+def test_a_lone_foreground_far_off_does_not_move_the_score_of_the_box() -> None:
+    """Only the box around both foregrounds is looked at; that must not show."""
     truth = np.zeros((200, 300), np.bool_)
     truth[150:160, 200:230] = True
     for prediction in (moved(truth, 2, 2), np.roll(truth, (-140, -190), axis=(0, 1))):
@@ -166,8 +166,8 @@ def test_what_is_predicted_inside_the_ignored_area_changes_nothing(
 
 def test_the_ignored_border_of_the_pets_hides_a_wrong_outline(pets_folder: Path) -> None:
     """A mask that follows the trimap's outer line is off by the border, and not told so."""
-    ignored = open_split(Data(path=pets_folder, border="ignore"), "test", seed=0)[0]
-    outer = open_split(Data(path=pets_folder, border="figure"), "test", seed=0)[0].mask
+    ignored = open_split(Data(path=pets_folder, trimap_border="ignore"), "test", seed=0)[0]
+    outer = open_split(Data(path=pets_folder, trimap_border="foreground"), "test", seed=0)[0].mask
     assert BoundaryScore.of(outer, ignored.mask, ignored.ignore) == BoundaryScore(1, 1, 0)
     assert BoundaryScore.of(outer, ignored.mask).boundary_f < 0.9
 

@@ -23,23 +23,23 @@ def check_undefined(score: Score, *lines: str) -> None:
     assert len(score.summary().splitlines()) <= 25
 
 
-def test_one_picture_has_no_intervals() -> None:
+def test_one_image_has_no_intervals() -> None:
     score = tallied(*random_pairs(1))
-    check_undefined(score, "intervals: one picture has no spread, at least 2 are needed")
+    check_undefined(score, "intervals: one image has no spread, at least 2 are needed")
     assert score.to_json()["means"]["dice"] == {  # type: ignore[index]
-        "pictures": 1,
+        "images": 1,
         "mean": score.mean_dice,
         "low": None,
         "high": None,
     }
 
 
-def test_without_any_figure_recall_and_average_precision_are_undefined() -> None:
+def test_without_any_foreground_recall_and_average_precision_are_undefined() -> None:
     score = tallied((random_probability(1), NONE), (random_probability(2), NONE))
     check_undefined(
         score,
-        "recall: no picture has a figure",
-        "average precision: there is no figure",
+        "recall: no image has a foreground",
+        "average precision: there is no foreground",
         "Hausdorff 95, pixels: one of truth and prediction is empty, the other is not",
     )
     assert score.pooled_values["recall"] is None
@@ -56,9 +56,9 @@ def test_where_every_prediction_is_empty_precision_is_undefined() -> None:
     assert score.means["boundary_f"].mean == 0
 
 
-def test_where_there_is_no_ground_specificity_is_undefined() -> None:
+def test_where_there_is_no_background_specificity_is_undefined() -> None:
     score = tallied((random_probability(1), ALL), (random_probability(2), ALL))
-    check_undefined(score, "specificity: no picture has ground")
+    check_undefined(score, "specificity: no image has background")
     assert score.pooled_values["specificity"] is None
 
 
@@ -74,13 +74,13 @@ def test_where_every_pixel_is_ignored_nothing_is_claimed() -> None:
     assert score.mean_dice == 1
 
 
-def test_a_picture_that_lacks_a_measure_is_counted_and_said() -> None:
+def test_an_image_that_lacks_a_measure_is_counted_and_said() -> None:
     score = tallied(*random_pairs(3), (random_probability(9), NONE))
     check_undefined(
         score,
-        "Hausdorff 95, pixels of 1 of 4 pictures: "
+        "Hausdorff 95, pixels of 1 of 4 images: "
         "one of truth and prediction is empty, the other is not",
-        "average precision of 1 of 4 pictures: there is no figure",
+        "average precision of 1 of 4 images: there is no foreground",
     )
 
 
@@ -115,10 +115,8 @@ def test_an_expectation_without_spread_or_without_flags_is_said_to_be_undefined(
     assert score.expected.flagged_mean_dice is None
     text = "\n".join(score.undefined)
     assert "rank correlation of expected and true Dice: one of them is the same" in text
-    assert "mean Dice of pictures to check: the model asked for none" in text
-    anxious = tallied(*random_pairs(3), expected=(0.7, 0.6, 0.7), check_below=0.9)
-    never = Score(
-        tuple(replace(picture, please_check=None) for picture in score.pictures), score.rules
-    )
-    assert "pictures to check: the model was never told how sure is usual" in never.undefined
+    assert "mean Dice of images to check: the model asked for none" in text
+    anxious = tallied(*random_pairs(3), expected=(0.7, 0.6, 0.7), review_below=0.9)
+    never = Score(tuple(replace(image, needs_review=None) for image in score.images), score.rules)
+    assert "images to check: the model was never told how sure is usual" in never.undefined
     assert "the model asked to check all" in "\n".join(anxious.undefined)

@@ -119,10 +119,10 @@ def test_measuring_leaves_no_trace(shelf: Shelf) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("flat", r"its feature maps of a picture of 64x96 are 4x6, 4x6, 4x6; a convolutional netw"),
+        ("flat", r"its feature maps of an image of 64x96 are 4x6, 4x6, 4x6; a convolutional netw"),
         ("short", r"are 32x48, 16x24, 8x12; .* at strides 2, 4, 8, 16, 32, or from 4 on, is want"),
-        ("swin", r"its feature maps of a picture of 64x96 are "),
-        ("vit", r"hands out no feature maps of a picture of 64x96 \(Input height \(64\) doesn't m"),
+        ("swin", r"its feature maps of an image of 64x96 are "),
+        ("vit", r"hands out no feature maps of an image of 64x96 \(Input height \(64\) doesn't m"),
         ("refuses", r"hands out no feature maps .*\(features_only not implemented for this net"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_package_that_cannot_be_imported_says_why(
 
 
 @needs_stand_ins
-def test_a_picture_reaches_timms_network_as_its_package_says() -> None:
+def test_an_image_reaches_timms_network_as_its_package_says() -> None:
     preprocessor = parts_of(on("timm:tiny")).preprocessor
     assert (preprocessor.mean, preprocessor.std) == (HALF, (0.25, 0.25, 0.25))
     assert parts_of(on("smp:tiny")).preprocessor.mean == IMAGENET_MEAN
@@ -204,7 +204,7 @@ def test_other_inputs_than_smps_weights_know_are_refused_with_theirs() -> None:
     wanted = r"give preprocess.mean=\[0.5,0.5,0.5\] preprocess.std=\[0.25,0.25,0.25\]$"
     with pytest.raises(ConfigError, match=wanted):
         parts_of(on("smp:tiny", train__pretrained=True))
-    with pytest.raises(ConfigError, match="its weights want pictures in BGR from"):
+    with pytest.raises(ConfigError, match="its weights want images in BGR from"):
         parts_of(on("smp:tiny_two", train__pretrained=True, **INPUTS))
 
 
@@ -228,7 +228,7 @@ def test_a_network_without_published_weights_says_so(name: str) -> None:
 def test_a_model_is_saved_loaded_and_resumed_without_fetching(
     shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    run = on(name, train__pretrained=True, train__epochs=2, train__average_decay=0.9, **INPUTS)
+    run = on(name, train__pretrained=True, train__epochs=2, train__ema_decay=0.9, **INPUTS)
     whole = train_own(run, tmp_path / "whole").checkpoint
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(2, ask_to_stop))
@@ -239,10 +239,10 @@ def test_a_model_is_saved_loaded_and_resumed_without_fetching(
     known = load_checkpoint(whole)
     assert all(torch.equal(resumed.weights[each], known.weights[each]) for each in known.weights)
     assert resumed.card.pretrained == known.card.pretrained
-    picture = np.random.default_rng(1).integers(0, 255, (21, 33, 3), dtype=np.uint8)
-    found = Predictor.load(whole)(picture)
+    image = np.random.default_rng(1).integers(0, 255, (21, 33, 3), dtype=np.uint8)
+    found = Predictor.load(whole)(image)
     assert found.mask.shape == (21, 33)
-    again = Predictor.load(tmp_path / "stopped" / "best.safetensors")(picture)
+    again = Predictor.load(tmp_path / "stopped" / "best.safetensors")(image)
     np.testing.assert_array_equal(found.probability, again.probability)
 
 
@@ -271,23 +271,23 @@ def test_notans_own_file_fills_it_and_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TINY)
 @needs_stand_ins
 def test_finer_stages_learn_more_slowly(name: str) -> None:
-    run = on(name, train__encoder_rate=0.5, train__layer_decay=0.5)
+    run = on(name, train__encoder_lr_multiplier=0.5, train__layer_lr_decay=0.5)
     groups = parameter_groups(parts_of(run).model, run.train)
     assert [group["factor"] for group in groups] == [0.5**power for power in range(5, -1, -1)]
 
 
 @needs_stand_ins
 def test_a_decay_over_stages_that_are_not_known_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"train.layer_decay = 0.5: it is not known which of"):
-        parts_of(on("timm:mixed", train__layer_decay=0.5))
-    run = on("timm:mixed", train__encoder_rate=0.5)
+    with pytest.raises(ConfigError, match=r"train.layer_lr_decay = 0.5: it is not known which of"):
+        parts_of(on("timm:mixed", train__layer_lr_decay=0.5))
+    run = on("timm:mixed", train__encoder_lr_multiplier=0.5)
     groups = parameter_groups(parts_of(run).model, run.train)
     assert [group["factor"] for group in groups] == [0.5, 1.0]
 
 
 @needs_stand_ins
 def test_batch_norm_keeps_the_statistics_that_it_came_with(tmp_path: Path) -> None:
-    frozen = {"train__encoder_statistics": "frozen", "train__pretrained": True}
+    frozen = {"train__freeze_encoder_batchnorm": True, "train__pretrained": True}
     path = train_own(on("timm:tiny", **frozen), tmp_path / "run").checkpoint
     encoder = build_encoder("timm:tiny")
     came = {name: each for name, each in encoder.state_dict().items() if "running" in name}

@@ -31,29 +31,29 @@ class Canary:
 
 def test_an_encoder_comes_back_with_its_name_and_its_origin(tmp_path: Path) -> None:
     encoder, path = build_encoder("efficientnet_lite0"), tmp_path / "encoder.safetensors"
-    save_encoder(path, "efficientnet_lite0", encoder, origin="300 pictures without masks")
+    save_encoder(path, "efficientnet_lite0", encoder, origin="300 images without masks")
     found = read_weights(path)
     assert found.encoder == "efficientnet_lite0"
-    assert found.origin == "300 pictures without masks"
+    assert found.origin == "300 images without masks"
     assert len(found.sha256) == 64
     state = encoder.state_dict()
     assert found.weights.keys() == state.keys()
     assert all(torch.equal(found.weights[name], tensor) for name, tensor in state.items())
 
 
-def test_an_encoder_knows_its_pictures_and_a_file_that_garbles_them_is_refused(
+def test_an_encoder_knows_its_images_and_a_file_that_garbles_them_is_refused(
     tmp_path: Path,
 ) -> None:
     encoder, path = build_encoder("efficientnet_lite0"), tmp_path / "encoder.safetensors"
-    pictures = {"unlabelled_hashes": ("0123456789ab", "ba9876543210")}
-    save_encoder(path, "efficientnet_lite0", encoder, pictures=pictures)
-    assert read_weights(path).pictures == pictures
+    images = {"unlabelled_hashes": ("0123456789ab", "ba9876543210")}
+    save_encoder(path, "efficientnet_lite0", encoder, images=images)
+    assert read_weights(path).images == images
     save_encoder(path, "efficientnet_lite0", encoder)
-    assert read_weights(path).pictures == {}
+    assert read_weights(path).images == {}
     for garbled in ("[1, 2]", "{", '{"unlabelled_hashes": 3}'):
-        save_file(encoder.state_dict(), path, {"notan-encoder-pictures": garbled})
-        with pytest.raises(CheckpointError, match="what the file says of its pictures cannot be"):
-            read_weights(path).pictures  # noqa: B018 - asking is the test
+        save_file(encoder.state_dict(), path, {"notan-encoder-images": garbled})
+        with pytest.raises(CheckpointError, match="what the file says of its images cannot be"):
+            read_weights(path).images  # noqa: B018 - asking is the test
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -145,7 +145,7 @@ def test_anything_but_a_plain_state_dict_says_what_it_is(
 
 
 def test_an_archive_of_other_things_is_no_weights(tmp_path: Path) -> None:
-    path = tmp_path / "pictures.zip"
+    path = tmp_path / "images.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "a")
     assert "cannot be read as weights" in refusal(path)

@@ -36,7 +36,7 @@ def joined(*levels: float, weights: tuple[float, ...] = ()) -> Ensemble:
     )
 
 
-PICTURES = torch.zeros(2, 3, 4, 4)
+IMAGES = torch.zeros(2, 3, 4, 4)
 
 
 def test_the_answer_is_the_weighted_mean_of_calibrated_probabilities() -> None:
@@ -60,18 +60,18 @@ def test_the_answer_is_the_weighted_mean_of_calibrated_probabilities() -> None:
 
 @pytest.mark.parametrize("level", [-90.0, -30.0, 0.0, 30.0, 90.0])
 def test_sure_members_stay_sure(level: float) -> None:
-    answer = joined(level, level, level, weights=(0.2, 0.3, 0.5))(PICTURES)
+    answer = joined(level, level, level, weights=(0.2, 0.3, 0.5))(IMAGES)
     assert torch.allclose(answer, torch.full((), level), rtol=1e-5, atol=1e-5)
 
 
 def test_members_that_contradict_each_other_leave_a_doubt() -> None:
-    assert joined(200.0, -200.0)(PICTURES).abs().max() < 1e-4
-    sure = joined(200.0, -200.0, weights=(0.75, 0.25))(PICTURES)
+    assert joined(200.0, -200.0)(IMAGES).abs().max() < 1e-4
+    sure = joined(200.0, -200.0, weights=(0.75, 0.25))(IMAGES)
     assert torch.sigmoid(sure[0, 0, 0, 0]).item() == pytest.approx(0.75, abs=1e-5)
 
 
 def test_a_member_that_answers_with_no_number_is_not_averaged_away() -> None:
-    assert not torch.isfinite(joined(1.0, float("nan"))(PICTURES)).any()
+    assert not torch.isfinite(joined(1.0, float("nan"))(IMAGES)).any()
 
 
 def test_the_stride_suits_every_member() -> None:

@@ -84,7 +84,7 @@ def test_the_attention_unet_is_the_unet_and_three_gates() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_have_the_size_of_the_pictures_and_one_channel(name: str) -> None:
+def test_logits_have_the_size_of_the_images_and_one_channel(name: str) -> None:
     model = small_model(name).eval()
     height, width = model.stride, 2 * model.stride
     with torch.no_grad():
@@ -161,8 +161,10 @@ def test_every_model_learns_one_batch_by_heart(name: str) -> None:
         value = loss(logits, targets, torch.ones_like(targets)).total
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        figure = (logits > 0).float()
-        best = max(best, float(2 * (figure * targets).sum() / (figure.sum() + targets.sum())))
+        foreground = (logits > 0).float()
+        best = max(
+            best, float(2 * (foreground * targets).sum() / (foreground.sum() + targets.sum()))
+        )
         if best > 0.95:
             break
     assert best > 0.95
@@ -176,8 +178,8 @@ def test_size_in_is_size_out_through_the_predictor(
 ) -> None:
     model = small_model(name, width=2)
     preprocessor = Preprocessor(image_size=image_size, stride=model.stride)
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    prediction = Predictor(TorchBackend(model), preprocessor)(picture)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    prediction = Predictor(TorchBackend(model), preprocessor)(image)
     assert prediction.probability.shape == prediction.mask.shape == size
     assert prediction.probability.dtype == np.float32
     assert 0 <= prediction.probability.min() <= prediction.probability.max() <= 1
@@ -310,7 +312,7 @@ def test_every_skip_but_the_finest_is_gated() -> None:
 
 
 def test_a_closed_gate_shuts_its_skip_out() -> None:
-    """With the attention at zero, the finished skip is the same for every picture."""
+    """With the attention at zero, the finished skip is the same for every image."""
     gate = AttentionGate(8, 16).eval()
     assert gate.weigh.bias is not None
     with torch.no_grad():
@@ -365,7 +367,7 @@ def test_every_parameter_of_an_encoder_is_in_one_of_its_stages(name: str) -> Non
 
 
 @pytest.mark.parametrize("strides", [(1, 2, 4), (2, 4, 8), (4, 8, 16)])
-def test_a_unet_on_any_encoder_gives_logits_of_the_pictures_size(strides: tuple[int, ...]) -> None:
+def test_a_unet_on_any_encoder_gives_logits_of_the_images_size(strides: tuple[int, ...]) -> None:
     model = EncoderUNet(Pyramid(strides), 2).eval()
     assert model(torch.randn(1, 3, 32, 48)).shape == (1, 1, 32, 48)
     assert model.stride == strides[-1]

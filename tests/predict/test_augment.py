@@ -35,7 +35,7 @@ def noise(height: int, width: int, number: int = 2) -> Array:
 
 
 def pixelwise(inputs: Array) -> Array:
-    """A network that turns with its picture: it looks at single pixels."""
+    """A network that turns with its image: it looks at single pixels."""
     return inputs[:, :1] * 2 - inputs[:, 1:2]
 
 
@@ -48,7 +48,7 @@ def lopsided(inputs: Array) -> Array:
 
 @settings(max_examples=40, deadline=None)
 @given(height=SIDES, width=SIDES, names=st.sets(st.sampled_from(ONE_SIZE), min_size=1))
-def test_a_network_that_turns_with_its_picture_gives_the_plain_answer(
+def test_a_network_that_turns_with_its_image_gives_the_plain_answer(
     height: int, width: int, names: set[str]
 ) -> None:
     array = noise(height, width)
@@ -92,18 +92,26 @@ def test_a_view_of_another_size_is_padded_to_the_stride_and_lies_back_where_it_w
         np.testing.assert_allclose(back.mean(), plane.mean(), atol=0.15)
 
 
-def test_the_views_are_all_different_and_the_picture_itself_is_the_first() -> None:
-    picture = noise(8, 8, 1)
-    counts = {"mirror": 2, "flip": 4, "turn": 4, "mirror,turn": 8, "flip,turn": 8, "mirror,flip": 4}
+def test_the_views_are_all_different_and_the_image_itself_is_the_first() -> None:
+    image = noise(8, 8, 1)
+    counts = {
+        "hflip": 2,
+        "vflip": 2,
+        "hflip,vflip": 4,
+        "rot90": 4,
+        "hflip,rot90": 8,
+        "vflip,rot90": 8,
+        "hflip,vflip,rot90": 8,
+    }
     for text, number in counts.items():
         views = views_of(parse_augment(text))
-        seen = {view.apply(picture, STRIDE).tobytes() for view in views}
+        seen = {view.apply(image, STRIDE).tobytes() for view in views}
         assert (views[0], len(views), len(seen)) == (View(False, 0, 1.0), number, number)
     assert len(views_of(NAMES)) == 8 * len(SCALES)
     assert [view.scale for view in views_of(["scale"])] == [1.0, 0.75, 1.25]
 
 
-@pytest.mark.parametrize("name", ["mirror", "flip", "turn"])
+@pytest.mark.parametrize("name", ["hflip", "vflip", "rot90"])
 def test_the_answer_is_the_mean_of_the_probabilities(name: str) -> None:
     array = noise(8, 12)
     views = views_of([name])
@@ -117,7 +125,7 @@ def test_the_answer_is_the_mean_of_the_probabilities(name: str) -> None:
 @pytest.mark.parametrize("level", [-80.0, -30.0, 0.0, 30.0, 80.0])
 def test_a_sure_pixel_stays_as_sure(level: float) -> None:
     answer = AugmentedBackend(
-        lambda inputs: np.full_like(inputs[:, :1], level), ["flip", "turn"], stride=1
+        lambda inputs: np.full_like(inputs[:, :1], level), ["hflip", "vflip", "rot90"], stride=1
     )(noise(4, 4))
     np.testing.assert_allclose(answer, level, rtol=1e-5, atol=1e-6)
 
@@ -126,7 +134,7 @@ def test_an_answer_that_is_no_number_is_not_averaged_away() -> None:
     def spoilt_when_turned(inputs: Array) -> Array:
         return np.full_like(inputs[:, :1], 1 if inputs.shape[2] < inputs.shape[3] else np.nan)
 
-    backend = AugmentedBackend(spoilt_when_turned, ["turn"], stride=4)
+    backend = AugmentedBackend(spoilt_when_turned, ["rot90"], stride=4)
     predictor = Predictor(backend, Preprocessor(image_size=None, stride=4))
     with pytest.raises(DivergedError, match="values that are no numbers"):
         predictor(np.zeros((4, 9, 3), np.uint8))
@@ -135,10 +143,10 @@ def test_an_answer_that_is_no_number_is_not_averaged_away() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("flips", "'flips': there is no such test-time view; did you mean 'flip'?"),
+        ("hflips", "'hflips': there is no such test-time view; did you mean 'hflip'?"),
         ("turn,rotate", "'rotate': there is no such test-time view"),
-        ("", "'': there is no such test-time view; choose one of (flip, mirror, scale, turn)"),
-        ("flip,", "'': there is no such test-time view"),
+        ("", "'': there is no such test-time view; choose one of (hflip, rot90, scale, vflip)"),
+        ("hflip,", "'': there is no such test-time view"),
     ],
 )
 def test_an_unknown_view_is_refused_with_the_nearest(text: str, words: str) -> None:
@@ -148,16 +156,16 @@ def test_an_unknown_view_is_refused_with_the_nearest(text: str, words: str) -> N
 
 
 def test_names_are_taken_once_in_one_order() -> None:
-    assert parse_augment("turn, flip,turn") == ("flip", "turn")
+    assert parse_augment("rot90, hflip,rot90") == ("hflip", "rot90")
 
 
 def test_a_score_says_what_was_asked(small_checkpoint: Path, drawn_folder: Path) -> None:
     source = folder_source(drawn_folder / "test")
-    predictor = Predictor.load(small_checkpoint, augment=("flip", "scale"))
+    predictor = Predictor.load(small_checkpoint, augment=("hflip", "vflip", "scale"))
     score = evaluate(predictor, source, split="test")
-    words = "flip, scale (12 views of each picture)"
+    words = "hflip, vflip, scale (12 views of each image)"
     assert score.rules.augment == predictor.augment == words
-    assert predictor.with_decision(predictor.decision).augment == words
+    assert predictor.with_postprocessing(predictor.postprocessing).augment == words
     assert f"test-time augmentation: {words}" in score.summary().splitlines()
     plain = evaluate(Predictor.load(small_checkpoint), source, split="test")
     assert plain.rules.augment is None
@@ -169,19 +177,19 @@ def test_the_commands_pass_it_on(
     small_checkpoint: Path, drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = ["--model", str(small_checkpoint), "--out", str(tmp_path / "out")]
-    main(["evaluate", *model, "--data-path", str(drawn_folder), "--tta", "mirror"])
+    main(["evaluate", *model, "--data-path", str(drawn_folder), "--tta", "hflip"])
     rules = json.loads((tmp_path / "out" / "score.json").read_text())["rules"]
-    assert rules["augment"] == "mirror (2 views of each picture)"
-    pictures = str(drawn_folder / "test" / "images")
+    assert rules["augment"] == "hflip (2 views of each image)"
+    images = str(drawn_folder / "test" / "images")
     chances = []
-    for tta in ([], ["--tta", "turn"]):
-        main(["predict", pictures, *model, *tta])
+    for tta in ([], ["--tta", "rot90"]):
+        main(["predict", images, *model, *tta])
         chances.append((tmp_path / "out" / "predictions.csv").read_text())
     assert chances[0] != chances[1]
-    for command in (["predict", pictures], ["evaluate", "--data-path", str(drawn_folder)]):
+    for command in (["predict", images], ["evaluate", "--data-path", str(drawn_folder)]):
         with pytest.raises(SystemExit) as end:
-            main([*command, *model, "--tta", "fip"])
+            main([*command, *model, "--tta", "hfip"])
         assert end.value.code == 2
-        assert "'fip': there is no such test-time view; did you mean 'flip'?" in (
+        assert "'hfip': there is no such test-time view; did you mean 'hflip'?" in (
             capsys.readouterr().err
         )

@@ -1,4 +1,4 @@
-"""Damaged and malicious picture files: each is read or refused by name, within bounded memory."""
+"""Damaged and malicious image files: each is read or refused by name, within bounded memory."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_whole_files_are_read(said: dict[str, list[str]]) -> None:
         assert found == ["read"] * (3 if "PAGES" in name else 1), name
 
 
-def test_what_is_no_picture_is_refused(said: dict[str, list[str]]) -> None:
+def test_what_is_no_image_is_refused(said: dict[str, list[str]]) -> None:
     for name, _ in damaged_files.foreign():
         assert all(line.startswith("refused") for line in said[name]), (name, said[name])
 

@@ -33,12 +33,12 @@ def test_outputs_are_called_by_the_stem(tmp_path: Path) -> None:
     assert found[1].path == tmp_path / "dogs" / "a.JPEG"
 
 
-def test_pictures_of_one_stem_keep_their_file_names(tmp_path: Path) -> None:
+def test_images_of_one_stem_keep_their_file_names(tmp_path: Path) -> None:
     touch(tmp_path / "cat.jpg", tmp_path / "cat.png", tmp_path / "dog.png")
     assert names([tmp_path]) == ["cat.jpg", "cat.png", "dog"]
 
 
-def test_pictures_of_one_file_name_keep_their_folders(tmp_path: Path) -> None:
+def test_images_of_one_file_name_keep_their_folders(tmp_path: Path) -> None:
     days = [tmp_path / "week" / day for day in ("monday", "tuesday")]
     touch(*[day / name for day in days for name in ("cat.jpg", "dog.jpg")], days[0] / "owl.jpg")
     assert names(days) == ["monday/cat", "monday/dog", "owl", "tuesday/cat", "tuesday/dog"]
@@ -64,7 +64,7 @@ def test_upper_and_lower_case_alone_do_not_tell_outputs_apart(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("sequence", "single"), [("clip.mp4", "clip-000001.png"), ("scan.tif", "Scan-p0002.png")]
 )
-def test_a_picture_called_like_a_frame_keeps_its_whole_name(
+def test_an_image_called_like_a_frame_keeps_its_whole_name(
     tmp_path: Path, sequence: str, single: str
 ) -> None:
     touch(tmp_path / sequence, tmp_path / single)
@@ -80,7 +80,7 @@ def test_names_do_not_depend_on_where_one_stands(
     assert names([Path("cat.jpg"), Path("../b/cat.jpg")]) == away == ["a/cat", "b/cat"]
 
 
-def test_a_folder_gives_its_pictures_and_videos_only(tmp_path: Path) -> None:
+def test_a_folder_gives_its_images_and_videos_only(tmp_path: Path) -> None:
     touch(
         tmp_path / "cat.jpg",
         tmp_path / "film.MP4",
@@ -96,7 +96,7 @@ def test_a_named_file_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
     assert names([tmp_path / "download"]) == ["download"]
 
 
-def test_a_picture_given_twice_is_predicted_once(
+def test_an_image_given_twice_is_predicted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path / "x" / "cat.jpg")
@@ -118,7 +118,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> 
     assert names([tmp_path / "cell[1].png"]) == ["cell[1]"]
 
 
-def test_a_dash_is_the_picture_on_standard_input(tmp_path: Path) -> None:
+def test_a_dash_is_the_image_on_standard_input(tmp_path: Path) -> None:
     touch(tmp_path / "cat.jpg")
     given = [Path("-"), tmp_path / "cat.jpg"]
     found = find_inputs(given, standard_input=io.BytesIO(b"some bytes"))
@@ -141,7 +141,7 @@ class Keyboard(io.BytesIO):
         (Keyboard(b"x"), r"is the keyboard; .*notan predict - --model FILE < photo\.jpg"),
     ],
 )
-def test_standard_input_without_a_picture_is_refused(
+def test_standard_input_without_an_image_is_refused(
     stream: io.BytesIO, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs_module, "MOST_BYTES", 10)
@@ -152,9 +152,9 @@ def test_standard_input_without_a_picture_is_refused(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([], "no pictures were given"),
-        (["gone.jpg"], r"gone\.jpg: there is no such picture or folder"),
-        (["empty"], "empty: there are no pictures in this folder"),
+        ([], "no images were given"),
+        (["gone.jpg"], r"gone\.jpg: there is no such image or folder"),
+        (["empty"], "empty: there are no images in this folder"),
         (["gone*.jpg"], r"gone\*\.jpg: no file matches this pattern"),
     ],
 )

@@ -1,4 +1,4 @@
-"""From a file to the pictures in it: videos, pages, and what is damaged."""
+"""From a file to the images in it: videos, pages, and what is damaged."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from notan.predict.items import Item, items_of
 from video_files import FRAMES, write_video
 
 if TYPE_CHECKING:
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 
-def opened(path: Path, **options: int) -> dict[str, Picture | str]:
-    """Read every item of a file: its picture, or what was wrong."""
-    found: dict[str, Picture | str] = {}
+def opened(path: Path, **options: int) -> dict[str, RGBImage | str]:
+    """Read every item of a file: its image, or what was wrong."""
+    found: dict[str, RGBImage | str] = {}
     for item in items_of(Found(path.stem, path), **options):
         found[item.name] = read(item)
     return found
 
 
-def read(item: Item) -> Picture | str:
+def read(item: Item) -> RGBImage | str:
     try:
-        picture = item.read()
+        image = item.read()
     except DataError as error:
         return str(error)
-    assert item.size == picture.shape[:2]
-    return picture
+    assert item.size == image.shape[:2]
+    return image
 
 
 def pages_tiff(path: Path, count: int, **options: Any) -> Path:
@@ -47,7 +47,7 @@ def pages_tiff(path: Path, count: int, **options: Any) -> Path:
     return saved(path, pages[0], save_all=True, append_images=pages[1:], **options)
 
 
-def test_a_picture_is_one_item(tmp_path: Path) -> None:
+def test_an_image_is_one_item(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(photo()))
     (item,) = items_of(Found("a", path))
     assert (item.name, item.path, item.size) == ("a", path, (20, 30))
@@ -68,7 +68,7 @@ def test_every_frame_of_a_video_is_an_item(tmp_path: Path, suffix: str) -> None:
 def test_every_nth_frame_has_the_number_that_it_has_in_the_video(
     tmp_path: Path, every: int, wanted: Any
 ) -> None:
-    frames = opened(write_video(tmp_path / "clip.mp4"), every=every)
+    frames = opened(write_video(tmp_path / "clip.mp4"), frame_step=every)
     assert list(frames) == [f"clip-{number:06d}" for number in wanted]
     for number, frame in zip(wanted, frames.values(), strict=True):
         assert isinstance(frame, np.ndarray)
@@ -86,8 +86,8 @@ def test_frames_that_nobody_reads_are_passed_over(tmp_path: Path) -> None:
 def test_a_video_is_known_by_its_content(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4").rename(tmp_path / "download.jpg")
     assert len(opened(path)) == FRAMES
-    picture = saved(tmp_path / "a.jpg", Image.fromarray(photo())).rename(tmp_path / "a.mp4")
-    (image,) = opened(picture).values()
+    path = saved(tmp_path / "a.jpg", Image.fromarray(photo())).rename(tmp_path / "a.mp4")
+    (image,) = opened(path).values()
     assert isinstance(image, np.ndarray)
 
 
@@ -244,8 +244,8 @@ def test_rubbish_behind_a_lone_page_is_no_matter(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     struct.pack_into("<I", content, next_page(content, 1), len(content) + 99)
     path.write_bytes(content)
-    (picture,) = opened(path).values()
-    assert isinstance(picture, np.ndarray)
+    (image,) = opened(path).values()
+    assert isinstance(image, np.ndarray)
 
 
 def test_a_damaged_page_among_good_ones_is_named(tmp_path: Path) -> None:
@@ -275,12 +275,12 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, suffix: str) -
     frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
     path = tmp_path / f"moving.{suffix}"
     frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
-    (picture,) = opened(path).values()
-    assert isinstance(picture, np.ndarray)
-    assert picture[0, 0].tolist() == [255, 0, 0]
+    (image,) = opened(path).values()
+    assert isinstance(image, np.ndarray)
+    assert image[0, 0].tolist() == [255, 0, 0]
 
 
-def test_bytes_on_standard_input_are_any_picture(tmp_path: Path) -> None:
+def test_bytes_on_standard_input_are_any_image(tmp_path: Path) -> None:
     content = io.BytesIO()
     Image.fromarray(photo()).save(content, "PNG")
     (item,) = items_of(Found("stdin", Path("-"), content.getvalue()))
@@ -291,9 +291,9 @@ def test_bytes_on_standard_input_are_any_picture(tmp_path: Path) -> None:
     assert names == ["stdin-p0001", "stdin-p0002"]
 
 
-def test_what_is_no_picture_on_standard_input_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_image_on_standard_input_is_refused(tmp_path: Path) -> None:
     for content, words in (
-        (b"no picture at all", "-: begins with b'no picture"),
+        (b"no image at all", "-: begins with b'no image"),
         (write_video(tmp_path / "a.mp4").read_bytes(), "a video on standard input; name the file"),
     ):
         (item,) = items_of(Found("stdin", Path("-"), content))

@@ -1,4 +1,4 @@
-"""Huge pictures: band by band the very same as in one piece, and nothing half written."""
+"""Huge images: band by band the very same as in one piece, and nothing half written."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from notan.decision import Decision
 from notan.errors import ConfigError, DataError
+from notan.postprocessing import Postprocessing
 from notan.predict.large import bands
 from notan.predict.large.bands import BandFile, even_bands
-from notan.predict.large.components import tidy_bands
+from notan.predict.large.components import postprocess_bands
 from notan.predict.large.stream import predict_large
 from notan.predict.predictor import Predictor
 from notan.predict.tiles import PixelsInMemory, Tiling
@@ -25,34 +25,34 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.predict.backends import Array
-    from notan.types import Mask, Picture, Size
+    from notan.types import Mask, RGBImage, Size
 
 OWN_SIZE = Preprocessor(image_size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 TIDYING: list[dict[str, Any]] = [
     {},
-    {"smallest_fraction": 0.004},
-    {"hole_fraction": 0.004},
-    {"smallest_fraction": 0.003, "hole_fraction": 0.01},
-    {"only_largest": True},
-    {"only_largest": True, "hole_fraction": 0.01},
-    {"only_largest": True, "smallest_fraction": 0.9},
+    {"min_component_fraction": 0.004},
+    {"fill_holes_fraction": 0.004},
+    {"min_component_fraction": 0.003, "fill_holes_fraction": 0.01},
+    {"keep_largest": True},
+    {"keep_largest": True, "fill_holes_fraction": 0.01},
+    {"keep_largest": True, "min_component_fraction": 0.9},
 ]
 
 
-def red_is_figure(inputs: Array) -> Array:
+def red_is_foreground(inputs: Array) -> Array:
     return ((inputs[:, :1] - 0.5) * 8).astype(np.float32)
 
 
-def blobs(size: Size, seed: int, blur: float) -> Picture:
+def blobs(size: Size, seed: int, blur: float) -> RGBImage:
     """Return red and black blobs, with holes and specks."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=size), blur)
     red = np.clip(128 + 100 * noise / (noise.std() + 1e-9), 0, 255).astype(np.uint8)
     return np.stack([red] * 3, axis=2)
 
 
-def tidied(decision: Decision, mask: Mask, rows: int) -> Mask:
+def tidied(postprocessing: Postprocessing, mask: Mask, rows: int) -> Mask:
     parts = [mask[top : top + rows] for top in range(0, len(mask), rows)]
-    return np.concatenate(list(tidy_bands(decision, mask.size, parts, list)))
+    return np.concatenate(list(postprocess_bands(postprocessing, mask.size, parts, list)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -68,8 +68,10 @@ def test_tidying_by_bands_is_tidying_the_whole(
     height: int, width: int, seed: int, rows: int, blur: float, tidying: dict[str, Any]
 ) -> None:
     mask = blobs((height, width), seed, blur)[..., 0] > 128
-    decision = Decision(**tidying)
-    np.testing.assert_array_equal(tidied(decision, mask, rows), decision.tidy(mask))
+    postprocessing = Postprocessing(**tidying)
+    np.testing.assert_array_equal(
+        tidied(postprocessing, mask, rows), postprocessing.postprocess(mask)
+    )
 
 
 @pytest.mark.parametrize("rows", [2, 4, 8])
@@ -80,8 +82,10 @@ def test_a_spiral_over_many_bands_is_one_component(rows: int) -> None:
         mask[32 - ring, ring : 33 - ring] = mask[ring + 2 : 33 - ring, ring] = True
         mask[ring + 2, ring : ring + 2] = True
     mask[16, 16] = False
-    decision = Decision(only_largest=True, hole_fraction=0.01)
-    np.testing.assert_array_equal(tidied(decision, mask, rows), decision.tidy(mask))
+    postprocessing = Postprocessing(keep_largest=True, fill_holes_fraction=0.01)
+    np.testing.assert_array_equal(
+        tidied(postprocessing, mask, rows), postprocessing.postprocess(mask)
+    )
     assert ndimage.label(mask, np.ones((3, 3)))[1] == 1
 
 
@@ -121,15 +125,15 @@ def test_a_band_file_is_read_by_several_in_turns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", ["threshold", "dice"])
 @pytest.mark.parametrize("tidying", TIDYING)
-def test_a_streamed_picture_is_decided_as_one_in_memory(
+def test_a_streamed_image_is_decided_as_one_in_memory(
     tmp_path: Path, cut: Any, tidying: dict[str, Any]
 ) -> None:
     image = blobs((600, 333), 3, 3.0)
-    decision = Decision(
-        temperature=1.5, bias=0.3, threshold=0.37, cut=cut, check_below=0.9, **tidying
+    postprocessing = Postprocessing(
+        temperature=1.5, bias=0.3, threshold=0.37, threshold_rule=cut, review_below=0.9, **tidying
     )
     tiling = Tiling(always=True, input_size=128)
-    predictor = Predictor(red_is_figure, OWN_SIZE, decision=decision, tiling=tiling)
+    predictor = Predictor(red_is_foreground, OWN_SIZE, postprocessing=postprocessing, tiling=tiling)
     whole = predictor(image)
     names = ("mask", "probability", "probability16", "probability-float")
     outputs = {name: tmp_path / name / "a.tif" for name in names}
@@ -141,16 +145,16 @@ def test_a_streamed_picture_is_decided_as_one_in_memory(
         grey = np.rint(whole.probability.astype(np.float64) * most)
         np.testing.assert_array_equal(written[name], grey)
     assert found.size == (600, 333)
-    assert found.figure_fraction == pytest.approx(whole.mask.mean(), abs=1e-12)
+    assert found.foreground_fraction == pytest.approx(whole.mask.mean(), abs=1e-12)
     assert found.expected_dice == pytest.approx(whole.expected_dice, abs=1e-9)
-    assert found.please_check == whole.please_check
+    assert found.needs_review == whole.needs_review
     only = tmp_path / "only.tif"
     predict_large(predictor, PixelsInMemory(image), {"mask": only})
     np.testing.assert_array_equal(tifffile.imread(only), written["mask"])
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
-    predictor = Predictor(red_is_figure, OWN_SIZE)
+    predictor = Predictor(red_is_foreground, OWN_SIZE)
     image = PixelsInMemory(blobs((9, 9), 0, 1))
     with pytest.raises(ConfigError, match=r"overlay was asked for; .*only mask, probability"):
         predict_large(predictor, image, {"overlay": tmp_path / "a.tif"})
@@ -158,14 +162,14 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
         predict_large(predictor, image, {})
 
 
-def test_a_picture_that_breaks_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+def test_an_image_that_breaks_on_the_way_leaves_nothing(tmp_path: Path) -> None:
     class Broken(PixelsInMemory):
-        def read(self, top: int, left: int, height: int, width: int) -> Picture:
+        def read(self, top: int, left: int, height: int, width: int) -> RGBImage:
             if top > 300:
                 raise DataError("a.tif: is damaged")
             return super().read(top, left, height, width)
 
-    predictor = Predictor(red_is_figure, OWN_SIZE, tiling=Tiling(input_size=64))
+    predictor = Predictor(red_is_foreground, OWN_SIZE, tiling=Tiling(input_size=64))
     for names in (["mask"], ["mask", "probability"]):
         with pytest.raises(DataError, match="is damaged"):
             predict_large(

@@ -30,7 +30,7 @@ SMALL = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda size: arr
 
 
 def noise(seed: int) -> Mask:
-    """Draw a mask that is mostly figure, mostly ground or in between: holes, islands, corners."""
+    """Draw a mask, mostly foreground, mostly background or in between: holes, islands, corners."""
     random = np.random.default_rng(seed)
     return random.random(random.integers(1, 60, 2)) < random.random()
 
@@ -59,7 +59,7 @@ NAMED = {
     "checkerboard": np.indices((5, 6)).sum(axis=0) % 2 == 0,
     "rings in rings": rings_in_rings(3),
     "holes that touch": drawn("#### #.## ##.# ####"),
-    "a hole that touches the ground outside": drawn("### #.# ##."),
+    "a hole that touches the background outside": drawn("### #.# ##."),
     "parts that touch through a hole": drawn("####. #..#. #.#.# ##.##"),
     "an island at a hole's corner": drawn("##### #.#.# ##.## #.#.# #####"),
 }
@@ -153,13 +153,13 @@ def check_files(mask: Mask) -> None:
     whole = sum((fill_by_parity(rings, size).astype(int) for rings in paths), np.zeros(size, int))
     np.testing.assert_array_equal(whole, mask)
 
-    figure = coco_polygons(mask)
-    assert (figure is None) == (not mask.any())
-    if figure is not None:
+    foreground = coco_polygons(mask)
+    assert (foreground is None) == (not mask.any())
+    if foreground is not None:
         runs = coco.encode(np.asfortranarray(mask, np.uint8))
-        assert figure["area"] == coco.area(runs)
-        assert figure["bbox"] == coco.toBbox(runs).tolist()
-        np.testing.assert_array_equal(fill_by_coco(figure["segmentation"], size), mask)
+        assert foreground["area"] == coco.area(runs)
+        assert foreground["bbox"] == coco.toBbox(runs).tolist()
+        np.testing.assert_array_equal(fill_by_coco(foreground["segmentation"], size), mask)
 
 
 CHECKS = pytest.mark.parametrize("check", [check_outlines, check_pieces, check_files])
@@ -181,9 +181,9 @@ def test_special_masks_come_back_too(check: Any, name: str) -> None:
 def test_large_and_noisy_masks_come_back_to_the_pixel(fraction: float, size: Size) -> None:
     """COCO's filling rounds fractions of pixels, which could go wrong far from the corner only."""
     mask = np.random.default_rng(0).random(size) < fraction
-    figure = coco_polygons(mask)
-    assert figure is not None
-    np.testing.assert_array_equal(fill_by_coco(figure["segmentation"], size), mask)
+    foreground = coco_polygons(mask)
+    assert foreground is not None
+    np.testing.assert_array_equal(fill_by_coco(foreground["segmentation"], size), mask)
     assert sum(part.area for part in trace_parts(mask)) == mask.sum()
 
 
@@ -209,6 +209,6 @@ def test_two_holes_over_each_other_need_one_cut_and_no_hole_none() -> None:
     assert cut_open(solid) == [solid.outer]
 
 
-def test_a_drawing_has_the_pictures_size_and_no_path_where_the_mask_is_empty() -> None:
+def test_a_drawing_has_the_images_size_and_no_path_where_the_mask_is_empty() -> None:
     assert read_svg(encode_svg(np.zeros((3, 4), np.bool_))) == ([], (3, 4))
     assert json.loads(encode_geojson(np.zeros((3, 4), np.bool_)))["features"] == []

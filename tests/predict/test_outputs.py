@@ -15,8 +15,8 @@ from notan.predict.formats import (
     PREDICTION,
     TRUTH,
     contact_sheet,
-    mask_picture,
-    overlay_picture,
+    mask_image,
+    overlay_image,
     write_overlay_and_mask,
     write_png,
 )
@@ -24,7 +24,7 @@ from notan.predict.formats import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from notan.types import Mask, Picture
+    from notan.types import Mask, RGBImage
 
 RANDOM = np.random.default_rng(0)
 
@@ -35,22 +35,22 @@ def square(top: int, bottom: int, size: int = 60) -> Mask:
     return mask
 
 
-def noise(size: int = 60) -> Picture:
+def noise(size: int = 60) -> RGBImage:
     return RANDOM.integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
-def test_ground_away_from_the_outline_is_left_as_it_is() -> None:
+def test_background_away_from_the_outline_is_left_as_it_is() -> None:
     image = noise()
     before = image.copy()
-    overlay = overlay_picture(image, square(20, 40))
+    overlay = overlay_image(image, square(20, 40))
     far = ~square(18, 42)
     np.testing.assert_array_equal(overlay[far], image[far])
     np.testing.assert_array_equal(image, before)
 
 
-def test_figure_is_tinted_and_outlined_in_the_prediction_colour() -> None:
+def test_foreground_is_tinted_and_outlined_in_the_prediction_colour() -> None:
     image = noise()
-    overlay = overlay_picture(image, square(20, 40))
+    overlay = overlay_image(image, square(20, 40))
     inside = square(22, 38)
     wanted = 0.6 * image[inside] + 0.4 * np.array(PREDICTION)
     np.testing.assert_allclose(overlay[inside], wanted, atol=1)
@@ -60,7 +60,7 @@ def test_figure_is_tinted_and_outlined_in_the_prediction_colour() -> None:
 
 def test_the_truth_is_an_outline_only() -> None:
     image = np.zeros((60, 60, 3), np.uint8)
-    overlay = overlay_picture(image, square(0, 0), square(20, 40))
+    overlay = overlay_image(image, square(0, 0), square(20, 40))
     assert tuple(overlay[20, 30]) == TRUTH
     assert not overlay[square(23, 37)].any()
 
@@ -68,28 +68,28 @@ def test_the_truth_is_an_outline_only() -> None:
 @pytest.mark.parametrize("mask", [np.zeros((9, 9), np.bool_), np.ones((9, 9), np.bool_)])
 def test_an_empty_and_a_full_mask_can_be_drawn(mask: Mask) -> None:
     image = noise(9)
-    overlay = overlay_picture(image, mask, ~mask)
+    overlay = overlay_image(image, mask, ~mask)
     assert overlay.shape == (9, 9, 3)
     assert overlay.dtype == np.uint8
 
 
-def test_a_picture_of_one_pixel_can_be_drawn(tmp_path: Path) -> None:
+def test_an_image_of_one_pixel_can_be_drawn(tmp_path: Path) -> None:
     write_overlay_and_mask(tmp_path, "dot", noise(1), np.ones((1, 1), np.bool_))
     assert np.asarray(Image.open(tmp_path / "masks" / "dot.png")).tolist() == [[255]]
 
 
 def test_a_written_mask_reads_back_as_0_and_255_exactly(tmp_path: Path) -> None:
     mask = RANDOM.random((33, 57)) > 0.5
-    write_png(tmp_path / "mask.png", mask_picture(mask))
+    write_png(tmp_path / "mask.png", mask_image(mask))
     with Image.open(tmp_path / "mask.png") as file:
         assert (file.format, file.mode) == ("PNG", "L")
         np.testing.assert_array_equal(np.asarray(file), np.where(mask, 255, 0))
 
 
-def test_a_written_picture_keeps_its_red_red(tmp_path: Path) -> None:
+def test_a_written_image_keeps_its_red_red(tmp_path: Path) -> None:
     image = noise()
-    write_png(tmp_path / "picture.png", image)
-    with Image.open(tmp_path / "picture.png") as file:
+    write_png(tmp_path / "image.png", image)
+    with Image.open(tmp_path / "image.png") as file:
         assert file.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(file), image)
 
@@ -100,12 +100,12 @@ def test_mask_and_overlay_are_written_side_by_side(tmp_path: Path) -> None:
     files = sorted(p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.png"))
     assert [path.as_posix() for path in files] == ["masks/cat.jpg.png", "overlays/cat.jpg.png"]
     with Image.open(tmp_path / "out" / "overlays" / "cat.jpg.png") as file:
-        np.testing.assert_array_equal(np.asarray(file), overlay_picture(image, mask, truth))
+        np.testing.assert_array_equal(np.asarray(file), overlay_image(image, mask, truth))
 
 
-def test_a_contact_sheet_lays_pictures_out_in_rows_on_white() -> None:
-    pictures = [np.full((10, 20, 3), value, np.uint8) for value in (10, 20, 30, 40, 50)]
-    sheet = contact_sheet(pictures, columns=3, gap=4)
+def test_a_contact_sheet_lays_images_out_in_rows_on_white() -> None:
+    images = [np.full((10, 20, 3), value, np.uint8) for value in (10, 20, 30, 40, 50)]
+    sheet = contact_sheet(images, columns=3, gap=4)
     assert sheet.shape == (24, 68, 3)
     for value, (top, left) in zip(
         (10, 20, 30, 40, 50), ((0, 0), (0, 24), (0, 48), (14, 0), (14, 24)), strict=True
@@ -116,12 +116,12 @@ def test_a_contact_sheet_lays_pictures_out_in_rows_on_white() -> None:
     assert (sheet[:, 20:24] == 255).all()
 
 
-def test_a_contact_sheet_of_one_picture_is_the_picture() -> None:
+def test_a_contact_sheet_of_one_image_is_the_image() -> None:
     image = noise()
     np.testing.assert_array_equal(contact_sheet([image], columns=1), image)
 
 
-def test_a_full_disk_leaves_no_half_written_picture(
+def test_a_full_disk_leaves_no_half_written_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:

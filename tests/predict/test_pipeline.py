@@ -1,4 +1,4 @@
-"""Many pictures: order, memory, what cannot be read, and what is left when it ends early."""
+"""Many images: order, memory, what cannot be read, and what is left when it ends early."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from notan.predict.predictor import Prediction
-    from notan.types import Picture, Size
+    from notan.types import RGBImage, Size
 
 PLAIN = Preprocessor(image_size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def red_is_figure() -> Predictor:
+def red_is_foreground() -> Predictor:
     return Predictor(lambda inputs: ((inputs[:, :1] - 0.5) * 20).astype(np.float32), PLAIN)
 
 
-def picture(number: int, size: Size = (8, 9)) -> Picture:
+def image(number: int, size: Size = (8, 9)) -> RGBImage:
     return np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def item(number: int, *, size: Size = (8, 9), in_order: bool = False) -> Item:
     name = f"p{number:03d}"
-    return Item(name, Path(f"{name}.png"), size, lambda: picture(number, size), in_order)
+    return Item(name, Path(f"{name}.png"), size, lambda: image(number, size), in_order)
 
 
 def broken(number: int) -> Item:
-    def read() -> Picture:
+    def read() -> RGBImage:
         raise DataError(f"p{number:03d}.png: is damaged")
 
     return Item(f"p{number:03d}", Path(f"p{number:03d}.png"), None, read)
 
 
 class Shelf:
-    """Keeps what is written; may fail at a picture or be told that some are there."""
+    """Keeps what is written; may fail at an image or be told that some are there."""
 
     def __init__(self, *, fail_at: str = "", there: tuple[str, ...] = ()) -> None:
         self.masks: dict[str, Any] = {}
         self.fail_at = fail_at
         self.there = set(there)
 
-    def add(self, name: str, path: Path, image: Picture, prediction: Prediction) -> None:
+    def add(self, name: str, path: Path, image: RGBImage, prediction: Prediction) -> None:
         if name == self.fail_at:
             raise StorageError(f"{name}: could not be written (No space left on device)")
         np.testing.assert_array_equal(prediction.mask, image[..., 0] > 127)
@@ -67,7 +67,7 @@ class Shelf:
 
 def run(items: Any, folder: Path, shelf: Shelf | None = None, **options: Any) -> Outcome:
     table = options.pop("table", None) or PredictionTable()
-    predictor = options.pop("predictor", None) or red_is_figure()
+    predictor = options.pop("predictor", None) or red_is_foreground()
     return Pipeline(predictor, shelf or Shelf(), table, folder=folder, **options).run(items)
 
 
@@ -77,7 +77,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize("in_order", [False, True])
-def test_every_picture_gets_its_own_mask_and_its_row_in_order(
+def test_every_image_gets_its_own_mask_and_its_row_in_order(
     tmp_path: Path, batch_size: int, in_order: bool
 ) -> None:
     items = [
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_listed_and_stops_nothing(tmp_path: Path) -> None
     assert (outcome.predicted, outcome.total) == (2, 4)
     assert names(tmp_path) == ["p000", "p002"]
     assert (tmp_path / "failed.csv").read_text().splitlines() == [
-        "name,picture,reason",
+        "name,image,reason",
         "p001,p001.png,p001.png: is damaged",
         "p003,p003.png,p003.png: is damaged",
     ]
@@ -111,7 +111,7 @@ def test_nothing_but_failures_gives_no_table(tmp_path: Path) -> None:
     assert not (tmp_path / "predictions.csv").exists()
 
 
-def test_a_picture_that_fails_to_be_written_ends_the_run_with_whole_rows(tmp_path: Path) -> None:
+def test_an_image_that_fails_to_be_written_ends_the_run_with_whole_rows(tmp_path: Path) -> None:
     asked = 0
 
     def items() -> Iterator[Item]:
@@ -129,7 +129,7 @@ def test_a_picture_that_fails_to_be_written_ends_the_run_with_whole_rows(tmp_pat
     assert asked < 2000
 
 
-def test_the_last_picture_that_fails_to_be_written_is_an_error_too(tmp_path: Path) -> None:
+def test_the_last_image_that_fails_to_be_written_is_an_error_too(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="p002"):
         run([item(0), item(1), item(2)], tmp_path, Shelf(fail_at="p002"))
     assert names(tmp_path) == ["p000", "p001"]
@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_what_is_done_and_resuming_gives_the_same_table(tmp_path: P
     items = [item(0), broken(1), *(item(number) for number in range(2, 12))]
     run(items, tmp_path / "whole")
     shelf, calls = Shelf(), 0
-    predictor = red_is_figure()
+    predictor = red_is_foreground()
 
     def interrupted(inputs: Any) -> Any:
         nonlocal calls
@@ -164,8 +164,8 @@ def test_ctrl_c_keeps_what_is_done_and_resuming_gives_the_same_table(tmp_path: P
 def test_what_is_done_is_not_read_again(tmp_path: Path) -> None:
     run([item(0), item(1)], tmp_path)
 
-    def never() -> Picture:
-        pytest.fail("a picture that is done was read again")
+    def never() -> RGBImage:
+        pytest.fail("an image that is done was read again")
 
     done = [Item(f"p00{n}", Path(f"p00{n}.png"), (8, 9), never, n == 0) for n in (0, 1)]
     shelf = Shelf(there=("p000", "p001"))
@@ -174,16 +174,16 @@ def test_what_is_done_is_not_read_again(tmp_path: Path) -> None:
     assert names(tmp_path) == ["p000", "p001"]
 
 
-@pytest.mark.parametrize("missing", ["row", "output", "picture"])
+@pytest.mark.parametrize("missing", ["row", "output", "image"])
 def test_what_is_half_done_is_done_again(tmp_path: Path, missing: str) -> None:
     run([item(0), item(1)], tmp_path)
     table = PredictionTable.read(tmp_path)
     again = item(1)
     if missing == "row":
         table = PredictionTable(row for row in table.rows if row.name != "p001")
-    if missing == "picture":  # the row is of another file of that name
+    if missing == "image":  # the row is of another file of that name
         table = PredictionTable(
-            type(row)(**{**vars(row), "picture": "elsewhere/" + row.picture}) for row in table.rows
+            type(row)(**{**vars(row), "image": "elsewhere/" + row.image}) for row in table.rows
         )
     shelf = Shelf(there=("p000",) if missing == "output" else ("p000", "p001"))
     outcome = run([again], tmp_path, shelf, table=table)
@@ -195,11 +195,11 @@ def test_two_items_of_one_name_never_share_outputs(tmp_path: Path) -> None:
     shelf = Shelf()
     outcome = run([item(0), item(0)], tmp_path, shelf)
     assert outcome.predicted == 1
-    assert "would replace those of another picture, p000" in outcome.failures[0].reason
+    assert "would replace those of another image, p000" in outcome.failures[0].reason
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
-def test_decoded_bytes_are_bounded_however_many_pictures_there_are(
+def test_decoded_bytes_are_bounded_however_many_images_there_are(
     tmp_path: Path, batch_size: int
 ) -> None:
     """While the network is busy, no more is decoded than the budget before it, beside a chunk."""
@@ -208,7 +208,7 @@ def test_decoded_bytes_are_bounded_however_many_pictures_there_are(
     read_so_far, too_many = 0, threading.Event()
     assert DECODING * size[0] * size[1] > LEAST
 
-    def read() -> Picture:
+    def read() -> RGBImage:
         nonlocal read_so_far
         read_so_far += 1
         if read_so_far > bound:
@@ -230,11 +230,11 @@ def test_decoded_bytes_are_bounded_however_many_pictures_there_are(
 class Anything(Shelf):
     """Takes whatever it is given."""
 
-    def add(self, name: str, path: Path, image: Picture, prediction: Prediction) -> None:
+    def add(self, name: str, path: Path, image: RGBImage, prediction: Prediction) -> None:
         self.masks[name] = prediction.mask
 
 
-def test_a_picture_larger_than_the_budget_passes_alone(tmp_path: Path) -> None:
+def test_an_image_larger_than_the_budget_passes_alone(tmp_path: Path) -> None:
     items = [item(number, size=(30, 40)) for number in range(5)]
     assert run(items, tmp_path, batch_size=4, budget=10).predicted == 5
 
@@ -251,7 +251,7 @@ def test_an_error_of_the_programme_is_not_swallowed(tmp_path: Path) -> None:
         yield item(0)
         raise ZeroDivisionError
 
-    def wrong() -> Picture:
+    def wrong() -> RGBImage:
         return np.zeros((3, 3, 2), np.uint8)
 
     with pytest.raises(ZeroDivisionError):

@@ -83,7 +83,7 @@ def test_long_and_ragged_counts_are_those_of_pycocotools(seed: int) -> None:
         ("3 0", "the run at 3 is of length 0"),
         ("1 3 3 1", "the run at 3 begins before the one before it ends, at 3"),
         ("5 1 1 1", "the run at 1 begins before"),
-        ("5 3", r"the run at 5 reaches pixel 7, but the picture has 6 \(2x3"),
+        ("5 3", r"the run at 5 reaches pixel 7, but the image has 6 \(2x3"),
         ("7 1", "reaches pixel 7"),
         ("1 " + "9" * 5000, "a number of 5000 digits"),
     ],

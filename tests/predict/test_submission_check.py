@@ -32,7 +32,7 @@ def checked(tmp_path: Path, text: str | bytes, names: NameList | None = NAMES) -
 )
 def test_what_a_leaderboard_takes_is_fine(tmp_path: Path, rows: str) -> None:
     findings = checked(tmp_path, HEADER + rows)
-    assert (findings.problems, findings.pictures) == ([], 2)
+    assert (findings.problems, findings.images) == ([], 2)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_what_a_leaderboard_takes_is_fine(tmp_path: Path, rows: str) -> None:
         (HEADER + "a,1 0\nb,\n", "row 2, 'a': the run at 1 is of length 0"),
         (HEADER + "a,5 2 1 2\nb,\n", "row 2, 'a': the run at 1 begins before"),
         (HEADER + "a,1 3 3 2\nb,\n", "row 2, 'a': the run at 3 begins before"),
-        (HEADER + "a,1 13\nb,\n", "reaches pixel 13, but the picture has 12 (3x4"),
-        (HEADER + "a,1 1\nb,1 12\n", "reaches pixel 12, but the picture has 4 (2x2"),
+        (HEADER + "a,1 13\nb,\n", "reaches pixel 13, but the image has 12 (3x4"),
+        (HEADER + "a,1 1\nb,1 12\n", "reaches pixel 12, but the image has 4 (2x2"),
         (HEADER + f"a,1 {'9' * 5000}\nb,\n", "a number of 5000 digits"),
     ],
 )

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from notan.postprocessing import Postprocessing
 from pydantic import ValidationError
 from torch import nn
 
 from notan.checkpoint import read_card
 from notan.data.synthetic import DrawnSource
-from notan.decision import Decision
 from notan.errors import ConfigError
 from notan.models.unet import UNet
 from notan.predict.backends import Array, TorchBackend
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from notan.types import Picture, Probability, Size
+    from notan.types import Probability, RGBImage, Size
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 OWN_SIZE = Preprocessor(image_size=None, **PLAIN)
 NARROW = Tiling(always=True, input_size=(32, 32), overlap=0.5)
 
 
-class RedIsFigure:
+class RedIsForeground:
     """NumPy only, sees one pixel at a time; remembers the inputs' shapes."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class RedIsFigure:
         return ((inputs[:, :1] - 0.5) * 20).astype(np.float32)
 
 
-def picture(size: Size, *, seed: int = 0) -> Picture:
+def noise_image(size: Size, *, seed: int = 0) -> RGBImage:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -94,8 +94,8 @@ def test_the_weights_of_all_tiles_add_up_to_one_at_every_pixel(
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(1, 150), width=st.integers(1, 150), batch=st.integers(1, 9))
 def test_any_size_comes_back_pixel_for_pixel(height: int, width: int, batch: int) -> None:
-    image, backend = picture((height, width)), RedIsFigure()
-    whole = Predictor(RedIsFigure(), OWN_SIZE)(image)
+    image, backend = noise_image((height, width)), RedIsForeground()
+    whole = Predictor(RedIsForeground(), OWN_SIZE)(image)
     cut = Predictor(backend, OWN_SIZE, tiling=NARROW)
     (prediction,) = cut.predict_many([image], batch_size=batch)
     assert prediction.probability.dtype == np.float32
@@ -106,12 +106,12 @@ def test_any_size_comes_back_pixel_for_pixel(height: int, width: int, batch: int
 
 @settings(max_examples=20, deadline=None)
 @given(height=st.integers(1, 170), width=st.integers(1, 170), seed=st.integers(0, 9))
-def test_tiles_agree_with_the_whole_picture_where_the_overlap_covers_what_a_pixel_sees(
+def test_tiles_agree_with_the_whole_image_where_the_overlap_covers_what_a_pixel_sees(
     height: int, width: int, seed: int
 ) -> None:
     preprocessor = OWN_SIZE.model_copy(update={"stride": 2})
     backend = TorchBackend(convolutions())
-    image = picture((height, width), seed=seed)
+    image = noise_image((height, width), seed=seed)
     whole = Predictor(backend, preprocessor)(image)
     tiling = Tiling(always=True, input_size=64, overlap=0.5)
     assert 64 * 0.5 * MARGIN >= 7
@@ -121,7 +121,7 @@ def test_tiles_agree_with_the_whole_picture_where_the_overlap_covers_what_a_pixe
 
 def test_an_overlap_that_is_too_small_is_seen() -> None:
     backend = TorchBackend(convolutions())
-    image = picture((150, 150))
+    image = noise_image((150, 150))
     whole = Predictor(backend, OWN_SIZE)(image)
     cut = Predictor(backend, OWN_SIZE, tiling=Tiling(always=True, input_size=64, overlap=0))(image)
     assert np.abs(cut.probability - whole.probability).max() > 1e-3
@@ -132,7 +132,7 @@ def test_a_u_net_gives_in_tiles_what_it_gives_whole(size: Size) -> None:
     predictor = Predictor(TorchBackend(random_unet()), OWN_SIZE)
     tiling = Tiling(always=True, input_size=512, overlap=0.75)
     assert 512 * 0.75 * MARGIN >= 94  # a pixel of a U-Net sees 94 pixels to each side
-    image = picture(size)
+    image = noise_image(size)
     cut = Predictor(predictor.backend, OWN_SIZE, tiling=tiling)(image)
     np.testing.assert_allclose(cut.probability, predictor(image).probability, atol=1e-5)
 
@@ -151,7 +151,7 @@ def test_there_is_no_seam_where_neighbours_disagree() -> None:
     assert steps[0] < 0.5 * steps[1]
 
 
-def test_a_picture_is_cut_only_where_it_is_too_large_or_the_user_asks() -> None:
+def test_an_image_is_cut_only_where_it_is_too_large_or_the_user_asks() -> None:
     own, shrinking = OWN_SIZE, Preprocessor(image_size=(32, 32))
     assert not Tiling().cuts((2000, 2000), own)
     assert Tiling().cuts((2000, 2001), own)
@@ -161,17 +161,17 @@ def test_a_picture_is_cut_only_where_it_is_too_large_or_the_user_asks() -> None:
     assert Tiling(whole_pixels=99).cuts((10, 10), shrinking)
 
 
-def test_cut_and_whole_pictures_keep_their_order() -> None:
+def test_cut_and_whole_images_keep_their_order() -> None:
     sizes = [(20, 20), (70, 70), (20, 20), (20, 20), (80, 60), (1, 1)]
-    images = [picture(size, seed=number) for number, size in enumerate(sizes)]
+    images = [noise_image(size, seed=number) for number, size in enumerate(sizes)]
     tiling = NARROW.model_copy(update={"always": False, "whole_pixels": 1000})
-    predictor = Predictor(RedIsFigure(), OWN_SIZE, tiling=tiling)
+    predictor = Predictor(RedIsForeground(), OWN_SIZE, tiling=tiling)
     predictions = list(predictor.predict_many(images, batch_size=4))
     for image, prediction in zip(images, predictions, strict=True):
         np.testing.assert_array_equal(prediction.mask, image[..., 0] > 127)
 
 
-def test_a_tile_is_as_large_as_a_training_picture() -> None:
+def test_a_tile_is_as_large_as_a_training_image() -> None:
     shrinking = Preprocessor(image_size=(64, 64))
     grid = Tiling().grid((1000, 2000), shrinking, (128, 256))
     assert grid.tile == (128, 256)
@@ -181,14 +181,14 @@ def test_a_tile_is_as_large_as_a_training_picture() -> None:
     assert Tiling().grid((50, 2000), shrinking, (128, 256)).tile == (50, 256)
 
 
-def test_a_tile_of_a_training_pictures_size_is_that_picture() -> None:
+def test_a_tile_of_a_training_images_size_is_that_image() -> None:
     image = DrawnSource(1, size=(96, 128))[0].image
     shrinking = Preprocessor(image_size=(48, 32), **PLAIN)
     backend = TorchBackend(random_unet())
     whole = Predictor(backend, shrinking)(image).probability
     grid = Tiling().grid((96, 128), shrinking, (96, 128))
 
-    def predict(images: Iterable[Picture]) -> Iterator[Probability]:
+    def predict(images: Iterable[RGBImage]) -> Iterator[Probability]:
         predictor = Predictor(backend, shrinking.model_copy(update={"image_size": None}))
         return (each.probability for each in predictor.predict_many(images))
 
@@ -196,7 +196,7 @@ def test_a_tile_of_a_training_pictures_size_is_that_picture() -> None:
     np.testing.assert_array_equal(cut, whole)
 
 
-def test_training_says_how_large_its_pictures_were(small_checkpoint: Path) -> None:
+def test_training_says_how_large_its_images_were(small_checkpoint: Path) -> None:
     assert read_card(small_checkpoint).data.median_size == (40, 48)
 
 
@@ -205,27 +205,29 @@ def test_the_scale_of_the_training_is_used_and_said(
 ) -> None:
     predictor = Predictor.load(small_checkpoint, tiling=Tiling(always=True))
     with caplog.at_level(logging.INFO, logger="notan"):
-        prediction = predictor(picture((100, 100)))
+        prediction = predictor(noise_image((100, 100)))
     assert prediction.mask.shape == (100, 100)
     assert "100x100 pixels (height x width) in 3 x 3 overlapping tiles of 40x48" in caplog.text
     assert "at a scale of 0.8 x 0.667" in caplog.text
 
 
 def test_calibration_follows_the_blending() -> None:
-    decision = Decision(temperature=2.0, bias=-1.0)
-    image = picture((90, 50))
-    whole = Predictor(RedIsFigure(), OWN_SIZE, decision=decision)(image)
-    cut = Predictor(RedIsFigure(), OWN_SIZE, decision=decision, tiling=NARROW)(image)
+    postprocessing = Postprocessing(temperature=2.0, bias=-1.0)
+    image = noise_image((90, 50))
+    whole = Predictor(RedIsForeground(), OWN_SIZE, postprocessing=postprocessing)(image)
+    cut = Predictor(RedIsForeground(), OWN_SIZE, postprocessing=postprocessing, tiling=NARROW)(
+        image
+    )
     np.testing.assert_allclose(
         cut.probability, whole.probability, atol=1e-4
     )  # float32 near 1 is that coarse
 
 
-def test_a_scale_that_makes_one_tile_a_huge_picture_is_refused() -> None:
+def test_a_scale_that_makes_one_tile_a_huge_image_is_refused() -> None:
     tiling = Tiling(scale=0.001)
     with pytest.raises(ConfigError, match=r"one tile would cover 40000x40000.*a larger --scale"):
         tiling.grid((40_000, 40_000), Preprocessor(image_size=(256, 256)))
-    # where the picture itself is small, such a scale does no harm
+    # where the image itself is small, such a scale does no harm
     assert tiling.grid((400, 400), Preprocessor(image_size=(256, 256))).tile == (400, 400)
 
 

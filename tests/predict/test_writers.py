@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from notan.postprocessing import Postprocessing
 from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from notan.decision import Decision
 from notan.errors import ConfigError, StorageError
 from notan.predict.formats import FORMATS, Writers, open_formats
 from notan.predict.predictor import Prediction
@@ -27,7 +27,7 @@ PHOTO = Path("photos/a.jpg")
 
 def prediction(seed: int = 0, size: tuple[int, int] = (7, 5)) -> Prediction:
     probability = np.random.default_rng(seed).random(size, dtype=np.float32)
-    return Prediction(probability, Decision())
+    return Prediction(probability, Postprocessing())
 
 
 def write(folder: Path, *formats: str, name: str = "a") -> Prediction:
@@ -58,7 +58,7 @@ def test_every_format_says_what_it_writes_and_writes_nothing_else(
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(writers.paths("a"))
 
 
-def test_a_cutout_is_opaque_on_the_figure_and_keeps_every_colour(tmp_path: Path) -> None:
+def test_a_cutout_is_opaque_on_the_foreground_and_keeps_every_colour(tmp_path: Path) -> None:
     written = write(tmp_path, "cutout")
     with Image.open(tmp_path / "cutout" / "a.png") as file:
         assert file.mode == "RGBA"
@@ -77,7 +77,7 @@ def test_a_probability_as_png_is_right_to_half_a_step(tmp_path: Path, name: str,
 
 
 def test_probabilities_of_0_and_1_are_black_and_white(tmp_path: Path) -> None:
-    ends = Prediction(np.array([[0, 1]], np.float32), Decision())
+    ends = Prediction(np.array([[0, 1]], np.float32), Postprocessing())
     writers = open_formats(["probability", "probability16"], tmp_path)
     writers.add("a", PHOTO, IMAGE[:1, :2], ends)
     for name, top in (("probability", 255), ("probability16", 65535)):
@@ -102,7 +102,7 @@ def test_several_formats_stand_side_by_side(tmp_path: Path) -> None:
     assert list(rle_rows(tmp_path)) == ["cat.jpg"]
 
 
-def test_a_picture_is_done_only_when_all_its_outputs_are_there(tmp_path: Path) -> None:
+def test_an_image_is_done_only_when_all_its_outputs_are_there(tmp_path: Path) -> None:
     writers = open_formats(["mask", "cutout", "rle"], tmp_path)
     writers.add("a", PHOTO, IMAGE, prediction())
     assert writers.has("a")
@@ -127,7 +127,7 @@ def test_an_unknown_format_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_shared_file_holds_every_picture_in_the_order_of_names(tmp_path: Path) -> None:
+def test_a_shared_file_holds_every_image_in_the_order_of_names(tmp_path: Path) -> None:
     writers = open_formats(["rle"], tmp_path)
     names = [f"p{number:02d}" for number in range(40)]
     with ThreadPoolExecutor(4) as pool:  # as the pipeline writes
@@ -193,14 +193,14 @@ def test_without_resume_nothing_of_an_earlier_run_is_left(tmp_path: Path) -> Non
     assert list(rle_rows(tmp_path)) == ["new"]
 
 
-def test_a_picture_predicted_again_replaces_its_row(tmp_path: Path) -> None:
+def test_an_image_predicted_again_replaces_its_row(tmp_path: Path) -> None:
     writers = killed(tmp_path, "a")
-    writers.add("a", PHOTO, IMAGE, Prediction(np.ones((7, 5), np.float32), Decision()))
+    writers.add("a", PHOTO, IMAGE, Prediction(np.ones((7, 5), np.float32), Postprocessing()))
     writers.close()
     assert rle_rows(tmp_path) == {"a": "1 35"}
 
 
-def test_no_pictures_make_no_shared_file(tmp_path: Path) -> None:
+def test_no_images_make_no_shared_file(tmp_path: Path) -> None:
     open_formats(["rle"], tmp_path).close()
     assert not list(tmp_path.iterdir())
 
@@ -229,11 +229,11 @@ def test_a_place_for_rows_that_cannot_be_written_is_named(tmp_path: Path) -> Non
         writers.add("a", PHOTO, IMAGE, prediction())
 
 
-def test_coco_results_of_all_pictures_are_read_by_pycocotools(tmp_path: Path) -> None:
+def test_coco_results_of_all_images_are_read_by_pycocotools(tmp_path: Path) -> None:
     masks = {"b": np.zeros((7, 5), np.float32), "a": np.eye(7, 5, dtype=np.float32)}
     writers = open_formats(["coco-rle"], tmp_path)
     for name, mask in masks.items():
-        writers.add(name, Path(f"photos/{name}.jpg"), IMAGE, Prediction(mask, Decision()))
+        writers.add(name, Path(f"photos/{name}.jpg"), IMAGE, Prediction(mask, Postprocessing()))
     writers.close()
     results = json.loads((tmp_path / "coco-rle.json").read_text())
     assert [(row["image_id"], row["file_name"]) for row in results] == [(1, "a.jpg"), (2, "b.jpg")]
@@ -245,19 +245,19 @@ def test_coco_results_of_all_pictures_are_read_by_pycocotools(tmp_path: Path) ->
 
 # pycocotools' own arrays have not followed NumPy 2 yet
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_coco_polygons_of_all_pictures_are_read_by_pycocotools(tmp_path: Path) -> None:
+def test_coco_polygons_of_all_images_are_read_by_pycocotools(tmp_path: Path) -> None:
     ring = np.ones((7, 5), np.float32)
     ring[2:4, 1:3] = 0
     masks = {"c": ring, "b": np.zeros((7, 5), np.float32), "a": np.eye(7, 5, dtype=np.float32)}
     writers = open_formats(["polygons"], tmp_path)
     for name, mask in masks.items():
-        writers.add(name, Path(f"photos/{name}.jpg"), IMAGE, Prediction(mask, Decision()))
+        writers.add(name, Path(f"photos/{name}.jpg"), IMAGE, Prediction(mask, Postprocessing()))
     writers.close()
     data = COCO(tmp_path / "polygons.json")
-    assert data.loadCats(data.getCatIds()) == [{"id": 1, "name": "figure"}]
+    assert data.loadCats(data.getCatIds()) == [{"id": 1, "name": "foreground"}]
     assert sorted(data.getImgIds()) == [1, 2, 3]
     found = {image["name"]: data.imgToAnns[image["id"]] for image in data.loadImgs([1, 2, 3])}
-    assert found["b"] == []  # empty: a picture without annotations
+    assert found["b"] == []  # empty: an image without annotations
     for name in "ac":
         (annotation,) = found[name]
         np.testing.assert_array_equal(data.annToMask(annotation), masks[name])

@@ -75,13 +75,13 @@ def _tiny_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pictures(drawn_folder: Path) -> Path:
-    """Six drawn pictures without masks: five to learn from, one held out."""
+def images(drawn_folder: Path) -> Path:
+    """Six drawn images without masks: five to learn from, one held out."""
     return drawn_folder / "test" / "images"
 
 
-def tiny(pictures: Path, **more: Any) -> Pretrain:
-    settings = {"path": pictures, "encoder": "tiny", "width": 1, "image_size": 64, "patch": 16}
+def tiny(images: Path, **more: Any) -> Pretrain:
+    settings = {"path": images, "encoder": "tiny", "width": 1, "image_size": 64, "patch": 16}
     learning = {"epochs": 3, "batch_size": 2, "learning_rate": 3e-3, "warmup_epochs": 0}
     return Pretrain.model_validate({**settings, **learning, **more})
 
@@ -107,7 +107,7 @@ def fate(folder: Path) -> dict[str, Any]:
             "state": {**state, "settings": None},
             "history": lines_of(folder / "history.jsonl"),
             "encoder": dict(read_weights(folder / "encoder.safetensors").weights),
-            "picture": (folder / "reconstructions.png").read_bytes(),
+            "image": (folder / "reconstructions.png").read_bytes(),
         }
     )
 
@@ -125,15 +125,15 @@ def test_what_is_hidden_is_filled_in_better_and_better(drawn_folder: Path, tmp_p
     assert lines[-1]["train/loss"] < 0.9 * lines[0]["train/loss"]
 
 
-def test_the_run_folder_holds_the_encoder_and_a_picture(pictures: Path, tmp_path: Path) -> None:
-    result = pretrain(tiny(pictures), out=tmp_path / "run")
+def test_the_run_folder_holds_the_encoder_and_an_image(images: Path, tmp_path: Path) -> None:
+    result = pretrain(tiny(images), out=tmp_path / "run")
     assert names_in(tmp_path / "run") == {
         *("encoder.safetensors", "reconstructions.png", "pretrain.toml", "history.jsonl", "last")
     }
     assert result.encoder == tmp_path / "run" / "encoder.safetensors"
     file = read_weights(result.encoder)
     assert file.encoder == "tiny"
-    assert f"on 5 pictures of {pictures}, " in file.origin
+    assert f"on 5 images of {images}, " in file.origin
     assert file.origin.endswith("of 3 epochs, starting from nothing")
     TinyEncoder().load_state_dict(file.weights)
     with Image.open(tmp_path / "run" / "reconstructions.png") as sheet:
@@ -147,13 +147,13 @@ def test_the_run_folder_holds_the_encoder_and_a_picture(pictures: Path, tmp_path
     assert (filled[grey] != whole[grey]).any()
 
 
-def test_the_encoder_has_the_statistics_of_whole_pictures(pictures: Path, tmp_path: Path) -> None:
-    result = pretrain(tiny(pictures, batch_size=8), out=tmp_path / "run")
+def test_the_encoder_has_the_statistics_of_whole_images(images: Path, tmp_path: Path) -> None:
+    result = pretrain(tiny(images, batch_size=8), out=tmp_path / "run")
     weights = read_weights(result.encoder).weights
     encoder = TinyEncoder()
     encoder.load_state_dict(weights)
-    parts = prepare(tiny(pictures, batch_size=8))
-    parts.training_batches.go_to(0)
+    parts = prepare(tiny(images, batch_size=8))
+    parts.training_batches.set_epoch(0)
     (batch,) = parts.training_batches
     first = encoder.get_submodule("levels.0.0")(batch.targets)
     running = weights["levels.0.1.running_mean"]
@@ -163,13 +163,13 @@ def test_the_encoder_has_the_statistics_of_whole_pictures(pictures: Path, tmp_pa
 @pytest.mark.parametrize("action", [ask_to_stop, crash])
 @pytest.mark.parametrize("step", [1, 3, 4, 8, 9])
 def test_a_stopped_pretraining_ends_as_if_it_had_not_been_stopped(
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     step: int,
     action: Callable[[Any], None],
 ) -> None:
-    settings = tiny(pictures, state_steps=2)
+    settings = tiny(images, checkpoint_every_steps=2)
     pretrain(settings, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(Pretrainer, "after_step", before_step(step, action))
@@ -180,11 +180,11 @@ def test_a_stopped_pretraining_ends_as_if_it_had_not_been_stopped(
     assert fate(tmp_path / "run") == fate(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("part", ["_until_stopped", "_whole_pictures"])
-def test_one_stopped_while_it_looks_at_pictures_goes_on_too(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+@pytest.mark.parametrize("part", ["_until_stopped", "_whole_images"])
+def test_one_stopped_while_it_looks_at_images_goes_on_too(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    pretrain(tiny(pictures), out=tmp_path / "whole")
+    pretrain(tiny(images), out=tmp_path / "whole")
     looking = getattr(Pretrainer, part)
 
     def stopped(pretrainer: Pretrainer) -> Iterator[Any]:
@@ -194,47 +194,47 @@ def test_one_stopped_while_it_looks_at_pictures_goes_on_too(
     with monkeypatch.context() as patch:
         patch.setattr(Pretrainer, part, stopped)
         with pytest.raises(StoppedBySignal, match=r"go on with: notan pretrain --resume .*run$"):
-            pretrain(tiny(pictures), out=tmp_path / "run")
+            pretrain(tiny(images), out=tmp_path / "run")
     resume(tmp_path / "run")
     assert fate(tmp_path / "run") == fate(tmp_path / "whole")
 
 
-def test_a_finished_pretraining_is_not_trained_further(pictures: Path, tmp_path: Path) -> None:
-    result = pretrain(tiny(pictures), out=tmp_path / "run")
+def test_a_finished_pretraining_is_not_trained_further(images: Path, tmp_path: Path) -> None:
+    result = pretrain(tiny(images), out=tmp_path / "run")
     before = fate(tmp_path / "run")
     assert resume(tmp_path / "run") == result
     assert fate(tmp_path / "run") == before
 
 
 def test_one_killed_before_its_first_state_begins_again(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretrain(tiny(pictures), out=tmp_path / "whole")
+    pretrain(tiny(images), out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(Pretrainer, "after_step", before_step(4, crash))
         with pytest.raises(Crash):
-            pretrain(tiny(pictures), out=tmp_path / "run")
+            pretrain(tiny(images), out=tmp_path / "run")
     assert "last" not in names_in(tmp_path / "run")
     resume(tmp_path / "run")
     assert fate(tmp_path / "run") == fate(tmp_path / "whole")
 
 
-def test_settings_and_pictures_that_make_another_run_are_refused(
-    pictures: Path, drawn_folder: Path, tmp_path: Path
+def test_settings_and_images_that_make_another_run_are_refused(
+    images: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
-    pretrain(tiny(pictures), out=tmp_path / "run")
+    pretrain(tiny(images), out=tmp_path / "run")
     with pytest.raises(
         ConfigError, match=r"pretrain.patch \(16 -> 8\), pretrain.seed \(0 -> 1\) would make it"
     ):
-        resume(tmp_path / "run", settings=tiny(pictures, patch=8, seed=1))
+        resume(tmp_path / "run", settings=tiny(images, patch=8, seed=1))
     others = drawn_folder / "val" / "images"
-    with pytest.raises(DataError, match=r"val/images: these are not the pictures that the run"):
+    with pytest.raises(DataError, match=r"val/images: these are not the images that the run"):
         resume(tmp_path / "run", settings=tiny(others))
 
 
-def test_pictures_that_were_moved_may_be_named_anew(pictures: Path, tmp_path: Path) -> None:
-    result = pretrain(tiny(pictures), out=tmp_path / "run")
-    moved = shutil.copytree(pictures, tmp_path / "moved")
+def test_images_that_were_moved_may_be_named_anew(images: Path, tmp_path: Path) -> None:
+    result = pretrain(tiny(images), out=tmp_path / "run")
+    moved = shutil.copytree(images, tmp_path / "moved")
     assert resume(tmp_path / "run", settings=tiny(moved, workers=0)) == result
 
 
@@ -243,8 +243,8 @@ def test_where_there_is_no_pretraining_there_is_nothing_to_resume(tmp_path: Path
         resume(tmp_path)
 
 
-def test_damaged_states_are_not_begun_over(pictures: Path, tmp_path: Path) -> None:
-    pretrain(tiny(pictures), out=tmp_path / "run")
+def test_damaged_states_are_not_begun_over(images: Path, tmp_path: Path) -> None:
+    pretrain(tiny(images), out=tmp_path / "run")
     for path in (tmp_path / "run" / "last").iterdir():
         path.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"no saved state in last/ can be read.* be used"):
@@ -252,40 +252,40 @@ def test_damaged_states_are_not_begun_over(pictures: Path, tmp_path: Path) -> No
     assert "encoder.safetensors" in names_in(tmp_path / "run")
 
 
-def test_a_folder_that_is_taken_is_left_alone_unless_told(pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_taken_is_left_alone_unless_told(images: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
     with pytest.raises(ConfigError, match=r"something is here already; choose another --out"):
-        pretrain(tiny(pictures), out=tmp_path / "run")
-    pretrain(tiny(pictures), out=tmp_path / "run", overwrite=True)
+        pretrain(tiny(images), out=tmp_path / "run")
+    pretrain(tiny(images), out=tmp_path / "run", overwrite=True)
     assert {"mine.txt", "encoder.safetensors"} <= names_in(tmp_path / "run")
 
 
-def test_one_goes_on_from_the_encoder_of_another(pictures: Path, tmp_path: Path) -> None:
-    first = pretrain(tiny(pictures), out=tmp_path / "first")
+def test_one_goes_on_from_the_encoder_of_another(images: Path, tmp_path: Path) -> None:
+    first = pretrain(tiny(images), out=tmp_path / "first")
     still = {"learning_rate": 1e-12, "weight_decay": 0.0, "encoder_weights": first.encoder}
-    second = pretrain(tiny(pictures, **still), out=tmp_path / "second")
+    second = pretrain(tiny(images, **still), out=tmp_path / "second")
     before, after = (read_weights(each.encoder) for each in (first, second))
     name = "levels.0.0.weight"
     torch.testing.assert_close(before.weights[name], after.weights[name])
     assert f"starting from tiny, {before.origin}" in after.origin
 
 
-def test_a_truncated_file_of_weights_is_refused(pictures: Path, tmp_path: Path) -> None:
-    first = pretrain(tiny(pictures), out=tmp_path / "first")
+def test_a_truncated_file_of_weights_is_refused(images: Path, tmp_path: Path) -> None:
+    first = pretrain(tiny(images), out=tmp_path / "first")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(first.encoder.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"cut.safetensors: .*damaged or cut short"):
-        pretrain(tiny(pictures, encoder_weights=cut), out=tmp_path / "second")
+        pretrain(tiny(images, encoder_weights=cut), out=tmp_path / "second")
 
 
-def test_a_score_on_pictures_that_the_encoder_knows_says_so(
+def test_a_score_on_images_that_the_encoder_knows_says_so(
     drawn_folder: Path, tmp_path: Path
 ) -> None:
     known = pretrain(tiny(drawn_folder / "val" / "images"), out=tmp_path / "first").encoder
-    pictures = drawn_folder / "test" / "images"
+    images = drawn_folder / "test" / "images"
     more = {"encoder_weights": known, "epochs": 1}
-    encoder = pretrain(tiny(pictures, **more), out=tmp_path / "second").encoder
+    encoder = pretrain(tiny(images, **more), out=tmp_path / "second").encoder
     flags = {"data.path": drawn_folder, "model.encoder": "tiny", "preprocess.image_size": 32}
     learning = {"model.width": 1, "train.epochs": 1, "train.encoder_weights": encoder}
     run = load_run(flags={**flags, **learning, "train.tensorboard": False})
@@ -297,13 +297,13 @@ def test_a_score_on_pictures_that_the_encoder_knows_says_so(
     assert not find_seen(card, open_split(run.data, "train", seed=0)).unmasked
 
 
-def test_an_unknown_encoder_is_answered_with_the_nearest(pictures: Path, tmp_path: Path) -> None:
+def test_an_unknown_encoder_is_answered_with_the_nearest(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'resnet43': .*did you mean 'resnet34'\?"):
-        pretrain(tiny(pictures, encoder="resnet43"), out=tmp_path / "run")
+        pretrain(tiny(images, encoder="resnet43"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_of_one_pixel_and_grey_ones_are_pictures_too(tmp_path: Path) -> None:
+def test_images_of_one_pixel_and_grey_ones_are_images_too(tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     Image.new("L", (1, 1), 77).save(folder / "grey.png")
@@ -313,15 +313,15 @@ def test_pictures_of_one_pixel_and_grey_ones_are_pictures_too(tmp_path: Path) ->
     assert np.isfinite(result.lowest.loss)
 
 
-def test_one_picture_is_too_few(pictures: Path, tmp_path: Path) -> None:
+def test_one_image_is_too_few(images: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    shutil.copy(pictures / "drawn-0030.png", tmp_path / "one")
-    with pytest.raises(DataError, match="only one picture; at least two are wanted"):
+    shutil.copy(images / "drawn-0030.png", tmp_path / "one")
+    with pytest.raises(DataError, match="only one image; at least two are wanted"):
         pretrain(tiny(tmp_path / "one"), out=tmp_path / "run")
 
 
 @pytest.mark.parametrize("cut", [0, 10, 200])
-def test_a_training_picture_that_cannot_be_read_is_named(
+def test_a_training_image_that_cannot_be_read_is_named(
     drawn_folder: Path, tmp_path: Path, cut: int
 ) -> None:
     folder = shutil.copytree(drawn_folder / "test", tmp_path / "data")
@@ -332,13 +332,13 @@ def test_a_training_picture_that_cannot_be_read_is_named(
 
 
 def seed_that_trains_on(name: str, folder: Path) -> int:
-    """Return a seed with which a picture is not set aside for validation."""
+    """Return a seed with which an image is not set aside for validation."""
     data = Data(path=folder)
     return next(seed for seed in range(99) if name in open_split(data, "train", seed=seed).names)
 
 
 def test_a_loss_that_is_no_number_again_and_again_ends_it(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: Any) -> LossValue:
         value = reconstruction_loss(*arguments)
@@ -346,13 +346,13 @@ def test_a_loss_that_is_no_number_again_and_again_ends_it(
 
     monkeypatch.setattr("notan.pretrain.pretrainer.reconstruction_loss", broken)
     with pytest.raises(DivergedError, match="the loss is no number"):
-        pretrain(tiny(pictures, epochs=9, most_returns=0), out=tmp_path / "run")
+        pretrain(tiny(images, epochs=9, max_rollbacks=0), out=tmp_path / "run")
     assert lines_of(tmp_path / "run" / "incidents.jsonl")[-1]["action"] == "stop"
 
 
 @pytest.mark.parametrize("good_writes", [0, 1, 2])
 def test_a_disk_that_fills_up_leaves_no_half_written_file(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good_writes: int
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good_writes: int
 ) -> None:
     calls = []
 
@@ -363,6 +363,6 @@ def test_a_disk_that_fills_up_leaves_no_half_written_file(
 
     monkeypatch.setattr(os, "fsync", filling)
     with pytest.raises(StorageError, match=r"run/.*: could not be written \(No space left"):
-        pretrain(tiny(pictures), out=tmp_path / "run")
+        pretrain(tiny(images), out=tmp_path / "run")
     whole = ["pretrain.toml", "encoder.safetensors", "reconstructions.png"][:good_writes]
     assert names_in(tmp_path / "run") == set(whole)

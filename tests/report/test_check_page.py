@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from doctor_folders import image, mask, pixels, write, write_clean
+from doctor_folders import image_path, mask, pixels, write, write_clean
 from notan.data.doctor import Diagnosis, Finding, examine
 from notan.report.check import MOST_MESSAGES, MOST_THUMBNAILS, check_page
 from notan.report.check_words import TITLES, reason_of, title_of
@@ -41,11 +41,11 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sick(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(clean, tmp_path_factory.mktemp("sick") / "data"))
-    image(folder, 1).write_text("hello")
+    image_path(folder, 1).write_text("hello")
     write(mask(folder, 10), 255 - pixels(mask(folder, 10)))
     write(mask(folder, 3), pixels(mask(folder, 3))[:-4])
     write(mask(folder, 4), np.arange(96 * 120).reshape(96, 120) % 7)
-    image(folder, 5).unlink()
+    image_path(folder, 5).unlink()
     mask(folder, 6).unlink()
     mask(folder, 7).write_text("hello")
     write(mask(folder, 8), pixels(mask(folder, 8)) * 0 + 255)
@@ -64,12 +64,12 @@ def page(sick: Path) -> str:
 def test_a_clean_folder_gets_a_clean_verdict(clean: Path) -> None:
     text = check_page(examine(clean))
     assert 'class="verdict clean"' in text
-    assert "Nothing wrong found in 30 pictures." in text
+    assert "Nothing wrong found in 30 images." in text
 
 
 def test_a_sick_folder_gets_an_error_and_its_findings(page: str) -> None:
     assert 'class="verdict error"' in page
-    for kind in ("unreadable-picture", "inverted-mask", "size-mismatch", "ambiguous-mask"):
+    for kind in ("unreadable-image", "inverted-mask", "size-mismatch", "ambiguous-mask"):
         assert title_of(kind) in page
     assert "cannot be shown" in page
 
@@ -115,10 +115,10 @@ def test_statistics_stand_in_a_row_for_each_split(page: str) -> None:
 def test_many_findings_are_folded_and_shortened(clean: Path) -> None:
     count = MOST_MESSAGES + 20
     findings = tuple(
-        Finding("blank-picture", "warning", f"message {number}", (image(clean, number % 18),))
+        Finding("blank-image", "warning", f"message {number}", (image_path(clean, number % 18),))
         for number in range(count)
     )
-    text = check_page(Diagnosis(clean, "folder", "figure", findings, ()))
+    text = check_page(Diagnosis(clean, "folder", "foreground", findings, ()))
     assert f"All {count} in words" in text
     assert "and 20 more, all of them in check.json" in text
     assert text.count("<img") == MOST_THUMBNAILS
@@ -126,7 +126,7 @@ def test_many_findings_are_folded_and_shortened(clean: Path) -> None:
 
 
 def test_no_finding_at_all_is_said(clean: Path) -> None:
-    assert "nothing to report" in check_page(Diagnosis(clean, "folder", "figure", (), ()))
+    assert "nothing to report" in check_page(Diagnosis(clean, "folder", "foreground", (), ()))
 
 
 def test_an_unknown_kind_has_a_title_all_the_same() -> None:

@@ -67,7 +67,7 @@ def test_the_page_says_what_the_text_says(comparison: Comparison) -> None:
     assert f"{comparison.contenders[0].mean.mean:.4f}" in page
 
 
-def test_the_pictures_that_differ_most_are_shown_by_both_models(comparison: Comparison) -> None:
+def test_the_images_that_differ_most_are_shown_by_both_models(comparison: Comparison) -> None:
     page = compare_page(comparison)
     assert page.count("<img ") == 6
     for number in comparison.pairs[0].most_different[:3]:
@@ -94,7 +94,7 @@ def test_a_name_is_text_and_neither_markup_nor_mathematics(
     assert page.count("&lt;b&gt;$x_$ 濃淡") > 3
 
 
-def test_models_that_agree_have_a_page_without_pictures(
+def test_models_that_agree_have_a_page_without_images(
     seeded_runs: dict[str, Path], unseen: Source
 ) -> None:
     models = open_candidates([seeded_runs["raw-s0"]] * 2)
@@ -103,7 +103,7 @@ def test_models_that_agree_have_a_page_without_pictures(
     assert "<img" not in page
 
 
-def test_one_picture_has_a_chart_without_intervals(seeded_runs: dict[str, Path]) -> None:
+def test_one_image_has_a_chart_without_intervals(seeded_runs: dict[str, Path]) -> None:
     models = open_candidates([seeded_runs["raw-s0"], seeded_runs["trained-s0"]])
     one = DrawnSource(1, size=(24, 30), first=101)
     page = compare_page(compare_on(models, one, split="test"))

@@ -1,4 +1,4 @@
-"""Examples: which pictures are shown, and what their error maps say."""
+"""Examples: which images are shown, and what their error maps say."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from notan.predict.formats import PREDICTION, TRUTH
 from notan.report.examples import choose, error_map
-from notan.report.pictures import as_jpeg, fitted
-from notan.report.score_file import Picture
+from notan.report.images import as_jpeg, fitted
+from notan.report.score_file import Image
 
 GREY = np.full((2, 2, 3), 100, np.uint8)
 MASK = np.array([[True, True], [False, False]])
@@ -36,14 +36,14 @@ def test_the_two_kinds_of_error_differ_in_lightness_and_not_in_red_and_green_alo
 
 
 @given(dice=st.lists(st.floats(0, 1), min_size=1, max_size=30))
-def test_no_picture_is_shown_twice_and_the_order_is_by_dice(dice: list[float]) -> None:
-    pictures = [Picture(name=str(number), dice=value) for number, value in enumerate(dice)]
-    chosen = choose(pictures)
-    names = [picture.name for _, picture in chosen]
+def test_no_image_is_shown_twice_and_the_order_is_by_dice(dice: list[float]) -> None:
+    images = [Image(name=str(number), dice=value) for number, value in enumerate(dice)]
+    chosen = choose(images)
+    names = [image.name for _, image in chosen]
     assert len(names) == len(set(names)) == min(9, len(dice))
     assert chosen[0][1].dice == min(dice)
     by_place = {
-        place: [picture.dice for each, picture in chosen if each == place]
+        place: [image.dice for each, image in chosen if each == place]
         for place in ("worst", "median", "best")
     }
     assert max(by_place["worst"]) <= min(by_place["best"], default=1)
@@ -61,9 +61,9 @@ def test_no_picture_is_shown_twice_and_the_order_is_by_dice(dice: list[float]) -
     ],
 )
 def test_panels_fit_the_page(size: tuple[int, int], shown: tuple[int, int]) -> None:
-    picture = np.zeros((*size, 3), np.uint8)
-    assert fitted(picture, side=400, least_side=160).shape == (*shown, 3)
+    image = np.zeros((*size, 3), np.uint8)
+    assert fitted(image, side=400, least_side=160).shape == (*shown, 3)
 
 
-def test_a_picture_in_a_page_is_a_jpeg() -> None:
+def test_an_image_in_a_page_is_a_jpeg() -> None:
     assert as_jpeg(GREY).startswith("/9j/")

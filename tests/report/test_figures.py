@@ -97,7 +97,7 @@ def test_values_that_are_missing_leave_gaps_only() -> None:
 )
 def test_any_score_can_be_drawn(dice: list[float], threshold: object) -> None:
     score = full_score([str(number) for number in range(len(dice))])
-    for row, value in zip(score["pictures"], dice, strict=True):
+    for row, value in zip(score["images"], dice, strict=True):
         row.update(dice=value, expected_dice=1 - value)
     for name, chart in score_charts(ScoreFile.model_validate(score), threshold):
         assert to_svg(chart, name).endswith("</svg>\n")
@@ -105,7 +105,7 @@ def test_any_score_can_be_drawn(dice: list[float], threshold: object) -> None:
 
 def test_a_groups_name_is_text_and_nothing_else() -> None:
     score = full_score(["a"])
-    score["groups"] = {"<i>kind</i>": {"<script>$\\x_{$ --> ": {"pictures": 1, "mean_dice": 0.5}}}
+    score["groups"] = {"<i>kind</i>": {"<script>$\\x_{$ --> ": {"images": 1, "mean_dice": 0.5}}}
     charts = dict(score_charts(ScoreFile.model_validate(score)))
     text = to_svg(charts["groups-1"], "groups-1")
     assert "<script>" not in text

@@ -16,7 +16,7 @@ from notan.report.gather import gather
 from notan.report.render import content_of, page_of
 from notan.train import train
 from notan.train.folder import locked
-from report_runs import RULES, forget_data, full_score, keep_incidents, keep_score, picture_row
+from report_runs import RULES, forget_data, full_score, image_row, keep_incidents, keep_score
 from runs import Own, resume_own, tiny, train_own
 
 NAMES = [f"drawn-00{number}" for number in range(24, 30)]
@@ -42,13 +42,13 @@ def run(small_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def test_the_worst_the_median_and_the_best_are_three_each(tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    write_folder(DrawnSource(6, size=(16, 16)), pictures / "train")
-    write_folder(DrawnSource(13, size=(16, 16), first=6), pictures / "val")
-    run = train_on(pictures, tmp_path / "run")
+    images = tmp_path / "images"
+    write_folder(DrawnSource(6, size=(16, 16)), images / "train")
+    write_folder(DrawnSource(13, size=(16, 16), first=6), images / "val")
+    run = train_on(images, tmp_path / "run")
     names = [f"drawn-00{number:02}" for number in range(6, 19)]
-    rows = [picture_row(name, (place + 1) / 13) for place, name in enumerate(names)]
-    keep_score(run, {**full_score(names), "pictures": rows})
+    rows = [image_row(name, (place + 1) / 13) for place, name in enumerate(names)]
+    keep_score(run, {**full_score(names), "images": rows})
     shown = [(each["place"], each["name"]) for each in content(run)["examples"]]
     assert shown == [
         *(("worst", names[place]) for place in (0, 1, 2)),
@@ -57,8 +57,8 @@ def test_the_worst_the_median_and_the_best_are_three_each(tmp_path: Path) -> Non
     ]
 
 
-def train_on(pictures: Path, out: Path) -> Path:
-    return train(tiny(data__path=pictures), out=out).checkpoint.parent
+def train_on(images: Path, out: Path) -> Path:
+    return train(tiny(data__path=images), out=out).checkpoint.parent
 
 
 def test_a_score_that_is_older_than_the_weights_is_taken_anew(run: Path) -> None:
@@ -79,20 +79,20 @@ def test_an_old_score_is_better_than_none_but_is_doubted(
     assert "is older than the checkpoint" in notices(run)
 
 
-def test_pictures_that_come_out_otherwise_than_in_the_score_are_doubted(run: Path) -> None:
+def test_images_that_come_out_otherwise_than_in_the_score_are_doubted(run: Path) -> None:
     keep_score(run, full_score(NAMES))
-    assert "6 of the pictures below" in notices(run)
+    assert "6 of the images below" in notices(run)
     assert "evaluate again" in notices(run)
 
 
-def test_pictures_that_the_model_was_trained_on_are_scored_but_marked(
+def test_images_that_the_model_was_trained_on_are_scored_but_marked(
     run: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
     leaking = tmp_path / "leaking"
     shutil.copytree(drawn_folder / "train", leaking / "val")
     report = gather(run, data_path=leaking)
     assert report.notices == (
-        "The score is NOT A TEST: the model was trained on 24 of 24 of these pictures.",
+        "The score is NOT A TEST: the model was trained on 24 of 24 of these images.",
     )
 
 
@@ -113,23 +113,23 @@ def test_the_newest_score_of_the_split_is_taken(run: Path) -> None:
 def test_the_test_split_is_read_only_when_asked_for(
     run: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
-    pictures = Path(shutil.copytree(drawn_folder, tmp_path / "data"))
-    for path in (pictures / "test").rglob("*.png"):
+    images = Path(shutil.copytree(drawn_folder, tmp_path / "data"))
+    for path in (images / "test").rglob("*.png"):
         path.write_text("whoever reads this fails")
-    assert content(run, data_path=pictures)["split"] == "validation"
+    assert content(run, data_path=images)["split"] == "validation"
     with pytest.raises(DataError, match="test/"):
-        gather(run, data_path=pictures, split="test")
+        gather(run, data_path=images, split="test")
 
 
 def test_the_test_split_is_scored_when_asked_for(run: Path) -> None:
-    assert "6 test pictures" in shown(run, split="test")
-    assert content(run, split="test")["score"]["pictures"][0]["name"] == "drawn-0030"
+    assert "6 test images" in shown(run, split="test")
+    assert content(run, split="test")["score"]["images"][0]["name"] == "drawn-0030"
 
 
 def test_a_run_without_a_test_split_says_so(tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    write_folder(DrawnSource(6, size=(16, 16)), pictures)
-    run = train_on(pictures, tmp_path / "run")
+    images = tmp_path / "images"
+    write_folder(DrawnSource(6, size=(16, 16)), images)
+    run = train_on(images, tmp_path / "run")
     with pytest.raises(DataError, match="there is no test part"):
         gather(run, split="test")
     assert "set aside by the seed" in content(run)["facts"]["Split"]
@@ -138,7 +138,7 @@ def test_a_run_without_a_test_split_says_so(tmp_path: Path) -> None:
 def test_without_its_data_a_run_keeps_its_score(run: Path) -> None:
     keep_score(run, full_score(NAMES))
     forget_data(run)
-    assert "There are no pictures here: gone: there is no such folder" in notices(run)
+    assert "There are no images here: gone: there is no such folder" in notices(run)
     assert content(run)["score"] == full_score(NAMES)
 
 
@@ -160,10 +160,10 @@ def test_the_data_may_have_moved(run: Path, drawn_folder: Path, tmp_path: Path) 
     assert content(run, data_path=moved)["notices"] == []
 
 
-def test_a_model_and_pictures_of_ones_own_have_curves_at_least(tmp_path: Path) -> None:
+def test_a_model_and_images_of_ones_own_have_curves_at_least(tmp_path: Path) -> None:
     run = train_own(tiny(), tmp_path / "run", model=Own()).checkpoint.parent
     text = shown(run)
-    assert "There are no scores and no pictures here" in notices(run)
+    assert "There are no scores and no images here" in notices(run)
     assert "notan train --recipe" not in text
     assert "Own, " in text
 
@@ -185,7 +185,7 @@ def test_many_incidents_are_shortened_on_the_page_only(run: Path) -> None:
 
 
 def test_an_incident_that_says_little_is_shown_all_the_same(run: Path) -> None:
-    (run / "incidents.jsonl").write_text('{"epoch": 3}\n{"epoch": 4, "pictures": 5}\n')
+    (run / "incidents.jsonl").write_text('{"epoch": 3}\n{"epoch": 4, "images": 5}\n')
     text = shown(run)
     assert "not said" in text
     assert "end of epoch 3" in text
@@ -219,7 +219,7 @@ def test_a_run_that_goes_on_says_so(run: Path) -> None:
 
 
 def test_a_run_that_a_budget_of_time_ended_is_finished(tmp_path: Path) -> None:
-    run = train_own(tiny(train__epochs=30, train__budget_seconds=1e-3), tmp_path / "run")
+    run = train_own(tiny(train__epochs=30, train__time_limit_seconds=1e-3), tmp_path / "run")
     folder = run.checkpoint.parent
     assert 'class="verdict clean"' in shown(folder)
     assert content(folder)["state"].startswith("Finished: 1 epoch in ")
@@ -269,15 +269,15 @@ def test_weights_that_do_not_match_their_card_are_named(run: Path) -> None:
         "null",
         "[" * 100_000,
         '{"mean_dice": 0.5}',
-        '{"mean_dice": 0.5, "mean_iou": 0.4, "rules": {"split": "val"}, "pictures": []}',
-        '{"mean_dice": "high", "mean_iou": 0.4, "rules": {}, "pictures": [{"name": "a"}]}',
+        '{"mean_dice": 0.5, "mean_iou": 0.4, "rules": {"split": "val"}, "images": []}',
+        '{"mean_dice": "high", "mean_iou": 0.4, "rules": {}, "images": [{"name": "a"}]}',
     ],
 )
 def test_a_broken_score_is_named_and_another_is_taken(run: Path, broken: str) -> None:
     keep_score(run, broken)
     assert "A score is left out" in notices(run)
     assert "evaluate-val/score.json" in notices(run)
-    assert len(content(run)["score"]["pictures"]) == 6
+    assert len(content(run)["score"]["images"]) == 6
 
 
 def test_broken_lines_are_named_and_left_out(run: Path) -> None:

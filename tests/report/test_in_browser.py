@@ -30,7 +30,7 @@ PROBE = """<script>
 const box = each => each.getBoundingClientRect();
 const all = selector => [...document.querySelectorAll(selector)];
 onload = () => document.documentElement.setAttribute("data-probe", JSON.stringify({
-  pictures: [...document.images].map(each => each.naturalWidth),
+  images: [...document.images].map(each => each.naturalWidth),
   charts: all("svg").map(each => box(each).height),
   ink: getComputedStyle(document.querySelector("svg text")).fill,
   paper: getComputedStyle(document.body).backgroundColor,
@@ -98,7 +98,7 @@ def page(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_the_page_opens_without_a_complaint_or_a_request(browser: Browser, page: Path) -> None:
     elements, log = browser.open(page)
-    for heading in ("What was trained on what", "Incidents", "Scores", "Pictures", "reproduce"):
+    for heading in ("What was trained on what", "Incidents", "Scores", "Images", "reproduce"):
         assert heading in elements
     assert "CONSOLE" not in log
     assert browser.requests() == set()
@@ -117,10 +117,10 @@ def test_what_a_page_does_wrong_would_be_seen(browser: Browser, page: Path) -> N
     assert browser.requests() == {nobody}
 
 
-def test_pictures_and_charts_are_there(browser: Browser, page: Path) -> None:
+def test_images_and_charts_are_there(browser: Browser, page: Path) -> None:
     measures = browser.probe(page, "--window-size=1200,900")
-    assert len(measures["pictures"]) == 6 * 4
-    assert min(measures["pictures"]) > 0
+    assert len(measures["images"]) == 6 * 4
+    assert min(measures["images"]) > 0
     assert len(measures["charts"]) == 9
     assert min(measures["charts"]) > 100
     assert measures["wide"] == []

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from notan.postprocessing import Postprocessing
 from PIL import Image
 
 from notan.checkpoint import Checkpoint, load_checkpoint, read_card, save_checkpoint
-from notan.decision import Decision
 from notan.errors import StorageError
 from notan.report.figures import CAPTIONS
 from notan.report.render import write_report
@@ -52,13 +52,13 @@ def figures_of(folder: Path) -> set[str]:
     return {path.stem for path in (folder / "report").glob("*.png")}
 
 
-def test_a_finished_run_is_shown_with_score_curves_and_pictures(finished: Path) -> None:
+def test_a_finished_run_is_shown_with_score_curves_and_images(finished: Path) -> None:
     content = kept(finished)
     card = read_card(finished / "best.safetensors")
     assert content["state"].startswith("Finished: 2 epochs in")
     assert content["notices"] == []
     assert content["score"]["mean_dice"] == pytest.approx(card.scores["dice"], abs=1e-6)
-    assert [row["name"] for row in content["score"]["pictures"]] == NAMES
+    assert [row["name"] for row in content["score"]["images"]] == NAMES
     assert content["settings"]["train"]["epochs"] == 2
     assert len(content["history"]) == 2
     assert len(content["examples"]) == 6
@@ -66,8 +66,8 @@ def test_a_finished_run_is_shown_with_score_curves_and_pictures(finished: Path) 
 
 def test_every_figure_is_a_png_too(finished: Path) -> None:
     charts = set(CAPTIONS) - {"groups"} | {"groups-1"}
-    pictures = {f"picture-{number}-{place}" for number, place in enumerate(PLACES, start=1)}
-    assert figures_of(finished) == charts | pictures
+    images = {f"image-{number}-{place}" for number, place in enumerate(PLACES, start=1)}
+    assert figures_of(finished) == charts | images
     for path in (finished / "report").glob("*.png"):
         with Image.open(path) as image:
             image.load()
@@ -112,7 +112,7 @@ def test_a_kept_score_is_shown_with_all_that_it_holds(run: Path) -> None:
     for words in (
         "Boundary F",
         "Calibration error",
-        "hausdorff95: one of the masks is empty in every picture",
+        "hausdorff95: one of the masks is empty in every image",
         "Rank correlation of expected and true Dice: 0.710",
         "small (2)",
         "please check",
@@ -129,8 +129,8 @@ def test_a_kept_score_is_shown_with_all_that_it_holds(run: Path) -> None:
 def test_a_score_of_todays_keys_alone_is_enough(run: Path) -> None:
     whole = full_score(NAMES)
     needed = ("mean_dice", "mean_iou", "rules")
-    rows = [{"name": row["name"], "dice": row["dice"]} for row in whole["pictures"]]
-    keep_score(run, {**{name: whole[name] for name in needed}, "pictures": rows})
+    rows = [{"name": row["name"], "dice": row["dice"]} for row in whole["images"]]
+    keep_score(run, {**{name: whole[name] for name in needed}, "images": rows})
     text = written(run)
     assert "Reliability" not in text
     assert "Threshold</strong>" not in text
@@ -141,19 +141,19 @@ def test_a_score_of_todays_keys_alone_is_enough(run: Path) -> None:
 def test_numbers_that_are_not_defined_are_dashes(run: Path) -> None:
     score = full_score(NAMES)
     score["pooled"] = dict.fromkeys(score["pooled"])
-    score["means"] = {"dice": {"mean": None, "low": None, "high": None, "pictures": 0}}
+    score["means"] = {"dice": {"mean": None, "low": None, "high": None, "images": 0}}
     score["reliability"] = [dict(score["reliability"][0], pixels=0, figure_fraction=None)]
     score["threshold_sweep"]["mean_dice"] = [None] * 19
-    score["groups"] = {"breed": {"cat": {"pictures": 0, "mean_dice": None}}}
+    score["groups"] = {"breed": {"cat": {"images": 0, "mean_dice": None}}}
     score["expected"] = None
     keep_score(run, score)
     assert "\N{EN DASH}" in written(run)
     assert not {"reliability", "groups-1"} & figures_of(run)
 
 
-def test_one_picture_alone_is_shown(run: Path) -> None:
+def test_one_image_alone_is_shown(run: Path) -> None:
     keep_score(run, full_score(NAMES[:1]))
-    assert "on 1 validation picture." in written(run)
+    assert "on 1 validation image." in written(run)
     assert len(kept(run)["examples"]) == 1
 
 
@@ -165,10 +165,10 @@ def test_a_place_that_cannot_be_written_is_refused(run: Path, tmp_path: Path) ->
 
 def test_figures_of_an_earlier_report_go_and_others_stay(run: Path) -> None:
     (run / "report").mkdir()
-    for name in ("picture-9-best", "groups-7", "mine"):
+    for name in ("image-9-best", "groups-7", "mine"):
         (run / "report" / f"{name}.png").touch()
     write_report(run)
-    assert {"groups-7", "picture-9-best", "mine"} & figures_of(run) == {"mine"}
+    assert {"groups-7", "image-9-best", "mine"} & figures_of(run) == {"mine"}
 
 
 def test_values_that_are_no_numbers_are_passed_over(run: Path) -> None:
@@ -180,22 +180,22 @@ def test_values_that_are_no_numbers_are_passed_over(run: Path) -> None:
 def test_without_its_data_a_run_keeps_its_curves(run: Path) -> None:
     forget_data(run)
     assert "How the training went" in written(run)
-    assert "There are no scores and no pictures here: gone: there is no such" in "".join(
+    assert "There are no scores and no images here: gone: there is no such" in "".join(
         kept(run)["notices"]
     )
     assert figures_of(run) == {"loss", "dice", "learning-rate"}
     assert kept(run)["score"] is None
 
 
-def test_no_threshold_is_marked_where_each_picture_has_its_own(run: Path) -> None:
-    assert "used: 0.5" in written_with(run, Decision(threshold=0.5))
-    assert "used: 0.5" not in written_with(run, Decision(cut="dice"))
+def test_no_threshold_is_marked_where_each_image_has_its_own(run: Path) -> None:
+    assert "used: 0.5" in written_with(run, Postprocessing(threshold=0.5))
+    assert "used: 0.5" not in written_with(run, Postprocessing(threshold_rule="dice"))
 
 
-def written_with(run: Path, decision: Decision) -> str:
-    """Write a report of a run whose validation has chosen this decision."""
+def written_with(run: Path, postprocessing: Postprocessing) -> str:
+    """Write a report of a run whose validation has chosen this postprocessing."""
     checkpoint = load_checkpoint(run / "best.safetensors")
-    card = checkpoint.card.model_copy(update={"decision": decision})
+    card = checkpoint.card.model_copy(update={"postprocessing": postprocessing})
     save_checkpoint(run / "best.safetensors", Checkpoint(card, checkpoint.weights))
     keep_score(run, full_score(NAMES))
     return written(run)

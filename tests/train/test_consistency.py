@@ -1,4 +1,4 @@
-"""A network learns from pictures without masks what its own average says of them."""
+"""A network learns from images without masks what its own average says of them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five pictures without masks; not to be changed."""
+    """Five images without masks; not to be changed."""
     where = tmp_path_factory.mktemp("unlabelled")
     write_folder(DrawnSource(5, size=(16, 16), first=50), where)
     return where / "images"
@@ -69,21 +69,21 @@ def parts_of(run: Run) -> Parts:
 
 def first_batch(parts: Parts, *, step: int = 0) -> Batch:
     assert parts.consistency
-    parts.training_batches.go_to(1)
+    parts.training_batches.set_epoch(1)
     return next(iter(parts.consistency.mark(parts.training_batches, step)))
 
 
-def test_an_average_is_kept_where_pictures_without_masks_are_named(folder: Path) -> None:
-    assert tiny().train.average_decay is None
-    assert beside(folder).train.average_decay == 0.99
-    assert beside(folder, train__average_decay=0.9).train.average_decay == 0.9
-    assert load_run(overrides=["train.unlabelled=none"]).train.average_decay is None
+def test_an_average_is_kept_where_images_without_masks_are_named(folder: Path) -> None:
+    assert tiny().train.ema_decay is None
+    assert beside(folder).train.ema_decay == 0.99
+    assert beside(folder, train__ema_decay=0.9).train.ema_decay == 0.9
+    assert load_run(overrides=["train.unlabelled=none"]).train.ema_decay is None
 
 
 def test_nobody_to_answer_is_refused(folder: Path) -> None:
     run = beside(folder)
-    bare = run.model_copy(update={"train": run.train.model_copy(update={"average_decay": None})})
-    with pytest.raises(ConfigError, match=r"average_decay = none: it is the average .* give 0\.99"):
+    bare = run.model_copy(update={"train": run.train.model_copy(update={"ema_decay": None})})
+    with pytest.raises(ConfigError, match=r"ema_decay = none: it is the average .* give 0\.99"):
         parts_of(bare)
 
 
@@ -154,7 +154,7 @@ def test_the_term_is_the_cross_entropy_against_the_answers() -> None:
     assert unanswered is value
 
 
-def test_pictures_with_masks_cost_what_they_would_alone(folder: Path) -> None:
+def test_images_with_masks_cost_what_they_would_alone(folder: Path) -> None:
     parts = parts_of(beside(folder))
     batch = first_batch(parts)
     parts.model.eval()  # batch norm would see the others
@@ -195,17 +195,17 @@ def test_the_history_the_report_and_the_card_tell_of_it(folder: Path, tmp_path: 
     assert facts["Loss"] == f"1 bce + 1 dice + 0.5 consistency ({folder})"
     assert facts["Split"] == "6 to train on, 3 to validate on, 5 without masks"
     data = read_card(result.checkpoint).data
-    assert data.unlabelled_pictures == len(data.unlabelled_hashes) == 5
+    assert data.unlabelled_images == len(data.unlabelled_hashes) == 5
     assert data.unlabelled_fingerprint
     assert "5 without masks" in parts_of(beside(folder)).describe()
     alone = train_own(tiny(), tmp_path / "alone")
     assert "train/consistency_loss" not in history(alone)[0]
-    assert read_card(alone.checkpoint).data.unlabelled_pictures == 0
+    assert read_card(alone.checkpoint).data.unlabelled_images == 0
     assert "without masks" not in parts_of(tiny()).describe()
 
 
 def mixture(drawn_folder: Path, where: Path, *parts: str) -> Path:
-    """Copy pictures of some parts of a data folder, under other names."""
+    """Copy images of some parts of a data folder, under other names."""
     where.mkdir()
     for part in parts:
         for path in (drawn_folder / part / "images").iterdir():
@@ -213,7 +213,7 @@ def mixture(drawn_folder: Path, where: Path, *parts: str) -> Path:
     return where
 
 
-def test_pictures_that_the_model_is_judged_by_are_left_out(
+def test_images_that_the_model_is_judged_by_are_left_out(
     folder: Path, drawn_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     where = mixture(drawn_folder, tmp_path / "more", "train", "val", "test")
@@ -221,8 +221,8 @@ def test_pictures_that_the_model_is_judged_by_are_left_out(
         shutil.copy(path, where)
     with caplog.at_level(logging.INFO):
         parts = prepare(beside(where, data__path=drawn_folder))
-    assert parts.data_card.unlabelled_pictures == 5 + 24
-    assert "left out copies of 6 test and 6 validation pictures" in caplog.text
+    assert parts.data_card.unlabelled_images == 5 + 24
+    assert "left out copies of 6 test and 6 validation images" in caplog.text
     names = {name for batch in parts.training_batches for name in batch.unlabelled.names}  # type: ignore[union-attr]
     assert names
     assert not any(name.startswith(("val-", "test-")) for name in names)
@@ -233,20 +233,20 @@ def test_of_the_whole_pets_folder_what_has_a_part_of_its_own_is_left_out(
 ) -> None:
     with caplog.at_level(logging.INFO):
         parts = prepare(beside(pets_folder, data__path=pets_folder, data__limit=30))
-    assert "copies of 149 test and 30 validation pictures" in caplog.text
-    assert parts.data_card.unlabelled_pictures == 270 + 2  # two stand in the folder and in no list
+    assert "copies of 149 test and 30 validation images" in caplog.text
+    assert parts.data_card.unlabelled_images == 270 + 2  # two stand in the folder and in no list
 
 
-def test_a_folder_of_such_pictures_alone_is_refused(drawn_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_such_images_alone_is_refused(drawn_folder: Path, tmp_path: Path) -> None:
     where = mixture(drawn_folder, tmp_path / "more", "val", "test")
-    words = "all 12 pictures are copies of 6 test and 6 validation pictures; give some others"
+    words = "all 12 images are copies of 6 test and 6 validation images; give some others"
     with pytest.raises(DataError, match=words):
         prepare(beside(where, data__path=drawn_folder))
 
 
-def test_pictures_in_memory_are_found_among_files_too(tmp_path: Path) -> None:
+def test_images_in_memory_are_found_among_files_too(tmp_path: Path) -> None:
     write_folder(DrawnSource(12, size=(16, 16)), tmp_path)
-    assert parts_of(beside(tmp_path / "images")).data_card.unlabelled_pictures == 6 + 3
+    assert parts_of(beside(tmp_path / "images")).data_card.unlabelled_images == 6 + 3
 
 
 def test_a_score_on_them_says_that_they_were_seen_and_is_not_refused(
@@ -256,19 +256,18 @@ def test_a_score_on_them_says_that_they_were_seen_and_is_not_refused(
     score = evaluate(predictor, folder_source(folder.parent), split="test")
     seen = score.rules.seen
     assert seen == (
-        "perhaps flattering: the model has learned from 5 of 5 of these pictures, without their "
-        "masks"
+        "perhaps flattering: the model has learned from 5 of 5 of these images, without their masks"
     )
     assert not seen.startswith(SPOILT)
     others = evaluate(predictor, DrawnSource(2, size=(16, 16), first=90), split="test")
-    assert others.rules.seen == "the model has seen none of these pictures"
+    assert others.rules.seen == "the model has seen none of these images"
 
 
 @pytest.mark.parametrize("step", range(1, 6))
-def test_a_run_with_pictures_without_masks_goes_on_exactly(
+def test_a_run_with_images_without_masks_goes_on_exactly(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    run = beside(folder, train__epochs=3, train__batch_size=3, train__average_decay=0.5)
+    run = beside(folder, train__epochs=3, train__batch_size=3, train__ema_decay=0.5)
     train_own(run, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(step, ask_to_stop))
@@ -283,14 +282,14 @@ def test_a_run_with_pictures_without_masks_goes_on_exactly(
     assert last_state(tmp_path / "run")["progress"]["step"] == 6
 
 
-def test_other_pictures_without_masks_are_refused_when_the_run_goes_on(
+def test_other_images_without_masks_are_refused_when_the_run_goes_on(
     folder: Path, tmp_path: Path
 ) -> None:
     train_own(beside(folder), tmp_path / "run")
     shutil.copytree(folder, tmp_path / "fewer")
     next((tmp_path / "fewer").iterdir()).unlink()
-    words = "not the pictures without masks that the run began with; give their folder with --unl"
-    for run in (beside(tmp_path / "fewer"), tiny(train__average_decay=0.99)):
+    words = "not the images without masks that the run began with; give their folder with --unl"
+    for run in (beside(tmp_path / "fewer"), tiny(train__ema_decay=0.99)):
         with pytest.raises(DataError, match=words):
             resume_own(tmp_path / "run", run=run)
     resume_own(tmp_path / "run", run=beside(tmp_path / "fewer"), allow_changes=True)
@@ -302,7 +301,7 @@ def test_other_pictures_without_masks_are_refused_when_the_run_goes_on(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"loss__consistency": 0.0}, "pictures without masks teach nothing where loss.consistency"),
+        ({"loss__consistency": 0.0}, "images without masks teach nothing where loss.consistency"),
         ({"train__unlabelled": "nowhere"}, "nowhere: there is no such folder; check --unlabelled"),
     ],
 )
@@ -314,8 +313,8 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_is_written(
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
-def test_the_guard_names_pictures_without_masks_too(folder: Path, tmp_path: Path) -> None:
-    run = beside(folder, train__guard=True)
+def test_the_guard_names_images_without_masks_too(folder: Path, tmp_path: Path) -> None:
+    run = beside(folder, train__loss_guard=True)
     broken = parts_of(run)
     for weight in broken.model.parameters():
         weight.data.fill_(math.nan)
@@ -327,7 +326,7 @@ def test_the_guard_names_pictures_without_masks_too(folder: Path, tmp_path: Path
     (line,) = (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()
     assert batch.unlabelled
     wanted = [*(truth.name for truth in batch.truths), *batch.unlabelled.names]
-    assert json.loads(line)["pictures"] == wanted
+    assert json.loads(line)["images"] == wanted
 
 
 def test_the_guard_judges_an_epoch_by_the_masks_alone(
@@ -369,5 +368,5 @@ def test_the_command_takes_a_folder(folder: Path, drawn_folder: Path, tmp_path: 
     best = tmp_path / "run" / "best.safetensors"
     card = load_checkpoint(best).card
     assert card.run.train.unlabelled == folder
-    assert card.data.unlabelled_pictures == 5
+    assert card.data.unlabelled_images == 5
     assert plan_search(best).run.train.unlabelled is None

@@ -65,7 +65,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that was trained on the same pictures from scratch."""
+    """A model that was trained on the same images from scratch."""
     return train_own(on_lite0(seed=7), tmp_path_factory.mktemp("trained") / "run").checkpoint
 
 
@@ -169,7 +169,7 @@ def test_a_unet_takes_the_encoder_of_a_unet_of_its_width(tmp_path: Path) -> None
         parts_of(tiny(train__encoder_weights=theirs, model__width=4))
 
 
-def test_a_model_gives_its_encoder_and_its_pictures(trained: Path) -> None:
+def test_a_model_gives_its_encoder_and_its_images(trained: Path) -> None:
     run = on_lite0(train__encoder_weights=trained)
     parts = prepare(run, training=DrawnSource(4, size=(16, 16), first=80), validation=VALIDATION)
     theirs = load_checkpoint(trained)
@@ -183,9 +183,9 @@ def test_a_model_gives_its_encoder_and_its_pictures(trained: Path) -> None:
     assert card.pretrained.startswith(f"{LITE0}, trained with masks (best.safetensors, SHA-256 ")
 
 
-def test_a_model_that_was_trained_on_the_validation_pictures_is_refused(trained: Path) -> None:
+def test_a_model_that_was_trained_on_the_validation_images_is_refused(trained: Path) -> None:
     run = on_lite0(train__encoder_weights=trained)
-    with pytest.raises(DataError, match=r"was trained on 6 of this run's 6 validation pictures"):
+    with pytest.raises(DataError, match=r"was trained on 6 of this run's 6 validation images"):
         prepare(run, training=VALIDATION, validation=TRAINING)
 
 
@@ -205,7 +205,7 @@ def test_other_inputs_than_the_encoder_knows_are_warned_of(
 ) -> None:
     settings = {"train__encoder_weights": trained, "preprocess__mean": (0.0, 0.0, 0.0)}
     parts_of(on_lite0(**settings))
-    assert "learned from pictures with preprocess.mean and .std" in caplog.text
+    assert "learned from images with preprocess.mean and .std" in caplog.text
 
 
 def test_an_ensemble_has_no_one_encoder(trained: Path, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_resume_needs_the_file_no_more_and_ends_the_same(
 ) -> None:
     copy = tmp_path / "weights.safetensors"
     copy.write_bytes(weights.read_bytes())
-    run = on_lite0(train__encoder_weights=copy, train__epochs=2, train__average_decay=0.9)
+    run = on_lite0(train__encoder_weights=copy, train__epochs=2, train__ema_decay=0.9)
     whole = train_own(run, tmp_path / "whole").checkpoint
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(2, ask_to_stop))

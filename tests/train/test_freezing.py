@@ -93,7 +93,7 @@ def test_frozen_statistics_stay_for_ever_while_the_weights_learn(tmp_path: Path)
     model = fresh_unet()
     came, decoder = encoder_state(model), model.decoder.state_dict()
     below = {name: tensor.clone() for name, tensor in decoder.items()}
-    run = tiny(train__epochs=2, train__encoder_statistics="frozen")
+    run = tiny(train__epochs=2, train__freeze_encoder_batchnorm=True)
     train_own(run, tmp_path / "run", model=model)
     statistics = {name for name in came if "running" in name or "num_batches" in name}
     assert statistics
@@ -120,7 +120,9 @@ def test_a_run_that_crashed_beside_the_thaw_goes_on_as_if_it_had_not(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(step, crash))
         with pytest.raises(Crash):
-            train_own(two_stages(train__state_steps=1), tmp_path / "run", model=fresh_unet())
+            train_own(
+                two_stages(train__checkpoint_every_steps=1), tmp_path / "run", model=fresh_unet()
+            )
     resume_own(tmp_path / "run", model=fresh_unet())
     assert fate(tmp_path / "run") == whole
 
@@ -187,7 +189,7 @@ def test_the_log_says_what_is_frozen_and_when_it_ends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "notan")
-    run = two_stages(train__encoder_statistics="frozen", train__frozen_stages=2)
+    run = two_stages(train__freeze_encoder_batchnorm=True, train__frozen_stages=2)
     train_own(run, tmp_path / "run", model=fresh_unet())
     words = (
         "encoder: as it came for 2 epochs, then its 2 finest stages as they came, then with the "
@@ -208,9 +210,9 @@ def test_one_frozen_stage_is_one_stage_in_words() -> None:
     [
         {"train__freeze_epochs": 1},
         {"train__frozen_stages": 1},
-        {"train__encoder_rate": 0.5},
-        {"train__layer_decay": 0.5},
-        {"train__encoder_statistics": "frozen"},
+        {"train__encoder_lr_multiplier": 0.5},
+        {"train__layer_lr_decay": 0.5},
+        {"train__freeze_encoder_batchnorm": True},
     ],
 )
 def test_a_network_without_an_encoder_is_refused(
@@ -229,7 +231,7 @@ def test_a_network_without_an_encoder_is_refused(
     [
         {"train__freeze_epochs": 1},
         {"train__frozen_stages": 1},
-        {"train__encoder_statistics": "frozen"},
+        {"train__freeze_encoder_batchnorm": True},
     ],
 )
 def test_freezing_an_encoder_that_knows_nothing_is_refused(
@@ -278,8 +280,13 @@ def test_a_command_killed_beside_the_thaw_goes_on_as_if_it_had_not_been(
     words = (
         *("train", "--data-path", drawn_folder, "--encoder", "efficientnet_lite0", "--pretrained"),
         *("--freeze-epochs", 1, "--epochs", 2, "--batch-size", 8, "--image-size", 32),
-        *("model.width=1", "train.layer_decay=0.8", "train.state_steps=1", "train.overlays=0"),
-        *("train.schedule=cosine", "train.average_decay=0.8", "train.tensorboard=false"),
+        *(
+            "model.width=1",
+            "train.layer_lr_decay=0.8",
+            "train.checkpoint_every_steps=1",
+            "train.log_images=0",
+        ),
+        *("train.schedule=cosine", "train.ema_decay=0.8", "train.tensorboard=false"),
         "data.limit=16",
     )
     server.run(*words, "--out", tmp_path / "whole")
@@ -291,7 +298,7 @@ def test_a_command_killed_beside_the_thaw_goes_on_as_if_it_had_not_been(
     assert fate(tmp_path / "run") == fate(tmp_path / "whole")
 
 
-def test_pictures_without_masks_leave_a_frozen_encoder_alone_too(
+def test_images_without_masks_leave_a_frozen_encoder_alone_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folder(DrawnSource(6, size=(16, 16), first=20), tmp_path / "more")
@@ -313,11 +320,11 @@ def test_pictures_without_masks_leave_a_frozen_encoder_alone_too(
         ("train.freeze_epochs=-1", "greater than or equal to 0"),
         ("train.freeze_epochs=half", "valid integer"),
         ("train.frozen_stages=-1", "greater than or equal to 0"),
-        ("train.encoder_rate=0", "greater than 0"),
-        ("train.encoder_rate=3", "less than or equal to 1"),
-        ("train.layer_decay=nan", "finite"),
-        ("train.layer_decay=1.5", "less than or equal to 1"),
-        ("train.encoder_statistics=published", "'batch' or 'frozen'"),
+        ("train.encoder_lr_multiplier=0", "greater than 0"),
+        ("train.encoder_lr_multiplier=3", "less than or equal to 1"),
+        ("train.layer_lr_decay=nan", "finite"),
+        ("train.layer_lr_decay=1.5", "less than or equal to 1"),
+        ("train.freeze_encoder_batchnorm=published", "'batch' or 'frozen'"),
     ],
 )
 def test_settings_out_of_bounds_are_refused_by_name(word: str, complaint: str) -> None:

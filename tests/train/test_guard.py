@@ -25,9 +25,9 @@ def verdicts(guard: Guard, losses: Iterable[float], norm: float = 1.0) -> list[s
     return [verdict.action if verdict else "" for verdict in found]
 
 
-def quiet_guard(most_returns: int = 5) -> Guard:
+def quiet_guard(max_rollbacks: int = 5) -> Guard:
     """A guard that has seen a quiet loss around 0.5."""
-    guard = Guard(most_returns)
+    guard = Guard(max_rollbacks)
     assert set(verdicts(guard, [0.5, 0.52, 0.48, 0.51] * 10)) == {""}
     return guard
 
@@ -62,13 +62,13 @@ def test_a_loss_that_runs_away_slowly_is_seen_too() -> None:
 
 
 def test_bad_losses_do_not_become_the_measure() -> None:
-    guard = quiet_guard(most_returns=1000)
+    guard = quiet_guard(max_rollbacks=1000)
     assert "" not in verdicts(guard, [9.0] * 200)
     assert verdicts(guard, [0.5]) == [""]
 
 
 def test_trouble_that_persists_leads_back_a_bounded_number_of_times_and_then_stops() -> None:
-    found = verdicts(quiet_guard(most_returns=2), [math.nan] * 9)
+    found = verdicts(quiet_guard(max_rollbacks=2), [math.nan] * 9)
     assert found == ["skip", "skip", "go back"] * 2 + ["skip", "skip", "stop"]
 
 

@@ -1,4 +1,4 @@
-"""Pictures that keep their proportions, lying and standing: from training to the mask."""
+"""Images that keep their proportions, lying and standing: from training to the mask."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Mixed(DrawnSource):
-    """Drawn pictures of which every other stands."""
+    """Drawn images of which every other stands."""
 
     def __getitem__(self, index: int) -> Sample:
         size = (48, 30) if index % 2 else (20, 40)
@@ -40,7 +40,11 @@ MIXED, KEPT_BACK = Mixed(8), Mixed(3, first=8)
 
 
 def kept(**flags: object) -> Run:
-    settings = {"preprocess__image_size": 32, "preprocess__keep_aspect": True, "train__epochs": 2}
+    settings = {
+        "preprocess__image_size": 32,
+        "preprocess__keep_aspect_ratio": True,
+        "train__epochs": 2,
+    }
     return tiny(**{**settings, **flags})
 
 
@@ -48,7 +52,7 @@ def shapes(batches: Sequence[Batch]) -> list[tuple[int, ...]]:
     return sorted(tuple(batch.images.shape) for batch in batches)
 
 
-def test_a_batch_holds_lying_or_standing_pictures_and_no_more_padding_than_they_need() -> None:
+def test_a_batch_holds_lying_or_standing_images_and_no_more_padding_than_they_need() -> None:
     parts = prepare(kept(train__batch_size=4), training=MIXED, validation=KEPT_BACK)
     # 20x40 shrinks to 16x32, 48x30 to 32x20
     assert shapes(list(parts.training_batches)) == [(4, 3, 16, 32), (4, 3, 32, 32)]
@@ -58,7 +62,7 @@ def test_a_batch_holds_lying_or_standing_pictures_and_no_more_padding_than_they_
 
 def test_a_model_remembers_it_and_predicts_at_every_size(tmp_path: Path) -> None:
     path = train_own(kept(), tmp_path / "run", training=MIXED, validation=KEPT_BACK).checkpoint
-    assert read_card(path).preprocess.keep_aspect
+    assert read_card(path).preprocess.keep_aspect_ratio
     predictor = Predictor.load(path)
     for size in ((1, 1), (20, 40), (300, 7)):
         image = DrawnSource(1, size=(300, 300))[0].image[: size[0], : size[1]]
@@ -85,7 +89,7 @@ def test_a_resumed_training_has_the_same_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = {"training": MIXED, "validation": KEPT_BACK}
-    run = kept(train__state_steps=1)
+    run = kept(train__checkpoint_every_steps=1)
     train_own(run, tmp_path / "whole", **sources)
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "after_step", before_step(3, crash))
@@ -95,7 +99,7 @@ def test_a_resumed_training_has_the_same_batches(
     assert fate(tmp_path / "run") == fate(tmp_path / "whole")
 
 
-def test_pictures_without_masks_may_be_of_other_proportions(tmp_path: Path) -> None:
+def test_images_without_masks_may_be_of_other_proportions(tmp_path: Path) -> None:
     for part, size in (("lying", (16, 40)), ("standing", (44, 18))):
         write_folder(DrawnSource(2, size=size, first=20), tmp_path / part)
     more = tmp_path / "more"
@@ -105,11 +109,11 @@ def test_pictures_without_masks_may_be_of_other_proportions(tmp_path: Path) -> N
             path.rename(more / f"{part}-{path.name}")
     run = kept(train__unlabelled=more)
     result = train_own(run, tmp_path / "run", training=MIXED, validation=KEPT_BACK)
-    assert read_card(result.checkpoint).data.unlabelled_pictures == 4
+    assert read_card(result.checkpoint).data.unlabelled_images == 4
 
 
 @pytest.mark.parametrize(("trained", "scale"), [((64, 100), 0.32), ((20, 30), 1.0)])
-def test_tiles_are_shrunk_as_the_middle_picture_of_the_training_was(
+def test_tiles_are_shrunk_as_the_middle_image_of_the_training_was(
     trained: Size, scale: float
 ) -> None:
     preprocessor = prepare(kept(), training=MIXED, validation=KEPT_BACK).preprocessor
@@ -117,10 +121,10 @@ def test_tiles_are_shrunk_as_the_middle_picture_of_the_training_was(
     assert grid.scales == pytest.approx((scale, scale), rel=0.03)  # whole pixels
 
 
-def test_the_largest_batch_of_one_small_picture_is_refused_for_its_statistics() -> None:
+def test_the_largest_batch_of_one_small_image_is_refused_for_its_statistics() -> None:
     run = kept(train__batch_size=1, preprocess__image_size=64)
     small = DrawnSource(4, size=(12, 14))
-    with pytest.raises(ConfigError, match="batches of one picture at 16x16 leave batch norm one"):
+    with pytest.raises(ConfigError, match="batches of one image at 16x16 leave batch norm one"):
         prepare(run, training=small, validation=KEPT_BACK)
 
 
@@ -146,5 +150,5 @@ def test_a_module_of_ones_own_gets_batches_of_several_sizes(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("word", ["perhaps", "2", "none"])
 def test_what_is_neither_yes_nor_no_is_refused(word: str) -> None:
-    with pytest.raises(ConfigError, match=r"preprocess\.keep_aspect.*valid boolean"):
-        load_run(flags=TINY, overrides=[f"preprocess.keep_aspect={word}"])
+    with pytest.raises(ConfigError, match=r"preprocess\.keep_aspect_ratio.*valid boolean"):
+        load_run(flags=TINY, overrides=[f"preprocess.keep_aspect_ratio={word}"])

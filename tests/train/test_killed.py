@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 EPOCHS, STEPS, EVERY = 6, 6, 3
 SETTINGS = (
     *("--epochs", EPOCHS, "--batch-size", 4, "--image-size", 16, "--learning-rate", 0.02),
-    *("model.width=2", "train.tensorboard=false", f"train.state_steps={EVERY}"),
-    *("train.average_decay=0.9", "train.schedule=cosine"),
+    *("model.width=2", "train.tensorboard=false", f"train.checkpoint_every_steps={EVERY}"),
+    *("train.ema_decay=0.9", "train.schedule=cosine"),
 )
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     write_folder(DrawnSource(STEPS * 4, size=(24, 30)), folder / "train")
     write_folder(DrawnSource(4, size=(24, 30), first=STEPS * 4), folder / "val")
     return folder
@@ -34,11 +34,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    server: Server, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+    server: Server, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, object]:
     """How the run ends that nobody kills."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    server.run("train", "--data-path", pictures, "--out", folder, *SETTINGS)
+    server.run("train", "--data-path", images, "--out", folder, *SETTINGS)
     return fate(folder)
 
 
@@ -57,10 +57,10 @@ def kill_at_random(child: Child, moment: random.Random) -> bool:
 
 
 def kill_and_resume(
-    server: Server, pictures: Path, folder: Path, workers: int, moment: random.Random
+    server: Server, images: Path, folder: Path, workers: int, moment: random.Random
 ) -> int:
     """Kill a run and resume it until it has finished; return how often it was killed."""
-    begin = ("train", "--data-path", pictures, "--out", folder, *SETTINGS)
+    begin = ("train", "--data-path", images, "--out", folder, *SETTINGS)
     child = server.start(*begin, f"data.workers={workers}")
     kills = saved = 0
     while kill_at_random(child, moment):
@@ -79,7 +79,7 @@ def kill_and_resume(
 @pytest.mark.parametrize(("workers", "least"), [(0, 8), (2, 5)])
 def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_it_had_not_been(
     server: Server,
-    pictures: Path,
+    images: Path,
     uninterrupted: dict[str, object],
     tmp_path: Path,
     workers: int,
@@ -89,7 +89,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_it_had_not_been(
     while kills < least:
         runs += 1
         folder = tmp_path / str(runs)
-        kills += kill_and_resume(server, pictures, folder, workers, moment)
+        kills += kill_and_resume(server, images, folder, workers, moment)
         assert fate(folder) == uninterrupted
         assert names_in(folder) == {
             *("best.safetensors", "history.jsonl", "last", "run.toml", "validation.txt")
@@ -101,7 +101,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_it_had_not_been(
 @pytest.mark.parametrize(("workers", "group"), [(0, False), (2, False), (2, True)])
 def test_a_signal_saves_says_how_to_go_on_and_gives_the_usual_code(
     server: Server,
-    pictures: Path,
+    images: Path,
     uninterrupted: dict[str, object],
     tmp_path: Path,
     number: int,
@@ -109,7 +109,7 @@ def test_a_signal_saves_says_how_to_go_on_and_gives_the_usual_code(
     workers: int,
     group: bool,  # a terminal's Ctrl-C goes to the workers too
 ) -> None:
-    words = ("--data-path", pictures, "--out", tmp_path / "run", f"data.workers={workers}")
+    words = ("--data-path", images, "--out", tmp_path / "run", f"data.workers={workers}")
     child = server.start("train", *words, *SETTINGS)
     assert child.wait_for_step(10)
     (os.killpg if group else os.kill)(child.pid, number)

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 WORDS = "another training is writing into this folder at this moment; wait for it, stop it, or"
 SETTINGS = ("--epochs", 6, "--batch-size", 3, "--image-size", 16, "--learning-rate", 0.02)
-SMALL = ("model.width=2", "train.tensorboard=false", "train.state_steps=1")
+SMALL = ("model.width=2", "train.tensorboard=false", "train.checkpoint_every_steps=1")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     write_folder(DrawnSource(12, size=(24, 30)), folder / "train")
     write_folder(DrawnSource(3, size=(24, 30), first=12), folder / "val")
     return folder
@@ -67,9 +67,9 @@ def test_a_lock_is_gone_when_the_run_is_over_however_it_ended(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_second_run_is_refused_while_the_first_goes_on_unharmed(
-    server: Server, pictures: Path, tmp_path: Path, workers: int
+    server: Server, images: Path, tmp_path: Path, workers: int
 ) -> None:
-    begin = ("train", "--data-path", pictures, *SETTINGS, *SMALL, f"data.workers={workers}")
+    begin = ("train", "--data-path", images, *SETTINGS, *SMALL, f"data.workers={workers}")
     server.run(*begin, "--out", tmp_path / "whole")
     first = server.start(*begin, "--out", tmp_path / "run")
     assert first.wait_for_step(5)
@@ -87,10 +87,10 @@ def test_a_second_run_is_refused_while_the_first_goes_on_unharmed(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_lock_of_a_killed_run_is_free_at_once(
-    server: Server, pictures: Path, tmp_path: Path, workers: int
+    server: Server, images: Path, tmp_path: Path, workers: int
 ) -> None:
     """Its workers, which live on for some seconds, must not keep the lock."""
-    begin = ("train", "--data-path", pictures, *SETTINGS, *SMALL, f"data.workers={workers}")
+    begin = ("train", "--data-path", images, *SETTINGS, *SMALL, f"data.workers={workers}")
     child = server.start(*begin, "--out", tmp_path / "run")
     assert child.wait_for_step(5)
     os.kill(child.pid, signal.SIGKILL)

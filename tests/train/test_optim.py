@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def test_the_rate_falls_from_the_coarsest_stage_to_the_finest() -> None:
     model = fresh_unet()
-    *stages, rest = parameter_groups(model, Train(encoder_rate=0.5, layer_decay=0.8))
+    *stages, rest = parameter_groups(model, Train(encoder_lr_multiplier=0.5, layer_lr_decay=0.8))
     factors = [group["factor"] for group in stages]
     assert factors == pytest.approx([0.5 * 0.8**depth for depth in (4, 3, 2, 1, 0)])
     for group, level in zip(stages, model.encoder.levels, strict=True):
@@ -46,11 +46,11 @@ def test_the_rate_falls_from_the_coarsest_stage_to_the_finest() -> None:
     ("settings", "groups"),
     [
         (Train(), 1),
-        (Train(encoder_statistics="frozen"), 1),
+        (Train(freeze_encoder_batchnorm=True), 1),
         (Train(freeze_epochs=1), 2),
-        (Train(encoder_rate=0.5), 2),
-        (Train(layer_decay=0.5), 5),  # at a rate of 1 the coarsest stage and the rest are one
-        (Train(freeze_epochs=1, layer_decay=0.5), 6),
+        (Train(encoder_lr_multiplier=0.5), 2),
+        (Train(layer_lr_decay=0.5), 5),  # at a rate of 1 the coarsest stage and the rest are one
+        (Train(freeze_epochs=1, layer_lr_decay=0.5), 6),
     ],
 )
 def test_groups_are_as_few_as_can_be_and_keep_the_networks_own_order(
@@ -70,8 +70,10 @@ def test_a_run_that_goes_on_with_other_rates_keeps_every_weights_own_moments(
         patch.setattr(Trainer, "after_step", before_step(3, ask_to_stop))
         with pytest.raises(StoppedBySignal):
             train_own(tiny(train__epochs=2), tmp_path / "run", model=fresh_unet())
-    changed = tiny(train__epochs=2, train__encoder_rate=0.5, train__layer_decay=0.8)
-    with pytest.raises(ConfigError, match=r"train.encoder_rate \(1.0 -> 0.5\), train.layer_decay"):
+    changed = tiny(train__epochs=2, train__encoder_lr_multiplier=0.5, train__layer_lr_decay=0.8)
+    with pytest.raises(
+        ConfigError, match=r"train.encoder_lr_multiplier \(1.0 -> 0.5\), train.layer_lr_decay"
+    ):
         resume_own(tmp_path / "run", run=changed, model=fresh_unet())
     parts = prepare(changed, training=TRAINING, validation=VALIDATION, model=fresh_unet())
     tree = last_state(tmp_path / "run")
@@ -94,7 +96,7 @@ def rates_after(settings: Train, steps: int, *, lowered: float = 1.0) -> list[fl
 
 
 def test_every_rate_follows_the_schedule_and_the_guards_lowering() -> None:
-    settings = Train(learning_rate=0.1, gamma=0.5, encoder_rate=0.2, layer_decay=1.0)
+    settings = Train(learning_rate=0.1, gamma=0.5, encoder_lr_multiplier=0.2, layer_lr_decay=1.0)
     assert rates_after(settings, 0) == pytest.approx([0.02, 0.1])
     assert rates_after(settings, 2 * EPOCH_STEPS) == pytest.approx([0.005, 0.025])
     assert rates_after(settings, 0, lowered=0.25) == pytest.approx([0.005, 0.025])
@@ -105,14 +107,14 @@ def test_a_late_encoder_warms_up_when_it_starts_and_the_rest_does_not_again() ->
     for epochs, share in ((4, 0.01), (5, 0.5), (6, 1), (10, 1)):
         encoder, rest = rates_after(settings, epochs * EPOCH_STEPS)
         assert encoder == pytest.approx(share * rest)
-    alike = Train(schedule="cosine", epochs=20, encoder_rate=0.5, warmup_epochs=2)
+    alike = Train(schedule="cosine", epochs=20, encoder_lr_multiplier=0.5, warmup_epochs=2)
     encoder, rest = rates_after(alike, 1)
     assert encoder == pytest.approx(0.5 * rest), "from the start both warm up at once"
 
 
 @pytest.mark.parametrize("model", ["unet", "attention_unet", "resnet34_unet"])
 def test_slower_encoders_need_no_weights_from_elsewhere(model: str) -> None:
-    run = tiny(model__name=model, train__encoder_rate=0.5, train__layer_decay=0.5)
+    run = tiny(model__name=model, train__encoder_lr_multiplier=0.5, train__layer_lr_decay=0.5)
     parts = prepare(run, training=TRAINING, validation=VALIDATION)
     rates = [group["lr"] for group in parts.optimization.optimizer.param_groups]
     shares = (*(0.5**depth for depth in (5, 4, 3, 2, 1)), 1)

@@ -44,17 +44,17 @@ def test_a_bad_batch_is_skipped_and_recorded_and_leaves_no_trace_in_the_network(
     assert incident["reason"] == f"the {to} is no number"
     assert incident["gradient_norm"] == "nan"
     assert (incident["loss"] == "nan") == (to == "loss")
-    assert len(incident["pictures"]) == 3
-    assert set(incident["pictures"]) < set(TRAINING.names)
+    assert len(incident["images"]) == 3
+    assert set(incident["images"]) < set(TRAINING.names)
     text = f"epoch 1, batch 5: the {to} is no number; the batch is skipped (loss of "
-    assert f"{text}{', '.join(incident['pictures'])}: bce" in caplog.text
+    assert f"{text}{', '.join(incident['images'])}: bce" in caplog.text
     assert len(history(result)) == 3
 
 
 def test_persistent_trouble_goes_back_to_good_weights_at_a_quarter_of_the_rate(
     tmp_path: Path,
 ) -> None:
-    run = watched(train__state_steps=4, train__average_decay=0.5)
+    run = watched(train__checkpoint_every_steps=4, train__ema_decay=0.5)
     result, after = train_allergic(run, tmp_path / "run", 14, 15, 17)
     assert not same(after[8], after[9])
     assert not same(after[8], after[16])
@@ -67,7 +67,7 @@ def test_persistent_trouble_goes_back_to_good_weights_at_a_quarter_of_the_rate(
 
 
 def test_going_back_twice_finds_the_same_good_weights(tmp_path: Path) -> None:
-    run = watched(train__state_steps=4)
+    run = watched(train__checkpoint_every_steps=4)
     _, after = train_allergic(run, tmp_path / "run", 14, 15, 17, 18, 19, 21)
     assert not same(after[8], after[16])
     assert same(after[8], after[17])
@@ -79,7 +79,7 @@ def test_going_back_twice_finds_the_same_good_weights(tmp_path: Path) -> None:
 def test_a_training_that_goes_back_before_or_after_a_stop_resumes_exactly(
     tmp_path: Path, last: int
 ) -> None:
-    run = watched(train__state_steps=4, train__average_decay=0.5)
+    run = watched(train__checkpoint_every_steps=4, train__ema_decay=0.5)
     bad = (14, 15, 17)
     train_allergic(run, tmp_path / "whole", *bad)
     with pytest.MonkeyPatch.context() as patch:
@@ -110,7 +110,7 @@ def test_numberless_answers_in_validation_are_an_incident_and_cost_one_return(
     result, after = train_allergic(watched(), tmp_path / "run")
     (incident,) = lines_of(tmp_path / "run" / "incidents.jsonl")
     assert (incident["epoch"], incident["batch"], incident["action"]) == (2, None, "go back")
-    assert incident["pictures"] == ["drawn-0024"]
+    assert incident["images"] == ["drawn-0024"]
     assert last_state(tmp_path / "run")["schedule"]["lowered"] == 0.25
     assert ["validation/dice" in line for line in history(result)] == [True, False, True]
     assert not same(after[16], after[17])
@@ -124,12 +124,12 @@ def test_without_the_guard_numberless_answers_stop_at_once(
 
     monkeypatch.setattr("notan.train.trainer.validate", ill)
     with pytest.raises(DivergedError, match="answers drawn-0024 with no numbers"):
-        train_allergic(watched(train__guard=False), tmp_path / "run")
+        train_allergic(watched(train__loss_guard=False), tmp_path / "run")
     assert len(lines_of(tmp_path / "run" / "history.jsonl")) == 1
 
 
 def test_incidents_of_steps_that_are_done_again_are_listed_once(tmp_path: Path) -> None:
-    run = watched(train__state_steps=4)
+    run = watched(train__checkpoint_every_steps=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(7, crash))
         with pytest.raises(Crash):
@@ -140,10 +140,10 @@ def test_incidents_of_steps_that_are_done_again_are_listed_once(tmp_path: Path) 
     assert steps == [2, 6]
 
 
-def test_trouble_that_does_not_end_stops_and_names_batch_pictures_and_record(
+def test_trouble_that_does_not_end_stops_and_names_batch_images_and_record(
     tmp_path: Path,
 ) -> None:
-    run = watched(train__state_steps=1, train__most_returns=1)
+    run = watched(train__checkpoint_every_steps=1, train__max_rollbacks=1)
     with pytest.raises(DivergedError) as error:
         train_allergic(run, tmp_path / "run", *range(4, 30))
     incidents = lines_of(tmp_path / "run" / "incidents.jsonl")
@@ -152,7 +152,7 @@ def test_trouble_that_does_not_end_stops_and_names_batch_pictures_and_record(
     assert error.value.exit_code == 6
     text = str(error.value)
     assert text.startswith("epoch 2, batch 1: the loss is no number, having gone back 1 time(s): ")
-    assert f"loss of {', '.join(incidents[-1]['pictures'])}: bce nan" in text
+    assert f"loss of {', '.join(incidents[-1]['images'])}: bce nan" in text
     assert f"{tmp_path / 'run' / 'incidents.jsonl'}; try a smaller --learning-rate" in text
     parts: dict[str, Any] = {"training": TRAINING, "validation": VALIDATION}
     result = resume(tmp_path / "run", model=Allergic(), transform=Whitening(), **parts)
@@ -160,7 +160,7 @@ def test_trouble_that_does_not_end_stops_and_names_batch_pictures_and_record(
 
 
 def test_without_the_guard_a_loss_that_is_no_number_stops_at_once(tmp_path: Path) -> None:
-    run = watched(train__guard=False, train__state_steps=1)
+    run = watched(train__loss_guard=False, train__checkpoint_every_steps=1)
     with pytest.raises(DivergedError, match=r"epoch 1, batch 4: loss of drawn-00.*bce nan, dice"):
         train_allergic(run, tmp_path / "run", 4)
     assert last_state(tmp_path / "run")["progress"]["step"] == 3
@@ -170,7 +170,7 @@ def test_without_the_guard_a_loss_that_is_no_number_stops_at_once(tmp_path: Path
 def test_a_healthy_training_is_the_same_with_the_guard_and_without(tmp_path: Path) -> None:
     ends = []
     for guard in (True, False):
-        run = watched(train__guard=guard, train__average_decay=0.9)
+        run = watched(train__loss_guard=guard, train__ema_decay=0.9)
         train_allergic(run, tmp_path / str(guard))
         end = fate(tmp_path / str(guard))
         own = ("/state/guard", "/state/good")
@@ -194,16 +194,16 @@ def test_an_absurd_learning_rate_is_recovered_from_or_reported(
     try:
         train(absurd, out=folder, **parts)
     except DivergedError as error:
-        assert_names_pictures(error)
+        assert_names_images(error)
     incidents = lines_of(folder / "incidents.jsonl")
     assert incidents
     for incident in incidents:
-        assert incident["pictures"]
+        assert incident["images"]
         assert any(word in incident["reason"] for word in REASONS)
         assert incident["reason"] in caplog.text
     assert len(weights(resume(folder, run=sane, allow_changes=True, **parts))) == 64
 
 
-def assert_names_pictures(error: DivergedError) -> None:
-    assert error.pictures
-    assert error.pictures[0] in str(error)
+def assert_names_images(error: DivergedError) -> None:
+    assert error.images
+    assert error.images[0] in str(error)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from notan.config import Run
     from notan.data.batches import Batch
 
-PICTURES = Drawn(12, size=(24, 30))
+IMAGES = Drawn(12, size=(24, 30))
 CHECKS = Drawn(4, size=(24, 30), first=12)
 EPOCHS, STEPS = 3, 4  # of the run below
 
@@ -48,9 +48,9 @@ def rich(**flags: object) -> Run:
     """Settings that make use of all that a state holds."""
     everything = {
         "train__epochs": EPOCHS,
-        "train__state_steps": 1,
+        "train__checkpoint_every_steps": 1,
         "train__schedule": "cosine",
-        "train__average_decay": 0.8,
+        "train__ema_decay": 0.8,
         "train__gradient_clip": 0.5,
         "train__patience": 2,
         "train__learning_rate": 0.05,
@@ -59,11 +59,11 @@ def rich(**flags: object) -> Run:
 
 
 def train_rich(run: Run, out: Path) -> None:
-    train(run, out=out, training=PICTURES, validation=CHECKS)
+    train(run, out=out, training=IMAGES, validation=CHECKS)
 
 
 def go_on(folder: Path, **more: Any) -> None:
-    resume(folder, training=PICTURES, validation=CHECKS, **more)
+    resume(folder, training=IMAGES, validation=CHECKS, **more)
 
 
 def in_validation(number: int, action: Callable[[Trainer], None]) -> Callable[..., Iterator[Batch]]:
@@ -95,7 +95,7 @@ def test_a_run_stopped_after_any_step_goes_on_as_if_it_had_not_been(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(step, ask_to_stop))
         with pytest.raises(StoppedBySignal, match="stopped and saved; go on with: notan train"):
-            train_rich(rich(train__state_steps=None), tmp_path / "run")
+            train_rich(rich(train__checkpoint_every_steps=None), tmp_path / "run")
     go_on(tmp_path / "run")
     assert fate(tmp_path / "run") == uninterrupted
 
@@ -111,7 +111,7 @@ def test_a_crash_costs_the_steps_since_the_last_state_and_no_exactness(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(step, crash))
         with pytest.raises(Crash):
-            train_rich(rich(train__state_steps=every), tmp_path / "run")
+            train_rich(rich(train__checkpoint_every_steps=every), tmp_path / "run")
     (newest, *_) = sorted((tmp_path / "run" / "last").iterdir(), reverse=True)
     assert int(newest.stem) == (step - 1) // every * every
     go_on(tmp_path / "run")
@@ -256,11 +256,11 @@ def test_settings_that_make_another_run_are_refused_by_name_before_and_after(
     resume_own(folder)
 
 
-def test_other_pictures_are_refused(tmp_path: Path) -> None:
+def test_other_images_are_refused(tmp_path: Path) -> None:
     folder = stopped_run(tmp_path / "run", tiny(train__epochs=2))
     others = DrawnSource(6, size=(16, 16), first=50)
     for part in ("training", "validation"):
-        with pytest.raises(DataError, match="not the pictures that the run was trained on; give"):
+        with pytest.raises(DataError, match="not the images that the run was trained on; give"):
             resume_own(folder, **{part: others})
     assert len(history(resume_own(folder, training=others, allow_changes=True))) == 2
 
@@ -293,10 +293,10 @@ def test_changes_that_make_no_other_run_pass(tmp_path: Path) -> None:
     folder = stopped_run(tmp_path / "run", tiny(train__epochs=3))
     harmless: dict[str, object] = {
         "train__patience": 9,
-        "train__state_steps": 2,
+        "train__checkpoint_every_steps": 2,
         "train__detect_anomaly": True,
-        "train__guard": False,
-        "train__most_returns": 1,
+        "train__loss_guard": False,
+        "train__max_rollbacks": 1,
         "device": "cpu",
     }
     resume_own(folder, run=tiny(train__epochs=3, **harmless))
@@ -372,7 +372,12 @@ def test_changes_are_allowed_to_a_run_that_goes_on_only(
 
 def test_resumed_curves_have_one_point_for_each_epoch(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run = tiny(train__epochs=4, train__tensorboard=True, train__state_steps=1, train__overlays=1)
+    run = tiny(
+        train__epochs=4,
+        train__tensorboard=True,
+        train__checkpoint_every_steps=1,
+        train__log_images=1,
+    )
     folder = stopped_run(tmp_path / "run", run, step=5)
     resume_own(folder)
     events = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()

@@ -120,7 +120,7 @@ def test_a_run_whose_newest_state_is_damaged_goes_on_from_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "notan")
-    run = tiny(train__epochs=4, train__state_steps=1)
+    run = tiny(train__epochs=4, train__checkpoint_every_steps=1)
     train_own(run, tmp_path / "whole")
     monkeypatch.setattr(Trainer, "after_step", before_step(6, crash))
     with pytest.raises(Crash):
@@ -136,7 +136,7 @@ def test_a_run_whose_newest_state_is_damaged_goes_on_from_the_one_before(
 def test_a_run_without_an_intact_state_is_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tiny(train__epochs=4, train__state_steps=1)
+    run = tiny(train__epochs=4, train__checkpoint_every_steps=1)
     monkeypatch.setattr(Trainer, "after_step", before_step(6, crash))
     with pytest.raises(Crash):
         train_own(run, tmp_path / "run")
@@ -176,7 +176,7 @@ def test_a_state_is_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_disk_that_is_full_at_a_state_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good_writes: int
 ) -> None:
-    run = tiny(train__epochs=4, train__state_steps=1)
+    run = tiny(train__epochs=4, train__checkpoint_every_steps=1)
     train_own(run, tmp_path / "whole")
     calls = []
 
@@ -215,7 +215,9 @@ def test_a_limit_on_file_sizes_ends_a_run_that_can_go_on_without_it(
     server.run(*words, "--epochs", 2, "--out", tmp_path / "run")
     (state,) = (tmp_path / "run" / "last").iterdir()
     resumed = ("train", "--resume", tmp_path / "run", "--epochs", 4)
-    child = server.start(*resumed, "train.state_steps=2", largest_file=state.stat().st_size - 9999)
+    child = server.start(
+        *resumed, "train.checkpoint_every_steps=2", largest_file=state.stat().st_size - 9999
+    )
     assert child.end() == 9
     assert child.read().splitlines()[-1] == (
         f"notan: {tmp_path / 'run' / 'last' / '000000008.safetensors'}: could not be written (File "

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from notan.postprocessing import Postprocessing
 from scipy.special import expit
 
 from notan.checkpoint import Checkpoint, load_checkpoint, read_card, save_checkpoint
 from notan.cli.main import main
 from notan.data.synthetic import DrawnSource
-from notan.decision import Decision
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.evaluate import evaluate
 from notan.labels.search import plan_search
@@ -64,15 +64,15 @@ def altered(checkpoint: Path, path: Path, **fields: Any) -> Path:
     return path
 
 
-def test_the_teacher_answers_the_varied_pictures_that_the_student_sees(
+def test_the_teacher_answers_the_varied_images_that_the_student_sees(
     teacher: Path, tmp_path: Path
 ) -> None:
-    calibrated = Decision(temperature=2.0, bias=-0.5)
-    teacher = altered(teacher, tmp_path / "calibrated.safetensors", decision=calibrated)
+    calibrated = Postprocessing(temperature=2.0, bias=-0.5)
+    teacher = altered(teacher, tmp_path / "calibrated.safetensors", postprocessing=calibrated)
     parts = parts_of(taught(teacher))
     assert parts.teacher
     known = Predictor.load(teacher)
-    parts.training_batches.go_to(1)
+    parts.training_batches.set_epoch(1)
     plain = list(parts.training_batches)
     for marked, batch in zip(parts.teacher.mark(plain), plain, strict=True):
         assert batch.soft is None
@@ -90,8 +90,10 @@ def test_its_term_is_the_cross_entropy_against_its_probabilities() -> None:
     valid[:, :, 0] = 0
     value = Loss({"bce": 1.0}, teacher=3.0)(logits, masks, valid, soft)
     p, q, inside = (x.detach().double().numpy() for x in (logits.sigmoid(), soft, valid))
-    surprise = -(q * np.log(p) + (1 - q) * np.log(1 - p)) * inside
-    assert value.terms["teacher"].item() == pytest.approx(surprise.sum() / inside.sum(), rel=1e-5)
+    cross_entropy = -(q * np.log(p) + (1 - q) * np.log(1 - p)) * inside
+    assert value.terms["teacher"].item() == pytest.approx(
+        cross_entropy.sum() / inside.sum(), rel=1e-5
+    )
     alone = bce(logits, masks, valid).item()
     assert value.total.item() == pytest.approx(alone + 3 * value.terms["teacher"].item(), rel=1e-5)
     assert "teacher" not in Loss({"bce": 1.0}, teacher=3.0)(logits, masks, valid).terms
@@ -102,7 +104,7 @@ def test_its_term_is_the_cross_entropy_against_its_probabilities() -> None:
 
 def test_a_student_comes_nearer_to_its_teacher(teacher: Path, tmp_path: Path) -> None:
     known = Predictor.load(teacher)
-    pictures = [sample.image for sample in DrawnSource(6, size=(16, 16), first=50)]
+    images = [sample.image for sample in DrawnSource(6, size=(16, 16), first=50)]
     settings = {"train__epochs": 12, "train__learning_rate": 0.01, "loss__dice": 0.0}
     distance = {}
     for name, run in (
@@ -110,9 +112,11 @@ def test_a_student_comes_nearer_to_its_teacher(teacher: Path, tmp_path: Path) ->
         ("alone", tiny(loss__bce=0.01, **settings)),
     ):
         student = Predictor.load(train_own(run, tmp_path / name).checkpoint)
-        raw = student.with_decision(known.decision.model_copy(update={"temperature": 1, "bias": 0}))
+        raw = student.with_postprocessing(
+            known.postprocessing.model_copy(update={"temperature": 1, "bias": 0})
+        )
         distance[name] = np.mean(
-            [np.abs(raw(each).probability - known(each).probability).mean() for each in pictures]
+            [np.abs(raw(each).probability - known(each).probability).mean() for each in images]
         )
     assert distance["taught"] < distance["alone"] - 0.01
 
@@ -132,14 +136,14 @@ def test_what_the_teacher_has_learned_counts_as_seen(teacher: Path, tmp_path: Pa
     student = train_own(run, tmp_path / "run", training=others).checkpoint
     own, theirs = set(others.hashes()), set(read_card(teacher).data.training_hashes)
     assert set(read_card(student).data.training_hashes) == own | theirs
-    with pytest.raises(DataError, match="trained on 6 of these 6 pictures"):
+    with pytest.raises(DataError, match="trained on 6 of these 6 images"):
         evaluate(Predictor.load(student), TRAINING, split="test")
 
 
-def test_validation_pictures_that_the_teacher_has_learned_are_refused(
+def test_validation_images_that_the_teacher_has_learned_are_refused(
     teacher: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"trained on 6 of this run's 6 validation pictures \("):
+    with pytest.raises(DataError, match=r"trained on 6 of this run's 6 validation images \("):
         train_own(taught(teacher), tmp_path / "run", validation=TRAINING)
 
 
@@ -162,7 +166,7 @@ def test_a_taught_run_goes_on_exactly(
 def test_another_teacher_is_refused_when_the_run_goes_on(teacher: Path, tmp_path: Path) -> None:
     train_own(taught(teacher), tmp_path / "run")
     card = read_card(teacher)
-    calibrated = {"decision": card.decision.model_copy(update={"temperature": 3.0})}
+    calibrated = {"postprocessing": card.postprocessing.model_copy(update={"temperature": 3.0})}
     other = altered(teacher, tmp_path / "other.safetensors", **calibrated)
     for run in (taught(other), tiny()):
         with pytest.raises(ConfigError, match="not the teacher that the run began with"):
@@ -190,8 +194,10 @@ def test_a_teacher_that_cannot_teach_this_run_is_refused(
 
 
 def test_a_teacher_of_another_rule_or_stride_is_refused(teacher: Path, tmp_path: Path) -> None:
-    ruled = altered(teacher, tmp_path / "ruled.safetensors", border="ground")
-    with pytest.raises(ConfigError, match="border = ground, this run has border = none"):
+    ruled = altered(teacher, tmp_path / "ruled.safetensors", trimap_border="background")
+    with pytest.raises(
+        ConfigError, match="trimap_border = background, this run has trimap_border = none"
+    ):
         train_own(taught(ruled), tmp_path / "run")
     coarse = train_own(tiny(model__name="resnet34_unet"), tmp_path / "coarse").checkpoint
     with pytest.raises(ConfigError, match="multiples of 64, and the student's are 16x16"):
@@ -231,7 +237,7 @@ def test_the_teacher_is_left_as_it_was(teacher: Path) -> None:
     parts = parts_of(taught(teacher))
     assert parts.teacher
     before = {name: value.clone() for name, value in parts.teacher.model.state_dict().items()}
-    parts.training_batches.go_to(1)
+    parts.training_batches.set_epoch(1)
     list(parts.teacher.mark(parts.training_batches))
     assert not parts.teacher.model.training
     for name, value in parts.teacher.model.state_dict().items():

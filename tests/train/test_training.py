@@ -104,7 +104,7 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path) -> None:
     assert result.epoch == 1
 
 
-def test_no_test_picture_is_opened(drawn_folder: Path, tmp_path: Path) -> None:
+def test_no_test_image_is_opened(drawn_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     for part in ("train", "val"):
         shutil.copytree(drawn_folder / part, folder / part)
@@ -113,8 +113,8 @@ def test_no_test_picture_is_opened(drawn_folder: Path, tmp_path: Path) -> None:
         (folder / "test" / kind).mkdir(parents=True)
         (folder / "test" / kind / "x.png").write_bytes(b"garbage")
     beside_garbage = train(tiny(data__path=folder), out=tmp_path / "beside")
-    beside_pictures = train(tiny(data__path=drawn_folder), out=tmp_path / "pictures")
-    assert weights(without) == weights(beside_garbage) == weights(beside_pictures)
+    beside_images = train(tiny(data__path=drawn_folder), out=tmp_path / "images")
+    assert weights(without) == weights(beside_garbage) == weights(beside_images)
 
 
 def test_a_split_that_we_make_is_stored_and_kept(drawn_folder: Path, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_split_that_we_make_is_stored_and_kept(drawn_folder: Path, tmp_path: P
     card = read_card(result.checkpoint)
     assert card.data.validation_names is not None
     assert len(card.data.validation_names) == 6
-    assert card.data.training_pictures == 18
+    assert card.data.training_images == 18
     stored = (tmp_path / "run" / "validation.txt").read_text().splitlines()
     assert stored == list(card.data.validation_names)
 
@@ -160,7 +160,7 @@ def test_a_file_cannot_be_overwritten_by_a_run_folder(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_pictures(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_and_names_the_images(tmp_path: Path) -> None:
     with pytest.raises(
         DivergedError, match=r"answers drawn-000\d.* with no numbers; .*--learning-rate"
     ):
@@ -193,16 +193,16 @@ def test_a_network_that_returns_another_shape_is_refused(tmp_path: Path) -> None
         train_own(tiny(), tmp_path / "run", model=model)
 
 
-def test_the_card_counts_the_pictures(drawn_folder: Path, tmp_path: Path) -> None:
+def test_the_card_counts_the_images(drawn_folder: Path, tmp_path: Path) -> None:
     limited = train(tiny(data__path=drawn_folder, data__limit=5), out=tmp_path / "limited")
     data = read_card(limited.checkpoint).data
-    assert (data.training_pictures, data.validation_pictures) == (5, 6)
+    assert (data.training_images, data.validation_images) == (5, 6)
     data = read_card(train_own(tiny(), tmp_path / "own").checkpoint).data
-    assert (data.layout, data.training_pictures, data.validation_pictures) == ("own source", 6, 3)
+    assert (data.layout, data.training_images, data.validation_images) == ("own source", 6, 3)
 
 
 @pytest.mark.parametrize("part", ["training", "validation"])
-def test_training_and_validation_pictures_come_together(tmp_path: Path, part: str) -> None:
+def test_training_and_validation_images_come_together(tmp_path: Path, part: str) -> None:
     given: dict[str, Any] = {part: TRAINING}
     with pytest.raises(ConfigError, match="come together or not at all"):
         train(tiny(), out=tmp_path / "run", **given)
@@ -216,7 +216,7 @@ def test_an_augmentation_of_ones_own_is_used(tmp_path: Path) -> None:
         return {"image": image // 2, "mask": mask}
 
     train_own(tiny(), tmp_path / "run", transform=darken)
-    assert called == [np.uint8] * 6  # training pictures only
+    assert called == [np.uint8] * 6  # training images only
 
 
 def test_the_exponential_schedule_falls_by_gamma_after_each_epoch() -> None:
@@ -263,13 +263,13 @@ def test_fp16_on_a_cpu_is_refused_before_anything_is_written(tmp_path: Path) -> 
 
 
 def test_a_batch_that_batch_norm_cannot_use_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"batches of one picture at 16x16.*raise --batch-size"):
+    with pytest.raises(ConfigError, match=r"batches of one image at 16x16.*raise --batch-size"):
         train_own(tiny(train__batch_size=1), tmp_path / "run")
     train_own(tiny(train__batch_size=1, preprocess__image_size=32), tmp_path / "run")
 
 
 class Bordered(Source):
-    """Pictures whose right half is left out of the loss."""
+    """Images whose right half is left out of the loss."""
 
     def __init__(self, source: Source, *, lie: bool) -> None:
         self.source, self.lie = source, lie
@@ -303,7 +303,7 @@ def test_what_is_ignored_changes_neither_weights_nor_scores(tmp_path: Path) -> N
 
 def test_events_for_tensorboard_are_written_where_they_are_wanted(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run = tiny(train__tensorboard=True, train__overlays=2)
+    run = tiny(train__tensorboard=True, train__log_images=2)
     train_own(run, tmp_path / "run")
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     content = events.read_bytes()

@@ -1,4 +1,4 @@
-"""Case: what a rule decides on; Decision: what it says."""
+"""Case: what a rule decides on; ChosenSetting: what it says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULTS = Run()
 
 
 @dataclass(frozen=True)
-class Decision:
+class ChosenSetting:
     """One setting of a recipe.
 
     Attributes:
@@ -35,12 +35,12 @@ class Case:
     """What a rule decides on.
 
     Attributes:
-        pictures: What the training pictures are like.
+        images: What the training images are like.
         machine: What there is to train with.
         settings: What was asked for, and what earlier rules have decided, by dotted name.
     """
 
-    pictures: Fingerprint
+    images: Fingerprint
     machine: Machine
     settings: Mapping[str, Any]
 
@@ -54,5 +54,5 @@ class Case:
         return value
 
 
-Rule: TypeAlias = Callable[[Case], Iterator[Decision]]
+Rule: TypeAlias = Callable[[Case], Iterator[ChosenSetting]]
 """Decides no setting, one, or several that belong together."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from notan.auto.case import Case, Decision
+from notan.auto.case import Case, ChosenSetting
 from notan.auto.rules_augment import AUGMENT_RULES
 from notan.auto.rules_input import INPUT_RULES
 from notan.auto.rules_model import MODEL_RULES
@@ -33,53 +33,53 @@ class Choice:
     """A recipe with its reasons.
 
     Attributes:
-        decisions: One for each setting that differs from the defaults or was asked for.
+        choices: One for each setting that differs from the defaults or was asked for.
     """
 
-    decisions: tuple[Decision, ...]
+    choices: tuple[ChosenSetting, ...]
 
     @property
     def settings(self) -> dict[str, Any]:
         """The values by dotted name, as ``load_run`` takes them for flags."""
-        return {each.setting: each.value for each in self.decisions}
+        return {each.setting: each.value for each in self.choices}
 
     def sentences(self) -> str:
         """Say each choice in a line."""
-        return "\n".join(f"{each.setting} = {each.value}: {each.why}" for each in self.decisions)
+        return "\n".join(f"{each.setting} = {each.value}: {each.why}" for each in self.choices)
 
 
-def choose(pictures: Fingerprint, machine: Machine, asked: Mapping[str, Any]) -> Choice:
+def choose(images: Fingerprint, machine: Machine, asked: Mapping[str, Any]) -> Choice:
     """Decide how to train.
 
     Args:
-        pictures: What the training pictures are like.
+        images: What the training images are like.
         machine: What there is to train with.
-        asked: Settings that stand, by dotted name; a budget of time among them is
-            ``train.budget_seconds``. The rules for other settings follow them.
+        asked: Settings that stand, by dotted name; a time limit among them is
+            ``train.time_limit_seconds``. The rules for other settings follow them.
 
     Raises:
-        DataError: No mask has figure, or none has ground: there is nothing to learn.
+        DataError: No mask has foreground, or none has background: there is nothing to learn.
     """
-    _require_two_classes(pictures)
+    _require_two_classes(images)
     settings = dict(asked)
-    decisions: dict[str, Decision] = {}
+    choices: dict[str, ChosenSetting] = {}
     for rule in RULES:
-        for decision in rule(Case(pictures, machine, settings)):
-            name = decision.setting
-            settings.setdefault(name, decision.value)
-            decisions[name] = Decision(name, asked[name], AS_ASKED) if name in asked else decision
+        for choice in rule(Case(images, machine, settings)):
+            name = choice.setting
+            settings.setdefault(name, choice.value)
+            choices[name] = ChosenSetting(name, asked[name], AS_ASKED) if name in asked else choice
     for name, value in asked.items():
-        decisions.setdefault(name, Decision(name, value, AS_ASKED))
-    return Choice(tuple(decisions.values()))
+        choices.setdefault(name, ChosenSetting(name, value, AS_ASKED))
+    return Choice(tuple(choices.values()))
 
 
-def _require_two_classes(pictures: Fingerprint) -> None:
+def _require_two_classes(images: Fingerprint) -> None:
     for share, what, other in (
-        (pictures.empty, "figure", "empty"),
-        (pictures.full, "ground", "all figure"),
+        (images.empty, "foreground", "empty"),
+        (images.full, "background", "all foreground"),
     ):
         if share == 1:
             raise DataError(
-                f"no mask of the {pictures.opened} training pictures looked at has any {what}: "
+                f"no mask of the {images.opened} training images looked at has any {what}: "
                 f"all are {other}, so there is nothing to learn; look at them with notan check"
             )

@@ -14,7 +14,7 @@ SECONDS = {
     "fp32": {"efficientnet_lite0": (0.04, 0.006), "resnet34": (0.105, 0.008), None: (0.0, 0.0096)},
     "bf16": {"efficientnet_lite0": (0.07, 0.0017), "resnet34": (0.07, 0.0036), None: (0.0, 0.0048)},
 }
-"""By precision and encoder: seconds of a training step for a picture of 256x256 on one thread,
+"""By precision and encoder: seconds of a training step for an image of 256x256 on one thread,
 fixed and for each channel of width. Measured with widths 8 and 16 on an AMD EPYC that computes in
 bf16 (2026-11-26)."""
 
@@ -25,18 +25,18 @@ GPU_GAIN = 60.0
 """How many threads' worth a GPU is, at the least."""
 
 UNLABELLED = 1.8
-"""What a step costs with as many pictures without masks as with, over what it costs without."""
+"""What a step costs with as many images without masks as with, over what it costs without."""
 
 BYTES = 3000
 """Of memory that a training step takes for a pixel of its input; 1,800 to 2,800 were measured."""
 
 MEMORY_SHARE = 0.5
 USABLE_SHARE = 0.8
-"""Of a budget of time, what is left for training steps beside reading, validation and the end."""
+"""Of a time limit, what is left for training steps beside reading, validation and the end."""
 
 
 def seconds_for(case: Case, size: Size) -> float:
-    """Return the seconds that one picture of an input size takes in training, roughly."""
+    """Return the seconds that one image of an input size takes in training, roughly."""
     seconds_of = SECONDS["bf16" if computes_in_bf16(case) else "fp32"]
     fixed, each = seconds_of.get(case.get("model.encoder"), seconds_of["resnet34"])
     one_thread = fixed + each * int(case.get("model.width"))
@@ -52,13 +52,13 @@ def computes_in_bf16(case: Case) -> bool:
 
 
 def passes_within(case: Case, size: Size) -> float | None:
-    """Return how many pictures can be trained on in the budget; None without one."""
-    budget = case.get("train.budget_seconds")
-    return None if budget is None else budget * USABLE_SHARE / seconds_for(case, size)
+    """Return how many images can be trained on in the time limit; None without one."""
+    time_limit = case.get("train.time_limit_seconds")
+    return None if time_limit is None else time_limit * USABLE_SHARE / seconds_for(case, size)
 
 
-def pictures_in_memory(case: Case, size: Size) -> int | None:
-    """Return how many pictures of an input size a step can have; None where that is unknown."""
+def images_in_memory(case: Case, size: Size) -> int | None:
+    """Return how many images of an input size a step can have; None where that is unknown."""
     memory = case.machine.memory_bytes
     return None if memory is None else math.floor(memory * MEMORY_SHARE / (BYTES * _area(size)))
 

@@ -1,7 +1,7 @@
 """Fingerprint: the numbers of a data folder that decide how to train on it.
 
-Only the training pictures are opened; of the validation pictures the number is known, of the test
-pictures nothing.
+Only the training images are opened; of the validation images the number is known, of the test
+images nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from notan.types import Size
 
 THREADS = 4
-MOST_PICTURES = 200
+MOST_IMAGES = 200
 """So many are opened, spread over a larger folder: the medians hardly move any more."""
 
 THIN_SHARE, USUAL_SHARE = 0.2, 0.5
 GREY_LEVELS = 2.0
-"""How far apart the channels of a grey picture may lie: JPEG tints it by a level or two."""
+"""How far apart the channels of a grey image may lie: JPEG tints it by a level or two."""
 
 FEWEST_FOR_UPRIGHT = 20
 CHANCE = 2.0
@@ -42,25 +42,25 @@ CHANCE = 2.0
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the training pictures are like; widths and sizes in their own pixels.
+    """What the training images are like; widths and sizes in their own pixels.
 
     Attributes:
-        training: Training pictures.
-        validation: Validation pictures.
-        makes_validation: Whether those are taken from the training pictures, for want of any.
-        opened: Training pictures that were opened for the numbers below.
+        training: Training images.
+        validation: Validation images.
+        makes_validation: Whether those are taken from the training images, for want of any.
+        opened: Training images that were opened for the numbers below.
         size: Median (height, width).
-        usual_size: (height, width) that three in four pictures do not exceed.
-        largest: (height, width) of the picture with the most pixels.
-        coverage: Median share of figure, of the masks that have any; 0 where none has.
-        empty: Share of masks without figure.
-        full: Share of masks that are nothing but figure.
-        width: How wide half of the figure is at most, the median over pictures; None without
-            figure.
-        thin: Likewise of the thinnest fifth of the figure.
-        grey: Whether the pictures have no colour.
-        upright: Whether they have a top and a bottom as far as can be seen: figures or light lie
-            higher or lower than chance would put them. True also where they are too few to say.
+        usual_size: (height, width) that three in four images do not exceed.
+        largest: (height, width) of the image with the most pixels.
+        coverage: Median share of foreground, of the masks that have any; 0 where none has.
+        empty: Share of masks without foreground.
+        full: Share of masks that are nothing but foreground.
+        width: How wide half of the foreground is at most, the median over images; None without
+            foreground.
+        thin: Likewise of the thinnest fifth of the foreground.
+        grey: Whether the images have no colour.
+        upright: Whether they have a top and a bottom as far as can be seen: foregrounds or light
+            lie higher or lower than chance would put them. True also where they are too few to say.
     """
 
     training: int
@@ -81,16 +81,16 @@ class Fingerprint:
     def in_words(self) -> str:
         """Say in a line or two what was seen."""
         height, width = self.size
-        figure = (
-            "no figure in any mask"
+        foreground = (
+            "no foreground in any mask"
             if self.width is None or self.thin is None
-            else f"figure on {self.coverage:.1%} of a picture, half of it less than "
+            else f"foreground on {self.coverage:.1%} of an image, half of it less than "
             f"{_in_pixels(self.width)} wide, a fifth less than {_in_pixels(self.thin)}"
         )
         return (
-            f"{self.training} training and {self.validation} validation pictures, "
+            f"{self.training} training and {self.validation} validation images, "
             f"{height}x{width} (height x width) in the middle, "
-            f"{'grey' if self.grey else 'in colour'}; {figure}"
+            f"{'grey' if self.grey else 'in colour'}; {foreground}"
         )
 
 
@@ -99,18 +99,18 @@ def _in_pixels(width: float) -> str:
 
 
 class _Look(NamedTuple):
-    """One picture in numbers; those of the figure are None without any."""
+    """One image in numbers; those of the foreground are None without any."""
 
     coverage: float
     width: float | None
     thin: float | None
-    height_of_figure: float | None
+    height_of_foreground: float | None
     height_of_light: float
     colour: float
 
 
 def take_fingerprint(data: Data, *, seed: int) -> Fingerprint:
-    """Open training pictures and measure them, with a progress bar where it takes a while.
+    """Open training images and measure them, with a progress bar where it takes a while.
 
     Args:
         data: Where the data are and how to read them.
@@ -125,7 +125,7 @@ def take_fingerprint(data: Data, *, seed: int) -> Fingerprint:
     looks = _look_at(training)
     heights, widths = (np.array(sides) for sides in zip(*training.sizes(), strict=True))
     largest = int(np.argmax(heights * widths))
-    with_figure = [look for look in looks if look.coverage > 0]
+    with_foreground = [look for look in looks if look.coverage > 0]
     return Fingerprint(
         training=len(training),
         validation=len(validation),
@@ -134,8 +134,8 @@ def take_fingerprint(data: Data, *, seed: int) -> Fingerprint:
         size=(median_low(heights.tolist()), median_low(widths.tolist())),
         usual_size=(_upper_quarter(heights.tolist()), _upper_quarter(widths.tolist())),
         largest=(int(heights[largest]), int(widths[largest])),
-        coverage=median(look.coverage for look in with_figure) if with_figure else 0.0,
-        empty=1 - len(with_figure) / len(looks),
+        coverage=median(look.coverage for look in with_foreground) if with_foreground else 0.0,
+        empty=1 - len(with_foreground) / len(looks),
         full=sum(look.coverage == 1 for look in looks) / len(looks),
         width=_middle([look.width for look in looks]),
         thin=_middle([look.thin for look in looks]),
@@ -155,11 +155,11 @@ def _middle(values: Sequence[float | None]) -> float | None:
 
 
 def _look_at(source: FileSource) -> list[_Look]:
-    step = max(1, len(source) / MOST_PICTURES)
-    chosen = [int(index * step) for index in range(min(len(source), MOST_PICTURES))]
+    step = max(1, len(source) / MOST_IMAGES)
+    chosen = [int(index * step) for index in range(min(len(source), MOST_IMAGES))]
     with ThreadPoolExecutor(THREADS) as pool:
         work = pool.map(lambda index: _look(source[index]), chosen)
-        bar = partial(tqdm, total=len(chosen), desc="looking at pictures", unit="picture")
+        bar = partial(tqdm, total=len(chosen), desc="looking at images", unit="image")
         return list(bar(work, leave=False, delay=1, disable=None))
 
 
@@ -168,37 +168,39 @@ def _look(sample: Sample) -> _Look:
     rows = mask.mean(axis=1)
     spread = sample.image.max(axis=2).astype(np.float32) - sample.image.min(axis=2)
     light = np.asarray(cv2.cvtColor(sample.image, cv2.COLOR_RGB2GRAY)).mean(axis=1)
-    has_figure = bool(mask.any())
-    usual, thin = thickness(mask, (USUAL_SHARE, THIN_SHARE)) if has_figure else (None, None)
+    has_foreground = bool(mask.any())
+    usual, thin = thickness(mask, (USUAL_SHARE, THIN_SHARE)) if has_foreground else (None, None)
     return _Look(
         coverage=float(mask.mean()),
         width=usual,
         thin=thin,
-        height_of_figure=_centre(rows) if has_figure else None,
+        height_of_foreground=_centre(rows) if has_foreground else None,
         height_of_light=_centre(light),
         colour=float(spread.mean()),
     )
 
 
 def _centre(rows: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    """Return where the weight of a picture's rows lies: -0.5 is its top, 0.5 its bottom."""
+    """Return where the weight of an image's rows lies: -0.5 is its top, 0.5 its bottom."""
     places = (np.arange(len(rows)) + 0.5) / len(rows) - 0.5
     total = float(rows.sum())
     return float((rows * places).sum()) / total if total else 0.0
 
 
 def _have_a_top(looks: Sequence[_Look]) -> bool:
-    """Say whether figures or light lie higher, or lower, than chance would put them.
+    """Say whether foregrounds or light lie higher, or lower, than chance would put them.
 
     A mean that is two standard errors from the middle is none of chance's. What lies in the middle
-    on the whole may still be upright, as faces are: turning such pictures costs some strength and
+    on the whole may still be upright, as faces are: turning such images costs some strength and
     breaks nothing.
     """
-    figures = [look.height_of_figure for look in looks if look.height_of_figure is not None]
+    foregrounds = [
+        look.height_of_foreground for look in looks if look.height_of_foreground is not None
+    ]
     lights = [look.height_of_light for look in looks]
-    if len(figures) < FEWEST_FOR_UPRIGHT:
+    if len(foregrounds) < FEWEST_FOR_UPRIGHT:
         return True
-    return any(_is_off_centre(np.array(heights)) for heights in (figures, lights))
+    return any(_is_off_centre(np.array(heights)) for heights in (foregrounds, lights))
 
 
 def _is_off_centre(heights: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:

@@ -12,7 +12,7 @@ from notan.config import NONE, Run
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from notan.auto.case import Decision
+    from notan.auto.case import ChosenSetting
     from notan.auto.choose import Choice
 
 LINE = 98
@@ -25,26 +25,26 @@ def recipe_to_toml(choice: Choice, header: Sequence[str]) -> str:
         choice: The settings.
         header: Lines that stand at the top as comments.
     """
-    decisions = choice.decisions
+    choices = choice.choices
     lines = [comment for line in header for comment in _comment(line)]
     # settings of no section come first: below a [section] they would belong to it
-    there = {_section(each) for each in decisions}
+    there = {_section(each) for each in choices}
     for section in (section for section in ("", *Run.model_fields) if section in there):
         lines += ["", f"[{section}]"] if section else [""]
-        for decision in decisions:
-            if _section(decision) == section:
-                lines += _setting(decision)
+        for each in choices:
+            if _section(each) == section:
+                lines += _setting(each)
     return "\n".join(lines) + "\n"
 
 
-def _section(decision: Decision) -> str:
-    return decision.setting.rpartition(".")[0]
+def _section(choice: ChosenSetting) -> str:
+    return choice.setting.rpartition(".")[0]
 
 
-def _setting(decision: Decision) -> Iterator[str]:
-    yield from _comment(decision.why)
-    name = decision.setting.rpartition(".")[2]
-    yield f"{name} = {_value(decision.value)}"
+def _setting(choice: ChosenSetting) -> Iterator[str]:
+    yield from _comment(choice.why)
+    name = choice.setting.rpartition(".")[2]
+    yield f"{name} = {_value(choice.value)}"
 
 
 def _value(value: Any) -> str:  # noqa: ANN401 - whatever a setting holds

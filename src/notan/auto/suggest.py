@@ -38,7 +38,7 @@ def suggest(
 ) -> Suggestion:
     """Look at a data folder and this machine, and choose how to train.
 
-    Only training pictures are opened. What is asked for stands, and the other choices follow it.
+    Only training images are opened. What is asked for stands, and the other choices follow it.
 
     Args:
         flags: As for ``load_run``; ``data.path`` is needed, here or among the overrides.
@@ -46,13 +46,13 @@ def suggest(
 
     Raises:
         ConfigError: No data folder was given, or a setting does not exist or fit.
-        DataError: The data are missing or unreadable, or every mask is empty or all figure.
+        DataError: The data are missing or unreadable, or every mask is empty or all foreground.
     """
     wanted = load_run(flags=flags, overrides=overrides)
     machine = look_at_machine(wanted.device)
-    pictures = take_fingerprint(wanted.data, seed=wanted.seed)
-    choice = choose(pictures, machine, asked_settings(flags=flags, overrides=overrides))
-    seen = (f"The data: {pictures.in_words()}.", f"The machine: {machine.in_words()}.")
+    images = take_fingerprint(wanted.data, seed=wanted.seed)
+    choice = choose(images, machine, asked_settings(flags=flags, overrides=overrides))
+    seen = (f"The data: {images.in_words()}.", f"The machine: {machine.in_words()}.")
     header = (
         f"Chosen by notan {__version__}, train --auto. Change what you like, and train it with:",
         "notan train --recipe THIS_FILE",

@@ -1,4 +1,4 @@
-"""How wide the parts of a figure are."""
+"""How wide the parts of a foreground are."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Tried from the thinnest on; what is wider than the last counts as that wide."""
 
 MOST_SIDE = 2048
-"""Of a larger mask, the part of this side with the most figure is measured."""
+"""Of a larger mask, the part of this side with the most foreground is measured."""
 
 
 def thickness(mask: Mask, shares: Sequence[float]) -> tuple[float, ...]:
-    """Return the widths under which shares of a figure lie, in pixels.
+    """Return the widths under which shares of a foreground lie, in pixels.
 
-    A pixel is as wide as the widest disc that lies in the figure and covers it. Figure that
-    reaches the picture's edge is taken to go on beyond it.
+    A pixel is as wide as the widest disc that lies in the foreground and covers it. Foreground that
+    reaches the image's edge is taken to go on beyond it.
 
     Source: the granulometry of Matheron 1975, Random Sets and Integral Geometry, by openings with
     discs; here through two distance transforms a width, and linear between the widths.
 
     Args:
-        mask: bool, (height, width), with figure.
-        shares: Of the figure's area, 0..1, such as 0.5 for the median width.
+        mask: bool, (height, width), with foreground.
+        shares: Of the foreground's area, 0..1, such as 0.5 for the median width.
     """
     bits = _fullest_part(mask).astype(np.uint8)
     edge = min(WIDTHS[-1], max(bits.shape))
@@ -48,8 +48,8 @@ def _losses(
     inside: tuple[slice, slice],
     enough: float,
 ) -> Iterator[tuple[float, float]]:
-    """Yield widths with the share of figure that is thinner, until that is enough."""
-    figure = bits[inside] > 0
+    """Yield widths with the share of foreground that is thinner, until that is enough."""
+    foreground = bits[inside] > 0
     depth = np.asarray(cv2.distanceTransform(bits, cv2.DIST_L2, 5))
     for width in WIDTHS:
         # lines of 2n-1 and of 2n pixels are both n deep, as depths lead to centres of pixels
@@ -58,14 +58,14 @@ def _losses(
         lost = 1.0
         if core.any():
             away = np.asarray(cv2.distanceTransform(1 - core, cv2.DIST_L2, 5))[inside]
-            lost = float((away[figure] >= radius).mean())
+            lost = float((away[foreground] >= radius).mean())
         yield float(width), lost
         if lost >= enough:
             return
 
 
 def _fullest_part(mask: Mask) -> Mask:
-    """Return the square part of a large mask that holds the most figure."""
+    """Return the square part of a large mask that holds the most foreground."""
     if max(mask.shape) <= MOST_SIDE:
         return mask
     parts = (

@@ -4,4 +4,4 @@ import time
 from contextvars import ContextVar
 
 BEGAN: ContextVar[float] = ContextVar("BEGAN", default=time.monotonic())  # noqa: B039 - no list
-"""The moment at which the command began, by ``time.monotonic()``: a budget counts from there."""
+"""The moment at which the command began, by ``time.monotonic()``; time limits count from there."""

@@ -22,9 +22,9 @@ def check(
     *,
     data_path: DataPath = None,
     strict: bool = False,
-    border: Annotated[
-        Literal["figure", "ground", "ignore"], arg(metavar="figure|ground|ignore")
-    ] = DEFAULT.data.border,
+    trimap_border: Annotated[
+        Literal["foreground", "background", "ignore"], arg(metavar="foreground|background|ignore")
+    ] = DEFAULT.data.trimap_border,
     layout: Annotated[
         Literal["auto", "pets", "folder"], arg(metavar="auto|pets|folder")
     ] = DEFAULT.data.layout,
@@ -33,25 +33,25 @@ def check(
     epochs: Annotated[int | None, shows("the model's own, with --model", "N")] = None,
     out: Annotated[Path | None, shows("a fresh folder, runs/check", "FOLDER")] = None,
 ) -> None:
-    """Look at every picture and mask of a data folder, and say what is wrong with them.
+    """Look at every image and mask of a data folder, and say what is wrong with them.
 
     Finds unreadable and mismatched files, masks that can be misread, are inverted, shifted or
-    ragged, and pictures that stand in two splits. Prints a summary, and writes check.json and
-    check.html, a page with pictures. The exit code is 0 when nothing is wrong, 2 with errors,
+    ragged, and images that stand in two splits. Prints a summary, and writes check.json and
+    check.html, a page with images. The exit code is 0 when nothing is wrong, 2 with errors,
     and 1 with warnings under --strict.
 
-    With --model, the masks of the training and validation pictures are judged too, by networks
+    With --model, the masks of the training and validation images are judged too, by networks
     with that model's settings that are trained here without them; this takes as long as --folds
     trainings. A check that was stopped goes on when it is given the same --out again.
 
     Args:
-        data_path: The folder with the pictures and masks.
+        data_path: The folder with the images and masks.
         strict: Count warnings as a failure too.
-        border: What the border of Oxford's trimaps counts as.
+        trimap_border: What the border of Oxford's trimaps counts as.
         layout: How the folder is arranged; auto looks.
         model: A best.safetensors of a run on this folder; ranks the masks by how much they look
             like mistakes.
-        folds: Parts that the pictures are divided into; each is judged by a network trained on
+        folds: Parts that the images are divided into; each is judged by a network trained on
             the others.
         epochs: Of each of these trainings.
         out: Where check.json and check.html go.
@@ -63,7 +63,7 @@ def check(
     if data_path is None:
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
     plan = _plan(model, folds, epochs)
-    diagnosis = examine(data_path, border=border, layout=layout)
+    diagnosis = examine(data_path, trimap_border=trimap_border, layout=layout)
     folder = out or fresh_folder(Path("runs") / "check")
     _write(folder, diagnosis)
     print(diagnosis.summary())

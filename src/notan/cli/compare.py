@@ -1,4 +1,4 @@
-"""``notan compare``: several models on the same pictures."""
+"""``notan compare``: several models on the same images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from notan.cli.flags import BorderFlag, Device, Split, shows
+from notan.cli.flags import Device, Split, TrimapBorderFlag, shows
 
 if TYPE_CHECKING:
     from notan.comparison import Comparison
@@ -23,26 +23,27 @@ def compare(
     *,
     data_path: Annotated[Path | None, shows("the first run's own", "FOLDER")] = None,
     split: Split = "test",
-    border: BorderFlag = None,
-    allow_seen: bool = False,
+    trimap_border: TrimapBorderFlag = None,
+    allow_training_images: bool = False,
     batch_size: int = 8,
     device: Device = "auto",
     out: Annotated[Path | None, shows("a fresh folder, runs/compare", "FOLDER")] = None,
 ) -> None:
-    """Compare models on the same pictures, and say which differences are more than noise.
+    """Compare models on the same images, and say which differences are more than noise.
 
     Prints each model's mean Dice with its interval, IoU, speed and size, and for each pair the
-    difference with its interval, a test on the paired pictures and a verdict in words. Runs that
+    difference with its interval, a test on the paired images and a verdict in words. Runs that
     differ in the seed only are taken together. Writes compare.json and compare.html, a page with
-    the pictures on which the models differ most.
+    the images on which the models differ most.
 
     Args:
         models: Run folders or model files; two or more.
-        data_path: The folder with the pictures and masks.
-        split: Which pictures; all takes every picture of a folder that has no parts.
-        border: What the border of Oxford's trimaps counts as; needed where the models differ in it.
-        allow_seen: Score pictures that a model was trained on too, and say so.
-        batch_size: Pictures predicted at once; changes neither score nor speed that is reported.
+        data_path: The folder with the images and masks.
+        split: Which images; all takes every image of a folder that has no parts.
+        trimap_border: What the border of Oxford's trimaps counts as; needed where the models
+            differ in it.
+        allow_training_images: Score images that a model was trained on too, and say so.
+        batch_size: Images predicted at once; changes neither score nor speed that is reported.
         device: Where to compute.
         out: Where compare.json and compare.html go.
     """
@@ -53,10 +54,10 @@ def compare(
         models,
         data_path=data_path,
         split=split,
-        border=border,
+        trimap_border=trimap_border,
         device=device,
         batch_size=batch_size,
-        allow_seen=allow_seen,
+        allow_training_images=allow_training_images,
     )
     show(comparison, out or fresh_folder(Path("runs") / "compare"))
 

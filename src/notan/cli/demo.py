@@ -1,4 +1,4 @@
-"""``notan demo``: the whole path on drawn pictures, in a minute or two, without any data."""
+"""``notan demo``: the whole path on drawn images, in a minute or two, without any data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PARTS = {"train": 500, "val": 40, "test": 60}
-"""Drawn pictures in each part."""
+"""Drawn images in each part."""
 
 DRAWN_SIDE = 160
 IMAGE_SIZE = 64
@@ -22,28 +22,28 @@ EPOCHS = 22
 SETTINGS = (
     "model.width=16",
     "train.schedule=cosine",
-    "train.average_decay=0.98",
+    "train.ema_decay=0.98",
     "augment.scale_probability=0",
     "augment.crop_probability=0",
-    "augment.dropout_probability=0",
+    "augment.grid_dropout_probability=0",
 )
 SHOWN = 12
 
 
 def demo(*, out: Annotated[Path | None, arg(metavar="FOLDER")] = None, seed: int = 0) -> None:
-    """Draw pictures, train on them, evaluate, predict, and say where to look.
+    """Draw images, train on them, evaluate, predict, and say where to look.
 
     Every step is an ordinary command on ordinary files and is printed before it runs, so that
     you can give the same commands with a folder of your own.
 
     Args:
         out: Where everything goes; by default a fresh folder, runs/demo.
-        seed: Draws other pictures and starts from other weights.
+        seed: Draws other images and starts from other weights.
     """
     from notan.cli.evaluate import inference
     from notan.cli.predict import predict
     from notan.cli.train import train
-    from notan.cli.train_flags import Learning, Pictures, Place
+    from notan.cli.train_flags import DataFlags, RunFlags, TrainFlags
     from notan.files import fresh_folder
 
     folder = out or fresh_folder(Path("runs") / "demo")
@@ -57,9 +57,9 @@ def demo(*, out: Annotated[Path | None, arg(metavar="FOLDER")] = None, seed: int
     )
     train(
         SETTINGS,
-        pictures=Pictures(data_path=data, image_size=IMAGE_SIZE),
-        learning=Learning(epochs=EPOCHS, batch_size=16, learning_rate=0.003, seed=seed),
-        place=Place(out=run),
+        images=DataFlags(data_path=data, image_size=IMAGE_SIZE),
+        learning=TrainFlags(epochs=EPOCHS, batch_size=16, learning_rate=0.003, seed=seed),
+        place=RunFlags(out=run),
     )
     _say(inference, "--model", model, "--data-path", data, "--out", folder / "test")
     inference(model=model, data_path=data, out=folder / "test")
@@ -67,8 +67,8 @@ def demo(*, out: Annotated[Path | None, arg(metavar="FOLDER")] = None, seed: int
     _say(predict, photos, "--model", model, "--out", folder / "predictions")
     predict((photos,), model=model, out=folder / "predictions")
     _show(folder)
-    print(f"\nPictures to look at: {folder / 'overview.png'} and {folder / 'test' / 'overlays'}")
-    print("Orange is the model's figure, the blue line is the truth.")
+    print(f"\nImages to look at: {folder / 'overview.png'} and {folder / 'test' / 'overlays'}")
+    print("Orange is the model's foreground, the blue line is the truth.")
 
 
 def _draw(data: Path, seed: int) -> None:
@@ -79,7 +79,7 @@ def _draw(data: Path, seed: int) -> None:
         source = DrawnSource(count, size=(DRAWN_SIDE, DRAWN_SIDE), seed=seed, first=first)
         write_folder(source, data / part)
         first += count
-    print(f"Drew {first} pictures with exact masks: {data}")
+    print(f"Drew {first} images with exact masks: {data}")
 
 
 def _say(command: Callable[..., None], *words: object) -> None:
@@ -88,11 +88,11 @@ def _say(command: Callable[..., None], *words: object) -> None:
 
 
 def _show(folder: Path) -> None:
-    """Put the first test pictures with their overlays onto one sheet."""
-    from notan.data.folder import picture_files
-    from notan.data.formats import read_picture
+    """Put the first test images with their overlays onto one sheet."""
+    from notan.data.folder import image_files
+    from notan.data.formats import read_image
     from notan.predict.formats import contact_sheet, write_png
 
-    overlays = picture_files(folder / "test" / "overlays")[:SHOWN]
-    sheet = contact_sheet([read_picture(path) for path in overlays], columns=SHOWN // 2)
+    overlays = image_files(folder / "test" / "overlays")[:SHOWN]
+    sheet = contact_sheet([read_image(path) for path in overlays], columns=SHOWN // 2)
     write_png(folder / "overview.png", sheet)

@@ -22,7 +22,7 @@ def ensemble(
 ) -> None:
     """Make one model file of several trained models, which answers with their weighted mean.
 
-    Weights, calibration and threshold are chosen on the validation pictures of the first model, on
+    Weights, calibration and threshold are chosen on the validation images of the first model, on
     which none of them may have been trained: give all trainings one split, data.split_seed=0, where
     the data have no val/ part. The file is used like any other model, and takes the time of all its
     members.
@@ -30,8 +30,8 @@ def ensemble(
     Args:
         models: Run folders or model files, two or more; their networks may differ.
         out: The file to write, such as ensemble.safetensors.
-        data_path: The folder with the pictures and masks.
-        batch_size: Pictures predicted at once.
+        data_path: The folder with the images and masks.
+        batch_size: Images predicted at once.
         device: Where to compute.
     """
     from notan.ensemble import join

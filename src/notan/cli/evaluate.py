@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from notan.cli.flags import (
     BackendFlag,
-    BorderFlag,
     DataPath,
     Device,
     ModelFile,
@@ -16,6 +15,7 @@ from notan.cli.flags import (
     Split,
     Threads,
     Threshold,
+    TrimapBorderFlag,
     Tta,
     shows,
 )
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OutFolder = Annotated[Path | None, shows("a fresh folder beside the model", "FOLDER")]
 ToleranceFlag = Annotated[str | None, shows("0.75%", "PIXELS|PERCENT%")]
-GroupsFile = Annotated[Path | None, shows("by figure size, and breed for the pets", "FILE.csv")]
+GroupsFile = Annotated[Path | None, shows("by foreground size, and breed for the pets", "FILE.csv")]
 
 
 def evaluate(
@@ -35,12 +35,12 @@ def evaluate(
     model: ModelFile,
     data_path: DataPath = None,
     split: Split = "test",
-    border: BorderFlag = None,
+    trimap_border: TrimapBorderFlag = None,
     tolerance: ToleranceFlag = None,
     groups: GroupsFile = None,
     threshold: Threshold = None,
     tta: Tta = None,
-    allow_seen: bool = False,
+    allow_training_images: bool = False,
     batch_size: int = 8,
     device: Device = "auto",
     backend: BackendFlag = "auto",
@@ -48,27 +48,27 @@ def evaluate(
     threads: Threads = None,
     out: OutFolder = None,
 ) -> None:
-    """Score a model on a split, at the pictures' own size, and write a table of the pictures.
+    """Score a model on a split, at the images' own size, and write a table of the images.
 
     Prints the means with their intervals, the pooled scores, boundaries, probabilities and
-    groups, with the rules they were taken by; writes pictures.csv and score.json.
+    groups, with the rules they were taken by; writes images.csv and score.json.
 
     Args:
         model: A best.safetensors that train wrote, or an .onnx file that export made of one.
-        data_path: The folder with the pictures and masks.
-        split: Which pictures; all takes every picture of a folder that has no parts.
-        border: What the border of Oxford's trimaps counts as.
+        data_path: The folder with the images and masks.
+        split: Which images; all takes every image of a folder that has no parts.
+        trimap_border: What the border of Oxford's trimaps counts as.
         tolerance: How far a boundary may lie off and still count as right: 2 (pixels) or
-            0.75% (of the picture's diagonal).
-        groups: A table of what you know of the pictures: a column with their names, and one or
+            0.75% (of the image's diagonal).
+        groups: A table of what you know of the images: a column with their names, and one or
             more to give the mean Dice of each group by.
-        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+        threshold: Calibrated probability from which a pixel is foreground; leaves out what else
             validation chose for the mask.
-        tta: Ask the network several views of each picture and take the mean: mirror (left and
-            right), flip (top and bottom too), turn, scale, or several: flip,turn. Slower by the
-            number of views.
-        allow_seen: Score pictures that the model was trained on too, and mark the score.
-        batch_size: Pictures predicted at once; changes the speed, not the score.
+        tta: Ask the network several views of each image and take the mean: hflip (left
+            and right), vflip (top and bottom), rot90 (quarter turns), scale, or several:
+            hflip,vflip. Slower by the number of views.
+        allow_training_images: Score images that the model was trained on too, and mark the score.
+        batch_size: Images predicted at once; changes the speed, not the score.
         device: Where to compute.
         backend: What runs the network: a checkpoint runs on torch, an .onnx file on openvino or
             else onnxruntime, whichever is installed.
@@ -76,9 +76,19 @@ def evaluate(
         threads: Of the processor, at most.
         out: Where the table goes.
     """
-    task = Task(model, data_path, split, border, tolerance, groups, threshold, tta, allow_seen)
+    task = Task(
+        model,
+        data_path,
+        split,
+        trimap_border,
+        tolerance,
+        groups,
+        threshold,
+        tta,
+        allow_training_images,
+    )
     machine = Machine(device, backend, precision, threads)
-    score, folder = _score(task, batch_size, machine, out, write_pictures=False)
+    score, folder = _score(task, batch_size, machine, out, write_images=False)
     print(score.summary())
     print(folder)
 
@@ -88,12 +98,12 @@ def inference(
     model: ModelFile,
     data_path: DataPath = None,
     split: Split = "test",
-    border: BorderFlag = None,
+    trimap_border: TrimapBorderFlag = None,
     tolerance: ToleranceFlag = None,
     groups: GroupsFile = None,
     threshold: Threshold = None,
     tta: Tta = None,
-    allow_seen: bool = False,
+    allow_training_images: bool = False,
     batch_size: int = 1,
     device: Device = "auto",
     backend: BackendFlag = "auto",
@@ -105,24 +115,24 @@ def inference(
 
     Does what evaluate does, prints "Mean Dice Score: ..." first, and writes masks/NAME.png
     (0 / 255) and overlays/NAME.png (prediction orange, outline of the truth blue) at the
-    pictures' own size.
+    images' own size.
 
     Args:
         model: A best.safetensors that train wrote, or an .onnx file that export made of one.
-        data_path: The folder with the pictures and masks.
-        split: Which pictures; all takes every picture of a folder that has no parts.
-        border: What the border of Oxford's trimaps counts as.
+        data_path: The folder with the images and masks.
+        split: Which images; all takes every image of a folder that has no parts.
+        trimap_border: What the border of Oxford's trimaps counts as.
         tolerance: How far a boundary may lie off and still count as right: 2 (pixels) or
-            0.75% (of the picture's diagonal).
-        groups: A table of what you know of the pictures: a column with their names, and one or
+            0.75% (of the image's diagonal).
+        groups: A table of what you know of the images: a column with their names, and one or
             more to give the mean Dice of each group by.
-        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+        threshold: Calibrated probability from which a pixel is foreground; leaves out what else
             validation chose for the mask.
-        tta: Ask the network several views of each picture and take the mean: mirror (left and
-            right), flip (top and bottom too), turn, scale, or several: flip,turn. Slower by the
-            number of views.
-        allow_seen: Score pictures that the model was trained on too, and mark the score.
-        batch_size: Pictures predicted at once; changes the speed, not the masks.
+        tta: Ask the network several views of each image and take the mean: hflip (left
+            and right), vflip (top and bottom), rot90 (quarter turns), scale, or several:
+            hflip,vflip. Slower by the number of views.
+        allow_training_images: Score images that the model was trained on too, and mark the score.
+        batch_size: Images predicted at once; changes the speed, not the masks.
         device: Where to compute.
         backend: What runs the network: a checkpoint runs on torch, an .onnx file on openvino or
             else onnxruntime, whichever is installed.
@@ -130,9 +140,19 @@ def inference(
         threads: Of the processor, at most.
         out: Where masks, overlays and table go.
     """
-    task = Task(model, data_path, split, border, tolerance, groups, threshold, tta, allow_seen)
+    task = Task(
+        model,
+        data_path,
+        split,
+        trimap_border,
+        tolerance,
+        groups,
+        threshold,
+        tta,
+        allow_training_images,
+    )
     machine = Machine(device, backend, precision, threads)
-    score, folder = _score(task, batch_size, machine, out, write_pictures=True)
+    score, folder = _score(task, batch_size, machine, out, write_images=True)
     print(f"Mean Dice Score: {score.mean_dice:.4f}")
     print(score.summary())
     print(folder)
@@ -145,12 +165,12 @@ class Task:
     model: Path
     data_path: Path | None
     split: str
-    border: BorderFlag
+    trimap_border: TrimapBorderFlag
     tolerance: str | None
     groups: Path | None
     threshold: float | None
     tta: str | None
-    allow_seen: bool
+    allow_training_images: bool
 
 
 @dataclass(frozen=True)
@@ -169,7 +189,7 @@ def _score(
     machine: Machine,
     out: Path | None,
     *,
-    write_pictures: bool,
+    write_images: bool,
 ) -> tuple[Score, Path]:
     from notan.checkpoint import read_card
     from notan.evaluate import evaluate as score_all
@@ -184,7 +204,11 @@ def _score(
     augment = parse_augment(task.tta) if task.tta is not None else ()
     card = read_card(task.model)
     subject = open_subject(
-        card, task.split, data_path=task.data_path, border=task.border, groups=task.groups
+        card,
+        task.split,
+        data_path=task.data_path,
+        trimap_border=task.trimap_border,
+        groups=task.groups,
     )
     predictor = Predictor.load(
         task.model,
@@ -195,7 +219,7 @@ def _score(
         threshold=task.threshold,
         augment=augment,
     )
-    kind = "inference" if write_pictures else "evaluate"
+    kind = "inference" if write_images else "evaluate"
     folder = out or fresh_folder(task.model.parent / f"{kind}-{task.split}")
 
     def write(sample: Sample, prediction: Prediction) -> None:
@@ -205,12 +229,12 @@ def _score(
         predictor,
         subject.source,
         split=task.split,
-        border=subject.border,
+        trimap_border=subject.trimap_border,
         batch_size=batch_size,
-        witness=write if write_pictures else None,
+        witness=write if write_images else None,
         tolerance=tolerance,
         groupings=subject.groupings,
-        allow_seen=task.allow_seen,
+        allow_training_images=task.allow_training_images,
     )
     write_score(folder, score)
     return score, folder

@@ -24,9 +24,9 @@ def export(
     int8: bool = False,
     data_path: Annotated[Path | None, shows("the model's own", "FOLDER")] = None,
 ) -> None:
-    """Write one portable file, which predicts on any machine, with ONNX Runtime or OpenVINO.
+    """Write one ONNX model, which predicts on any machine, with ONNX Runtime or OpenVINO.
 
-    Before it is written, its masks are compared with the checkpoint's on validation pictures, at
+    Before it is written, its masks are compared with the checkpoint's on validation images, at
     their own size, under each of the two that is installed; a file whose masks differ is refused.
     The file holds the card, so predict, evaluate and compare take it like a checkpoint.
 
@@ -36,8 +36,8 @@ def export(
         out: The file to write.
         half: Store the weights in float16: a file half as large, of the same speed.
         int8: Compute in eight bits: several times as quick, a quarter of the size. It is calibrated
-            on validation pictures, and refused where the masks would be others.
-        data_path: The folder with the pictures that the masks are compared on, and that int8 is
+            on validation images, and refused where the masks would be others.
+        data_path: The folder with the images that the masks are compared on, and that int8 is
             calibrated on.
     """
     from notan.export import export as export_model
@@ -59,10 +59,10 @@ def _in_words(exported: Exported) -> str:
     if made := exported.quantized:
         lines.append(
             f"int8: {made.layers} of {made.layers + len(made.float_layers)} convolutions, "
-            f"{made.share:.1%} of the multiplications, calibrated on {made.pictures}"
+            f"{made.share:.1%} of the multiplications, calibrated on {made.images}"
         )
     lines += [
-        f"{each.runtime}: mask IoU {each.mask_iou:.5f} with the checkpoint on {each.pictures} "
+        f"{each.runtime}: mask IoU {each.mask_iou:.5f} with the checkpoint on {each.images} "
         f"(worst {each.worst_iou:.5f}), probabilities differ by at most "
         f"{each.largest_difference:.1g}"
         for each in exported.parity

@@ -62,10 +62,10 @@ COMMANDS = {
 INTERRUPTED = 130
 SECTIONS = (*Run.model_fields, *Pretraining.model_fields)
 OVERRIDE = re.compile(rf"({'|'.join(SECTIONS)})(\.\w+)?=")
-DESCRIPTION = f"""notan {__version__}: two-class image segmentation, figure against ground.
+DESCRIPTION = f"""notan {__version__}: two-class image segmentation, foreground against background.
 
 Start with: notan demo
-Then, on pictures of your own: notan train --data-path FOLDER
+Then, on images of your own: notan train --data-path FOLDER
 Each command explains itself: notan train --help
 With --debug an error shows its whole trace; --version prints the version."""
 

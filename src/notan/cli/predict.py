@@ -1,4 +1,4 @@
-"""``notan predict``: masks for any pictures."""
+"""``notan predict``: masks for any images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from notan.cli.flags import (
     BackendFlag,
     Device,
     Inputs,
-    ModelOrBoxed,
+    ModelOrDefault,
     PrecisionFlag,
     Scale,
     Threads,
@@ -41,14 +41,14 @@ MOST_NAMED = 5
 def predict(
     inputs: Inputs,
     *,
-    model: ModelOrBoxed = None,
+    model: ModelOrDefault = None,
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions"),
     format: Annotated[str, arg(metavar="NAME,...")] = "mask,overlay",  # noqa: A002 - the flag's name
     threshold: Threshold = None,
     tta: Tta = None,
     tiles: bool = False,
     scale: Scale = None,
-    every: Annotated[int, arg(metavar="N")] = 1,
+    frame_step: Annotated[int, arg(metavar="N")] = 1,
     resume: bool = False,
     batch_size: int = 1,
     device: Device = "auto",
@@ -56,9 +56,9 @@ def predict(
     precision: PrecisionFlag = "fp32",
     threads: Threads = None,
 ) -> None:
-    """Write the mask and the overlay of any picture, folder of pictures or video.
+    """Write the mask and the overlay of any image, folder of images or video.
 
-    Writes masks/NAME.png (0 / 255) and overlays/NAME.png at the pictures' own size, and
+    Writes masks/NAME.png (0 / 255) and overlays/NAME.png at the images' own size, and
     predictions.csv with the Dice that the model expects of each mask and whether a person should
     check it. NAME is the file's, without its suffix; where two files share it, with it, and with
     their folders if need be. Frames of a video are called NAME-000001, pages of a TIFF
@@ -68,26 +68,26 @@ def predict(
     and the exit code is 3. Ctrl-C leaves whole files only; the same command with --resume goes on.
 
     Args:
-        inputs: Picture files, videos, folders of them, patterns such as 'plates/**/*.tif' (in
-            quotes, or your shell expands them), or - for a picture on standard input.
+        inputs: Image files, videos, folders of them, patterns such as 'plates/**/*.tif' (in
+            quotes, or your shell expands them), or - for an image on standard input.
         model: A best.safetensors that train wrote, or an .onnx file that export made of one. The
             model in the box wants OpenVINO or ONNX Runtime: pip install 'notan[openvino]'.
         out: Where everything goes.
         format: What to write, separated by commas: mask, overlay, cutout (RGBA), probability,
-            probability16, probability-float (TIFF), rle (one rle.csv for all pictures),
+            probability16, probability-float (TIFF), rle (one rle.csv for all images),
             coco-rle (one coco-rle.json), polygons (one COCO polygons.json), geojson, contours
             (SVG).
-        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+        threshold: Calibrated probability from which a pixel is foreground; leaves out what else
             validation chose for the mask.
-        tta: Ask the network several views of each picture and take the mean: mirror (left and
-            right), flip (top and bottom too), turn, scale, or several: flip,turn. Slower by the
-            number of views.
-        tiles: Cut every picture into overlapping tiles, as pictures that are too large for one go
+        tta: Ask the network several views of each image and take the mean: hflip (left
+            and right), vflip (top and bottom), rot90 (quarter turns), scale, or several:
+            hflip,vflip. Slower by the number of views.
+        tiles: Cut every image into overlapping tiles, as images that are too large for one go
             always are.
-        scale: Of a picture in tiles, network pixels for each of its pixels, such as 0.5.
-        every: Of a video, take the first frame and every N-th after it.
+        scale: Of an image in tiles, network pixels for each of its pixels, such as 0.5.
+        frame_step: Of a video, take the first frame and every N-th after it.
         resume: Leave out what an earlier run with the same settings has written into the folder.
-        batch_size: Pictures predicted at once.
+        batch_size: Images predicted at once.
         device: Where to compute.
         backend: What runs the network: a checkpoint runs on torch, an .onnx file on openvino or
             else onnxruntime, whichever is installed.
@@ -103,12 +103,12 @@ def predict(
     from notan.predict.predictor import Predictor
     from notan.predict.tiles import make_tiling
 
-    _require_at_least_one("--every", every)
+    _require_at_least_one("--frame-step", frame_step)
     _require_at_least_one("--batch-size", batch_size)
     found = find_inputs(inputs)
     augment = parse_augment(tta) if tta is not None else ()
     predictor = Predictor.load(
-        _boxed() if model is None else model,
+        _default_model() if model is None else model,
         device=device,
         backend=backend,
         precision=precision,
@@ -124,7 +124,7 @@ def predict(
     pipeline = Pipeline(predictor, writers, table, folder=out, batch_size=batch_size)
     try:
         small, large = split_large(found)
-        outcome = _run(pipeline, small, every)
+        outcome = _run(pipeline, small, frame_step)
     finally:
         writers.close()
     if large:
@@ -134,23 +134,23 @@ def predict(
     if unsure := table.summary():
         print(unsure)
     kept = f" ({outcome.kept} were there already)" if outcome.kept else ""
-    print(f"{outcome.predicted + outcome.kept} of {outcome.total} pictures: {out}{kept}")
+    print(f"{outcome.predicted + outcome.kept} of {outcome.total} images: {out}{kept}")
     _raise_failures(outcome)
 
 
-def _boxed() -> Path:
-    from notan.box import BOXED_MODEL, WHAT_IT_KNOWS
+def _default_model() -> Path:
+    from notan.box import DEFAULT_MODEL, WHAT_IT_KNOWS
 
     logger.info("no --model was given: %s", WHAT_IT_KNOWS)
-    return BOXED_MODEL
+    return DEFAULT_MODEL
 
 
 def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
-    """Name what decides how a mask comes out, beside its picture."""
+    """Name what decides how a mask comes out, beside its image."""
     card = predictor.card
     return {
         "model": card.sha256 if card else "not known",
-        "decision": predictor.decision.model_dump_json(),
+        "postprocessing": predictor.postprocessing.model_dump_json(),
         "tta": predictor.augment or "none",
         "tiling": predictor.tiling.model_dump_json(),
         "precision": precision,
@@ -158,7 +158,7 @@ def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
 
 
 def _with_large(outcome: Outcome, large: tuple[int, int, Sequence[Failure]], out: Path) -> Outcome:
-    """Count the streamed pictures with the others, and write down which failed."""
+    """Count the streamed images with the others, and write down which failed."""
     from notan.predict.pipeline import Outcome
     from notan.predict.table import write_failures
 
@@ -167,20 +167,20 @@ def _with_large(outcome: Outcome, large: tuple[int, int, Sequence[Failure]], out
     return Outcome(outcome.predicted + large[0], outcome.kept + large[1], failures)
 
 
-def _run(pipeline: Pipeline, found: Sequence[Found], every: int) -> Outcome:
+def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int) -> Outcome:
     from tqdm import tqdm
 
     from notan.errors import StoppedBySignal
     from notan.predict.items import items_of
 
-    items = itertools.chain.from_iterable(items_of(file, every=every) for file in found)
-    with tqdm(total=len(found), unit="picture", leave=False, disable=None) as bar:
+    items = itertools.chain.from_iterable(items_of(file, frame_step=frame_step) for file in found)
+    with tqdm(total=len(found), unit="image", leave=False, disable=None) as bar:
         pipeline.progress = _Progress(bar)
         try:
             return pipeline.run(items)
         except KeyboardInterrupt as stop:
             raise StoppedBySignal(
-                f"stopped by Ctrl-C; {len(pipeline.table.rows)} pictures are done and whole: "
+                f"stopped by Ctrl-C; {len(pipeline.table.rows)} images are done and whole: "
                 "give the same command with --resume to go on",
                 signal.SIGINT,
             ) from stop
@@ -216,6 +216,6 @@ def _raise_failures(outcome: Outcome) -> None:
     reasons = "; ".join(failure.reason for failure in failures[:MOST_NAMED])
     more = f"; and {len(failures) - MOST_NAMED} more" if len(failures) > MOST_NAMED else ""
     raise DataError(
-        f"{len(failures)} of {outcome.total} pictures could not be read: {reasons}{more}; all in "
+        f"{len(failures)} of {outcome.total} images could not be read: {reasons}{more}; all in "
         "failed.csv"
     )

@@ -29,36 +29,36 @@ def pretrain(
     image_size: Annotated[int | None, shows(DEFAULT.image_size, "PIXELS")] = None,
     seed: Annotated[int | None, shows(DEFAULT.seed, "N")] = None,
 ) -> None:
-    """Let an encoder learn from pictures without masks, before notan train learns from masks.
+    """Let an encoder learn from images without masks, before notan train learns from masks.
 
-    Squares of each picture are hidden, and the network learns to fill them in: for that it has to
-    know what your pictures show. It is of use where you have many more pictures than masks, and the
-    pictures are of a kind that published weights have never seen. Start the training from it with:
+    Squares of each image are hidden, and the network learns to fill them in: for that it has to
+    know what your images show. It is of use where you have many more images than masks, and the
+    images are of a kind that published weights have never seen. Start the training from it with:
     notan train --encoder NAME --encoder-weights RUN/encoder.safetensors.
 
-    The run folder receives encoder.safetensors, history.jsonl with the loss on pictures that were
+    The run folder receives encoder.safetensors, history.jsonl with the loss on images that were
     held out, and reconstructions.png: what is seen, what is filled in, and what was there.
 
     Args:
         overrides: Any other setting: pretrain.hidden_share=0.5 pretrain.patch=16
             pretrain.crop_area=0.3 pretrain.precision=bf16 pretrain.workers=4.
-        data_path: A folder of pictures; or a data folder as train takes it, of which only the
-            training pictures are used.
+        data_path: A folder of images; or a data folder as train takes it, of which only the
+            training images are used.
         encoder: efficientnet_lite0, resnet34, timm:NAME or smp:NAME: what learns.
         pretrained: Go on from the encoder's published weights, learned on ImageNet.
         encoder_weights: Go on from the weights in this file.
         out: Where the run is kept.
         overwrite: Replace the pretraining that is already in --out.
         resume: Go on with the pretraining in this folder where it was stopped, with its own
-            settings; device, workers and a folder of pictures that was moved may be given anew.
+            settings; device, workers and a folder of images that was moved may be given anew.
         device: Where to compute.
-        epochs: Passes over the pictures; of a few hundred pictures, hundreds are wanted.
-        batch_size: Pictures in a step.
+        epochs: Passes over the images; of a few hundred images, hundreds are wanted.
+        batch_size: Images in a step.
         learning_rate: Of AdamW, at its highest.
-        image_size: Side of the square that pictures are cropped and resized to, in pixels; near
+        image_size: Side of the square that images are cropped and resized to, in pixels; near
             what you will train at.
-        seed: Decides weights, order, crops, what is hidden and which pictures are held out; give
-            the training the same, so that both set the same validation pictures aside.
+        seed: Decides weights, order, crops, what is hidden and which images are held out; give
+            the training the same, so that both set the same validation images aside.
     """
     flags = {
         "path": data_path,

@@ -20,15 +20,15 @@ def report(
 ) -> None:
     """Write one page that says what a run did and what its model is worth.
 
-    Writes report.html, which needs nothing else, its figures as PNG into report/, and report.json
-    with everything that the page shows. The newest score of the split that evaluate or inference
-    left in the run folder is shown; where there is none, the pictures are scored now. What is
-    missing, the page says. Train writes the page too, at its end.
+    Writes report.html, which needs nothing else, its foregrounds as PNG into report/, and
+    report.json with everything that the page shows. The newest score of the split that evaluate or
+    inference left in the run folder is shown; where there is none, the images are scored now. What
+    is missing, the page says. Train writes the page too, at its end.
 
     Args:
         run: The folder of a run, finished or not.
-        data_path: The folder with the pictures and masks.
-        split: Whose score and pictures to show; no other part of the data is read.
+        data_path: The folder with the images and masks.
+        split: Whose score and images to show; no other part of the data is read.
         device: Where to compute.
         out: Where the page goes.
     """

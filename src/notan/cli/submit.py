@@ -25,26 +25,26 @@ def submit(
     device: Device = "auto",
     check: Annotated[Path | None, shows("none", "FILE")] = None,
 ) -> None:
-    """Write the masks of a list of pictures as a leaderboard takes them, or check such a file.
+    """Write the masks of a list of images as a leaderboard takes them, or check such a file.
 
     Writes image_id,encoded_mask: the names and the order of the list, and Kaggle's run lengths at
-    the pictures' own size (column by column, from 1; an empty mask is an empty cell). The pictures
+    the images' own size (column by column, from 1; an empty mask is an empty cell). The images
     need no masks: they lie in the folder, in its images/ or in images/ of its train/, val/, test/.
 
     With --check FILE nothing is predicted: every row is read strictly, and all that is wrong is
-    listed, with exit code 3. --list adds the names, --data-path the pictures' sizes.
+    listed, with exit code 3. --list adds the names, --data-path the images' sizes.
 
     Args:
         model: A best.safetensors that train wrote, or an .onnx file that export made of one.
-        data_path: The folder with the pictures.
+        data_path: The folder with the images.
         list: One name a line, the first word of it, with or without the file's suffix.
         out: The file to write.
-        threshold: Calibrated probability from which a pixel is figure; leaves out what else
+        threshold: Calibrated probability from which a pixel is foreground; leaves out what else
             validation chose for the mask.
-        tta: Ask the network several views of each picture and take the mean: mirror (left and
-            right), flip (top and bottom too), turn, scale, or several: flip,turn. Slower by the
-            number of views.
-        batch_size: Pictures predicted at once.
+        tta: Ask the network several views of each image and take the mean: hflip (left
+            and right), vflip (top and bottom), rot90 (quarter turns), scale, or several:
+            hflip,vflip. Slower by the number of views.
+        batch_size: Images predicted at once.
         device: Where to compute.
         check: A file to check.
     """
@@ -84,37 +84,37 @@ def _write(
     from notan.predict.augment import parse_augment
     from notan.predict.predictor import Predictor
     from notan.predict.submission import (
-        find_pictures,
+        find_images,
         read_list,
         refuse_to_replace,
         write_submission,
     )
 
     refuse_to_replace(out, [model, listing])
-    pictures = find_pictures(read_list(listing), data_path)
+    images = find_images(read_list(listing), data_path)
     augment = parse_augment(tta) if tta is not None else ()
     predictor = Predictor.load(model, device=device, threshold=threshold, augment=augment)
-    with tqdm(total=len(pictures), unit="picture", leave=False, disable=None) as bar:
-        write_submission(predictor, pictures, out, batch_size=batch_size, progress=bar.update)
-    print(f"{len(pictures)} pictures: {out}")
+    with tqdm(total=len(images), unit="image", leave=False, disable=None) as bar:
+        write_submission(predictor, images, out, batch_size=batch_size, progress=bar.update)
+    print(f"{len(images)} images: {out}")
 
 
 def _check(path: Path, data_path: Path | None, listing: Path | None) -> None:
-    from notan.predict.submission import find_pictures, read_list, read_sizes
+    from notan.predict.submission import find_images, read_list, read_sizes
     from notan.predict.submission_check import check_submission
 
     names = read_list(listing) if listing is not None else None
     sizes = None
     if data_path is not None:
         if names is None:
-            raise ConfigError("--data-path: needs --list, which says what the pictures are called")
-        sizes = read_sizes(find_pictures(names, data_path))
+            raise ConfigError("--data-path: needs --list, which says what the images are called")
+        sizes = read_sizes(find_images(names, data_path))
     findings = check_submission(path, names, sizes)
     if findings.count:
         print(findings.in_words())
         problems = "1 problem" if findings.count == 1 else f"{findings.count} problems"
         raise DataError(f"{path}: {problems}, listed above; mend them before you submit it")
-    print(f"fine: {findings.pictures} pictures")
+    print(f"fine: {findings.images} images")
 
 
 def _refuse_with_check(flags: list[str]) -> None:

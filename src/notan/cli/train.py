@@ -12,37 +12,37 @@ from tyro.conf import OmitArgPrefixes
 
 from notan.cli import BEGAN
 from notan.cli.flags import Overrides
-from notan.cli.train_flags import Learning, Network, Pictures, Place, settings_of
+from notan.cli.train_flags import DataFlags, ModelFlags, RunFlags, TrainFlags, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from notan.auto import Suggestion
     from notan.train import TrainResult
-    from notan.train.budget import Frame
+    from notan.train.time_limit import Overhead
 
 logger = logging.getLogger("notan")
 
 REPORT_OVER_LOADING, LEAVING_OVER_LOADING = 3.0, 0.3
-"""Time that a report takes beside scoring pictures, and that the process takes to end, over the
+"""Time that a report takes beside scoring images, and that the process takes to end, over the
 time that loading PyTorch takes."""
 
-PICTURES, NETWORK, LEARNING, PLACE = Pictures(), Network(), Learning(), Place()
+IMAGES, NETWORK, LEARNING, PLACE = DataFlags(), ModelFlags(), TrainFlags(), RunFlags()
 """Groups of which no flag is given."""
 
 
 def train(
     overrides: Overrides = (),
     *,
-    pictures: OmitArgPrefixes[Pictures] = PICTURES,
-    network: OmitArgPrefixes[Network] = NETWORK,
-    learning: OmitArgPrefixes[Learning] = LEARNING,
-    place: OmitArgPrefixes[Place] = PLACE,
+    images: OmitArgPrefixes[DataFlags] = IMAGES,
+    network: OmitArgPrefixes[ModelFlags] = NETWORK,
+    learning: OmitArgPrefixes[TrainFlags] = LEARNING,
+    place: OmitArgPrefixes[RunFlags] = PLACE,
 ) -> None:
-    """Train a model on pictures and masks, and keep the best by validation Dice.
+    """Train a model on images and masks, and keep the best by validation Dice.
 
     The data folder is the Oxford-IIIT Pet dataset in its own layout, or any folder with images/
-    and masks/ (matched by name), alone or inside train/, val/ and test/. No test picture is
+    and masks/ (matched by name), alone or inside train/, val/ and test/. No test image is
     read. The run folder receives best.safetensors, run.toml, history.jsonl, curves, and at the end
     report.html.
 
@@ -50,32 +50,32 @@ def train(
         overrides: Any other setting: model.width=16 train.precision=bf16 data.limit=40
             train.schedule=cosine loss.focal=1 augment.enabled=false. The last word on a setting
             wins: defaults, then the recipe, then flags, then these.
-        pictures: What is learned from.
+        images: What is learned from.
         network: What learns.
         learning: How it learns.
         place: Where the run begins and where it is kept.
     """
-    flags = settings_of(pictures, network, learning)
+    flags = settings_of(images, network, learning)
     _refuse_mixed(place)
     if place.write_recipe is not None:
         _write_recipe(place.write_recipe, flags, overrides, overwrite=place.overwrite)
         return
-    frame = _frame()
+    overhead = _overhead()
     result = (
-        _start(place, flags, overrides, frame)
+        _start(place, flags, overrides, overhead)
         if place.resume is None
-        else _go_on(place.resume, flags, overrides, frame, allow_changes=place.allow_changes)
+        else _go_on(place.resume, flags, overrides, overhead, allow_changes=place.allow_changes)
     )
     print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})\n{result.checkpoint}")
     folder, left = result.checkpoint.parent, result.seconds_left
-    if left is not None and left < frame.report_seconds / 2:
+    if left is not None and left < overhead.report_seconds / 2:
         again = f"notan report {shlex.quote(str(folder))}"
-        logger.warning("the budget left no time for the report; write it with: %s", again)
+        logger.warning("the time limit left no time for the report; write it with: %s", again)
     else:
         _report(folder)
 
 
-def _refuse_mixed(place: Place) -> None:
+def _refuse_mixed(place: RunFlags) -> None:
     """Refuse flags of a new run beside one that goes on, and the other way round."""
     from notan.errors import ConfigError
 
@@ -94,17 +94,17 @@ def _refuse_mixed(place: Place) -> None:
         )
 
 
-def _frame() -> Frame:
-    """Say when the command began and what its report will take, for a budget of time.
+def _overhead() -> Overhead:
+    """Say when the command began and what its report will take, for a time limit.
 
     Until here the command has loaded PyTorch, and the report will load and draw about as much
     again, at the speed that the machine has just shown.
     """
-    from notan.train.budget import Frame
+    from notan.train.time_limit import Overhead
 
     began = BEGAN.get()
     loading = time.monotonic() - began
-    return Frame(began, REPORT_OVER_LOADING * loading, LEAVING_OVER_LOADING * loading)
+    return Overhead(began, REPORT_OVER_LOADING * loading, LEAVING_OVER_LOADING * loading)
 
 
 def _report(folder: Path) -> None:
@@ -122,7 +122,7 @@ def _report(folder: Path) -> None:
 
 
 def _start(
-    place: Place, flags: Mapping[str, object], overrides: Sequence[str], frame: Frame
+    place: RunFlags, flags: Mapping[str, object], overrides: Sequence[str], overhead: Overhead
 ) -> TrainResult:
     from notan.config import load_run
     from notan.train import train as run_training
@@ -133,7 +133,7 @@ def _start(
     else:
         run, recipe = load_run(place.recipe, flags=flags, overrides=overrides), None
     where, overwrite = place.out, place.overwrite
-    return run_training(run, out=where, overwrite=overwrite, recipe=recipe, frame=frame)
+    return run_training(run, out=where, overwrite=overwrite, recipe=recipe, overhead=overhead)
 
 
 def _suggest(flags: Mapping[str, object], overrides: Sequence[str]) -> Suggestion:
@@ -160,7 +160,7 @@ def _go_on(
     folder: Path,
     flags: Mapping[str, object],
     overrides: Sequence[str],
-    frame: Frame,
+    overhead: Overhead,
     *,
     allow_changes: bool,
 ) -> TrainResult:
@@ -169,4 +169,4 @@ def _go_on(
 
     settings = folder / "run.toml"
     run = load_run(settings, flags=flags, overrides=overrides) if settings.is_file() else None
-    return resume_training(folder, run=run, allow_changes=allow_changes, frame=frame)
+    return resume_training(folder, run=run, allow_changes=allow_changes, overhead=overhead)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from notan.cli.flags import DEFAULT, BudgetFlag, DataPath, seconds_of, shows
+from notan.cli.flags import DEFAULT, DataPath, TimeLimitFlag, seconds_of, shows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,32 +39,32 @@ def settings_of(*groups: object) -> Mapping[str, object]:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class DataFlags:
     """What is learned from.
 
     Attributes:
-        data_path: The folder with the pictures and masks.
-        unlabelled: A folder of more such pictures, without masks, to learn from too: what the
+        data_path: The folder with the images and masks.
+        unlabelled: A folder of more such images, without masks, to learn from too: what the
             moving average of the weights says of them is taken for true, after the first steps.
-            Copies of validation and test pictures are left out.
+            Copies of validation and test images are left out.
             loss.consistency=1 is its weight.
-        border: What the border of Oxford's trimaps counts as; other masks have none.
-        image_size: Side of the square that pictures are resized to, in pixels.
+        trimap_border: What the border of Oxford's trimaps counts as; other masks have none.
+        image_size: Side of the square that images are resized to, in pixels.
     """
 
     data_path: DataPath = sets("data.path")
     unlabelled: Annotated[Path | None, shows("none", "FOLDER")] = sets("train.unlabelled")
-    border: Annotated[
-        Literal["figure", "ground", "ignore"] | None,
-        shows(DEFAULT.data.border, "figure|ground|ignore"),
-    ] = sets("data.border")
+    trimap_border: Annotated[
+        Literal["foreground", "background", "ignore"] | None,
+        shows(DEFAULT.data.trimap_border, "foreground|background|ignore"),
+    ] = sets("data.trimap_border")
     image_size: Annotated[int | None, shows(DEFAULT.preprocess.image_size[0], "PIXELS")] = sets(
         "preprocess.image_size"
     )
 
 
 @dataclass(frozen=True)
-class Network:
+class ModelFlags:
     """What learns.
 
     Attributes:
@@ -76,7 +76,8 @@ class Network:
         encoder_weights: Start it from a file instead: a .pth of published weights, or a model of
             notan's with the same encoder.
         freeze_epochs: Epochs at the start in which the encoder stays as it came and the rest
-            learns; then all of it does, the encoder more slowly with train.encoder_rate=0.3.
+            learns; then all of it does, the encoder at a lower rate with
+            train.encoder_lr_multiplier=0.3.
         teacher: A model file, an ensemble's for example, to learn from beside the masks;
             loss.teacher=1 is its weight.
     """
@@ -92,14 +93,14 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Learning:
+class TrainFlags:
     """How it learns.
 
     Attributes:
-        budget: The time in which everything ends, from here to the report, such as 90s, 10m or
+        time_limit: The time in which everything ends, from here to the report, such as 90s, 10m or
             1.5h; the learning rate comes down by then, and --epochs is the most there may be.
-        epochs: Passes over the training pictures.
-        batch_size: Pictures in a step.
+        epochs: Passes over the training images.
+        batch_size: Images in a step.
         learning_rate: Of AdamW, at its highest.
         patience: Stop after so many epochs without a better validation Dice.
         seed: Decides weights, order, augmentation and split.
@@ -108,7 +109,7 @@ class Learning:
         detect_anomaly: Stop at the very operation that made a NaN.
     """
 
-    budget: BudgetFlag = sets("train.budget_seconds", read=seconds_of)
+    time_limit: TimeLimitFlag = sets("train.time_limit_seconds", read=seconds_of)
     epochs: Annotated[int | None, shows(DEFAULT.train.epochs, "N")] = sets("train.epochs")
     batch_size: Annotated[int | None, shows(DEFAULT.train.batch_size, "N")] = sets(
         "train.batch_size"
@@ -128,11 +129,11 @@ class Learning:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunFlags:
     """Where the run begins and where it is kept.
 
     Attributes:
-        auto: Look at the training pictures and at this machine, choose the settings, say why, and
+        auto: Look at the training images and at this machine, choose the settings, say why, and
             keep them with the run as auto.toml; flags and settings given beside it stand.
         write_recipe: With --auto: write the recipe here and train nothing, to be looked at, changed
             and trained with --recipe.
@@ -141,7 +142,7 @@ class Place:
         overwrite: Replace the run that is already in --out.
         resume: Go on with the run in this folder where it was stopped, with its own settings; other
             flags change them.
-        allow_changes: Go on with --resume even if changed settings or pictures make it another run.
+        allow_changes: Go on with --resume even if changed settings or images make it another run.
     """
 
     auto: bool = False

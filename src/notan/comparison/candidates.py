@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from notan.config import Border
+    from notan.config import TrimapBorder
 
 FEWEST = 2
-HOW_LONG = {"train.patience", "train.budget_seconds", "train.guard", "train.most_returns"}
+HOW_LONG = {"train.patience", "train.time_limit_seconds", "train.loss_guard", "train.max_rollbacks"}
 BESIDE_THE_RECIPE = (HARMLESS - HOW_LONG) | {"seed"}
 """Settings in which two runs may differ and still be seeds of one: none decides what is learned."""
 
@@ -129,15 +129,15 @@ def _differ_in_seed_only(one: Candidate, other: Candidate) -> bool:
         and changed <= BESIDE_THE_RECIPE
         and one.card.model_class == other.card.model_class
         and not one.card.members  # what each was joined of is not told by the settings
-        and _pictures(one) == _pictures(other)
+        and _images(one) == _images(other)
     )
 
 
-def _pictures(candidate: Candidate) -> object:
-    """Return what tells training pictures apart, but for a split that the seed decided."""
+def _images(candidate: Candidate) -> object:
+    """Return what tells training images apart, but for a split that the seed decided."""
     data = candidate.card.data
     by_seed = data.validation_names is not None and candidate.card.run.data.split_seed is None
-    return data.training_pictures if by_seed else data.training_fingerprint
+    return data.training_images if by_seed else data.training_fingerprint
 
 
 def _group_name(group: Sequence[Candidate]) -> str:
@@ -147,28 +147,31 @@ def _group_name(group: Sequence[Candidate]) -> str:
     return names.pop() if len(names) == 1 else group[0].card.run.model.name
 
 
-def common_border(candidates: Sequence[Candidate], border: Border | None) -> Border | None:
+def common_trimap_border(
+    candidates: Sequence[Candidate], trimap_border: TrimapBorder | None
+) -> TrimapBorder | None:
     """Return the border rule that all are scored by.
 
     Args:
         candidates: Each with the rule it was trained by.
-        border: A rule that overrides theirs.
+        trimap_border: A rule that overrides theirs.
 
     Raises:
         ConfigError: Theirs differ and none was given.
     """
-    rules = {candidate.card.border for candidate in candidates}
-    if border or len(rules) == 1:
-        return border or rules.pop()
-    listed = ", ".join(f"{each.name} {each.card.border or 'none'}" for each in candidates)
+    rules = {candidate.card.trimap_border for candidate in candidates}
+    if trimap_border or len(rules) == 1:
+        return trimap_border or rules.pop()
+    listed = ", ".join(f"{each.name} {each.card.trimap_border or 'none'}" for each in candidates)
     raise ConfigError(
         f"the models were trained by different rules for the trimap's border ({listed}); choose "
-        "the one to score all of them by: --border figure, --border ground or --border ignore"
+        "the one to score all of them by: --trimap-border foreground, --trimap-border background "
+        "or --trimap-border ignore"
     )
 
 
 def common_validation(candidates: Sequence[Candidate], split: str) -> frozenset[str] | None:
-    """Return the validation pictures that notan set aside, None where the data have their own.
+    """Return the validation images that notan set aside, None where the data have their own.
 
     Raises:
         ConfigError: The models set aside different ones, and the split is made of them.
@@ -176,23 +179,26 @@ def common_validation(candidates: Sequence[Candidate], split: str) -> frozenset[
     choices = {candidate.card.data.validation_names for candidate in candidates}
     if len(choices) > 1 and split not in ("test", "all"):
         raise ConfigError(
-            f"--split {split}: the models set different pictures aside for validation, so some "
+            f"--split {split}: the models set different images aside for validation, so some "
             "were trained on what others are scored on; compare them on --split test"
         )
     names = candidates[0].card.data.validation_names
     return frozenset(names) if names is not None else None
 
 
-def notes_on(candidates: Sequence[Candidate], border: Border | None) -> list[str]:
+def notes_on(candidates: Sequence[Candidate], trimap_border: TrimapBorder | None) -> list[str]:
     """Say what a reader must know of how the models came about, each in a sentence."""
     return [
         *_same_files(candidates),
-        *_different_pictures(candidates),
+        *_different_images(candidates),
         *(
-            f"{each.name} was trained with border = {each.card.border} and is scored by "
-            f"border = {border}."
+            f"{each.name} was trained with trimap_border = {each.card.trimap_border} and is "
+            "scored by "
+            f"trimap_border = {trimap_border}."
             for each in candidates
-            if border and each.card.border and each.card.border != border
+            if trimap_border
+            and each.card.trimap_border
+            and each.card.trimap_border != trimap_border
         ),
     ]
 
@@ -208,14 +214,14 @@ def _same_files(candidates: Sequence[Candidate]) -> list[str]:
     return notes
 
 
-def _different_pictures(candidates: Sequence[Candidate]) -> list[str]:
+def _different_images(candidates: Sequence[Candidate]) -> list[str]:
     trained_on: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         trained_on.setdefault(candidate.card.data.training_fingerprint, []).append(candidate)
     if len(trained_on) == 1:
         return []
     listed = "; ".join(
-        f"{', '.join(each.name for each in together)} on {together[0].card.data.training_pictures}"
+        f"{', '.join(each.name for each in together)} on {together[0].card.data.training_images}"
         for together in trained_on.values()
     )
-    return [f"The models were trained on different pictures ({listed})."]
+    return [f"The models were trained on different images ({listed})."]

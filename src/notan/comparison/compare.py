@@ -1,4 +1,4 @@
-"""Compare run folders or model files: every model on the same pictures, by the same rules."""
+"""Compare run folders or model files: every model on the same images, by the same rules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from notan.comparison.candidates import (
-    common_border,
+    common_trimap_border,
     common_validation,
     group_seeds,
     notes_on,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.comparison.candidates import Candidate
-    from notan.config import Border
+    from notan.config import TrimapBorder
     from notan.data.sample import Source
 
 logger = logging.getLogger("notan")
@@ -39,10 +39,10 @@ def compare(
     *,
     data_path: Path | None = None,
     split: str = "test",
-    border: Border | None = None,
+    trimap_border: TrimapBorder | None = None,
     device: str = "auto",
     batch_size: int = 8,
-    allow_seen: bool = False,
+    allow_training_images: bool = False,
 ) -> Comparison:
     """Compare two or more models on one split of a data folder.
 
@@ -50,15 +50,15 @@ def compare(
         models: Run folders, or model files. Those that differ in the seed only are taken together.
         data_path: The data folder; None takes the one that the first model was trained on.
         split: ``test``, ``val``, ``train`` or ``all``.
-        border: What the trimap's border counts as; None takes the models' own rule.
+        trimap_border: What the trimap's border counts as; None takes the models' own rule.
         device: Where to compute, for ``find_device``.
-        batch_size: Pictures predicted at once.
-        allow_seen: Score pictures that a model was trained on, and say so.
+        batch_size: Images predicted at once.
+        allow_training_images: Score images that a model was trained on, and say so.
 
     Raises:
         ConfigError: Fewer than two models, no data folder, or rules that do not fit each other.
         CheckpointError: A model is missing, damaged, foreign, or a network of the user's own.
-        DataError: The folder lacks the split, a picture cannot be read, or a model was trained on
+        DataError: The folder lacks the split, an image cannot be read, or a model was trained on
             it.
     """
     candidates = open_candidates(models)
@@ -66,20 +66,20 @@ def compare(
     flags = {
         "data.path": data_path or first.data.path,
         "data.layout": first.data.layout,
-        "data.border": common_border(candidates, border),
+        "data.trimap_border": common_trimap_border(candidates, trimap_border),
     }
     data = load_run(flags=flags).data
     names = common_validation(candidates, split)
     source = open_split(data, split, seed=first.seed, validation_names=names)
-    rule = data.border if find_layout(data) == "pets" else None
+    rule = data.trimap_border if find_layout(data) == "pets" else None
     return compare_on(
         candidates,
         source,
         split=split,
-        border=rule,
+        trimap_border=rule,
         device=device,
         batch_size=batch_size,
-        allow_seen=allow_seen,
+        allow_training_images=allow_training_images,
     )
 
 
@@ -88,25 +88,25 @@ def compare_on(
     source: Source,
     *,
     split: str,
-    border: Border | None = None,
+    trimap_border: TrimapBorder | None = None,
     device: str = "auto",
     batch_size: int = 8,
-    allow_seen: bool = False,
+    allow_training_images: bool = False,
 ) -> Comparison:
-    """Compare opened models on pictures of any source.
+    """Compare opened models on images of any source.
 
     Args:
         candidates: From ``open_candidates``.
-        source: Pictures with their true masks.
+        source: Images with their true masks.
         split: What the comparison says they are.
-        border: What it says the trimap's border counted as; None: there is none.
+        trimap_border: What it says the trimap's border counted as; None: there is none.
         device: Where to compute, for ``find_device``.
-        batch_size: Pictures predicted at once.
-        allow_seen: Score pictures that a model was trained on, and say so.
+        batch_size: Images predicted at once.
+        allow_training_images: Score images that a model was trained on, and say so.
 
     Raises:
         CheckpointError: A file is damaged, or of a network of the user's own.
-        DataError: A picture or mask cannot be read, there is none, or a model was trained on it.
+        DataError: An image or mask cannot be read, there is none, or a model was trained on it.
     """
     place = find_device(device)
     groups = group_seeds(candidates)
@@ -114,27 +114,27 @@ def compare_on(
     for group in groups:
         results = []
         for member in group.members:
-            logger.info("evaluating %s on %d pictures", member.name, len(source))
+            logger.info("evaluating %s on %d images", member.name, len(source))
             results.append(
                 measure(
                     member,
                     source,
                     split=split,
-                    border=border,
+                    trimap_border=trimap_border,
                     device=place,
                     batch_size=batch_size,
-                    allow_seen=allow_seen,
+                    allow_training_images=allow_training_images,
                 )
             )
         contenders.append(Contender.of(group.name, results))
-    notes = [*notes_on(candidates, border), *_seen(contenders)]
+    notes = [*notes_on(candidates, trimap_border), *_seen(contenders)]
     if all(len(group.members) == 1 for group in groups):
         notes.append(ONE_SEED)
     return Comparison.of(contenders, source, describe_hardware(place), notes)
 
 
 def _seen(contenders: Sequence[Contender]) -> list[str]:
-    """Say what the models have seen of the pictures, once where it is the same for all."""
+    """Say what the models have seen of the images, once where it is the same for all."""
     names: dict[str, list[str]] = {}
     for result in (result for contender in contenders for result in contender.results):
         names.setdefault(result.score.rules.seen, []).append(result.candidate.name)

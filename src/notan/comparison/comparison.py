@@ -1,4 +1,4 @@
-"""Comparison: what several models scored on the same pictures, each alone and each pair."""
+"""Comparison: what several models scored on the same images, each alone and each pair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from notan.data.sample import Source
 
 MOST_DIFFERENT = 5
-"""Pictures of a pair that are named."""
+"""Images of a pair that are named."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Contender:
     Attributes:
         name: Its own among the contenders.
         results: One for each seed.
-        dice: Of every picture, the mean over the seeds.
-        mean: Of these, with its interval over pictures.
+        dice: Of every image, the mean over the seeds.
+        mean: Of these, with its interval over images.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Contender:
 
     @property
     def iou(self) -> float:
-        """Mean over pictures and seeds."""
+        """Mean over images and seeds."""
         return fmean(result.score.mean_iou for result in self.results)
 
     @property
@@ -56,9 +56,9 @@ class Contender:
         return stdev(means) if len(means) > 1 else None
 
     @property
-    def pictures_per_second(self) -> float:
+    def images_per_second(self) -> float:
         """Mean over the seeds, which are networks of one kind."""
-        return fmean(result.pictures_per_second for result in self.results)
+        return fmean(result.images_per_second for result in self.results)
 
     @property
     def title(self) -> str:
@@ -66,10 +66,10 @@ class Contender:
         seeds = len(self.results)
         return f"{self.name} ({seeds} seeds)" if seeds > 1 else self.name
 
-    def nearest(self, picture: int) -> Result:
-        """Return the seed whose score of a picture is nearest to the mean of all."""
-        mean = self.dice[picture]
-        return min(self.results, key=lambda result: abs(result.dice[picture] - mean))
+    def nearest(self, image: int) -> Result:
+        """Return the seed whose score of an image is nearest to the mean of all."""
+        mean = self.dice[image]
+        return min(self.results, key=lambda result: abs(result.dice[image] - mean))
 
     def to_json(self) -> dict[str, object]:
         """Return the means, and every seed's result."""
@@ -80,7 +80,7 @@ class Contender:
             "high": finite(self.mean.high),
             "mean_iou": self.iou,
             "seed_spread": self.seed_spread,
-            "pictures_per_second": self.pictures_per_second,
+            "images_per_second": self.images_per_second,
             "parameters": self.results[0].parameters,
             "file_bytes": self.results[0].file_bytes,
             "seeds": [result.to_json() for result in self.results],
@@ -94,10 +94,10 @@ class Pair:
     Attributes:
         first: One of them.
         second: The other; differences are second minus first.
-        compared: The statistics over pictures.
+        compared: The statistics over images.
         p_value: The rank test's, corrected by Holm for the number of pairs.
-        agreement: Mean Dice of one's masks against the other's, over pictures and seeds.
-        most_different: Numbers of the pictures whose scores differ most, the most first.
+        agreement: Mean Dice of one's masks against the other's, over images and seeds.
+        most_different: Numbers of the images whose scores differ most, the most first.
     """
 
     first: Contender
@@ -122,7 +122,7 @@ class Pair:
         return decide(self.compared, self.p_value) != "none"
 
     def to_json(self, names: Sequence[str]) -> dict[str, object]:
-        """Return the statistics, the verdict and the pictures that differ most."""
+        """Return the statistics, the verdict and the images that differ most."""
         compared, difference = self.compared, self.compared.difference
         return {
             "first": self.first.name,
@@ -152,12 +152,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several models on the same pictures.
+    """Several models on the same images.
 
     Attributes:
         contenders: In the order they were given.
         pairs: Each with each.
-        source: The pictures.
+        source: The images.
         hardware: What the speeds were measured on.
         notes: What a reader must know besides, each a sentence.
     """
@@ -188,8 +188,8 @@ class Comparison:
 
     @property
     def names(self) -> list[str]:
-        """Of the pictures, in their order."""
-        return [picture.name for picture in self.contenders[0].results[0].score.pictures]
+        """Of the images, in their order."""
+        return [image.name for image in self.contenders[0].results[0].score.images]
 
     @property
     def over_seeds(self) -> bool:
@@ -200,10 +200,10 @@ class Comparison:
         """Return everything but the masks as plain dicts, lists and numbers; never NaN."""
         rules = self.contenders[0].results[0].score.rules
         return {
-            "pictures": self.names,
+            "images": self.names,
             "rules": {
                 "split": rules.split,
-                "border": rules.border,
+                "trimap_border": rules.trimap_border,
                 "size": rules.size,
                 "empty": EMPTY_RULE,
             },

@@ -1,4 +1,4 @@
-"""What one model scores on the pictures: its Dice, its masks, its speed, its size."""
+"""What one model scores on the images: its Dice, its masks, its speed, its size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from notan.evaluate import evaluate
-from notan.portable import is_portable
+from notan.portable import is_onnx
 from notan.predict.backends import TorchBackend
 from notan.predict.predictor import Predictor
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     import torch
 
     from notan.comparison.candidates import Candidate
-    from notan.config import Border
+    from notan.config import TrimapBorder
     from notan.data.sample import Sample, Source
     from notan.metrics import Score
     from notan.predict.predictor import Prediction
-    from notan.types import Mask, Picture, Size
+    from notan.types import Mask, RGBImage, Size
 
 TIMED, TRIES = 10, 3
-"""Pictures that the speed is measured on, and how often each is tried."""
+"""Images that the speed is measured on, and how often each is tried."""
 
 
 @dataclass(frozen=True)
@@ -58,28 +58,28 @@ class PackedMask:
 
 @dataclass(frozen=True)
 class Result:
-    """What one model did on the pictures.
+    """What one model did on the images.
 
     Attributes:
         candidate: The model.
-        score: Of every picture.
-        masks: Of every picture.
-        pictures_per_second: One picture at a time, from pixels to mask; reading not counted.
-        parameters: Numbers that were learned; 0 where a portable file's card does not say.
+        score: Of every image.
+        masks: Of every image.
+        images_per_second: One image at a time, from pixels to mask; reading not counted.
+        parameters: Numbers that were learned; 0 where an ONNX model's card does not say.
         file_bytes: Of the model file.
     """
 
     candidate: Candidate
     score: Score
     masks: tuple[PackedMask, ...]
-    pictures_per_second: float
+    images_per_second: float
     parameters: int
     file_bytes: int
 
     @property
     def dice(self) -> list[float]:
-        """Of every picture."""
-        return [picture.counts.dice for picture in self.score.pictures]
+        """Of every image."""
+        return [image.counts.dice for image in self.score.images]
 
     def to_json(self) -> dict[str, object]:
         """Return what is said of this model alone."""
@@ -89,11 +89,11 @@ class Result:
             "seed": self.candidate.card.run.seed,
             "epoch": self.candidate.card.epoch,
             "threshold": self.score.rules.threshold,
-            "decision": self.score.rules.decision,
+            "postprocessing": self.score.rules.postprocessing,
             "seen": self.score.rules.seen,
             "mean_dice": self.score.mean_dice,
             "mean_iou": self.score.mean_iou,
-            "pictures_per_second": self.pictures_per_second,
+            "images_per_second": self.images_per_second,
             "parameters": self.parameters,
             "file_bytes": self.file_bytes,
             "dice": self.dice,
@@ -105,21 +105,21 @@ def measure(
     source: Source,
     *,
     split: str,
-    border: Border | None,
+    trimap_border: TrimapBorder | None,
     device: torch.device,
     batch_size: int,
-    allow_seen: bool,
+    allow_training_images: bool,
 ) -> Result:
     """Evaluate a model, keep its masks and measure its speed.
 
     Raises:
         CheckpointError: The file is damaged, or of a network of the user's own.
-        DataError: A picture or mask cannot be read, or the model was trained on it and
-            ``allow_seen`` is False.
+        DataError: An image or mask cannot be read, or the model was trained on it and
+            ``allow_training_images`` is False.
     """
     predictor = _load(candidate, device)
     masks: list[PackedMask] = []
-    first: list[Picture] = []
+    first: list[RGBImage] = []
 
     def keep(sample: Sample, prediction: Prediction) -> None:
         masks.append(PackedMask.of(prediction.mask))
@@ -130,10 +130,10 @@ def measure(
         predictor,
         source,
         split=split,
-        border=border,
+        trimap_border=trimap_border,
         batch_size=batch_size,
         witness=keep,
-        allow_seen=allow_seen,
+        allow_training_images=allow_training_images,
     )
     return Result(
         candidate,
@@ -146,8 +146,8 @@ def measure(
 
 
 def _load(candidate: Candidate, device: torch.device) -> Predictor:
-    """Open a model; a portable file runs on the processor, whatever the others run on."""
-    if not is_portable(candidate.path):
+    """Open a model; an ONNX model runs on the processor, whatever the others run on."""
+    if not is_onnx(candidate.path):
         return Predictor.load(candidate.path, device=device)
     import torch
 
@@ -155,18 +155,18 @@ def _load(candidate: Candidate, device: torch.device) -> Predictor:
     return Predictor.load(candidate.path, threads=torch.get_num_threads())
 
 
-def _speed(predictor: Predictor, pictures: Sequence[Picture]) -> float:
-    """Return pictures per second, of the middle picture's fastest try.
+def _speed(predictor: Predictor, images: Sequence[RGBImage]) -> float:
+    """Return images per second, of the middle image's fastest try.
 
     Whatever else the machine does makes a try slower, never faster.
     """
-    fastest = (min(_seconds(predictor, picture) for _ in range(TRIES)) for picture in pictures)
+    fastest = (min(_seconds(predictor, image) for _ in range(TRIES)) for image in images)
     return 1 / median(fastest)
 
 
-def _seconds(predictor: Predictor, picture: Picture) -> float:
+def _seconds(predictor: Predictor, image: RGBImage) -> float:
     start = time.perf_counter()
-    _ = predictor(picture).mask
+    _ = predictor(image).mask
     return time.perf_counter() - start
 
 

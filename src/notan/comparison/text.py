@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from notan.metrics.statistics import Interval
 
 SMALLEST_P = 1e-4
-HEADINGS = ("model", "Dice [95 % interval]", "over seeds", "IoU", "pictures/s", "weights", "MB")
-SPEED = "one picture at a time, the fastest of three tries, reading not counted"
+HEADINGS = ("model", "Dice [95 % interval]", "over seeds", "IoU", "images/s", "weights", "MB")
+SPEED = "one image at a time, the fastest of three tries, reading not counted"
 
 
 def text_of(comparison: Comparison) -> str:
@@ -38,8 +38,8 @@ def headline(comparison: Comparison) -> str:
     """Say what was compared on what, by which rules."""
     rules, number = comparison.contenders[0].results[0].score.rules, len(comparison.names)
     return (
-        f"{len(comparison.contenders)} models on {number} picture{'' if number == 1 else 's'} of "
-        f"split {rules.split}, at {rules.size}, {BORDER_WORDS[rules.border]}, "
+        f"{len(comparison.contenders)} models on {number} image{'' if number == 1 else 's'} of "
+        f"split {rules.split}, at {rules.size}, {BORDER_WORDS[rules.trimap_border]}, "
         "each by its own threshold and tidying"
     )
 
@@ -48,15 +48,15 @@ def method(comparison: Comparison) -> str:
     """Say how intervals and p-values came about."""
     pairs = len(comparison.pairs)
     seeds = (
-        " Several seeds count as their mean on each picture; how far they lie apart is not in the "
+        " Several seeds count as their mean on each image; how far they lie apart is not in the "
         "test, it stands beside the mean."
         if comparison.over_seeds
         else ""
     )
     correction = f", corrected by Holm for {pairs} pairs" if pairs > 1 else ""
     return (
-        "Intervals: 95 % bootstrap over pictures; p: Wilcoxon's signed-rank test on the paired "
-        f"pictures{correction}.{seeds}"
+        "Intervals: 95 % bootstrap over images; p: Wilcoxon's signed-rank test on the paired "
+        f"images{correction}.{seeds}"
     )
 
 
@@ -74,14 +74,14 @@ def _row(contender: Contender) -> tuple[str, ...]:
         f"{contender.mean.mean:.4f}{ends_of(contender.mean)}",
         "" if spread is None else f"± {spread:.4f}",
         f"{contender.iou:.4f}",
-        f"{contender.pictures_per_second:.1f}",
+        f"{contender.images_per_second:.1f}",
         f"{result.parameters:,}",
         f"{result.file_bytes / 1e6:.1f}",
     )
 
 
 def ends_of(interval: Interval) -> str:
-    """Return an interval in brackets, nothing where there were too few pictures for one."""
+    """Return an interval in brackets, nothing where there were too few images for one."""
     return "" if math.isnan(interval.low) else f" [{interval.low:.4f}, {interval.high:.4f}]"
 
 
@@ -90,7 +90,7 @@ def p_in_words(p_value: float) -> str:
     return f"p < {SMALLEST_P:g}" if p_value < SMALLEST_P else f"p = {p_value:.2g}"
 
 
-def figures_of(pair: Pair) -> str:
+def foregrounds_of(pair: Pair) -> str:
     """Return a pair's statistics in a line."""
     compared, effect = pair.compared, pair.compared.effect_size
     size = f", effect size {effect:.2f}" if math.isfinite(effect) else ""
@@ -105,7 +105,7 @@ def figures_of(pair: Pair) -> str:
 def _paragraph(pair: Pair, names: Sequence[str]) -> Iterator[str]:
     yield ""
     yield f"{pair.first.title} -> {pair.second.title}: {pair.verdict}"
-    yield f"  {figures_of(pair)}"
+    yield f"  {foregrounds_of(pair)}"
     if pair.most_different:
         worst = ", ".join(
             f"{names[each]} ({pair.first.dice[each]:.2f} -> {pair.second.dice[each]:.2f})"

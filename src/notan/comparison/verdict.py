@@ -11,7 +11,7 @@ SIGNIFICANCE = 0.05
 """How often two models that are alike are called different."""
 
 FEWEST = 6
-"""Pictures without which the rank test cannot be significant: with 5 it gives 2 / 32 at best."""
+"""Images without which the rank test cannot be significant: with 5 it gives 2 / 32 at best."""
 
 Outcome = Literal["first", "second", "none", "unclear"]
 
@@ -21,7 +21,7 @@ def decide(compared: PairedComparison, p_value: float) -> Outcome:
 
     A model is better where the rank test says that chance alone would not do this, and the interval
     of the mean difference leaves out zero. Where only the test does, the two differ, but which is
-    better depends on what counts: many pictures a little, or few a lot.
+    better depends on what counts: many images a little, or few a lot.
 
     Args:
         compared: Second against first.
@@ -45,13 +45,13 @@ def in_words(compared: PairedComparison, p_value: float, first: str, second: str
     """
     difference, number = compared.difference, compared.difference.number
     if compared.ties == number:
-        pictures = "the one picture" if number == 1 else f"each of these {number} pictures"
-        return f"no difference: {first} and {second} score the same on {pictures}"
+        images = "the one image" if number == 1 else f"each of these {number} images"
+        return f"no difference: {first} and {second} score the same on {images}"
     if number < FEWEST:
-        return f"too few pictures to tell: {number}, where {FEWEST} are the least"
+        return f"too few images to tell: {number}, where {FEWEST} are the least"
     outcome = decide(compared, p_value)
     if outcome == "none":
-        return f"no difference beyond noise on these {number} pictures"
+        return f"no difference beyond noise on these {number} images"
     mean, low, high = difference.mean, difference.low, difference.high
     if outcome == "second":
         return f"{second} is better by {mean:.3f} [{low:.3f}, {high:.3f}]"
@@ -59,6 +59,6 @@ def in_words(compared: PairedComparison, p_value: float, first: str, second: str
         return f"{first} is better by {-mean:.3f} [{-high:.3f}, {-low:.3f}]"
     return (
         f"{first} and {second} differ, but neither is better in the mean: {second} scores higher "
-        f"on {compared.wins} and lower on {compared.losses} of these {number} pictures, on average "
+        f"on {compared.wins} and lower on {compared.losses} of these {number} images, on average "
         f"{mean:+.3f} [{low:.3f}, {high:.3f}]"
     )

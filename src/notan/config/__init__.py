@@ -13,20 +13,19 @@ from notan.config.pretraining import Pretrain, Pretraining
 from notan.config.sections import (
     UNLIMITED_EPOCHS,
     Augment,
-    Border,
     Data,
     LossTerms,
     Model,
     Preprocess,
     Run,
     Train,
+    TrimapBorder,
 )
 
 __all__ = [
     "NONE",
     "UNLIMITED_EPOCHS",
     "Augment",
-    "Border",
     "Data",
     "LossTerms",
     "Model",
@@ -35,6 +34,7 @@ __all__ = [
     "Pretraining",
     "Run",
     "Train",
+    "TrimapBorder",
     "asked_settings",
     "changed_settings",
     "first_problem",

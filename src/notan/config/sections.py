@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Border: TypeAlias = Literal["figure", "ground", "ignore"]
+TrimapBorder: TypeAlias = Literal["foreground", "background", "ignore"]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight: TypeAlias = Annotated[float, Field(ge=0.0)]
 PerChannel: TypeAlias = tuple[float, float, float]
@@ -28,31 +28,31 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Which pictures, and how their masks are read."""
+    """Which images, and how their masks are read."""
 
     path: Path | None = None
     """The data folder."""
     layout: Literal["auto", "pets", "folder"] = "auto"
     """``pets``: the Oxford-IIIT Pet layout; ``folder``: images/ + masks/; ``auto``: look."""
-    border: Border = "figure"
+    trimap_border: TrimapBorder = "foreground"
     """What the trimap's border (value 3) counts as; data without trimaps have no border."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """The share of training pictures set aside where the data have no validation part."""
+    """The share of training images set aside where the data have no validation part."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Decides which those are; None: the run's seed does."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Train on the first so many training pictures only, for trying things out."""
+    """Train on the first so many training images only, for trying things out."""
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that read and augment pictures; None: none on a CPU, up to 8 beside a GPU."""
+    """Processes that read and augment images; None: none on a CPU, up to 8 beside a GPU."""
 
 
 class Preprocess(Section):
-    """How a picture becomes a model's input."""
+    """How an image becomes a model's input."""
 
     image_size: ImageSize = (256, 256)
-    """(height, width) that every picture is resized to; one number means a square."""
-    keep_aspect: bool = False
-    """Only shrink pictures that are larger than ``image_size``, until they fit, with the
+    """(height, width) that every image is resized to; one number means a square."""
+    keep_aspect_ratio: bool = False
+    """Only shrink images that are larger than ``image_size``, until they fit, with the
     proportions they have; smaller ones keep their pixels."""
     mean: PerChannel | None = None
     """Mean of the red, green and blue channel (0..1) to subtract; None: what the encoder's
@@ -68,7 +68,7 @@ class Preprocess(Section):
 
 
 class Augment(Section):
-    """How training pictures are varied; the values are the reference recipe's."""
+    """How training images are varied; the values are the reference recipe's."""
 
     enabled: bool = True
     scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
@@ -76,20 +76,20 @@ class Augment(Section):
     scale_probability: Fraction = 0.5
     flip_probability: Fraction = 0.5
     affine_scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """The affine step's own zoom, at every picture."""
-    affine_shift: Fraction = 0.1
+    """The affine step's own zoom, at every image."""
+    translate: Fraction = 0.1
     """Shift by up to this fraction of height and width."""
-    affine_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 30.0
+    rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 30.0
     """Rotate by up to so many degrees, either way."""
     crop_area: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     """The random resized crop keeps at least this share of the area."""
     crop_probability: Fraction = 0.5
     brightness: Fraction = 0.2
     contrast: Fraction = 0.2
-    light_probability: Fraction = 0.5
-    dropout_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    brightness_contrast_probability: Fraction = 0.5
+    grid_dropout_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
     """Side of each hole of the grid dropout, as a share of the grid's unit."""
-    dropout_probability: Fraction = 0.5
+    grid_dropout_probability: Fraction = 0.5
 
 
 WIDTH_ON_AN_ENCODER = 16
@@ -129,7 +129,7 @@ class LossTerms(Section):
     teacher: Weight = 1.0
     """Of the teacher's probabilities, where ``train.teacher`` names one."""
     consistency: Weight = 1.0
-    """Of what the average says of pictures without masks, where ``train.unlabelled`` names some."""
+    """Of what the average says of images without masks, where ``train.unlabelled`` names some."""
     focal_gamma: Weight = 2.0
     tversky_alpha: Weight = 0.3
     tversky_beta: Weight = 0.7
@@ -142,7 +142,7 @@ class LossTerms(Section):
 
 
 UNLIMITED_EPOCHS = 100_000
-"""Epochs that no budget of time gets through."""
+"""Epochs that no time limit gets through."""
 
 
 class Train(Section):
@@ -159,17 +159,17 @@ class Train(Section):
     """Epochs over which the cosine schedule rises to the learning rate."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many epochs without a better validation Dice; None: never."""
-    budget_seconds: Annotated[float, Field(gt=0.0)] | None = None
+    time_limit_seconds: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds in which the whole training ends, from the start of the command to the report; time
-    before a resume counts too. The learning rate comes down by then: where a budget is given,
-    ``schedule`` is cosine and ``epochs`` has no limit unless they are said. None: no budget."""
+    before a resume counts too. The learning rate comes down by then: where a time limit is given,
+    ``schedule`` is cosine and ``epochs`` has no limit unless they are said. None: no time limit."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; ``auto``: bf16 where a GPU has it, else fp32."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 5.0
     """Largest norm of the gradient of all weights together; None: any."""
-    average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Keep a moving average of the weights too, and save whichever scores better. 0.99 where
-    pictures without masks are named, as it is the average that answers them."""
+    images without masks are named, as it is the average that answers them."""
     pretrained: bool = False
     """Start the encoder from its published weights; False: from scratch."""
     encoder_weights: Path | None = None
@@ -181,40 +181,40 @@ class Train(Section):
     frozen_stages: Annotated[int, Field(ge=0)] = 0
     """So many of the encoder's stages, the finest first, stay as they came to the end. They know
     edges and colours already, and going back through the largest features takes the most time."""
-    encoder_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    encoder_lr_multiplier: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Learning rate of the encoder's coarsest stage, as a multiple of the decoder's."""
-    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    layer_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Each finer stage of the encoder learns at this multiple of the rate of the one below it."""
-    encoder_statistics: Literal["batch", "frozen"] = "batch"
-    """What the encoder's batch norm goes by: each ``batch``, or the statistics that it came with
-    (``frozen``), which batches of a few pictures are too small to replace."""
+    freeze_encoder_batchnorm: bool = False
+    """Normalise the encoder's features with the statistics that came with its weights, which
+    batches of a few images are too small to replace; False: with those of each batch."""
     teacher: Path | None = None
     """A model file to learn from beside the true masks; None: from the masks alone."""
     unlabelled: Path | None = None
-    """A folder of pictures without masks to learn from too; None: from those with masks alone."""
+    """A folder of images without masks to learn from too; None: from those with masks alone."""
     consistency_steps: Annotated[int, Field(ge=0)] = 100
     """Steps over which ``loss.consistency`` rises from next to nothing."""
-    guard: bool = True
+    loss_guard: bool = True
     """Watch for losses that are no numbers or that jump, skip them, go back if they persist."""
-    most_returns: Annotated[int, Field(ge=0)] = 5
+    max_rollbacks: Annotated[int, Field(ge=0)] = 5
     """How often the guard may go back to good weights, each time at a quarter of the rate."""
-    state_seconds: Annotated[float, Field(ge=0.0)] = 60.0
+    checkpoint_every_seconds: Annotated[float, Field(ge=0.0)] = 60.0
     """Write the state for --resume every so many seconds, at the next step's end."""
-    state_steps: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
     """And every so many steps; None: by the clock alone."""
     deterministic: bool = False
     """Repeatable arithmetic on a GPU too, slower; on a CPU it always is."""
     detect_anomaly: bool = False
     """Stop at the operation that made a NaN; slow."""
-    overlays: Annotated[int, Field(ge=0)] = 4
-    """Validation pictures shown in TensorBoard."""
+    log_images: Annotated[int, Field(ge=0)] = 4
+    """Validation images shown in TensorBoard."""
     tensorboard: bool = True
     """Write TensorBoard events where the package is installed."""
 
     @model_validator(mode="before")
     @classmethod
-    def _as_long_as_the_budget(cls, settings: object) -> object:
-        if isinstance(settings, dict) and settings.get("budget_seconds") is not None:
+    def _as_long_as_the_time_limit(cls, settings: object) -> object:
+        if isinstance(settings, dict) and settings.get("time_limit_seconds") is not None:
             return {"schedule": "cosine", "epochs": UNLIMITED_EPOCHS, **settings}
         return settings
 
@@ -222,7 +222,7 @@ class Train(Section):
     @classmethod
     def _averaged_beside_unlabelled(cls, settings: object) -> object:
         if isinstance(settings, dict) and settings.get("unlabelled") is not None:
-            return {"average_decay": DECAY_BESIDE_UNLABELLED, **settings}
+            return {"ema_decay": DECAY_BESIDE_UNLABELLED, **settings}
         return settings
 
 

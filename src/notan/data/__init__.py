@@ -1,1 +1,1 @@
-"""Pictures and masks: reading, splitting, varying and batching them."""
+"""Images and masks: reading, splitting, varying and batching them."""

@@ -18,8 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from notan.data.padding import join_padded, largest
-from notan.data.transforms import vary
-from notan.data.unlabelled import Unlabelled, UnlabelledKey, UnlabelledPictures, join_unlabelled
+from notan.data.transforms import augment
+from notan.data.unlabelled import Unlabelled, UnlabelledImages, UnlabelledKey, join_unlabelled
 from notan.errors import NotanError
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ Key: TypeAlias = tuple[int, int]
 """(epoch, index of the sample)."""
 
 
-class Truth(NamedTuple):
-    """A sample's mask at the picture's own size, and the way there from the model's size."""
+class Target(NamedTuple):
+    """A sample's mask at the image's own size, and the way there from the model's size."""
 
     name: str
     mask: Mask
     ignore: Mask | None
     placement: Placement
 
-    def padded_to(self, size: Size) -> Truth:
+    def padded_to(self, size: Size) -> Target:
         """Return the same, of a model input of this (height, width)."""
         return self._replace(placement=dataclasses.replace(self.placement, padded=size))
 
@@ -52,22 +52,22 @@ class Batch(NamedTuple):
 
     Attributes:
         images: float32, (n, 3, h, w), normalised.
-        targets: float32, (n, 1, h, w), 1 = figure.
+        targets: float32, (n, 1, h, w), 1 = foreground.
         valid: float32, (n, 1, h, w), 0 = ignored or padding.
-        truths: One for each picture.
+        truths: One for each image.
         soft: float32, (n, 1, h, w), 0..1: what a teacher says; None: none was asked.
-        unlabelled: Pictures without masks that the step sees too; None: none.
+        unlabelled: Images without masks that the step sees too; None: none.
     """
 
     images: Images
     targets: Masks
     valid: Masks
-    truths: tuple[Truth, ...]
+    truths: tuple[Target, ...]
     soft: Probabilities | None = None
     unlabelled: Unlabelled | None = None
 
 
-class Pictures(Dataset["Batch | NotanError"]):
+class SampleDataset(Dataset["Batch | NotanError"]):
     """Samples as batches of one, varied by transforms where there are any.
 
     An error is handed on as a value: raised in a worker, PyTorch would bury its one line in a
@@ -92,16 +92,16 @@ class Pictures(Dataset["Batch | NotanError"]):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         try:
-            sample = vary(self.source[index], self.transforms, rng)
+            sample = augment(self.source[index], self.transforms, rng)
             return one_batch(sample, self.preprocessor)
         except NotanError as error:
             return error
 
 
-class EvenBatches(Sampler[list[Key]]):
+class BalancedBatchSampler(Sampler[list[Key]]):
     """Batches of nearly equal size, at most ``batch_size``, in a new order each epoch.
 
-    A last batch of one or two pictures would upset batch norm; here sizes differ by one at most.
+    A last batch of one or two images would upset batch norm; here sizes differ by one at most.
     """
 
     def __init__(
@@ -116,11 +116,11 @@ class EvenBatches(Sampler[list[Key]]):
         """Plan the batches of every epoch.
 
         Args:
-            count: Pictures.
+            count: Images.
             batch_size: At most so many in a batch.
             seed: Decides the orders.
             shuffle: Whether each epoch has one of its own.
-            kinds: Of each picture: those of a kind come in batches together as far as that goes.
+            kinds: Of each image: those of a kind come in batches together as far as that goes.
                 None: all are of one kind.
         """
         self.count = count
@@ -149,24 +149,26 @@ class EvenBatches(Sampler[list[Key]]):
             yield [(self.epoch, int(index)) for index in parts[turn]]
 
 
-class Beside(Dataset["Batch | Unlabelled | NotanError"]):
-    """Pictures with masks, and pictures without, each by the keys of its own kind."""
+class TwoStreamDataset(Dataset["Batch | Unlabelled | NotanError"]):
+    """Images with masks, and images without, each by the keys of its own kind."""
 
-    def __init__(self, pictures: Pictures, unlabelled: UnlabelledPictures) -> None:
-        self.pictures = pictures
+    def __init__(self, images: SampleDataset, unlabelled: UnlabelledImages) -> None:
+        self.images = images
         self.unlabelled = unlabelled
 
     def __getitem__(self, key: Key | UnlabelledKey) -> Batch | Unlabelled | NotanError:
-        """Read one picture of either kind."""
+        """Read one image of either kind."""
         if isinstance(key, UnlabelledKey):
             return self.unlabelled[key]
-        return self.pictures[key]
+        return self.images[key]
 
 
-class BesideBatches(Sampler["list[Key | UnlabelledKey]"]):
-    """The batches of pictures with masks, each with as many pictures without at its end."""
+class TwoStreamBatchSampler(Sampler["list[Key | UnlabelledKey]"]):
+    """The batches of images with masks, each with as many images without at its end."""
 
-    def __init__(self, order: EvenBatches, unlabelled: UnlabelledPictures, size: int) -> None:
+    def __init__(
+        self, order: BalancedBatchSampler, unlabelled: UnlabelledImages, size: int
+    ) -> None:
         self.order = order
         self.unlabelled = unlabelled
         self.size = size
@@ -181,10 +183,10 @@ class BesideBatches(Sampler["list[Key | UnlabelledKey]"]):
 
 
 def one_batch(sample: Sample, preprocessor: Preprocessor) -> Batch:
-    """Turn a sample into a batch of one picture."""
+    """Turn a sample into a batch of one image."""
     image, placement = preprocessor(sample.image)
     inside = np.ones(sample.size, bool) if sample.ignore is None else ~sample.ignore
-    truth = Truth(sample.name, sample.mask, sample.ignore, placement)
+    truth = Target(sample.name, sample.mask, sample.ignore, placement)
     return Batch(
         torch.from_numpy(image)[None],
         _as_tensor(preprocessor.mask(sample.mask)),
@@ -194,7 +196,7 @@ def one_batch(sample: Sample, preprocessor: Preprocessor) -> Batch:
 
 
 def join(items: Sequence[Batch | Unlabelled | NotanError]) -> Batch | NotanError:
-    """Put batches together into one, as large as its largest picture; an error among them wins."""
+    """Put batches together into one, as large as its largest image; an error among them wins."""
     batches, unlabelled = list[Batch](), list[Unlabelled]()
     for item in items:
         if isinstance(item, NotanError):
@@ -218,34 +220,34 @@ class BatchLoader:
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: SampleDataset,
         batch_size: int,
         *,
         shuffle: bool,
         workers: int = 0,
         pin_memory: bool = False,
-        unlabelled: UnlabelledPictures | None = None,
+        unlabelled: UnlabelledImages | None = None,
         kinds: Sequence[int] | None = None,
     ) -> None:
         """Prepare to read.
 
         Args:
-            pictures: What to read.
-            batch_size: At most so many pictures in a batch.
+            images: What to read.
+            batch_size: At most so many images in a batch.
             shuffle: Whether each epoch has an order of its own.
             workers: Processes that read; 0 reads in this one.
             pin_memory: Whether batches go to page-locked memory, for faster copies to a GPU.
-            unlabelled: Pictures without masks, of which each batch gets up to ``batch_size`` too.
-            kinds: Of each picture with a mask: a batch is of one kind as far as that goes.
+            unlabelled: Images without masks, of which each batch gets up to ``batch_size`` too.
+            kinds: Of each image with a mask: a batch is of one kind as far as that goes.
         """
-        self._order = EvenBatches(
-            len(pictures.source), batch_size, seed=pictures.seed, shuffle=shuffle, kinds=kinds
+        self._order = BalancedBatchSampler(
+            len(images.source), batch_size, seed=images.seed, shuffle=shuffle, kinds=kinds
         )
-        dataset: Dataset[Any] = pictures
+        dataset: Dataset[Any] = images
         order: Sampler[Any] = self._order
         if unlabelled is not None:
-            dataset = Beside(pictures, unlabelled)
-            order = BesideBatches(self._order, unlabelled, batch_size)
+            dataset = TwoStreamDataset(images, unlabelled)
+            order = TwoStreamBatchSampler(self._order, unlabelled, batch_size)
         self._open: Callable[[], DataLoader[Batch | NotanError]] = partial(
             DataLoader,
             dataset,
@@ -255,7 +257,7 @@ class BatchLoader:
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             # its own: the global one would depend on how often an epoch was begun
-            generator=torch.Generator().manual_seed(pictures.seed),
+            generator=torch.Generator().manual_seed(images.seed),
             worker_init_fn=_leave_signals_to_the_parent,
         )
         self._loader = self._open()
@@ -263,7 +265,7 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self._order)
 
-    def go_to(self, epoch: int, batch: int = 0) -> None:
+    def set_epoch(self, epoch: int, batch: int = 0) -> None:
         """Choose the epoch to read next, which decides order and variation, and its first batch."""
         self._order.epoch, self._order.first = epoch, batch
 
@@ -271,7 +273,7 @@ class BatchLoader:
         """Read one epoch, or the rest of it.
 
         Raises:
-            NotanError: A picture could not be read or varied.
+            NotanError: An image could not be read or varied.
         """
         with _one_opencv_thread() if self._loader.num_workers else nullcontext():
             batches = iter(self._loader)  # starts the workers

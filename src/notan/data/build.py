@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from notan.data.files import FileSource
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-"""The words for a split and what they mean; ``all`` is every picture of the folder."""
+"""The words for a split and what they mean; ``all`` is every image of the folder."""
 
 
 def open_split(
@@ -40,7 +40,7 @@ def open_split(
         raise ConfigError(f"'{split}': there is no such split{nearest(split, {*SPLITS, 'all'})}")
     split = SPLITS.get(split, split)
     if find_layout(data) == "pets":
-        source = pets_source(folder, split, data.border)
+        source = pets_source(folder, split, data.trimap_border)
     else:
         source = _folder_split(folder, split, data, seed, validation_names)
     return source.first(data.limit) if split == "train" else source
@@ -64,7 +64,7 @@ def find_layout(data: Data) -> str:
     layouts = wanted if data.layout == "auto" else {data.layout: wanted[data.layout]}
     inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     raise DataError(
-        f"{folder}: no pictures with masks here; wanted {' or '.join(layouts.values())}, "
+        f"{folder}: no images with masks here; wanted {' or '.join(layouts.values())}, "
         f"found {inside}"
     )
 
@@ -81,7 +81,7 @@ def has_test(data: Data) -> bool:
     """Say whether the data have a test split.
 
     Raises:
-        DataError: The folder is missing or holds no pictures with masks.
+        DataError: The folder is missing or holds no images with masks.
     """
     folder = _existing(data.path)
     if find_layout(data) == "pets":
@@ -109,7 +109,7 @@ def _folder_split(
     whole = folder_source(folder) if has_pairs(folder) else _own_part(folder, "train")
     if len(whole) < 2:
         raise DataError(
-            f"{folder}: only one pair of picture and mask; at least two are wanted, "
+            f"{folder}: only one pair of image and mask; at least two are wanted, "
             "one to train on and one to validate on"
         )
     if data.split_seed is not None:

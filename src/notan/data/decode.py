@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
     from notan.data.mask_values import Bytes, Grey
-    from notan.types import Picture, Size
+    from notan.types import RGBImage, Size
 
 # Pillow's own limit for a warning: 256 MiB of RGB. A few kilobytes on disk can claim much more,
 # and memory for the claim would be taken before the fraud shows.
@@ -85,12 +85,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 def _why_not_opened(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"{path}: there is no such file; wanted a picture or mask; check the path"
+        return f"{path}: there is no such file; wanted an image or mask; check the path"
     if isinstance(error, IsADirectoryError) or path.is_dir():  # Windows calls it a PermissionError
-        return f"{path}: is a folder; wanted one picture or mask; name a file in it"
+        return f"{path}: is a folder; wanted one image or mask; name a file in it"
     reason = getattr(error, "strerror", None) or str(error)
     return (
-        f"{path}: could not be opened ({reason}); wanted a picture or mask; "
+        f"{path}: could not be opened ({reason}); wanted an image or mask; "
         "check its permissions and the disk it lies on"
     )
 
@@ -120,7 +120,7 @@ def guarded_image(work: Callable[[], _T], name: str, *, once: bool = False) -> _
     except _BROKEN as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
-            f"{name}: is damaged or cut short ({reason}); wanted a whole picture file; "
+            f"{name}: is damaged or cut short ({reason}); wanted a whole image file; "
             "copy it again from its source, or leave it out"
         ) from error
 
@@ -141,7 +141,7 @@ def decode(file: BinaryIO, name: str) -> Decoded:
     return Decoded(_common_mode(image if turn is None else image.transpose(turn)), lossy)
 
 
-def decode_rgb(file: BinaryIO, name: str) -> Picture:
+def decode_rgb(file: BinaryIO, name: str) -> RGBImage:
     """Decode the first frame as uint8, (height, width, 3), RGB, upright."""
     return rgb(decode(file, name).image, name)
 
@@ -191,7 +191,7 @@ def identified(file: BinaryIO, name: str) -> ImageFile:
     """Find the format by its signature and read the header.
 
     ``Image.open`` would do the same, but it warns of large sizes on stderr, and silencing it
-    means changing the warning filters of the whole process at every picture.
+    means changing the warning filters of the whole process at every image.
     """
     Image.init()
     file.seek(0)
@@ -205,7 +205,7 @@ def identified(file: BinaryIO, name: str) -> ImageFile:
             return factory(file, "")
     found = f"begins with {start!r}" if start else "is empty (0 bytes)"
     raise DataError(
-        f"{name}: {found}; wanted a picture as {_WANTED}; save it as one of these, or leave it out"
+        f"{name}: {found}; wanted an image as {_WANTED}; save it as one of these, or leave it out"
     )
 
 
@@ -221,7 +221,7 @@ def _turn(image: ImageFile) -> Image.Transpose | None:
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
-def rgb(image: Image.Image, name: str) -> Picture:
+def rgb(image: Image.Image, name: str) -> RGBImage:
     """Bring any mode of Pillow to 8-bit RGB."""
     if image.mode.startswith("I") or image.mode == "F":
         grey = _eight_bits(np.asarray(image), name)
@@ -240,7 +240,7 @@ def _eight_bits(grey: Grey, name: str) -> Bytes:
         wanted = "0..1 or 0..255" if is_float else "0..65535"
         raise DataError(
             f"{name}: its grey values reach from {low:g} to {high:g}; wanted {wanted}; "
-            "scale them and save the picture as 8-bit PNG"
+            "scale them and save the image as 8-bit PNG"
         )
     scale = 1 / 257 if not is_float else 255 if high <= 1 else 1
     return np.round(grey * np.float32(scale)).astype(np.uint8)

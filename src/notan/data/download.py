@@ -23,7 +23,7 @@ PETS: tuple[Archive, ...] = (
 
 
 def download_pets(out: Path, *, base_url: str = OXFORD_URL, progress: bool = True) -> Path:
-    """Fetch the Oxford-IIIT Pet pictures and masks (about 0.8 GB) from their own site.
+    """Fetch the Oxford-IIIT Pet images and masks (about 0.8 GB) from their own site.
 
     Calling it again continues a broken download, and does nothing after a complete one.
 
@@ -42,7 +42,7 @@ def download_pets(out: Path, *, base_url: str = OXFORD_URL, progress: bool = Tru
 
     Source:
         Parkhi, Vedaldi, Zisserman, Jawahar: "Cats and Dogs", CVPR 2012,
-        doi:10.1109/CVPR.2012.6248092. Pictures under CC BY-SA 4.0.
+        doi:10.1109/CVPR.2012.6248092. Images under CC BY-SA 4.0.
     """
     return download_archives(PETS, out / "oxford-iiit-pet", base_url=base_url, progress=progress)
 

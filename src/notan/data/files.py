@@ -1,4 +1,4 @@
-"""FileSource: pairs of a picture file and a mask file, read when asked for."""
+"""FileSource: pairs of an image file and a mask file, read when asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from notan.data.formats import read_picture, read_size
+from notan.data.formats import read_image, read_size
 from notan.data.sample import Sample, Source, short_hash
 from notan.errors import DataError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from notan.types import Mask, Size
 
 HASHED = 65536
-"""Bytes of either end of a file that are hashed: a folder of large pictures is soon done."""
+"""Bytes of either end of a file that are hashed: a folder of large images is soon done."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Labels:
     """What a mask file says.
 
     Attributes:
-        mask: bool, (height, width), True = figure.
+        mask: bool, (height, width), True = foreground.
         ignore: bool, (height, width), True = left out; None = nothing is.
         encoding: How the file's values were read, in words, such as ``"0/255"``.
     """
@@ -37,7 +37,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Pair:
-    """Where one sample's picture and mask lie."""
+    """Where one sample's image and mask lie."""
 
     name: str
     image: Path
@@ -63,19 +63,19 @@ class FileSource(Source):
         return [pair.name for pair in self.pairs]
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one picture with its mask.
+        """Read one image with its mask.
 
         Raises:
             DataError: A file is missing, unreadable or ambiguous, or the two differ in size.
         """
         pair = self.pairs[index]
-        image = read_picture(pair.image)
+        image = read_image(pair.image)
         labels = self.read_labels(pair.mask)
         require_same_size(pair, (image.shape[0], image.shape[1]), labels.mask.shape)
         return Sample(pair.name, image, labels.mask, labels.ignore)
 
     def hashes(self) -> list[str]:
-        """Return a short hash of each picture's file, from its size and its two ends.
+        """Return a short hash of each image's file, from its size and its two ends.
 
         Raises:
             DataError: A file cannot be read.
@@ -83,7 +83,7 @@ class FileSource(Source):
         return [hash_file(pair.image) for pair in self.pairs]
 
     def sizes(self) -> list[Size]:
-        """Return the (height, width) of each picture, from its file's header.
+        """Return the (height, width) of each image, from its file's header.
 
         Raises:
             DataError: A file cannot be read.
@@ -100,7 +100,7 @@ class FileSource(Source):
 
 
 def hash_file(path: Path) -> str:
-    """Return a short hash of a picture's file, from its size and its two ends.
+    """Return a short hash of an image's file, from its size and its two ends.
 
     Raises:
         DataError: It cannot be read.
@@ -112,30 +112,30 @@ def hash_file(path: Path) -> str:
             file.seek(max(0, size - HASHED))
             ends += file.read()
     except OSError as error:
-        raise DataError(f"{path}: the picture cannot be read ({error})") from error
+        raise DataError(f"{path}: the image cannot be read ({error})") from error
     return short_hash(f"{size} ".encode() + ends)
 
 
-def require_same_size(pair: Pair, picture: tuple[int, ...], mask: tuple[int, ...]) -> None:
-    """Refuse a pair whose picture and mask differ in size.
+def require_same_size(pair: Pair, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
+    """Refuse a pair whose image and mask differ in size.
 
     Raises:
         DataError: They differ; the message names both files and sizes.
     """
-    if picture == mask:
+    if image == mask:
         return
     turned = (
-        "; the sizes are each other's turned by 90 degrees: perhaps the picture was rotated by "
+        "; the sizes are each other's turned by 90 degrees: perhaps the image was rotated by "
         "its EXIF tag after the mask was drawn"
-        if picture == mask[::-1]
+        if image == mask[::-1]
         else ""
     )
     raise DataError(
-        f"{pair.mask}: the mask is {mask[0]}x{mask[1]} (height x width), its picture "
-        f"{pair.image.name} is {picture[0]}x{picture[1]}; both must be of one size{turned}"
+        f"{pair.mask}: the mask is {mask[0]}x{mask[1]} (height x width), its image "
+        f"{pair.image.name} is {image[0]}x{image[1]}; both must be of one size{turned}"
     )
 
 
 def fingerprint(source: Source) -> str:
-    """Return a short SHA-256 of a source's names, the same for the same selection of pictures."""
+    """Return a short SHA-256 of a source's names, the same for the same selection of images."""
     return hashlib.sha256("\n".join(source.names).encode()).hexdigest()[:16]

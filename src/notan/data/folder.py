@@ -32,7 +32,7 @@ SUFFIXES = frozenset(
         ".avif",
     ]
 )
-"""File names that count as pictures; what is inside decides how they are decoded."""
+"""File names that count as images; what is inside decides how they are decoded."""
 
 PART_NAMES = {
     "train": ("train", "training"),
@@ -58,17 +58,17 @@ def folder_source(folder: Path) -> FileSource:
     """Return the pairs of ``folder/images`` and ``folder/masks``, in the order of their names.
 
     Raises:
-        DataError: There are no pairs, a picture has no mask, or a mask no picture.
+        DataError: There are no pairs, an image has no mask, or a mask no image.
     """
     images = _by_stem(folder / "images")
     masks = _by_stem(folder / "masks")
     if not images:
         raise DataError(
-            f"{folder / 'images'}: no pictures here; "
+            f"{folder / 'images'}: no images here; "
             f"files ending in {', '.join(sorted(SUFFIXES))} were wanted"
         )
     _require_partners(images, masks, folder / "masks", "mask")
-    _require_partners(masks, images, folder / "images", "picture")
+    _require_partners(masks, images, folder / "images", "image")
     return FileSource([Pair(stem, images[stem], masks[stem]) for stem in images], mask_labels)
 
 
@@ -87,8 +87,8 @@ def has_pairs(folder: Path) -> bool:
     return (folder / "images").is_dir() and (folder / "masks").is_dir()
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Return a folder's picture files by name; hidden files (``._x.jpg``) are none."""
+def image_files(folder: Path) -> list[Path]:
+    """Return a folder's image files by name; hidden files (``._x.jpg``) are none."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -96,24 +96,24 @@ def picture_files(folder: Path) -> list[Path]:
     )
 
 
-def loose_pictures(folder: Path) -> list[Path]:
-    """Return the picture files of a folder, or else of the ``images/`` in it, by name.
+def loose_images(folder: Path) -> list[Path]:
+    """Return the image files of a folder, or else of the ``images/`` in it, by name.
 
     Raises:
         DataError: There are none.
     """
     for place in (folder, folder / "images"):
-        if place.is_dir() and (files := picture_files(place)):
+        if place.is_dir() and (files := image_files(place)):
             return files
     raise DataError(
-        f"{folder}: no pictures here; files ending in {', '.join(sorted(SUFFIXES))} were wanted, "
+        f"{folder}: no images here; files ending in {', '.join(sorted(SUFFIXES))} were wanted, "
         "in the folder itself or in images/"
     )
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in picture_files(folder):
+    for path in image_files(folder):
         if path.stem in found:
             raise DataError(
                 f"{path}: {found[path.stem].name} has the same stem, so its partner is unclear; "
@@ -135,5 +135,5 @@ def _require_partners(
     others = f", nor for {len(alone) - 1} others" if len(alone) > 1 else ""
     raise DataError(
         f"{files[alone[0]]}: there is no {wanted} {alone[0]}.* in {where}{hint}{others}; "
-        "picture and mask must have the same name before the dot"
+        "image and mask must have the same name before the dot"
     )

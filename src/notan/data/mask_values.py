@@ -1,16 +1,16 @@
-"""Which pixels of a mask are figure: one written rule for the many ways two classes are stored.
+"""Which pixels of a mask are foreground: one written rule for the many ways two classes are stored.
 
 The rule looks at the values that a mask really holds. It accepts what can mean one thing only,
 says what it decided, and refuses the rest: a mask read the wrong way round trains a wrong model
 without any error.
 
-*One bit per pixel.* True is figure.
+*One bit per pixel.* True is foreground.
 
 *Grey values* (8 or 16 bit, integer or float). Full is the largest value of the type: 255, 65535,
 or 1 for floats within 0..1; wider integers and whole floats count as 8 bit when they fit in it.
 
-- Only 0: empty. Only 1, or only full: all figure.
-- Two values, one of them 0: the other one is figure, whatever it is.
+- Only 0: empty. Only 1, or only full: all foreground.
+- Two values, one of them 0: the other one is foreground, whatever it is.
 - One other value, two values without a 0, exactly three values, or a negative one: refused.
 - Four values and more are a soft edge, cut at half of full, when the smallest lies within 5 % of 0
   and the largest within 5 % of full, at least 90 % of the pixels lie within 12 % of either end,
@@ -23,12 +23,13 @@ pixel lies within 12 % of an end, so that an empty mask with values 0..8 is empt
 brightest value is 1 or 2 it is refused: that may be noise or a ruined mask of 0 and 1.
 
 *Palette.* When the colours in use are different greys, their grey values are read as above. Else
-the indices count: 0 and k, index k is figure; only 1, all figure; more, refused. An index k that
-is black while index 0 is not, or a lone coloured index 0, is refused: colour and index disagree.
+the indices count: 0 and k, index k is foreground; only 1, all foreground; more, refused. An index
+k that is black while index 0 is not, or a lone coloured index 0, is refused: colour and index
+disagree.
 
 *Colour.* A constant alpha is ignored, a varying one refused. Channels that are equal everywhere
 (in a lossy file: differ by at most 8) are read as grey. Black and one other colour: the other one
-is figure. Anything else is refused.
+is foreground. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -54,14 +55,14 @@ NEAR_END_SHARE = 0.90
 CHROMA_NOISE = 8
 LISTED_VALUES = 8
 
-SAVE_AGAIN = "save it as a PNG of 0 (ground) and 255 (figure)"
+SAVE_AGAIN = "save it as a PNG of 0 (background) and 255 (foreground)"
 
 
 class MaskReading(NamedTuple):
     """A mask and how its file was understood.
 
     Attributes:
-        mask: bool, (height, width), True = figure.
+        mask: bool, (height, width), True = foreground.
         encoding: What was decided: ``"empty"``, ``"full"``, ``"bool"``, ``"0/1"``, ``"0/255"``
             (or any other ``"0/k"``), ``"palette 0/k"``, ``"black/colour"`` or
             ``"soft edges, cut at half"``.
@@ -137,7 +138,7 @@ def mask_from_palette(indices: Bytes, colours: Bytes, *, name: str) -> MaskReadi
         raise _refusal(name, found, "two classes are index 0 and one other", SAVE_AGAIN)
     if seen[0].any() and not seen[1].any():
         found = f"palette index {labels[1]} in black and index 0 in {_hex(seen[0])}"
-        raise _refusal(name, found, "colour and index disagree on the figure", SAVE_AGAIN)
+        raise _refusal(name, found, "colour and index disagree on the foreground", SAVE_AGAIN)
     return MaskReading(indices > 0, f"palette 0/{labels[1]}")
 
 
@@ -204,7 +205,7 @@ def _tally(grey: Grey) -> _Tally:
 
 
 def _full(tally: _Tally) -> int:
-    """Return the value that stands for all figure (see the module's text)."""
+    """Return the value that stands for all foreground (see the module's text)."""
     values = tally.values
     if not np.array_equal(values, np.round(values)):
         return 1
@@ -253,9 +254,9 @@ def _refuse_few_values(tally: _Tally, name: str) -> None:
             f"for its border; otherwise merge the classes into two and {SAVE_AGAIN}"
         )
     elif len(values) == 2:
-        why = "neither is 0, so it is open which one is the figure"
+        why = "neither is 0, so it is open which one is the foreground"
     else:
-        why = "one value alone does not tell figure from ground"
+        why = "one value alone does not tell foreground from background"
     raise _refusal(name, describe_values(values), why, todo)
 
 
@@ -266,8 +267,8 @@ def _soft(grey: Grey, tally: _Tally, full: int, name: str, *, lossy: bool) -> Ma
         why = "after lossy compression that is either noise or a ruined mask of 0 and 1"
         raise _refusal(name, found, why, f"from the original mask, {SAVE_AGAIN}")
     if not _has_soft_edges(tally, full, lossy=lossy):
-        why = "that looks like instance labels, several classes, a probability map or a picture"
-        todo = f"choose which values are the figure, or cut at a threshold, and {SAVE_AGAIN}"
+        why = "that looks like instance labels, several classes, a probability map or an image"
+        todo = f"choose which values are the foreground, or cut at a threshold, and {SAVE_AGAIN}"
         raise _refusal(name, found, why, todo)
     return MaskReading(grey > full / 2, "soft edges, cut at half")
 
@@ -298,8 +299,8 @@ def _black_and_colour(rgb: Bytes, lit: Mask, name: str) -> MaskReading:
     raise _refusal(
         name,
         f"{word} {_listing(colours)}",
-        "two classes are black (ground) and one other colour (figure)",
-        f"choose which colours are the figure and {SAVE_AGAIN}",
+        "two classes are black (background) and one other colour (foreground)",
+        f"choose which colours are the foreground and {SAVE_AGAIN}",
     )
 
 

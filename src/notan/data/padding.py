@@ -1,4 +1,4 @@
-"""Pictures of several sizes in one batch, each padded to the largest height and width."""
+"""Images of several sizes in one batch, each padded to the largest height and width."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def join_padded(tensors: Sequence[Tensor], size: Size, mode: Literal["edge", "ze
     Args:
         tensors: Alike but for their heights and widths.
         size: (height, width), at least every tensor's.
-        mode: Repeat the last row and column, as ``Preprocessor`` pads pictures, or add zeros.
+        mode: Repeat the last row and column, as ``Preprocessor`` pads images, or add zeros.
     """
     return torch.cat([_pad(tensor, size, mode) for tensor in tensors])
 

@@ -1,4 +1,4 @@
-"""The pages of a TIFF, each a picture of its own."""
+"""The pages of a TIFF, each an image of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from notan.data.decode import guarded, guarded_image, identified, refuse_size, r
 from notan.errors import DataError
 
 if TYPE_CHECKING:
-    from notan.types import Picture, Size
+    from notan.types import RGBImage, Size
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MOST_PAGES = 10_000
@@ -24,7 +24,7 @@ _COPY, _TRANSPARENCY = 1, 4
 class TiffPages:
     """Reads the pages of an open TIFF; going through them in their order is quickest.
 
-    Reduced copies and transparency masks are left out, so that a pyramid is one picture.
+    Reduced copies and transparency masks are left out, so that a pyramid is one image.
 
     Attributes:
         name: What the file is called in messages.
@@ -50,7 +50,7 @@ class TiffPages:
         self.fault: DataError | None = None
         image = guarded(identified, file, name)
         if not isinstance(image, TiffImagePlugin.TiffImageFile):
-            raise DataError(f"{name}: is a {image.format} picture; wanted a TIFF with its pages")
+            raise DataError(f"{name}: is a {image.format} image; wanted a TIFF with its pages")
         self._image = image
         self._find()
 
@@ -65,7 +65,7 @@ class TiffPages:
         refuse_size((height, width), self._called(number))
         return height, width
 
-    def read(self, number: int) -> Picture:
+    def read(self, number: int) -> RGBImage:
         """Decode a page as uint8, (height, width, 3), RGB, upright.
 
         Raises:
@@ -73,7 +73,7 @@ class TiffPages:
         """
         self.size(number)
 
-        def decode() -> Picture:
+        def decode() -> RGBImage:
             self._image.load()
             return rgb(self._image, self._called(number))
 

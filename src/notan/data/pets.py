@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from notan.config import Border
+    from notan.config import TrimapBorder
 
 VALIDATION_EVERY = 10
 """Every tenth line of trainval.txt is validation: the rule behind the published numbers."""
@@ -27,7 +27,7 @@ def looks_like_pets(folder: Path) -> bool:
     return (folder / "annotations" / "trimaps").is_dir() and (folder / "images").is_dir()
 
 
-def pets_source(folder: Path, split: str, border: Border) -> FileSource:
+def pets_source(folder: Path, split: str, trimap_border: TrimapBorder) -> FileSource:
     """Return one part of the dataset.
 
     Args:
@@ -35,28 +35,28 @@ def pets_source(folder: Path, split: str, border: Border) -> FileSource:
             ``trimaps/``.
         split: ``train`` and ``validation`` share ``trainval.txt`` (nine lines to one), ``test``
             is ``test.txt``, ``all`` is both lists.
-        border: What the trimap's border counts as.
+        trimap_border: What the trimap's border counts as.
 
     Raises:
-        DataError: A list, picture or trimap is missing; the message names the first.
+        DataError: A list, image or trimap is missing; the message names the first.
     """
     names = split_names(folder, split)
     pairs = [_existing(pair_of(folder, name)) for name in names]
-    return FileSource(pairs, partial(trimap_labels, border=border))
+    return FileSource(pairs, partial(trimap_labels, trimap_border=trimap_border))
 
 
-def trimap_labels(path: Path, *, border: Border) -> Labels:
-    """Read a trimap: 1 is figure, 2 is ground, 3 (the border) is what ``border`` says.
+def trimap_labels(path: Path, *, trimap_border: TrimapBorder) -> Labels:
+    """Read a trimap: 1 is foreground, 2 is background, 3 (the border) is what ``border`` says.
 
     Raises:
         DataError: The file is unreadable or holds other values.
     """
-    mask, ignore = read_trimap(path, border)
-    return Labels(mask, ignore, f"trimap, border = {border}")
+    mask, ignore = read_trimap(path, trimap_border)
+    return Labels(mask, ignore, f"trimap, trimap_border = {trimap_border}")
 
 
 def split_names(folder: Path, split: str) -> Sequence[str]:
-    """Return the pictures that the dataset's lists give to a split, in the lists' order.
+    """Return the images that the dataset's lists give to a split, in the lists' order.
 
     Args:
         folder: The dataset's folder.
@@ -84,7 +84,7 @@ def has_list(folder: Path, split: str) -> bool:
 
 
 def pair_of(folder: Path, name: str) -> Pair:
-    """Say where a picture and its trimap should lie, whether or not they are there."""
+    """Say where an image and its trimap should lie, whether or not they are there."""
     return Pair(
         name,
         folder / "images" / f"{name}.jpg",
@@ -93,7 +93,7 @@ def pair_of(folder: Path, name: str) -> Pair:
 
 
 def _read_list(path: Path) -> list[str]:
-    """Read the first word of every line: the picture's name."""
+    """Read the first word of every line: the image's name."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -103,7 +103,7 @@ def _read_list(path: Path) -> list[str]:
         ) from error
     names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
     if not names:
-        raise DataError(f"{path}: the list is empty; at least one picture's name was wanted")
+        raise DataError(f"{path}: the list is empty; at least one image's name was wanted")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Sample, one picture with its mask, and Source, a sequence of samples."""
+"""Sample, one image with its mask, and Source, a sequence of samples."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from notan.errors import ShapeError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from notan.types import Mask, Picture, Size
+    from notan.types import Mask, RGBImage, Size
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its mask, in memory.
+    """One image with its mask, in memory.
 
     Attributes:
         name: Unique within its source; names output files and table rows.
         image: uint8, (height, width, 3), RGB, upright.
-        mask: bool, (height, width), True = figure.
+        mask: bool, (height, width), True = foreground.
         ignore: bool, (height, width), True = left out of loss and score; None = nothing is.
 
     Raises:
-        ShapeError: Picture and mask are not of one size.
+        ShapeError: Image and mask are not of one size.
     """
 
     name: str
-    image: Picture
+    image: RGBImage
     mask: Mask
     ignore: Mask | None = None
 
@@ -42,18 +42,18 @@ class Sample:
         for part, array in (("mask", self.mask), ("ignored area", self.ignore)):
             if array is not None and array.shape != size:
                 raise ShapeError(
-                    f"{self.name}: the picture is {size[0]}x{size[1]} (height x width) and its "
+                    f"{self.name}: the image is {size[0]}x{size[1]} (height x width) and its "
                     f"{part} has shape {array.shape}; both must be of one size"
                 )
 
     @property
     def size(self) -> Size:
-        """(height, width) of the picture in pixels."""
+        """(height, width) of the image in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
 
 def short_hash(content: bytes) -> str:
-    """Return 12 hexadecimal digits of SHA-256: two of a million pictures share them by 1 in 500."""
+    """Return 12 hexadecimal digits of SHA-256: two of a million images share them by 1 in 500."""
     return hashlib.sha256(content).hexdigest()[:12]
 
 
@@ -63,7 +63,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def names(self) -> Sequence[str]:
-        """The samples' names, in order, without reading any picture."""
+        """The samples' names, in order, without reading any image."""
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
@@ -75,16 +75,16 @@ class Source(ABC):
         """
 
     def hashes(self) -> list[str]:
-        """Return a short hash of each picture, whatever its name: the same picture, the same hash.
+        """Return a short hash of each image, whatever its name: the same image, the same hash.
 
-        Every picture is read for it; a source of files needs less.
+        Every image is read for it; a source of files needs less.
         """
         return [short_hash(np.ascontiguousarray(sample.image).tobytes()) for sample in self]
 
     def sizes(self) -> list[Size]:
-        """Return the (height, width) of each picture.
+        """Return the (height, width) of each image.
 
-        Every picture is read for it; a source of files needs less.
+        Every image is read for it; a source of files needs less.
         """
         return [sample.size for sample in self]
 
@@ -113,13 +113,13 @@ class Part(Source):
         return self._whole[self._places[index]]
 
     def hashes(self) -> list[str]:
-        """Return a short hash of each picture, as the whole source makes it."""
+        """Return a short hash of each image, as the whole source makes it."""
         hashes = self._whole.hashes()
         return [hashes[place] for place in self._places]
 
 
 def median_size(source: Source) -> Size:
-    """Return the median height and the median width of a source's pictures; at least one picture.
+    """Return the median height and the median width of a source's images; at least one image.
 
     Raises:
         DataError: A file cannot be read.

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 def choose_validation(names: Sequence[str], *, fraction: float, seed: int) -> frozenset[str]:
-    """Choose which pictures are set aside for validation.
+    """Choose which images are set aside for validation.
 
     The choice depends on the names and the seed only, not on the order of the files or on a
     random generator, so the same folder is split alike on every machine.
 
     Args:
-        names: All pictures to divide; at least two.
-        fraction: The share to set aside, above 0 and below 1; at least one picture is set
+        names: All images to divide; at least two.
+        fraction: The share to set aside, above 0 and below 1; at least one image is set
             aside and at least one is left.
         seed: Another seed makes another split.
     """
@@ -30,12 +30,12 @@ def _lot(name: str, seed: int) -> bytes:
 
 
 def choose_folds(names: Sequence[str], count: int, *, seed: int) -> tuple[frozenset[str], ...]:
-    """Divide pictures into parts for cross-validation, their sizes differing by one at most.
+    """Divide images into parts for cross-validation, their sizes differing by one at most.
 
     As above, only the names and the seed decide.
 
     Args:
-        names: All pictures to divide, each once; at least ``count``.
+        names: All images to divide, each once; at least ``count``.
         count: How many parts, at least 2.
         seed: Another seed makes other parts.
     """

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from notan.data.sample import Sample
     from notan.data.transforms import Fit
-    from notan.types import Picture, Size
+    from notan.types import RGBImage, Size
 
 STRENGTH = {
     "brightness": 0.4,
     "contrast": 0.5,
-    "light_probability": 0.8,
-    "dropout_ratio": 0.5,
-    "dropout_probability": 0.5,
+    "brightness_contrast_probability": 0.8,
+    "grid_dropout_ratio": 0.5,
+    "grid_dropout_probability": 0.5,
 }
 SATURATION, SATURATION_PROBABILITY, GREY_PROBABILITY = 0.8, 0.5, 0.2
 WIDEST_BLUR, BLUR_PROBABILITY = 0.02, 0.5
@@ -31,8 +31,8 @@ STILL = {
     "scale_probability": 0.0,
     "flip_probability": 0.0,
     "affine_scale": 0.0,
-    "affine_shift": 0.0,
-    "affine_degrees": 0.0,
+    "translate": 0.0,
+    "rotate_degrees": 0.0,
     "crop_probability": 0.0,
 }
 
@@ -44,7 +44,7 @@ def build_geometry(settings: Augment, fit: Fit) -> Geometry:
 
 
 def build_strong() -> tuple[Transform[Any], ...]:
-    """Return what changes how a picture looks and leaves alone where things are.
+    """Return what changes how an image looks and leaves alone where things are.
 
     Source:
         Yang, Qi, Feng, Zhang and Shi 2023, arXiv:2208.09910: jitter, grey and blur at such
@@ -56,7 +56,7 @@ def build_strong() -> tuple[Transform[Any], ...]:
 
 
 class Colour(Transform["float | None"]):
-    """Paler or stronger colours, or none; picture only."""
+    """Paler or stronger colours, or none; image only."""
 
     def draw(self, rng: np.random.Generator, size: Size) -> float | None:
         """Draw what the distance to grey is multiplied by, or None for no change."""
@@ -78,7 +78,7 @@ class Colour(Transform["float | None"]):
 
 
 class Blur(Transform["float | None"]):
-    """Less sharpness; picture only."""
+    """Less sharpness; image only."""
 
     def draw(self, rng: np.random.Generator, size: Size) -> float | None:
         """Draw the standard deviation in pixels, or None for no change."""
@@ -90,4 +90,4 @@ class Blur(Transform["float | None"]):
         if draw is None:
             return sample
         blurred = cv2.GaussianBlur(sample.image, (0, 0), draw)
-        return dataclasses.replace(sample, image=cast("Picture", blurred))
+        return dataclasses.replace(sample, image=cast("RGBImage", blurred))

@@ -1,4 +1,4 @@
-"""Look over files before a long run: every mask is read once, every picture's size compared.
+"""Look over files before a long run: every mask is read once, every image's size compared.
 
 A mask that cannot be read, or can be read in two ways, ends the run in its first seconds instead
 of in its third hour.
@@ -33,14 +33,14 @@ def look_over(source: FileSource) -> Mapping[str, int]:
     """Read every mask of a source and say how often each encoding was found.
 
     Args:
-        source: Pairs of files; pictures are opened for their size only.
+        source: Pairs of files; images are opened for their size only.
 
     Returns:
         How many masks were read by each encoding, such as ``{"0/255": 92}``.
 
     Raises:
         DataError: A file is unreadable or ambiguous, or a pair differs in size, or two masks
-            mean different values by figure.
+            mean different values by foreground.
     """
 
     def encoding_of(pair: Pair) -> str:
@@ -76,5 +76,6 @@ def _require_agreement(source: FileSource, encodings: list[str]) -> None:
             others = sorted({e for e in encodings if e not in (*SILENT_ENCODINGS, encoding)})
             raise DataError(
                 f"{pair.mask}: its values are {encoding}, other masks of the folder have "
-                f"{', '.join(others)}; figure must be one value throughout (more classes than two?)"
+                f"{', '.join(others)}; foreground must be one value throughout (more classes than "
+                "two?)"
             )

@@ -1,8 +1,9 @@
-"""Drawn data: seeded figures on textured grounds with exact masks, for demos, docs and tests.
+"""Drawn data: seeded shapes on textured backgrounds with exact masks, for demos and tests.
 
-The pictures are made so that neither a colour nor a shade gives the figure away: both classes take
-their colours from one palette, the ground is littered with strokes in the figure's colour, and the
-figure's pattern in turn borrows from the ground. What tells them apart is form and relief.
+The images are made so that neither a colour nor a shade gives the foreground away: both classes
+take their colours from one palette, the background is littered with strokes in the foreground's
+colour, and the foreground's pattern in turn borrows from the background. What tells them apart is
+form and relief.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from notan.types import Mask, Picture, Size
+    from notan.types import Mask, RGBImage, Size
 
 Plane = npt.NDArray[np.float32]
 """(height, width), one number for each pixel."""
@@ -53,7 +54,9 @@ PALETTE: Colours = np.array(
     ],
     dtype=np.float32,
 )
-NEAREST_PAIR = 75.0  # closer colours (distance in RGB) make figures that people cannot see either
+NEAREST_PAIR = (
+    75.0  # closer colours (distance in RGB) make foregrounds that people cannot see either
+)
 
 
 class Grid(NamedTuple):
@@ -65,23 +68,23 @@ class Grid(NamedTuple):
 
 
 class Light(NamedTuple):
-    """Where the light comes from: a unit vector in the picture's plane."""
+    """Where the light comes from: a unit vector in the image's plane."""
 
     x: float
     y: float
 
 
 class DrawnSource(Source):
-    """A stretch of an endless row of drawn pictures.
+    """A stretch of an endless row of drawn images.
 
-    Picture ``i`` depends on the seed, on ``i`` and on the size, and on nothing else. Training,
+    Image ``i`` depends on the seed, on ``i`` and on the size, and on nothing else. Training,
     validation and test parts are therefore stretches of one seed that do not overlap.
 
     Args:
-        count: How many pictures, at least 1.
+        count: How many images, at least 1.
         size: (height, width) in pixels, each at least 8.
-        seed: Which row of pictures, 0 or more.
-        first: The index of the first picture in its row, 0 or more; it is part of the name.
+        seed: Which row of images, 0 or more.
+        first: The index of the first image in its row, 0 or more; it is part of the name.
 
     Raises:
         ConfigError: A number is below its least value.
@@ -104,7 +107,7 @@ class DrawnSource(Source):
             ("first", first, 0),
         ):
             if value < least:
-                raise ConfigError(f"drawn pictures: {name} is {value}; give {least} or more")
+                raise ConfigError(f"drawn images: {name} is {value}; give {least} or more")
         self.size = size
         self.seed = seed
         self._indices = range(first, first + count)
@@ -129,7 +132,7 @@ class DrawnSource(Source):
 
 
 def write_folder(source: Source, folder: Path) -> None:
-    """Write any source as ``images/NAME.png`` and ``masks/NAME.png`` (0 ground, 255 figure).
+    """Write any source as ``images/NAME.png`` and ``masks/NAME.png`` (foreground 255).
 
     Args:
         source: The samples to write.
@@ -143,7 +146,8 @@ def write_folder(source: Source, folder: Path) -> None:
         if sample.ignore is not None and sample.ignore.any():
             raise DataError(
                 f"{sample.name}: its mask has an ignored area, for which 0/255 has no value; "
-                'count that area as one of the classes (border = "figure" or "ground")'
+                'count that area as one of the classes (trimap_border = "foreground" or '
+                '"background")'
             )
         bgr = cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR)
         write_bytes(folder / "images" / f"{sample.name}.png", _png(bgr))
@@ -159,22 +163,22 @@ def _name(index: int) -> str:
     return f"drawn-{index:04d}"
 
 
-def _draw(rng: np.random.Generator, size: Size) -> tuple[Picture, Mask]:
-    """Draw one picture: ground, then shapes over it, then one light and grain over both."""
+def _draw(rng: np.random.Generator, size: Size) -> tuple[RGBImage, Mask]:
+    """Draw one image: background, then shapes over it, then one light and grain over both."""
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     grid = Grid(x, y, min(size))
-    ground, figure = _two_colours(rng)
+    background, foreground = _two_colours(rng)
     angle = rng.uniform(-2.6, -0.6)  # from above, as eyes expect
     light = Light(float(np.cos(angle)), float(np.sin(angle)))
 
-    canvas = _ground(rng, grid, ground, figure)
+    canvas = _background(rng, grid, background, foreground)
     mask: Mask = np.zeros(size, dtype=np.bool_)
     shapes = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, 4))
     pattern = rng.choice(["dots", "stripes", "rings", "mottled"])
     for _ in range(shapes):
         distance = _distance_inside(rng, grid)
         canvas = _cast_shadow(canvas, distance, grid, light)
-        coat = _coat(rng, grid, distance, pattern, figure, ground)
+        coat = _coat(rng, grid, distance, pattern, foreground, background)
         coat *= _relief(distance, grid, light)[..., None]
         coverage = np.clip(distance + 0.5, 0, 1)[..., None]
         canvas += coverage * (coat - canvas)
@@ -183,35 +187,37 @@ def _draw(rng: np.random.Generator, size: Size) -> tuple[Picture, Mask]:
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Colours, Colours]:
-    """Pick the ground's and the figure's colour; either may be the lighter one."""
-    ground = PALETTE[rng.integers(len(PALETTE))]
-    others = PALETTE[np.linalg.norm(PALETTE - ground, axis=1) > NEAREST_PAIR]
-    figure = others[rng.integers(len(others))]
+    """Pick the background's and the foreground's colour; either may be the lighter one."""
+    background = PALETTE[rng.integers(len(PALETTE))]
+    others = PALETTE[np.linalg.norm(PALETTE - background, axis=1) > NEAREST_PAIR]
+    foreground = others[rng.integers(len(others))]
     wobble = rng.normal(0, 7, size=(2, 3)).astype(np.float32)
-    return ground + wobble[0], figure + wobble[1]
+    return background + wobble[0], foreground + wobble[1]
 
 
-def _ground(rng: np.random.Generator, grid: Grid, ground: Colours, figure: Colours) -> Colours:
+def _background(
+    rng: np.random.Generator, grid: Grid, background: Colours, foreground: Colours
+) -> Colours:
     """Paint a blotched wash with raked ripples, sometimes a band across it, and clutter."""
     size = grid.x.shape
     other = PALETTE[rng.integers(len(PALETTE))]
     wash = np.clip(0.5 + 0.28 * _clouds(rng, size, 4), 0, 1)
-    canvas = _blend(ground, _blend(ground, other, np.float32(0.35)), wash)
+    canvas = _blend(background, _blend(background, other, np.float32(0.35)), wash)
     if rng.random() < 0.4:
         edge = _along(grid, rng.uniform(0, np.pi)) + 0.12 * _clouds(rng, size, 4)
         band = np.clip((edge - rng.uniform(-0.3, 0.3)) * grid.short / 2, 0, 1)
-        tone = _blend(ground, figure, np.float32(rng.uniform(0.3, 0.6)))
+        tone = _blend(background, foreground, np.float32(rng.uniform(0.3, 0.6)))
         canvas += band[..., None] * (tone - canvas)
     waves = _along(grid, rng.uniform(0, np.pi)) + 0.05 * _clouds(rng, size, 5)
     ripple = np.sin(waves * np.float32(2 * np.pi * rng.uniform(7, 13)))
     canvas *= 1 + np.float32(rng.uniform(0.02, 0.07)) * ripple[..., None]
-    return _clutter(rng, canvas, (figure, other), grid)
+    return _clutter(rng, canvas, (foreground, other), grid)
 
 
 def _clutter(
     rng: np.random.Generator, canvas: Colours, colours: tuple[Colours, ...], grid: Grid
 ) -> Colours:
-    """Scatter thin twigs and small dots: the figure's colours without its form."""
+    """Scatter thin twigs and small dots: the foreground's colours without its form."""
     height, width = canvas.shape[:2]
     average = np.array(cv2.mean(canvas)[:3], dtype=np.float32)
     flat = np.clip(canvas, 0, 255).astype(np.uint8)
@@ -291,10 +297,10 @@ def _coat(
     grid: Grid,
     distance: Plane,
     pattern: str,
-    figure: Colours,
-    ground: Colours,
+    foreground: Colours,
+    background: Colours,
 ) -> Colours:
-    """Colour a shape: the figure's colour under a pattern that borrows from the ground."""
+    """Colour a shape: the foreground's colour under a pattern that borrows from the background."""
     turn = rng.uniform(0, np.pi)
     pitch = np.float32(2 * np.pi * rng.uniform(5, 9))
     along, across = _along(grid, turn) * pitch, _along(grid, turn + np.pi / 2) * pitch
@@ -306,8 +312,8 @@ def _coat(
         wave = np.sin(distance / grid.short * pitch * np.float32(1.6)) * 2 - 0.4
     else:
         wave = _clouds(rng, grid.x.shape, 10) - 0.3
-    accent = _blend(figure, ground, np.float32(rng.uniform(0.35, 0.75)))
-    own = figure * np.float32(rng.uniform(0.9, 1.1))
+    accent = _blend(foreground, background, np.float32(rng.uniform(0.35, 0.75)))
+    own = foreground * np.float32(rng.uniform(0.9, 1.1))
     return _blend(own, accent, np.clip(wave * 0.5 + 0.5, 0, 1).astype(np.float32))
 
 
@@ -334,13 +340,13 @@ def _cast_shadow(canvas: Colours, distance: Plane, grid: Grid, light: Light) -> 
     return darker
 
 
-def _photograph(rng: np.random.Generator, canvas: Colours, grid: Grid) -> Picture:
-    """Lay one uneven light and fine grain over figure and ground alike."""
+def _photograph(rng: np.random.Generator, canvas: Colours, grid: Grid) -> RGBImage:
+    """Lay one uneven light and fine grain over foreground and background alike."""
     fall = _along(grid, rng.uniform(0, 2 * np.pi)) * np.float32(rng.uniform(0.1, 0.45))
     grain = rng.normal(0, rng.uniform(2, 6), size=canvas.shape[:2]).astype(np.float32)
     exposed = canvas * (1 + fall[..., None]) + grain[..., None]
-    picture: Picture = np.clip(exposed, 0, 255).astype(np.uint8)
-    return picture
+    image: RGBImage = np.clip(exposed, 0, 255).astype(np.uint8)
+    return image
 
 
 def _along(grid: Grid, angle: float) -> Plane:

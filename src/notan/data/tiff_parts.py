@@ -1,8 +1,8 @@
 """TIFF files too large to be decoded at once, read part by part.
 
 A TIFF keeps its pixels in strips or tiles that are compressed each for itself. One of them is put
-behind a header of its own and decoded as the small picture that it then is, by the reader of all
-other pictures: so 16-bit grey, palettes, transparency and every compression mean here what they
+behind a header of its own and decoded as the small image that it then is, by the reader of all
+other images: so 16-bit grey, palettes, transparency and every compression mean here what they
 mean there, and no broken strip can take more memory than its claimed size, which is bounded.
 """
 
@@ -42,7 +42,7 @@ from PIL.TiffImagePlugin import (
     ImageFileDirectory_v2,
 )
 
-from notan.data.formats import MAX_PIXELS, decode_picture, read_header
+from notan.data.formats import MAX_PIXELS, decode_image, read_header
 from notan.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from PIL.ImageFile import ImageFile
 
-    from notan.types import Picture, Size
+    from notan.types import RGBImage, Size
 
 __all__ = ["TiffParts", "is_large_tiff"]
 
@@ -65,7 +65,7 @@ KEPT = (
 """What says how a strip or tile is decoded; the rest is about the whole file."""
 
 CUT_PIXELS = 2**20
-"""About what is read at once of a picture that is stored in one piece, uncompressed."""
+"""About what is read at once of an image that is stored in one piece, uncompressed."""
 
 PARTS = 2**22
 """More strips or tiles than any sensible file has."""
@@ -88,7 +88,7 @@ def is_large_tiff(path: Path) -> bool:
     """Say whether a file is a TIFF with more pixels than are decoded at once.
 
     Raises:
-        DataError: The file is missing or is no picture.
+        DataError: The file is missing or is no image.
     """
     return read_header(path, _is_large)
 
@@ -104,12 +104,12 @@ class _Layout:
     Attributes:
         size: (height, width) as stored.
         part: (height, width) of a strip or tile.
-        planes: Times that the picture's parts are stored, one channel each; 1: all in one.
+        planes: Times that the image's parts are stored, one channel each; 1: all in one.
         offsets: The parts' places in the file, plane by plane, row by row.
         counts: Their lengths in bytes.
         tags: What a part's own header says, sizes aside.
         orientation: 1 to 8, as EXIF counts.
-        tiled: Whether parts at the edges reach beyond the picture.
+        tiled: Whether parts at the edges reach beyond the image.
     """
 
     size: Size
@@ -147,7 +147,7 @@ class TiffParts:
         """
         self.path = path
         self._layout = read_header(path, partial(_read_layout, name=str(path)))
-        self._kept: OrderedDict[int, Picture] = OrderedDict()
+        self._kept: OrderedDict[int, RGBImage] = OrderedDict()
         self._kept_bytes = 0
         self._file = path.open("rb")
         try:
@@ -168,8 +168,8 @@ class TiffParts:
         height, width = self._layout.size
         return (width, height) if self._layout.orientation >= 5 else (height, width)
 
-    def read(self, top: int, left: int, height: int, width: int) -> Picture:
-        """Read a part that lies inside the picture.
+    def read(self, top: int, left: int, height: int, width: int) -> RGBImage:
+        """Read a part that lies inside the image.
 
         Returns:
             uint8, (height, width, 3), RGB.
@@ -192,7 +192,7 @@ class TiffParts:
             stored = stored[:, ::-1]
         return stored.transpose(1, 0, 2) if self._layout.orientation >= 5 else stored
 
-    def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> Picture:
+    def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> RGBImage:
         """Put a part together from the strips or tiles that it touches."""
         high, wide = self._layout.part
         result = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)
@@ -208,7 +208,7 @@ class TiffParts:
                 )
         return result
 
-    def _part(self, number: int) -> Picture:
+    def _part(self, number: int) -> RGBImage:
         """Return a strip or tile, decoded or kept."""
         part = self._kept.pop(number, None)
         if part is None:
@@ -219,7 +219,7 @@ class TiffParts:
             self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         return part
 
-    def _decode(self, number: int) -> Picture:
+    def _decode(self, number: int) -> RGBImage:
         layout = self._layout
         height, width = layout.part
         if not layout.tiled:
@@ -231,7 +231,7 @@ class TiffParts:
         ]
         return planes[0] if len(planes) < 3 else np.stack([p[..., 0] for p in planes], axis=2)
 
-    def _decode_one(self, index: int, height: int, width: int) -> Picture:
+    def _decode_one(self, index: int, height: int, width: int) -> RGBImage:
         """Decode one strip or tile as the small TIFF that it would be alone."""
         count = self._layout.counts[index]
         self._file.seek(self._layout.offsets[index])
@@ -245,13 +245,13 @@ class TiffParts:
         file = io.BytesIO()
         tags.save(file)
         file.write(content)
-        picture = decode_picture(file.getvalue(), f"{self.path} (part {index + 1})")
-        if picture.shape[:2] != (height, width):
+        image = decode_image(file.getvalue(), f"{self.path} (part {index + 1})")
+        if image.shape[:2] != (height, width):
             raise DataError(
-                f"{self.path}: part {index + 1} holds {picture.shape[0]}x{picture.shape[1]} pixels "
+                f"{self.path}: part {index + 1} holds {image.shape[0]}x{image.shape[1]} pixels "
                 f"instead of {height}x{width}; the file is damaged: copy it again from its source"
             )
-        return picture
+        return image
 
     def _refuse_missing_parts(self) -> None:
         """Refuse a file that is shorter than it says, before hours of work on it."""
@@ -264,7 +264,7 @@ class TiffParts:
                 raise DataError(
                     f"{self.path}: is damaged or cut short (part {number} of "
                     f"{len(self._layout.offsets):,} reaches {where}, the file has {length:,} "
-                    "bytes); wanted a whole picture file; copy it again from its source"
+                    "bytes); wanted a whole image file; copy it again from its source"
                 )
 
 

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from notan.config import Augment
-    from notan.types import Mask, Picture, Size
+    from notan.types import Mask, RGBImage, Size
 
 Draw = TypeVar("Draw")
 Fit: TypeAlias = "Callable[[Size], Size]"
-"""From a picture's (height, width) to what it is resized to: ``Preprocessor.fit``."""
+"""From an image's (height, width) to what it is resized to: ``Preprocessor.fit``."""
 Matrix: TypeAlias = npt.NDArray[np.float64]
-"""3x3, homogeneous; maps (x, y) in pixels, where a picture spans 0..width and 0..height."""
+"""3x3, homogeneous; maps (x, y) in pixels, where an image spans 0..width and 0..height."""
 
 
 class Transform(ABC, Generic[Draw]):
@@ -45,7 +45,9 @@ class Transform(ABC, Generic[Draw]):
         """Change a sample as drawn; the same draw always gives the same sample."""
 
 
-def vary(sample: Sample, transforms: Sequence[Transform[Any]], rng: np.random.Generator) -> Sample:
+def augment(
+    sample: Sample, transforms: Sequence[Transform[Any]], rng: np.random.Generator
+) -> Sample:
     """Put a sample through transforms in their order."""
     for transform in transforms:
         sample = transform.apply(sample, transform.draw(rng, sample.size))
@@ -57,7 +59,7 @@ def build_transforms(settings: Augment, fit: Fit) -> tuple[Transform[Any], ...]:
 
     Args:
         settings: Ranges and probabilities.
-        fit: Says at which (height, width) the warp of a picture of a (height, width) ends.
+        fit: Says at which (height, width) the warp of an image of a (height, width) ends.
     """
     if not settings.enabled:
         return ()
@@ -65,10 +67,10 @@ def build_transforms(settings: Augment, fit: Fit) -> tuple[Transform[Any], ...]:
 
 
 class Geometry(Transform[Matrix]):
-    """Zoom, flip, affine and resized crop as one warp of picture and mask alike.
+    """Zoom, flip, affine and resized crop as one warp of image and mask alike.
 
-    What comes from outside the picture is its mirror image, and so is the mask: black would shift
-    the statistics of batch norm away from those of whole pictures.
+    What comes from outside the image is its mirror image, and so is the mask: black would shift
+    the statistics of batch norm away from those of whole images.
     """
 
     def __init__(self, settings: Augment, fit: Fit) -> None:
@@ -76,7 +78,7 @@ class Geometry(Transform[Matrix]):
         self.fit = fit
 
     def draw(self, rng: np.random.Generator, size: Size) -> Matrix:
-        """Draw the matrix that maps the picture's pixels to the output's."""
+        """Draw the matrix that maps the image's pixels to the output's."""
         settings = self.settings
         height, width = size
         centre = _shift(width / 2, height / 2)
@@ -92,17 +94,17 @@ class Geometry(Transform[Matrix]):
     def _draw_affine(self, rng: np.random.Generator, size: Size) -> Matrix:
         settings = self.settings
         zoom = rng.uniform(1 - settings.affine_scale, 1 + settings.affine_scale)
-        angle = math.radians(rng.uniform(-settings.affine_degrees, settings.affine_degrees))
-        shift_y, shift_x = rng.uniform(-settings.affine_shift, settings.affine_shift, 2) * size
+        angle = math.radians(rng.uniform(-settings.rotate_degrees, settings.rotate_degrees))
+        shift_y, shift_x = rng.uniform(-settings.translate, settings.translate, 2) * size
         return _shift(shift_x, shift_y) @ _rotation(angle) @ _scale(zoom, zoom)
 
     def _draw_crop(self, rng: np.random.Generator, size: Size) -> Matrix:
-        """Map a box of the picture, or all of it, onto the output."""
+        """Map a box of the image, or all of it, onto the output."""
         height, width = size
         box_height, box_width, top, left = float(height), float(width), 0.0, 0.0
         if rng.random() < self.settings.crop_probability:
             area = rng.uniform(self.settings.crop_area, 1.0)
-            # no further than the picture reaches, so that the box keeps its area
+            # no further than the image reaches, so that the box keeps its area
             furthest = min(math.log(4 / 3), math.log(1 / area)) / 2
             stretch = math.exp(rng.uniform(-furthest, furthest))
             box_height = height * math.sqrt(area) / stretch
@@ -112,7 +114,7 @@ class Geometry(Transform[Matrix]):
         return _scale(out_width / box_width, out_height / box_height) @ _shift(-left, -top)
 
     def apply(self, sample: Sample, draw: Matrix) -> Sample:
-        """Warp picture, mask and ignored area by the drawn matrix."""
+        """Warp image, mask and ignored area by the drawn matrix."""
         small, matrix = _shrink_first(draw, sample.size)
         output = self.fit(sample.size)
 
@@ -129,7 +131,7 @@ class Geometry(Transform[Matrix]):
 
 
 class Light(Transform["tuple[float, float] | None"]):
-    """Brightness and contrast; picture only."""
+    """Brightness and contrast; image only."""
 
     def __init__(self, settings: Augment) -> None:
         self.settings = settings
@@ -137,7 +139,7 @@ class Light(Transform["tuple[float, float] | None"]):
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[float, float] | None:
         """Draw (contrast factor, brightness offset in grey levels), or None for no change."""
         del size  # light is the same at every size
-        if rng.random() >= self.settings.light_probability:
+        if rng.random() >= self.settings.brightness_contrast_probability:
             return None
         contrast = 1 + rng.uniform(-self.settings.contrast, self.settings.contrast)
         return contrast, 255 * rng.uniform(-self.settings.brightness, self.settings.brightness)
@@ -152,7 +154,7 @@ class Light(Transform["tuple[float, float] | None"]):
 
 
 class GridDropout(Transform["tuple[int, int, int, int] | None"]):
-    """Black holes on a grid; picture only.
+    """Black holes on a grid; image only.
 
     Source: Chen et al. 2020, GridMask, arXiv:2001.04086; the unit is a tenth of the shorter side.
     """
@@ -162,10 +164,13 @@ class GridDropout(Transform["tuple[int, int, int, int] | None"]):
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[int, int, int, int] | None:
         """Draw (unit, hole, top, left) in pixels, or None for no holes."""
-        if rng.random() >= self.settings.dropout_probability or self.settings.dropout_ratio == 0:
+        if (
+            rng.random() >= self.settings.grid_dropout_probability
+            or self.settings.grid_dropout_ratio == 0
+        ):
             return None
         unit = max(2, min(size) // 10)
-        hole = min(max(1, round(unit * self.settings.dropout_ratio)), unit - 1)
+        hole = min(max(1, round(unit * self.settings.grid_dropout_ratio)), unit - 1)
         top, left = (int(value) for value in rng.integers(0, unit, 2))
         return unit, hole, top, left
 
@@ -184,8 +189,8 @@ class GridDropout(Transform["tuple[int, int, int, int] | None"]):
 class OwnPipeline(Transform[None]):
     """A user's own augmentation: any callable ``transform(image=, mask=) -> dict``.
 
-    The mask it gets and gives back is uint8: 0 ground, 1 figure, 255 ignored, so a pipeline that
-    pads may fill with 255. Albumentations pipelines fit.
+    The mask it gets and gives back is uint8: 0 background, 1 foreground, 255 ignored, so a
+    pipeline that pads may fill with 255. Albumentations pipelines fit.
     Its randomness is its own, so ``Run.seed`` does not reach it.
     """
 
@@ -201,7 +206,7 @@ class OwnPipeline(Transform[None]):
         """Call the pipeline and bring what it returns to the model's size.
 
         Raises:
-            DataError: It did not return a uint8 RGB picture and a mask of one size.
+            DataError: It did not return a uint8 RGB image and a mask of one size.
         """
         del draw
         codes = sample.mask.astype(np.uint8)
@@ -216,8 +221,8 @@ class OwnPipeline(Transform[None]):
         image, codes = np.asarray(result["image"]), np.asarray(result["mask"])
         if image.dtype != np.uint8 or image.shape != (*codes.shape[:2], 3) or codes.ndim != 2:
             raise DataError(
-                f"{sample.name}: your transform returned a picture of {image.dtype} "
-                f"{image.shape} and a mask of {codes.shape}; a uint8 (height, width, 3) picture "
+                f"{sample.name}: your transform returned an image of {image.dtype} "
+                f"{image.shape} and a mask of {codes.shape}; a uint8 (height, width, 3) image "
                 "and a (height, width) mask of one size are wanted: leave normalising and "
                 "tensors to notan"
             )
@@ -226,7 +231,8 @@ class OwnPipeline(Transform[None]):
         if not np.isin(codes, (0, 1, 255)).all():
             raise DataError(
                 f"{sample.name}: your transform returned a mask with other values than "
-                "0 (ground), 1 (figure) and 255 (ignored); it must not scale or blend the mask"
+                "0 (background), 1 (foreground) and 255 (ignored); it must not scale or blend the "
+                "mask"
             )
         size = self.fit((image.shape[0], image.shape[1]))
         return Sample(
@@ -264,10 +270,10 @@ def _shrink_first(matrix: Matrix, size: Size) -> tuple[Size, Matrix]:
     return small, _shift(-0.5, -0.5) @ from_small @ _shift(0.5, 0.5)
 
 
-def _warp(image: Picture, matrix: Matrix, size: Size) -> Picture:
+def _warp(image: RGBImage, matrix: Matrix, size: Size) -> RGBImage:
     height, width = size
     warped = cv2.warpAffine(image, matrix[:2], (width, height), borderMode=cv2.BORDER_REFLECT)
-    return cast("Picture", warped)
+    return cast("RGBImage", warped)
 
 
 def _shrunk(side: int, stretch: float) -> int:

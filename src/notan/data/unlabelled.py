@@ -1,4 +1,4 @@
-"""Pictures without masks: which a folder holds, and how a training sees each of them twice."""
+"""Images without masks: which a folder holds, and how a training sees each of them twice."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from notan.data.files import hash_file
-from notan.data.folder import loose_pictures
-from notan.data.formats import read_picture
+from notan.data.folder import loose_images
+from notan.data.formats import read_image
 from notan.data.padding import join_padded
 from notan.data.sample import Sample, short_hash
-from notan.data.transforms import vary
+from notan.data.transforms import augment
 from notan.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,37 +34,37 @@ logger = logging.getLogger("notan")
 
 THREADS = 4
 SALT = 0x0ABE1
-"""Keeps the random numbers of pictures without masks apart from those of pictures with masks."""
+"""Keeps the random numbers of images without masks apart from those of images with masks."""
 
 
 @dataclass(frozen=True)
 class UnlabelledFile:
-    """A picture without a mask.
+    """An image without a mask.
 
     Attributes:
         path: The file.
         file_hash: As ``FileSource.hashes`` makes it.
-        picture_hash: As ``Source.hashes`` makes it of pictures that are in no file.
+        image_hash: As ``Source.hashes`` makes it of images that are in no file.
     """
 
     path: Path
     file_hash: str
-    picture_hash: str
+    image_hash: str
 
     def is_among(self, hashes: Collection[str]) -> bool:
-        """Say whether it is one of the pictures that have these hashes."""
-        return self.file_hash in hashes or self.picture_hash in hashes
+        """Say whether it is one of the images that have these hashes."""
+        return self.file_hash in hashes or self.image_hash in hashes
 
 
 class UnlabelledKey(NamedTuple):
-    """Which picture without a mask, and how often all of them were seen before."""
+    """Which image without a mask, and how often all of them were seen before."""
 
     turn: int
     number: int
 
 
 class Unlabelled(NamedTuple):
-    """The pictures without masks of one step, each in two views of the same geometry.
+    """The images without masks of one step, each in two views of the same geometry.
 
     Attributes:
         names: Their files' names.
@@ -85,56 +85,56 @@ class Unlabelled(NamedTuple):
 
 
 def find_unlabelled(folder: Path) -> list[UnlabelledFile]:
-    """Read every picture of a folder once, in the order of their names.
+    """Read every image of a folder once, in the order of their names.
 
     A file that cannot be read is left out, with a warning: in a folder of thousands there often is
     one, and here no mask is lost with it.
 
     Args:
-        folder: Of pictures, whatever else lies there, or with a folder ``images`` of them.
+        folder: Of images, whatever else lies there, or with a folder ``images`` of them.
 
     Raises:
-        DataError: There is no such folder, it holds no pictures, or none of them can be read.
+        DataError: There is no such folder, it holds no images, or none of them can be read.
     """
     paths = _listed(folder)
     with ThreadPoolExecutor(THREADS) as pool:
         work = pool.map(_read, paths)
-        name = "looking over pictures without masks"
+        name = "looking over images without masks"
         results = list(tqdm(work, total=len(paths), desc=name, leave=False, delay=1, disable=None))
     files = [each for each in results if isinstance(each, UnlabelledFile)]
     faults = [each for each in results if isinstance(each, DataError)]
     if not files:
-        raise DataError(f"{folder}: none of the {len(paths)} pictures can be read; {faults[0]}")
+        raise DataError(f"{folder}: none of the {len(paths)} images can be read; {faults[0]}")
     if faults:
-        what = "picture" if len(faults) == 1 else "pictures"
+        what = "image" if len(faults) == 1 else "images"
         logger.warning("%d %s cannot be read and left out: %s", len(faults), what, faults[0])
     return files
 
 
 def _listed(folder: Path) -> list[Path]:
     if folder.is_file():
-        raise DataError(f"{folder}: this is a file; --unlabelled wants a folder of pictures")
+        raise DataError(f"{folder}: this is a file; --unlabelled wants a folder of images")
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; check --unlabelled")
-    return loose_pictures(folder)
+    return loose_images(folder)
 
 
 def _read(path: Path) -> UnlabelledFile | DataError:
     try:
-        picture = read_picture(path)
-        return UnlabelledFile(path, hash_file(path), short_hash(picture.tobytes()))
+        image = read_image(path)
+        return UnlabelledFile(path, hash_file(path), short_hash(image.tobytes()))
     except DataError as error:
         return error
 
 
 def fingerprint_unlabelled(files: Sequence[UnlabelledFile]) -> str:
-    """Return a short SHA-256 of the pictures in their order, wherever they lie."""
+    """Return a short SHA-256 of the images in their order, wherever they lie."""
     told = "\n".join(file.file_hash for file in files)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-class UnlabelledPictures(Dataset["Unlabelled | DataError"]):
-    """Pictures without masks as sets of one, in two views; an error is handed on as a value."""
+class UnlabelledImages(Dataset["Unlabelled | DataError"]):
+    """Images without masks as sets of one, in two views; an error is handed on as a value."""
 
     def __init__(
         self,
@@ -164,16 +164,16 @@ class UnlabelledPictures(Dataset["Unlabelled | DataError"]):
         return len(self.files)
 
     def __getitem__(self, key: UnlabelledKey) -> Unlabelled | DataError:
-        """Read one picture and make its two views."""
+        """Read one image and make its two views."""
         path = self.files[key.number].path
         rng = np.random.default_rng((self.seed, SALT, *key))
         try:
-            image = read_picture(path)
+            image = read_image(path)
         except DataError as error:
             return error
         nothing = np.zeros(image.shape[:2], bool)
-        plain = vary(Sample(path.name, image, nothing), (self.geometry,), rng)
-        varied = vary(plain, self.light, rng)
+        plain = augment(Sample(path.name, image, nothing), (self.geometry,), rng)
+        varied = augment(plain, self.light, rng)
         inside = self.preprocessor.mask(np.ones(plain.size, bool)).astype(np.float32)
         return Unlabelled(
             (path.name,),
@@ -183,11 +183,11 @@ class UnlabelledPictures(Dataset["Unlabelled | DataError"]):
         )
 
     def keys(self, step: int, size: int) -> list[UnlabelledKey]:
-        """Return which pictures a step sees: all in a new order, then all again in another.
+        """Return which images a step sees: all in a new order, then all again in another.
 
         Args:
             step: Batches since the start of the run.
-            size: Pictures in each.
+            size: Images in each.
         """
         count = len(self.files)
         size = min(size, count)
@@ -205,7 +205,7 @@ def _order(seed: int, turn: int, count: int) -> tuple[int, ...]:
 
 
 def join_unlabelled(items: Sequence[Unlabelled], size: Size) -> Unlabelled:
-    """Put the pictures of a step together, padded to a (height, width)."""
+    """Put the images of a step together, padded to a (height, width)."""
     return Unlabelled(
         tuple(name for item in items for name in item.names),
         join_padded([item.plain for item in items], size, "edge"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from notan.types import Picture, Size
+    from notan.types import RGBImage, Size
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg", ".flv", ".ogv"]
@@ -125,7 +125,7 @@ class Video:
             )
         return False
 
-    def read(self) -> Picture:
+    def read(self) -> RGBImage:
         """Decode the current frame as uint8, (height, width, 3), RGB, upright.
 
         Raises:
@@ -136,8 +136,8 @@ class Video:
             raise DataError(
                 f"{self.path}, frame {self.number}: cannot be decoded; copy the video again"
             )
-        picture: Picture = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        return picture
+        image: RGBImage = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        return image
 
     def _retrieve(self) -> tuple[bool, Any]:
         try:

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from notan.checkpoint import Card, Checkpoint, DataCard, Member, load_checkpoint, save_checkpoint
 from notan.comparison.candidates import distinct_names, model_file
 from notan.data.files import fingerprint
-from notan.decision import Decision
 from notan.ensemble.weights import choose_weights
 from notan.errors import ConfigError, DataError
 from notan.evaluate import find_seen, open_subject
 from notan.models.base import stride_of
+from notan.postprocessing import Postprocessing
 from notan.predict.backends import TorchBackend, rebuild
-from notan.predict.calibrate import choose_decision
+from notan.predict.calibrate import choose_postprocessing
 from notan.predict.predictor import Predictor
 from notan.runtime import describe_hardware, find_device
 from notan.train.log import BEST
@@ -42,7 +42,7 @@ logger = logging.getLogger("notan")
 
 FEWEST = 2
 PIXELS = 2000
-"""Of each picture, drawn at random, to weigh the members on."""
+"""Of each image, drawn at random, to weigh the members on."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Joined:
         path: The ensemble's file.
         card: Its card.
         weights: Of each member that was given, by name; 0 where it was left out.
-        dice: Mean Dice on the validation pictures of the ensemble and of each member, by name;
+        dice: Mean Dice on the validation images of the ensemble and of each member, by name;
             a member's is as its own card says.
     """
 
@@ -91,20 +91,20 @@ def join(
 ) -> Joined:
     """Make one model file of several; weights, calibration and threshold come from validation.
 
-    The result is a model file like any other, with the pictures of all members in its card, so that
+    The result is a model file like any other, with the images of all members in its card, so that
     none of them can be scored on what another has learned.
 
     Args:
         models: Run folders or model files, two or more, of any of notan's networks.
         out: The file to write; nothing may be there yet.
-        data_path: The data folder with the validation pictures; None: the first member's own.
+        data_path: The data folder with the validation images; None: the first member's own.
         device: Where to compute, for ``find_device``.
-        batch_size: Pictures predicted at once.
+        batch_size: Images predicted at once.
 
     Raises:
         ConfigError: Fewer than two models, members that do not fit each other, or ``out`` is taken.
         CheckpointError: A model is missing, damaged or foreign.
-        DataError: A validation picture cannot be read, or a member was trained on it.
+        DataError: A validation image cannot be read, or a member was trained on it.
         StorageError: The file could not be written.
     """
     if out.exists():
@@ -126,7 +126,7 @@ def join(
     stride = {"stride": stride_of(network)}
     card = card.model_copy(update={"preprocess": card.preprocess.model_copy(update=stride)})
     predictor = Predictor(TorchBackend(network, place), card.preprocess)
-    choice = choose_decision(predictor, source, batch_size=batch_size)
+    choice = choose_postprocessing(predictor, source, batch_size=batch_size)
     card = _decided(card, choice, (reason, *_unknown(parts)))
     save_checkpoint(out, Checkpoint(card, states))
     names = [part.name for part in parts]
@@ -182,15 +182,17 @@ def _require_fit(one: Part, other: Part) -> None:
                 f"preprocess.{name} is {value} in {one.name} and {theirs[1][name]} in {other.name}"
                 "; members see the same input, so train them with the same"
             )
-    if one.card.border != other.card.border:
+    if one.card.trimap_border != other.card.trimap_border:
         raise ConfigError(
-            f"{one.name} was trained with border = {one.card.border or 'none'} and {other.name} "
-            f"with border = {other.card.border or 'none'}; train them with one --border"
+            f"{one.name} was trained with trimap_border = {one.card.trimap_border or 'none'} and "
+            f"{other.name} "
+            f"with trimap_border = {other.card.trimap_border or 'none'}; train them with one "
+            "--trimap-border"
         )
 
 
 def _validation(parts: Sequence[Part], data_path: Path | None) -> Source:
-    """Open the first member's validation pictures, which none may have been trained on."""
+    """Open the first member's validation images, which none may have been trained on."""
     card = parts[0].card
     path = data_path or card.run.data.path
     source = open_subject(card, "val", data_path=path).source
@@ -200,7 +202,7 @@ def _validation(parts: Sequence[Part], data_path: Path | None) -> Source:
             more = ", ..." if len(trained) > 3 else ""
             raise DataError(
                 f"{part.name} was trained on {len(trained)} of the {len(source)} validation "
-                f"pictures of {parts[0].name} ({', '.join(trained[:3])}{more}), so what is chosen "
+                f"images of {parts[0].name} ({', '.join(trained[:3])}{more}), so what is chosen "
                 "on them would flatter it; train all members with one split: data.split_seed=0"
             )
     return source
@@ -217,18 +219,20 @@ def _unknown(parts: Sequence[Part]) -> tuple[str, ...]:
 def _ask(
     parts: Sequence[Part], source: Source, device: torch.device, batch_size: int
 ) -> list[Chances]:
-    """Return what each member gives to the truth of some pixels of each picture."""
+    """Return what each member gives to the truth of some pixels of each image."""
     asked: list[list[npt.NDArray[np.float64]]] = []
     for part in parts:
         card = part.card
-        calibrated = Decision(temperature=card.decision.temperature, bias=card.decision.bias)
+        calibrated = Postprocessing(
+            temperature=card.postprocessing.temperature, bias=card.postprocessing.bias
+        )
         backend = TorchBackend(rebuild(part.checkpoint, None), device)
-        predictor = Predictor(backend, card.preprocess, decision=calibrated)
+        predictor = Predictor(backend, card.preprocess, postprocessing=calibrated)
         pairs = tqdm(
             predictor.predict_samples(source, batch_size=batch_size),
             total=len(source),
             desc=part.name,
-            unit="picture",
+            unit="image",
             leave=False,
             disable=None,
         )
@@ -238,17 +242,17 @@ def _ask(
                 for number, (sample, prediction) in enumerate(pairs)
             ]
         )
-    return [np.stack(picture) for picture in zip(*asked, strict=True) if picture[0].size]
+    return [np.stack(image) for image in zip(*asked, strict=True) if image[0].size]
 
 
 def _chances(sample: Sample, probability: Probability, number: int) -> npt.NDArray[np.float64]:
     """Return the probability of what is true at some pixels, the same for every member."""
     counted = np.ones(sample.size, np.bool_) if sample.ignore is None else ~sample.ignore
-    figure, chance = sample.mask[counted], probability[counted].astype(np.float64)
+    foreground, chance = sample.mask[counted], probability[counted].astype(np.float64)
     if not chance.size:
         return chance
     some = np.random.default_rng(number).integers(0, chance.size, PIXELS)
-    return np.where(figure[some], chance[some], 1 - chance[some])
+    return np.where(foreground[some], chance[some], 1 - chance[some])
 
 
 def _card(taken: Sequence[tuple[Part, float]], source: Source, device: torch.device) -> Card:
@@ -259,8 +263,8 @@ def _card(taken: Sequence[tuple[Part, float]], source: Source, device: torch.dev
             name=part.name,
             model=part.card.model,
             weight=weight,
-            temperature=part.card.decision.temperature,
-            bias=part.card.decision.bias,
+            temperature=part.card.postprocessing.temperature,
+            bias=part.card.postprocessing.bias,
             sha256=part.card.sha256,
         )
         for part, weight in taken
@@ -272,7 +276,7 @@ def _card(taken: Sequence[tuple[Part, float]], source: Source, device: torch.dev
             "model": None,
             "model_class": "Ensemble",
             "members": members,
-            "decision": Decision(),
+            "postprocessing": Postprocessing(),
             "choices": (),
             "scores": {},
             "epoch": max(card.epoch for card in cards),
@@ -299,7 +303,7 @@ def _pretrained(cards: Sequence[Card]) -> str | None:
 
 
 def _data(cards: Sequence[Card], source: Source) -> DataCard:
-    """Join what the members were trained on, so that no picture of any is taken for a new one."""
+    """Join what the members were trained on, so that no image of any is taken for a new one."""
     first = cards[0].data
     trained = {each for card in cards for each in card.data.training_hashes}
     chosen = {each for card in cards for each in card.data.validation_hashes}
@@ -310,13 +314,13 @@ def _data(cards: Sequence[Card], source: Source) -> DataCard:
     known = all(card.data.training_hashes for card in cards)
     return first.model_copy(
         update={
-            "training_pictures": len(trained) if known else first.training_pictures,
+            "training_images": len(trained) if known else first.training_images,
             "training_fingerprint": prints[0] if len(prints) == 1 else all_prints,
             "training_hashes": tuple(sorted(trained)) if known else (),
-            "unlabelled_pictures": len(unlabelled),
+            "unlabelled_images": len(unlabelled),
             "unlabelled_fingerprint": None,  # perhaps of several folders
             "unlabelled_hashes": tuple(sorted(unlabelled)),
-            "validation_pictures": len(source),
+            "validation_images": len(source),
             "validation_fingerprint": fingerprint(source),
             "validation_hashes": tuple(sorted(chosen | set(source.hashes()))),
         }
@@ -329,7 +333,7 @@ def _decided(card: Card, choice: Choice, reasons: tuple[str, ...]) -> Card:
         logger.info("chosen on validation: %s", reason)
     return card.model_copy(
         update={
-            "decision": choice.decision,
+            "postprocessing": choice.postprocessing,
             "choices": (*reasons, *choice.reasons),
             "scores": {"dice": choice.dice, "iou": choice.iou, "plain_dice": choice.plain_dice},
         }

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Chances: TypeAlias = npt.NDArray[np.float64]
-"""(members, pixels) of one picture: the probability that each gave to what is true."""
+"""(members, pixels) of one image: the probability that each gave to what is true."""
 
 FEWEST = 10
-"""Validation pictures without which the members keep equal weights."""
+"""Validation images without which the members keep equal weights."""
 
 FOLDS, ROUNDS = 5, 200
 SMALLEST_CHANCE = 1e-6
@@ -24,11 +24,11 @@ NEGLIGIBLE = 0.01
 """A member of less weight is left out: it would cost its time for nothing."""
 
 
-def choose_weights(pictures: Sequence[Chances]) -> tuple[tuple[float, ...], str]:
+def choose_weights(images: Sequence[Chances]) -> tuple[tuple[float, ...], str]:
     """Choose the members' weights, equal ones unless others are better beyond noise.
 
     Args:
-        pictures: What the members gave to the truth of the same pixels, as many in each.
+        images: What the members gave to the truth of the same pixels, as many in each.
 
     Returns:
         One weight for each member, summing to 1, 0 for one that is not worth its time; and what
@@ -36,31 +36,32 @@ def choose_weights(pictures: Sequence[Chances]) -> tuple[tuple[float, ...], str]
 
     Source: Smyth and Wolpert 1999, "Linearly combining density estimators via stacking": the convex
         weights under which the truth is likeliest, found by expectation maximisation. Whether they
-        are better is judged on pictures that were left out of the fit, five parts in turn, by the
+        are better is judged on images that were left out of the fit, five parts in turn, by the
         bootstrap interval of the gain.
     """
-    members = len(pictures[0])
+    members = len(images[0])
     equal = (1 / members,) * members
-    if len(pictures) < FEWEST:
-        return equal, f"{len(pictures)} validation pictures are too few to weigh members: all alike"
+    if len(images) < FEWEST:
+        return equal, f"{len(images)} validation images are too few to weigh members: all alike"
     now, then = [], []
-    for number, picture in enumerate(pictures):
-        others = [each for place, each in enumerate(pictures) if place % FOLDS != number % FOLDS]
-        now.append(_surprise(picture, np.asarray(equal)))
-        then.append(_surprise(picture, _likeliest(others)))
+    for number, image in enumerate(images):
+        others = [each for place, each in enumerate(images) if place % FOLDS != number % FOLDS]
+        now.append(_surprise(image, np.asarray(equal)))
+        then.append(_surprise(image, _likeliest(others)))
     gain = compare_paired(then, now).difference
-    text = f"mean surprise of a pixel {-gain.mean:+.4f} [{-gain.high:+.4f}, {-gain.low:+.4f}] nats"
+    interval = f"[{-gain.high:+.4f}, {-gain.low:+.4f}]"
+    text = f"mean cross-entropy of a pixel {-gain.mean:+.4f} {interval} nats"
     if not gain.low > 0:
-        return equal, f"weights: all alike; fitted ones give {text} on pictures left out"
-    fitted = _likeliest(pictures)
+        return equal, f"weights: all alike; fitted ones give {text} on images left out"
+    fitted = _likeliest(images)
     kept = np.where(fitted < NEGLIGIBLE, 0, fitted)
     weights = tuple(round(float(weight), 3) for weight in kept / kept.sum())
-    return weights, f"weights: fitted, {text} on pictures left out"
+    return weights, f"weights: fitted, {text} on images left out"
 
 
-def _likeliest(pictures: Sequence[Chances]) -> npt.NDArray[np.float64]:
+def _likeliest(images: Sequence[Chances]) -> npt.NDArray[np.float64]:
     """Return the convex weights under which the truth of all pixels is likeliest."""
-    chances = np.maximum(np.concatenate(pictures, axis=1), SMALLEST_CHANCE)
+    chances = np.maximum(np.concatenate(images, axis=1), SMALLEST_CHANCE)
     weights = np.full(len(chances), 1 / len(chances))
     for _ in range(ROUNDS):
         share = weights[:, None] * chances
@@ -68,6 +69,6 @@ def _likeliest(pictures: Sequence[Chances]) -> npt.NDArray[np.float64]:
     return weights
 
 
-def _surprise(picture: Chances, weights: npt.NDArray[np.float64]) -> float:
-    """Return the mean surprise of a picture's pixels, in nats."""
-    return float(-np.log(np.maximum(weights @ picture, SMALLEST_CHANCE)).mean())
+def _surprise(image: Chances, weights: npt.NDArray[np.float64]) -> float:
+    """Return the mean cross-entropy of an image's pixels, in nats."""
+    return float(-np.log(np.maximum(weights @ image, SMALLEST_CHANCE)).mean())

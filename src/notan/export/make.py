@@ -1,4 +1,4 @@
-"""Export: from a checkpoint to a portable file whose masks were compared before it was written."""
+"""Export: from a checkpoint to an ONNX model whose masks were compared before it was written."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from notan.checkpoint import KEY, Exported, load_checkpoint
 from notan.errors import ConfigError
+from notan.export.images import images_to_calibrate, images_to_compare, network_inputs
 from notan.export.onnx import OPSET, store_half, to_onnx
 from notan.export.parity import agrees, check_parity, measure_parity
-from notan.export.pictures import network_inputs, pictures_to_calibrate, pictures_to_compare
 from notan.export.quantize import Quantizer
 from notan.extras import explaining_extras
-from notan.portable import SUFFIX, hash_model, is_portable, write_portable
+from notan.portable import SUFFIX, hash_model, is_onnx, write_onnx
 from notan.predict.backends import TorchBackend, rebuild
 from notan.predict.backends.choose import installed_runtimes, portable_backend
 from notan.predict.predictor import Predictor
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from notan.checkpoint import Card, Checkpoint, Parity, Quantized
-    from notan.export.pictures import Pictures
+    from notan.export.images import ImageSet
 
 logger = logging.getLogger("notan")
 
@@ -40,16 +40,16 @@ def export(
     data_path: Path | None = None,
     own_model: torch.nn.Module | None = None,
 ) -> tuple[Path, Card]:
-    """Write a portable file of a checkpoint, with its card.
+    """Write an ONNX model of a checkpoint, with its card.
 
     Args:
         model: The checkpoint.
         out: The file to write; None: beside the checkpoint, ``best.onnx``, ``best-half.onnx`` or
             ``best-int8.onnx``.
         precision: ``fp32``; ``half`` stores the weights in float16, a file half as large; ``int8``
-            computes in eight bits, calibrated on validation pictures.
-        data_path: Where pictures to compare on are; None: where the training found
-            them. Where they are not, pictures are drawn, and the card says so; int8 wants them.
+            computes in eight bits, calibrated on validation images.
+        data_path: Where images to compare on are; None: where the training found
+            them. Where they are not, images are drawn, and the card says so; int8 wants them.
         own_model: A fresh instance, where the checkpoint is of a class of the user's own.
 
     Returns:
@@ -58,25 +58,25 @@ def export(
     Raises:
         CheckpointError: The checkpoint is missing, damaged or of a network that was not given.
         ConfigError: The file to write is not called ``.onnx``.
-        DataError: The pictures cannot be read.
+        DataError: The images cannot be read.
         ExportError: The network cannot be exported, or its masks would be others, or int8 has no
-            pictures to be calibrated on; nothing is written.
+            images to be calibrated on; nothing is written.
         MissingExtraError: A package for it is not installed.
         StorageError: The file could not be written.
     """
     out = out or model.with_name(
         f"{model.stem}{'' if precision == 'fp32' else f'-{precision}'}.onnx"
     )
-    if not is_portable(out):
-        raise ConfigError(f"{out}: a portable file is called .onnx, say {out.with_suffix(SUFFIX)}")
+    if not is_onnx(out):
+        raise ConfigError(f"{out}: an ONNX model is called .onnx, say {out.with_suffix(SUFFIX)}")
     with explaining_extras():
         import onnx  # noqa: F401 - before the work, not after it
 
         runtimes = installed_runtimes()
         checkpoint = load_checkpoint(model)
-        pictures = pictures_to_compare(checkpoint.card, data_path)
+        images = images_to_compare(checkpoint.card, data_path)
         for content, quantized in _networks(checkpoint, precision, own_model, data_path):
-            parity = _compare(checkpoint, content, precision, pictures, own_model, runtimes)
+            parity = _compare(checkpoint, content, precision, images, own_model, runtimes)
             if all(agrees(each, precision) for each in parity):
                 break
             if quantized:
@@ -92,7 +92,7 @@ def export(
         quantized=quantized,
     )
     card = card.model_copy(update={"exported": exported, "sha256": hash_model(content)})
-    write_portable(out, content, {KEY: card.model_dump_json()})
+    write_onnx(out, content, {KEY: card.model_dump_json()})
     return out, card
 
 
@@ -103,7 +103,7 @@ def _networks(
     data_path: Path | None,
 ) -> Iterator[tuple[bytes, Quantized | None]]:
     """Yield the serialized network; in int8 there are several, the quickest first."""
-    calibration = pictures_to_calibrate(checkpoint.card, data_path) if precision == "int8" else None
+    calibration = images_to_calibrate(checkpoint.card, data_path) if precision == "int8" else None
     model = to_onnx(rebuild(checkpoint, own_model), checkpoint.card.preprocess.stride)
     if calibration is None:
         yield _serialize(store_half(model) if precision == "half" else model), None
@@ -117,22 +117,24 @@ def _compare(
     checkpoint: Checkpoint,
     content: bytes,
     precision: Kind,
-    pictures: Pictures,
+    images: ImageSet,
     own_model: torch.nn.Module | None,
     runtimes: tuple[str, ...],
 ) -> tuple[Parity, ...]:
     """Measure the agreement under every runtime that is installed, up to one that disagrees."""
     card = checkpoint.card
     network = TorchBackend(rebuild(checkpoint, own_model))
-    reference = Predictor(network, card.preprocess, decision=card.decision, card=card)
+    reference = Predictor(network, card.preprocess, postprocessing=card.postprocessing, card=card)
     found = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
         for runtime in runtimes:
             backend = portable_backend(file, runtime)
-            exported = Predictor(backend, card.preprocess, decision=card.decision, card=card)
-            found.append(measure_parity(reference, exported, pictures, runtime=runtime))
+            exported = Predictor(
+                backend, card.preprocess, postprocessing=card.postprocessing, card=card
+            )
+            found.append(measure_parity(reference, exported, images, runtime=runtime))
             if not agrees(found[-1], precision):
                 break
     return tuple(found)

@@ -20,7 +20,7 @@ OPSET = 18
 
 INPUT, OUTPUT = "images", "logits"
 TRACED = 2
-"""Pictures in the batch that is traced: PyTorch takes a batch of one for a constant."""
+"""Images in the batch that is traced: PyTorch takes a batch of one for a constant."""
 
 
 def to_onnx(network: torch.nn.Module, stride: int) -> Any:  # noqa: ANN401 - onnx.ModelProto

@@ -1,4 +1,4 @@
-"""Parity: how far a portable file's masks agree with those of its checkpoint, on pictures."""
+"""Parity: how far an ONNX model's masks agree with those of its checkpoint, on images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from notan.checkpoint import Parity
 from notan.errors import ExportError
 
 if TYPE_CHECKING:
-    from notan.export.pictures import Pictures
+    from notan.export.images import ImageSet
     from notan.predict.predictor import Prediction, Predictor
     from notan.types import Mask
 
@@ -32,20 +32,20 @@ ADVICE = {
 
 
 def measure_parity(
-    reference: Predictor, exported: Predictor, pictures: Pictures, *, runtime: str
+    reference: Predictor, exported: Predictor, images: ImageSet, *, runtime: str
 ) -> Parity:
-    """Compare the masks of two predictors at the pictures' own size.
+    """Compare the masks of two predictors at the images' own size.
 
     Args:
         reference: On PyTorch in float32.
-        exported: The portable file.
-        pictures: At least one.
-        runtime: What runs the portable file.
+        exported: The ONNX model.
+        images: At least one.
+        runtime: What runs the ONNX model.
     """
     common = either = 0
     worst, largest = 1.0, 0.0
     words = f"comparing under {runtime}"
-    for image in tqdm(pictures.images, desc=words, unit="picture", leave=False, disable=None):
+    for image in tqdm(images.images, desc=words, unit="image", leave=False, disable=None):
         one, other = reference(image), exported(image)
         both, any_of_them = _overlap(one.mask, other.mask)
         common, either = common + both, either + any_of_them
@@ -53,7 +53,7 @@ def measure_parity(
         largest = max(largest, _difference(one, other))
     return Parity(
         runtime=runtime,
-        pictures=pictures.words,
+        images=images.words,
         mask_iou=_iou(common, either),
         worst_iou=worst,
         largest_difference=largest,
@@ -61,12 +61,12 @@ def measure_parity(
 
 
 def agrees(parity: Parity, precision: str) -> bool:
-    """Say whether the masks are near enough for a portable file of this precision."""
+    """Say whether the masks are near enough for an ONNX model of this precision."""
     return parity.mask_iou >= LEAST_IOU[precision]
 
 
 def check_parity(parity: Parity, precision: str) -> None:
-    """Refuse a portable file whose masks differ too much.
+    """Refuse an ONNX model whose masks differ too much.
 
     Raises:
         ExportError: They do; the message says by how much.
@@ -74,7 +74,7 @@ def check_parity(parity: Parity, precision: str) -> None:
     if not agrees(parity, precision):
         raise ExportError(
             f"{precision} under {parity.runtime} gives other masks than the checkpoint: IoU "
-            f"{parity.mask_iou:.5f} on {parity.pictures} (worst {parity.worst_iou:.5f}), at least "
+            f"{parity.mask_iou:.5f} on {parity.images} (worst {parity.worst_iou:.5f}), at least "
             f"{LEAST_IOU[precision]} is wanted; nothing was written: {ADVICE[precision]}"
         )
 

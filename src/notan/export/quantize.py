@@ -37,7 +37,7 @@ LAYERS = ("Conv", "ConvTranspose")
 CHEAP = 0.02
 """Share of the multiplications that stay in float32 from the start.
 
-It is worth it: the first layer, which reads the picture's own colours, makes more than half of the
+It is worth it: the first layer, which reads the image's own colours, makes more than half of the
 error, with two percent of a U-Net's multiplications at width 8 and two thousandths at width 64.
 """
 
@@ -45,7 +45,7 @@ LEAST_INT8 = 0.5
 """Share of the multiplications below which int8 is no more worth its name."""
 
 WEIGHED = 8
-"""Most pictures that the error of each single layer is measured on."""
+"""Most images that the error of each single layer is measured on."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Quantizer:
     """A network whose ranges are known, and how much each of its layers minds int8."""
 
     def __init__(self, model: Any, inputs: Sequence[Array], words: str) -> None:  # noqa: ANN401
-        """Run the network on pictures: for the range of each layer's inputs, and for its error.
+        """Run the network on images: for the range of each layer's inputs, and for its error.
 
         Args:
             model: An ``onnx.ModelProto`` in float32; it is not changed.
-            inputs: What the network sees of some pictures, each float32 (1, 3, h, w).
-            words: Which pictures.
+            inputs: What the network sees of some images, each float32 (1, 3, h, w).
+            words: Which images.
 
         Raises:
             ExportError: The network has no convolution with fixed weights.
@@ -106,7 +106,7 @@ class Quantizer:
                 return
             kept = {layer.name for layer in order[:count]}
             told = Quantized(
-                pictures=self._words,
+                images=self._words,
                 layers=len(order) - count,
                 float_layers=tuple(layer.name for layer in self.layers if layer.name in kept),
                 share=share,
@@ -119,7 +119,7 @@ class Quantizer:
         from onnxruntime.quantization import CalibrationDataReader, create_calibrator
 
         name = self._model.graph.input[0].name
-        bar = tqdm(inputs, desc="calibrating", unit="picture", leave=False, disable=None)
+        bar = tqdm(inputs, desc="calibrating", unit="image", leave=False, disable=None)
         rows = ({name: each} for each in bar)
 
         class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped

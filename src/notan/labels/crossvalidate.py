@@ -1,4 +1,4 @@
-"""Cross-validation: every picture is predicted by a network that was trained without it."""
+"""Cross-validation: every image is predicted by a network that was trained without it."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ TIMED_BATCHES = 2
 
 @dataclass(frozen=True)
 class Fold:
-    """One part of the pictures, and what the network that judges it learns from.
+    """One part of the images, and what the network that judges it learns from.
 
     Attributes:
-        held_out: Names of the pictures that are predicted; the network never sees them.
+        held_out: Names of the images that are predicted; the network never sees them.
         training: Names of those it is trained on.
         validation: Names of those that choose its best epoch, none of them held out.
     """
@@ -52,23 +52,23 @@ class Fold:
 
 
 def divide(names: Sequence[str], folds: int, *, run: Run) -> tuple[Fold, ...]:
-    """Divide pictures into folds by the seed of a run.
+    """Divide images into folds by the seed of a run.
 
     Args:
-        names: Of all pictures, each once.
+        names: Of all images, each once.
         folds: How many parts, at least 2.
         run: Its seed and validation fraction are used.
 
     Raises:
         ConfigError: Fewer than two folds.
-        DataError: Too few pictures for so many folds.
+        DataError: Too few images for so many folds.
     """
     require_folds(folds)
     largest = -(-len(names) // folds)
     if len(names) < folds or len(names) - largest < FEWEST_OTHERS:
         raise DataError(
-            f"{len(names)} readable pictures with masks for {folds} folds; every fold needs one to "
-            f"judge and {FEWEST_OTHERS} others to train on: give more pictures or fewer --folds"
+            f"{len(names)} readable images with masks for {folds} folds; every fold needs one to "
+            f"judge and {FEWEST_OTHERS} others to train on: give more images or fewer --folds"
         )
     parts = choose_folds(names, folds, seed=run.seed)
     return tuple(_fold(names, held_out, run) for held_out in parts)
@@ -82,7 +82,7 @@ def require_folds(folds: int) -> None:
     """
     if folds < FEWEST_FOLDS:
         raise ConfigError(
-            f"--folds {folds}: at least {FEWEST_FOLDS} are wanted, so that every picture is judged "
+            f"--folds {folds}: at least {FEWEST_FOLDS} are wanted, so that every image is judged "
             "by a network that did not see it"
         )
 
@@ -103,7 +103,7 @@ def predict_held_out(
 
     Args:
         run: Settings of every fold's training.
-        source: The pictures with the masks to be judged; names are unique.
+        source: The images with the masks to be judged; names are unique.
         folds: How many parts.
         folder: Where the folds' run folders are, as ``1``, ``2`` and so on.
 
@@ -112,11 +112,11 @@ def predict_held_out(
 
     Raises:
         ConfigError: Fewer than two folds, or the folder holds folds of other settings.
-        DataError: Too few pictures, or one cannot be read.
+        DataError: Too few images, or one cannot be read.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
     for number, fold in enumerate(divide(source.names, folds, run=run), start=1):
-        logger.info("fold %d of %d: %d pictures held out", number, folds, len(fold.held_out))
+        logger.info("fold %d of %d: %d images held out", number, folds, len(fold.held_out))
         predictor = _train_fold(run, source, fold, folder / str(number))
         yield from predictor.predict_samples(Part(source, fold.held_out))
 
@@ -149,18 +149,18 @@ def estimate_seconds(run: Run, source: Source, *, folds: int) -> float:
     """Time a few steps of training, and return about how long all folds will take.
 
     Raises:
-        DataError: One of the first pictures cannot be read.
+        DataError: One of the first images cannot be read.
     """
     few = Part(source, frozenset(source.names[: TIMED_BATCHES * run.train.batch_size]))
     parts = prepare(run, training=few, validation=few)
     try:
         for epoch in (1, 2):  # the first pays for what is only done once
             began = time.perf_counter()
-            parts.training_batches.go_to(epoch)
+            parts.training_batches.set_epoch(epoch)
             train_epoch(
                 parts.model, parts.training_batches, parts.loss, parts.optimization, _Permissive()
             )
     finally:
         parts.training_batches.close()
-    a_picture = (time.perf_counter() - began) / len(few)
-    return a_picture * len(source) * (folds - 1) * run.train.epochs
+    a_image = (time.perf_counter() - began) / len(few)
+    return a_image * len(source) * (folds - 1) * run.train.epochs

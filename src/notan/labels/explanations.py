@@ -43,11 +43,11 @@ class Explanation:
     Attributes:
         kind: What went wrong.
         before: Dice of the mask as it is with the prediction, 0..1.
-        after: Dice once it is undone, 0..1; of a swap, both are means over the two pictures.
+        after: Dice once it is undone, 0..1; of a swap, both are means over the two images.
         down: How far down the mask was shifted, in pixels; negative: up.
         right: How far to the right, in pixels; negative: to the left.
         pixels: How many pixels were eroded or dilated.
-        other: The picture whose mask it was swapped with.
+        other: The image whose mask it was swapped with.
     """
 
     kind: Kind
@@ -94,7 +94,7 @@ def explain(mask: Mask, prediction: Mask, ignore: Mask | None = None) -> Iterato
 
     Args:
         mask: The given mask, bool, (height, width).
-        prediction: What a network makes of the picture, of the same size.
+        prediction: What a network makes of the image, of the same size.
         ignore: True = not counted; None = every pixel counts.
     """
     counted = np.ones_like(mask) if ignore is None else ~ignore
@@ -120,7 +120,7 @@ def _shifted(
 
 
 def moved(mask: Mask, down: int, right: int) -> Mask:
-    """Shift a mask; what comes in from outside the picture is ground."""
+    """Shift a mask; what comes in from outside the image is background."""
     result = np.zeros_like(mask)
     (top, rows), (left, columns) = (
         _window(step, side) for step, side in zip((down, right), mask.shape, strict=True)
@@ -138,8 +138,8 @@ def _window(step: int, side: int) -> tuple[slice, slice]:
 def _best_shift(mask: Mask, prediction: Mask, counted: Mask) -> tuple[int, int]:
     """Return by how much the mask is shifted against the prediction: where Dice is highest.
 
-    Equal shifts: the shortest. The mask is moved back into a frame of ground: were only the part
-    counted that both show, a far shift would gain by leaving the prediction's faults outside.
+    Equal shifts: the shortest. The mask is moved back into a frame of background: were only the
+    part counted that both show, a far shift would gain by leaving the prediction's faults outside.
     """
     height, width = mask.shape
     reach = tuple(max(1, int(side * REACH_FRACTION)) for side in (height, width))
@@ -170,38 +170,40 @@ def _resized(
         ("eroded", dilate, False),
         ("dilated", erode, True),
     )
-    for kind, undo, of_ground in tries:
-        pixels = max(1, round(_best_growth(*small, of_ground=of_ground) * scale))
+    for kind, undo, of_background in tries:
+        pixels = max(1, round(_best_growth(*small, of_background=of_background) * scale))
         after = Counts.of(prediction, undo(mask, pixels), ~counted).dice
         yield Explanation(kind, before, after, pixels=pixels)
 
 
-def _best_growth(mask: Mask, prediction: Mask, counted: Mask, *, of_ground: bool) -> int:
-    """Return by how many pixels the figure, or the ground, must grow for the highest Dice."""
+def _best_growth(mask: Mask, prediction: Mask, counted: Mask, *, of_background: bool) -> int:
+    """Return by how many pixels foreground or background must grow for the highest Dice."""
     most = max(1, int(min(mask.shape) * SIZE_FRACTION))
-    rings = np.ceil(_distance(~mask if of_ground else mask)).clip(max=most + 1).astype(np.int64)
+    rings = np.ceil(_distance(~mask if of_background else mask)).clip(max=most + 1).astype(np.int64)
     grown = np.cumsum(np.bincount(rings[counted], minlength=most + 2))
     overlap = np.cumsum(np.bincount(rings[counted & prediction], minlength=most + 2))
     predicted = overlap[-1]
-    if of_ground:
+    if of_background:
         grown, overlap = grown[-1] - grown, overlap[-1] - overlap
     dice = 2 * overlap / np.maximum(grown + predicted, 1)
     return 1 + int(dice[1 : most + 1].argmax())
 
 
 def dilate(mask: Mask, pixels: float) -> Mask:
-    """Add every pixel within a distance of the figure."""
+    """Add every pixel within a distance of the foreground."""
     return np.asarray(_distance(mask) <= pixels, bool)
 
 
 def erode(mask: Mask, pixels: float) -> Mask:
-    """Keep every pixel farther from the ground than a distance; the frame is no ground."""
+    """Keep every pixel farther from the background than a distance; the frame is no background."""
     return ~dilate(~mask, pixels)
 
 
 def _distance(mask: Mask) -> Plane:
-    """Return each pixel's distance to the figure, in pixels; infinity where there is none."""
+    """Return each pixel's distance to the foreground, in pixels; infinity where there is none."""
     if not mask.any():
         return np.full(mask.shape, np.inf)
-    ground = (~mask).astype(np.uint8)
-    return np.asarray(cv2.distanceTransform(ground, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float64)
+    background = (~mask).astype(np.uint8)
+    return np.asarray(
+        cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float64
+    )

@@ -56,7 +56,7 @@ def _about_poor_judges(search: LabelSearch) -> str:
 def _about_left_out(reasons: Sequence[str]) -> str:
     more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
     few = "; ".join(reasons[:SHOWN])
-    return f"{number_of(len(reasons), 'picture')} left out of the ranking: {few}{more}"
+    return f"{number_of(len(reasons), 'image')} left out of the ranking: {few}{more}"
 
 
 def describe(search: LabelSearch) -> str:
@@ -96,7 +96,7 @@ def _row(search: LabelSearch, suspect: Suspect) -> dict[str, Any]:
     judgement, pair = suspect.judgement, search.pairs[suspect.judgement.name]
     return {
         "name": judgement.name,
-        "picture": str(pair.image),
+        "image": str(pair.image),
         "mask": str(pair.mask),
         "score": round(suspect.score, 4),
         "dice": round(judgement.dice, 4),

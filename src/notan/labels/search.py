@@ -26,14 +26,14 @@ from notan.labels.crossvalidate import (
     require_folds,
 )
 from notan.labels.suspicion import Ranking, judge_all, rank
-from notan.predict.formats import mask_picture, write_png
+from notan.predict.formats import mask_image, write_png
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from notan.checkpoint import Card
-    from notan.config import Border, Run
+    from notan.config import Run, TrimapBorder
     from notan.data.doctor import Diagnosis
     from notan.data.sample import Sample
     from notan.predict.predictor import Prediction
@@ -55,7 +55,7 @@ class Plan:
         model: Where the settings of every fold's training come from.
         weights: The SHA-256 of that model's weights.
         run: These settings.
-        folds: How many parts the pictures are divided into.
+        folds: How many parts the images are divided into.
     """
 
     model: Path
@@ -71,9 +71,9 @@ class LabelSearch:
     Attributes:
         plan: By what networks.
         ranking: The masks, the most suspicious first.
-        source: The pictures with the masks that are ranked.
+        source: The images with the masks that are ranked.
         left_out: Why the masks that are not ranked could not be read.
-        predictions: The folder of held-out predictions, ``NAME.png``, figure 255.
+        predictions: The folder of held-out predictions, ``NAME.png``, foreground 255.
     """
 
     plan: Plan
@@ -88,7 +88,7 @@ class LabelSearch:
         return {pair.name: pair for pair in self.source.pairs}
 
     def sample(self, name: str) -> Sample:
-        """Read one of the pictures with its mask; see ``Source`` for the errors."""
+        """Read one of the images with its mask; see ``Source`` for the errors."""
         return self.source[self.source.names.index(name)]
 
 
@@ -99,7 +99,7 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
         model: A ``best.safetensors`` that ``train`` wrote.
         folds: How many parts, at least 2; None: 3.
         epochs: Of every fold's training, at least 1; None: the model's own, or as many as its best
-            took where a budget of time decided.
+            took where a time limit decided.
 
     Raises:
         CheckpointError: Missing, damaged, foreign, or of a network that notan cannot build.
@@ -115,17 +115,17 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
     require_folds(folds)
     train = card.run.train
     if epochs is None:
-        epochs = card.epoch if train.budget_seconds else train.epochs
+        epochs = card.epoch if train.time_limit_seconds else train.epochs
     if epochs < 1:
         raise ConfigError(f"--epochs {epochs}: at least 1 is wanted")
     # no teacher and no file of weights: they may have learned the very masks that are judged; nor
-    # pictures without masks: each fold would see the held-out ones among them
+    # images without masks: each fold would see the held-out ones among them
     settings: dict[str, object] = {"epochs": epochs, "tensorboard": False, "overlays": 0}
     settings |= {
         "teacher": None,
         "encoder_weights": None,
         "unlabelled": None,
-        "budget_seconds": None,
+        "time_limit_seconds": None,
     }
     run = card.run.model_copy(
         update={"train": train.model_copy(update=settings), "device": "auto"},
@@ -134,7 +134,7 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
 
 
 def search_labels(plan: Plan, diagnosis: Diagnosis, *, out: Path) -> LabelSearch:
-    """Rank the masks of a data folder's training and validation pictures by suspicion.
+    """Rank the masks of a data folder's training and validation images by suspicion.
 
     Args:
         plan: By what networks.
@@ -143,12 +143,14 @@ def search_labels(plan: Plan, diagnosis: Diagnosis, *, out: Path) -> LabelSearch
             What an interrupted search of the same plan left here is not done again.
 
     Raises:
-        ConfigError: ``out`` holds folds of another plan or of other pictures or masks.
-        DataError: Too few pictures can be read.
+        ConfigError: ``out`` holds folds of another plan or of other images or masks.
+        DataError: Too few images can be read.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
         StorageError: The disk is full.
     """
-    source, left_out = gather(diagnosis.folder, diagnosis.layout, cast("Border", diagnosis.border))
+    source, left_out = gather(
+        diagnosis.folder, diagnosis.layout, cast("TrimapBorder", diagnosis.trimap_border)
+    )
     divide(source.names, plan.folds, run=plan.run)
     claim(out / FOLDERS / PLAN, plan, source)
     epochs = plan.run.train.epochs
@@ -163,13 +165,15 @@ def search_labels(plan: Plan, diagnosis: Diagnosis, *, out: Path) -> LabelSearch
     return LabelSearch(plan, ranking, source, left_out, predictions)
 
 
-def gather(folder: Path, layout: str, border: Border) -> tuple[FileSource, tuple[str, ...]]:
-    """Return the pictures whose masks are to be judged, and why others cannot be.
+def gather(
+    folder: Path, layout: str, trimap_border: TrimapBorder
+) -> tuple[FileSource, tuple[str, ...]]:
+    """Return the images whose masks are to be judged, and why others cannot be.
 
     Args:
         folder: A data folder.
         layout: ``"pets"`` or ``"folder"``.
-        border: What the border of trimaps counts as.
+        trimap_border: What the border of trimaps counts as.
     """
     entries = [each for each in collect(folder, layout).entries if each.split in JUDGED]
     counts = Counter(each.name for each in entries if each.image and each.mask)
@@ -182,7 +186,7 @@ def gather(folder: Path, layout: str, border: Border) -> tuple[FileSource, tuple
         for each in entries
         if each.image and each.mask
     ]
-    read = partial(trimap_labels, border=border) if layout == "pets" else mask_labels
+    read = partial(trimap_labels, trimap_border=trimap_border) if layout == "pets" else mask_labels
     whole = FileSource(pairs, read)
     unreadable = dict(_unreadable(whole))
     readable = frozenset(whole.names) - frozenset(unreadable)
@@ -191,7 +195,7 @@ def gather(folder: Path, layout: str, border: Border) -> tuple[FileSource, tuple
 
 def _unreadable(source: FileSource) -> Iterator[tuple[str, str]]:
     places = range(len(source))
-    for place in tqdm(places, desc="reading", unit="picture", leave=False, delay=1, disable=None):
+    for place in tqdm(places, desc="reading", unit="image", leave=False, delay=1, disable=None):
         try:
             source[place]
         except DataError as error:
@@ -202,14 +206,14 @@ def claim(path: Path, plan: Plan, source: FileSource) -> None:
     """Write down what the folds of a folder are of, or refuse a folder whose folds are of others.
 
     Raises:
-        ConfigError: They are of another model, number of folds or epochs, pictures or masks.
+        ConfigError: They are of another model, number of folds or epochs, images or masks.
         StorageError: The folder cannot be written.
     """
     here = {
         "model": plan.weights,
         "folds": plan.folds,
         "epochs": plan.run.train.epochs,
-        "pictures and masks": _digest(source),
+        "images and masks": _digest(source),
     }
     if not path.is_file():
         write_bytes(path, (json.dumps(here, indent=2) + "\n").encode())
@@ -239,7 +243,7 @@ def _kept(
     pairs: Iterator[tuple[Sample, Prediction]], folder: Path
 ) -> Iterator[tuple[Sample, Prediction]]:
     for sample, prediction in pairs:
-        write_png(folder / f"{sample.name}.png", mask_picture(prediction.mask))
+        write_png(folder / f"{sample.name}.png", mask_image(prediction.mask))
         yield sample, prediction
 
 

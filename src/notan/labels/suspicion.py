@@ -1,7 +1,7 @@
 """Suspicion: how much a mask's disagreement with a held-out prediction looks like an error.
 
-The score of a picture is the sum of two differences in Dice, each beyond what is typical of the
-whole data set, so that a network that draws every figure a little fat accuses nobody:
+The score of an image is the sum of two differences in Dice, each beyond what is typical of the
+whole data set, so that a network that draws every foreground a little fat accuses nobody:
 
 - the Dice that the network expects of its own mask minus the Dice with the given one: it is sure,
   and it disagrees;
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.decision import expected_dice
 from notan.labels.explanations import KINDS, Explanation, Kind, explain
 from notan.labels.swaps import Swaps
 from notan.metrics import Counts
+from notan.postprocessing import expected_dice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ DEVIATIONS = 2.5
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a network that never saw a picture makes of its mask.
+    """What a network that never saw an image makes of its mask.
 
     Attributes:
         name: The sample's.
@@ -76,7 +76,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Typical:
-    """What is usual in a data set: medians over all pictures.
+    """What is usual in a data set: medians over all images.
 
     Attributes:
         dice: Of given masks with held-out predictions.
@@ -149,7 +149,7 @@ class Ranking:
     """All masks, the most suspicious first.
 
     Attributes:
-        suspects: One for each picture.
+        suspects: One for each image.
         typical: What their scores are measured against.
     """
 

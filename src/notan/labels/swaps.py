@@ -1,7 +1,7 @@
-"""Swapped masks: would two pictures agree far better if they changed masks?
+"""Swapped masks: would two images agree far better if they changed masks?
 
-Small copies of all masks and predictions are kept, a bit for each pixel, so that every picture can
-be compared with every other of its size: 10,000 pictures take 80 MB.
+Small copies of all masks and predictions are kept, a bit for each pixel, so that every image can
+be compared with every other of its size: 10,000 images take 80 MB.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class _Small(NamedTuple):
 
 
 class Swaps:
-    """Collects masks and predictions, then finds for each picture whose mask may be its own."""
+    """Collects masks and predictions, then finds for each image whose mask may be its own."""
 
     def __init__(self) -> None:
         self._of_size: dict[Size, list[_Small]] = defaultdict(list)
 
     def add(self, name: str, mask: Mask, prediction: Mask) -> None:
-        """Keep small copies of a picture's mask and of its prediction, both of one size."""
+        """Keep small copies of an image's mask and of its prediction, both of one size."""
         height, width = mask.shape
         scale = min(1.0, LONG_SIDE / max(height, width))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -49,10 +49,10 @@ class Swaps:
         self._of_size[height, width].append(_Small(name, *bits))
 
     def explanations(self) -> Iterator[tuple[str, Explanation]]:
-        """Give each picture's name with the picture of its size that it best changes masks with.
+        """Give each image's name with the image of its size that it best changes masks with.
 
-        Both Dice scores are means over the two pictures, of the small copies: among many masks
-        one fits any prediction by chance, but not the other way round too. A picture that is
+        Both Dice scores are means over the two images, of the small copies: among many masks
+        one fits any prediction by chance, but not the other way round too. An image that is
         alone in its size has none.
         """
         for group in self._of_size.values():
@@ -73,7 +73,7 @@ class Swaps:
                 before, after = (own[rows, None] + own) / 2, (there + back) / 2
                 gains = after - before
                 for row, place in enumerate(range(len(group))[rows]):
-                    gains[row, place] = -np.inf  # a picture changes masks with another one
+                    gains[row, place] = -np.inf  # an image changes masks with another one
                     best = int(gains[row].argmax())
                     scores = float(before[row, best]), float(after[row, best])
                     yield group[place].name, Explanation("swapped", *scores, other=group[best].name)

@@ -1,12 +1,12 @@
 """Scores of masks against masks, and what they are worth. No torch.
 
 One rule holds for every score here: where truth and prediction are both empty the score is 1,
-and a false alarm on an empty picture scores 0.
+and a false alarm on an empty image scores 0.
 """
 
 from notan.metrics.counts import Counts
 from notan.metrics.groups import Grouping
-from notan.metrics.picture import PictureScore
+from notan.metrics.image import ImageScore
 from notan.metrics.rules import EMPTY_RULE, ScoreRules
 from notan.metrics.score import Score
 from notan.metrics.surface import BoundaryScore, Tolerance
@@ -17,7 +17,7 @@ __all__ = [
     "BoundaryScore",
     "Counts",
     "Grouping",
-    "PictureScore",
+    "ImageScore",
     "Score",
     "ScoreRules",
     "Tally",

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many pixels of one picture, or of many pooled, fell on each side.
+    """How many pixels of one image, or of many pooled, fell on each side.
 
     Attributes:
-        true_positive: Figure, and predicted so.
-        false_positive: Ground, predicted as figure.
-        false_negative: Figure, predicted as ground.
+        true_positive: Foreground, and predicted so.
+        false_positive: Ground, predicted as foreground.
+        false_negative: Foreground, predicted as background.
         true_negative: Ground, and predicted so.
     """
 
@@ -34,8 +34,8 @@ class Counts:
         """Count a predicted mask against the true one.
 
         Args:
-            prediction: bool, (height, width), True = figure.
-            truth: bool, (height, width), True = figure.
+            prediction: bool, (height, width), True = foreground.
+            truth: bool, (height, width), True = foreground.
             ignore: bool, (height, width), True = not counted; None = every pixel counts.
 
         Returns:
@@ -58,7 +58,7 @@ class Counts:
         return cls(both, predicted - both, actual - both, pixels - predicted - actual + both)
 
     def __add__(self, other: Counts) -> Counts:
-        """Pool two counts, as if their pictures were one."""
+        """Pool two counts, as if their images were one."""
         return Counts(
             self.true_positive + other.true_positive,
             self.false_positive + other.false_positive,
@@ -69,21 +69,21 @@ class Counts:
     @property
     def pixels(self) -> int:
         """How many pixels were counted."""
-        return self.figure + self.false_positive + self.true_negative
+        return self.foreground + self.false_positive + self.true_negative
 
     @property
-    def figure(self) -> int:
-        """How many counted pixels are figure in truth."""
+    def foreground(self) -> int:
+        """How many counted pixels are foreground in truth."""
         return self.true_positive + self.false_negative
 
     @property
     def truth_is_empty(self) -> bool:
-        """Whether no counted pixel is figure in truth."""
-        return self.figure == 0
+        """Whether no counted pixel is foreground in truth."""
+        return self.foreground == 0
 
     @property
     def prediction_is_empty(self) -> bool:
-        """Whether no counted pixel is predicted as figure."""
+        """Whether no counted pixel is predicted as foreground."""
         return self.true_positive + self.false_positive == 0
 
     @property
@@ -106,17 +106,19 @@ class Counts:
 
     @property
     def recall(self) -> float:
-        """TP / (TP + FN), in 0..1; with no figure, 1 if nothing was predicted either, else 0."""
-        return _ratio(self.true_positive, self.figure, otherwise=float(self.prediction_is_empty))
+        """TP / (TP + FN), in 0..1; of an empty mask, 1 if nothing was predicted, else 0."""
+        return _ratio(
+            self.true_positive, self.foreground, otherwise=float(self.prediction_is_empty)
+        )
 
     @property
     def specificity(self) -> float:
-        """TN / (TN + FP), in 0..1; 1 where no counted pixel is ground."""
+        """TN / (TN + FP), in 0..1; 1 where no counted pixel is background."""
         return _ratio(self.true_negative, self.true_negative + self.false_positive, otherwise=1.0)
 
     @property
     def accuracy(self) -> float:
-        """(TP + TN) / all, in 0..1; 1 when every pixel is ignored. High on mostly-ground data."""
+        """(TP + TN) / all, in 0..1; 1 when every pixel is ignored. High on mostly empty data."""
         right = self.true_positive + self.true_negative
         return _ratio(right, right + self.false_positive + self.false_negative, otherwise=1.0)
 
@@ -130,7 +132,7 @@ def _check_mask(name: str, mask: Mask, truth: Mask) -> None:
     """Raise ShapeError unless a mask is bool and of the truth's size."""
     if mask.dtype != np.bool_:
         raise ShapeError(
-            f"the {name} holds {mask.dtype}; a mask is bool, True = figure: "
+            f"the {name} holds {mask.dtype}; a mask is bool, True = foreground: "
             "compare it with a threshold first, for example probability >= 0.5"
         )
     if mask.shape != truth.shape:

@@ -11,8 +11,8 @@ from notan.metrics.rules import EMPTY_RULE
 from notan.metrics.undefined import find_undefined
 
 if TYPE_CHECKING:
+    from notan.metrics.image import ImageScore
     from notan.metrics.measurements import Measurements
-    from notan.metrics.picture import PictureScore
     from notan.metrics.statistics import Interval
 
 
@@ -23,7 +23,7 @@ def score_document(score: Measurements) -> dict[str, object]:
         "mean_iou": score.mean_iou,
         "pooled_dice": score.pooled_dice,
         "pooled_iou": score.pooled_iou,
-        "empty_pictures": score.empty_pictures,
+        "empty_images": score.empty_images,
         "means": {name: _interval(mean, "mean") for name, mean in score.means.items()},
         "pooled": score.pooled_values,
         "reliability": [
@@ -32,7 +32,7 @@ def score_document(score: Measurements) -> dict[str, object]:
                 "to": each.high,
                 "pixels": each.pixels,
                 "mean_probability": each.mean_probability,
-                "figure_fraction": each.figure_fraction,
+                "foreground_fraction": each.foreground_fraction,
             }
             for each in score.reliability
         ],
@@ -49,7 +49,7 @@ def score_document(score: Measurements) -> dict[str, object]:
         "expected": score.expected and asdict(score.expected),
         "undefined": list(find_undefined(score)),
         "rules": _rules(score),
-        "pictures": [_picture(picture) for picture in score.pictures],
+        "images": [_image(image) for image in score.images],
     }
 
 
@@ -64,7 +64,7 @@ def _rules(score: Measurements) -> dict[str, object]:
 
 def _interval(interval: Interval, mean: str) -> dict[str, float | None]:
     return {
-        "pictures": interval.number,
+        "images": interval.number,
         mean: _finite(interval.mean),
         "low": _finite(interval.low),
         "high": _finite(interval.high),
@@ -75,14 +75,14 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _picture(picture: PictureScore) -> dict[str, object]:
-    """Return one picture's row: its name and size, its scores, its counts."""
+def _image(image: ImageScore) -> dict[str, object]:
+    """Return one image's row: its name and size, its scores, its counts."""
     return {
-        "name": picture.name,
-        "height": picture.height,
-        "width": picture.width,
-        **picture.numbers(),
-        "expected_dice": picture.expected_dice,
-        "please_check": picture.please_check,
-        **asdict(picture.counts),
+        "name": image.name,
+        "height": image.height,
+        "width": image.width,
+        **image.numbers(),
+        "expected_dice": image.expected_dice,
+        "needs_review": image.needs_review,
+        **asdict(image.counts),
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from notan.metrics.picture import PictureScore
+    from notan.metrics.image import ImageScore
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Agreement:
 
     Attributes:
         rank_correlation: Spearman's, -1..1; None where one of the two is the same throughout.
-        flagged: Pictures that the model asked to have checked; 0 also where it could not say.
+        flagged: Images that the model asked to have checked; 0 also where it could not say.
         flagged_mean_dice: Their mean true Dice; None without any.
         other_mean_dice: Mean true Dice of the rest; None without any.
     """
@@ -29,17 +29,17 @@ class Agreement:
     other_mean_dice: float | None
 
 
-def agreement(pictures: Sequence[PictureScore]) -> Agreement | None:
-    """Compare expected with true Dice, picture by picture.
+def agreement(images: Sequence[ImageScore]) -> Agreement | None:
+    """Compare expected with true Dice, image by image.
 
     Returns:
-        The agreement; None where the model expected nothing of any picture.
+        The agreement; None where the model expected nothing of any image.
 
     Source: Spearman 1904; Kofler et al. 2021, arXiv:2109.14448, on guessing a mask's Dice.
     """
     pairs = [
-        (each.expected_dice, each.counts.dice, bool(each.please_check))
-        for each in pictures
+        (each.expected_dice, each.counts.dice, bool(each.needs_review))
+        for each in images
         if each.expected_dice is not None
     ]
     if not pairs:

@@ -1,7 +1,7 @@
-"""ProbabilityHistogram: figure and ground pixels by their probability, in one pass, addable.
+"""ProbabilityHistogram: foreground and background pixels counted by their probability.
 
-Everything about probabilities is read from it (``notan.metrics.calibration``), for one picture or
-for all pooled, without keeping any picture's probabilities.
+Everything about probabilities is read from it (``notan.metrics.calibration``), for one image or
+for all pooled, without keeping any image's probabilities.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ TENTH_BINS = np.searchsorted(EDGES, np.asarray(TENTHS, dtype=np.float32))
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityHistogram:
-    """How many figure and ground pixels have which probability.
+    """How many foreground and background pixels have which probability.
 
     Attributes:
-        figure: int64, one for each bin: pixels that are figure in truth.
-        ground: int64, likewise: pixels that are ground.
+        foreground: int64, one for each bin: pixels that are foreground in truth.
+        background: int64, likewise: pixels that are background.
         probability: float64, one for each of ``TENTHS``: the sum of its pixels' probabilities.
         squared_error: Sum over all pixels of (probability - truth) squared.
     """
 
-    figure: Whole
-    ground: Whole
+    foreground: Whole
+    background: Whole
     probability: Real
     squared_error: float
 
@@ -76,18 +76,20 @@ class ProbabilityHistogram:
 
     @classmethod
     def of(cls, ranking: Ranking) -> ProbabilityHistogram:
-        """Count one picture's pixels, exactly."""
-        figure, ground = (_counts(kind) for kind in (ranking.figure, ranking.ground))
-        probability = _sums(ranking.figure) + _sums(ranking.ground)
-        errors = (1 - ranking.figure.astype(np.float64), ranking.ground.astype(np.float64))
+        """Count one image's pixels, exactly."""
+        foreground, background = (
+            _counts(kind) for kind in (ranking.foreground, ranking.background)
+        )
+        probability = _sums(ranking.foreground) + _sums(ranking.background)
+        errors = (1 - ranking.foreground.astype(np.float64), ranking.background.astype(np.float64))
         squared_error = sum(float(np.square(error).sum()) for error in errors)
-        return cls(figure, ground, probability, squared_error)
+        return cls(foreground, background, probability, squared_error)
 
     def __add__(self, other: ProbabilityHistogram) -> ProbabilityHistogram:
-        """Pool two histograms, as if their pictures were one."""
+        """Pool two histograms, as if their images were one."""
         return ProbabilityHistogram(
-            self.figure + other.figure,
-            self.ground + other.ground,
+            self.foreground + other.foreground,
+            self.background + other.background,
             self.probability + other.probability,
             self.squared_error + other.squared_error,
         )
@@ -95,16 +97,18 @@ class ProbabilityHistogram:
     @property
     def pixels(self) -> int:
         """How many pixels were counted."""
-        return int(self.figure.sum() + self.ground.sum())
+        return int(self.foreground.sum() + self.background.sum())
 
     def at_thresholds(self) -> tuple[Whole, Whole]:
-        """Return how many figure and ground pixels each threshold calls figure.
+        """Return how many foreground and background pixels each threshold calls foreground.
 
         Returns:
             True and false positives at each of ``THRESHOLDS``: exactly the pixels for which
             ``probability >= threshold``.
         """
-        return _from_top(self.figure)[THRESHOLD_BINS], _from_top(self.ground)[THRESHOLD_BINS]
+        return _from_top(self.foreground)[THRESHOLD_BINS], _from_top(self.background)[
+            THRESHOLD_BINS
+        ]
 
 
 def _counts(ordered: Sorted) -> Whole:

@@ -1,4 +1,4 @@
-"""Groups that the owner of the pictures knows: a CSV with a row for each picture."""
+"""Groups that the owner of the images knows: a CSV with a row for each image."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
 
 NAME_COLUMN = "name"
 BLANK = "not given"
-"""The group of pictures whose cell is empty."""
+"""The group of images whose cell is empty."""
 
-WANTED = "a CSV was wanted: a line of column names, then a line for each picture, with commas"
+WANTED = "a CSV was wanted: a line of column names, then a line for each image, with commas"
 
 
 def read_groupings(path: Path, names: Sequence[str]) -> tuple[Grouping, ...]:
     """Read one grouping from each column of a CSV.
 
-    The column ``name``, or else the first, holds the pictures' names, with or without the file's
-    ending. Rows of pictures that are not among ``names`` are passed over: one file serves every
-    split. Pictures whose cell is empty are the group ``not given``.
+    The column ``name``, or else the first, holds the images' names, with or without the file's
+    ending. Rows of images that are not among ``names`` are passed over: one file serves every
+    split. Images whose cell is empty are the group ``not given``.
 
     Args:
         path: A UTF-8 file, with or without a byte order mark.
-        names: The pictures that are scored; each must have a row.
+        names: The images that are scored; each must have a row.
 
     Raises:
         DataError: The file is missing, unreadable, empty, ragged, without a column to group by,
-            lacks a picture or names one twice.
+            lacks an image or names one twice.
     """
     header, rows = _read(path)
     columns = _columns(path, header)
     place = header.index(NAME_COLUMN) if NAME_COLUMN in header else 0
-    row_of = _rows_by_picture(path, rows, place, frozenset(names))
+    row_of = _rows_by_image(path, rows, place, frozenset(names))
     missing = [name for name in names if name not in row_of]
     if missing:
         others = f", nor do {len(missing) - 1} others" if len(missing) > 1 else ""
         raise DataError(
-            f"{path}: the picture {missing[0]} has no row{others}; every picture of the split "
+            f"{path}: the image {missing[0]} has no row{others}; every image of the split "
             f"needs one, with its name in the column '{header[place]}'"
         )
     return tuple(
@@ -89,7 +89,7 @@ def _columns(path: Path, header: list[str]) -> list[str]:
     if len(header) < 2:
         raise DataError(
             f"{path}: the only column is '{header[0]}'; {WANTED}, and at least one column beside "
-            "the pictures' names"
+            "the images' names"
         )
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice or "" in header:
@@ -98,7 +98,7 @@ def _columns(path: Path, header: list[str]) -> list[str]:
     return header
 
 
-def _rows_by_picture(
+def _rows_by_image(
     path: Path, rows: list[tuple[int, list[str]]], place: int, names: frozenset[str]
 ) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
@@ -110,8 +110,8 @@ def _rows_by_picture(
             continue
         if name in found:
             raise DataError(
-                f"{path}: line {line} names the picture {name} again, after line {line_of[name]}; "
-                "one row for each picture was wanted"
+                f"{path}: line {line} names the image {name} again, after line {line_of[name]}; "
+                "one row for each image was wanted"
             )
         found[name], line_of[name] = row, line
     return found

@@ -1,4 +1,4 @@
-"""Ranking: one picture's probabilities in order, figure and ground apart."""
+"""Ranking: one image's probabilities in order, foreground and background apart."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class Ranking:
     """The probabilities of the counted pixels, rising.
 
     Attributes:
-        figure: float32, of the pixels that are figure in truth.
-        ground: float32, of those that are ground.
+        foreground: float32, of the pixels that are foreground in truth.
+        background: float32, of those that are background.
     """
 
-    figure: Sorted
-    ground: Sorted
+    foreground: Sorted
+    background: Sorted
 
     @classmethod
     def of(cls, probability: Probability, truth: Mask, ignore: Mask | None = None) -> Ranking:
-        """Sort one picture's probabilities.
+        """Sort one image's probabilities.
 
         Args:
-            probability: float32, (height, width), the chance of figure, 0..1.
-            truth: bool, of the same shape, True = figure.
+            probability: float32, (height, width), the chance of foreground, 0..1.
+            truth: bool, of the same shape, True = foreground.
             ignore: bool, of the same shape, True = not counted; None = every pixel counts.
 
         Raises:
@@ -60,13 +60,13 @@ class Ranking:
         """Return the mean precision over all thresholds, weighted by the recall that each adds.
 
         Returns:
-            0..1; None where no pixel is figure.
+            0..1; None where no pixel is foreground.
 
         Source: Zhu 2004, "Recall, Precision and Average Precision"; as in scikit-learn, not
             interpolated.
         """
-        if not self.figure.size:
+        if not self.foreground.size:
             return None
-        found = len(self.figure) - np.searchsorted(self.figure, self.figure)
-        alarms = len(self.ground) - np.searchsorted(self.ground, self.figure)
+        found = len(self.foreground) - np.searchsorted(self.foreground, self.foreground)
+        alarms = len(self.background) - np.searchsorted(self.background, self.foreground)
         return float((found / (found + alarms)).mean())

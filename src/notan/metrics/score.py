@@ -1,4 +1,4 @@
-"""Score: the numbers of many pictures, and how they are told to people and to programs."""
+"""Score: the numbers of many images, and how they are told to people and to programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from notan.metrics.undefined import find_undefined
 
 @dataclass(frozen=True)
 class Score(Measurements):
-    """The scores of many pictures, with the rules they were taken by."""
+    """The scores of many images, with the rules they were taken by."""
 
     @property
     def undefined(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""What a mean over pictures is worth: bootstrap intervals, and paired comparisons of two models.
+"""What a mean over images is worth: bootstrap intervals, and paired comparisons of two models.
 
-The resampling and the tests are SciPy's; what is here is how pictures go into them, and what is
+The resampling and the tests are SciPy's; what is here is how images go into them, and what is
 said where there are too few or they do not differ.
 """
 
@@ -24,10 +24,10 @@ Differences: TypeAlias = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 FEWEST = 2
-"""Pictures without which there is no spread to speak of."""
+"""Images without which there is no spread to speak of."""
 
 FEW = 13
-"""Pictures that differ, up to which all signs of their differences can be tried: 2 to the 13th."""
+"""Images that differ, up to which all signs of their differences can be tried: 2 to the 13th."""
 
 ROUNDING = 1e-12
 """Differences below this are the computer's rounding of scores that are the same."""
@@ -35,13 +35,13 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over pictures, and the range that it would likely fall in with other pictures.
+    """A mean over images, and the range that it would likely fall in with other images.
 
     Attributes:
-        mean: Over the pictures.
-        low: Lower end of the interval; NaN where there are too few pictures for one.
+        mean: Over the images.
+        low: Lower end of the interval; NaN where there are too few images for one.
         high: Upper end, likewise.
-        number: How many pictures.
+        number: How many images.
     """
 
     mean: float
@@ -52,16 +52,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """What one model scored against another on the same pictures.
+    """What one model scored against another on the same images.
 
     Attributes:
         difference: Mean of second minus first, with its bootstrap interval.
-        p_value: Of Wilcoxon's signed-rank test, two-sided; 1 where no picture differs.
+        p_value: Of Wilcoxon's signed-rank test, two-sided; 1 where no image differs.
         effect_size: Mean difference in standard deviations of the differences (Cohen's d_z);
-            0 where no picture differs, NaN for a single picture, infinite where all differ alike.
-        wins: Pictures on which the second is better.
-        ties: Pictures on which both score the same.
-        losses: Pictures on which the second is worse.
+            0 where no image differs, NaN for a single image, infinite where all differ alike.
+        wins: Images on which the second is better.
+        ties: Images on which both score the same.
+        losses: Images on which the second is worse.
     """
 
     difference: Interval
@@ -79,12 +79,12 @@ def mean_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Return a mean with its bootstrap interval over pictures.
+    """Return a mean with its bootstrap interval over images.
 
     Args:
-        values: One for each picture; at least one, all finite.
+        values: One for each image; at least one, all finite.
         confidence: Of the interval, 0..1.
-        resamples: How often the pictures are drawn anew, with replacement.
+        resamples: How often the images are drawn anew, with replacement.
         seed: The same seed gives the same interval.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993; the bias-corrected and
@@ -116,24 +116,24 @@ def compare_paired(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> PairedComparison:
-    """Compare two models' scores on the same pictures.
+    """Compare two models' scores on the same images.
 
     Args:
-        first: One model's score of each picture.
-        second: The other's, of the same pictures in the same order.
+        first: One model's score of each image.
+        second: The other's, of the same images in the same order.
         confidence: Of the interval of the difference, 0..1.
         seed: Of the bootstrap.
 
     Raises:
-        ShapeError: They are not of the same pictures.
+        ShapeError: They are not of the same images.
 
-    Source: Wilcoxon 1945, with Pratt's handling of pictures that both score alike; Demšar 2006 on
+    Source: Wilcoxon 1945, with Pratt's handling of images that both score alike; Demšar 2006 on
         why paired and rank-based.
     """
     if len(first) != len(second):
         raise ShapeError(
             f"{len(first)} scores against {len(second)}; a paired comparison wants one of each "
-            "for every picture"
+            "for every image"
         )
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     differences[np.abs(differences) <= ROUNDING] = 0
@@ -165,8 +165,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _signed_rank_p(differences: Differences) -> float:
     """Return the two-sided p-value of Wilcoxon's signed-rank test.
 
-    Where few pictures differ, every way to choose the signs is tried: the normal approximation
-    calls five pictures out of a hundred that all favour one side significant (0.025), which by
+    Where few images differ, every way to choose the signs is tried: the normal approximation
+    calls five images out of a hundred that all favour one side significant (0.025), which by
     chance happens to 2 in 32.
     """
     from scipy.stats import permutation_test, rankdata, wilcoxon

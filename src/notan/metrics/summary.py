@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from notan.metrics.picture import MEASURES
+from notan.metrics.image import MEASURES
 from notan.metrics.rules import EMPTY_RULE
 from notan.metrics.undefined import find_undefined
 
@@ -26,8 +26,8 @@ MOST_UNDEFINED = 2
 
 def score_summary(score: Measurements) -> str:
     """Return the card, at most 27 lines."""
-    number = len(score.pictures)
-    heading = f"{number} picture{'' if number == 1 else 's'}"
+    number = len(score.images)
+    heading = f"{number} image{'' if number == 1 else 's'}"
     lines = (
         ROW.format(heading, "mean", "95 % interval", "pooled"),
         *_measures(score),
@@ -101,15 +101,16 @@ def _expected(score: Measurements) -> Iterator[str]:
 
 def _rules(score: Measurements) -> Iterator[str]:
     rules = score.rules
-    decision = rules.decision or f"threshold {rules.threshold:g}"
-    yield f"split {rules.split}, {decision}, weights {rules.weights}"
+    postprocessing = rules.postprocessing or f"threshold {rules.threshold:g}"
+    yield f"split {rules.split}, {postprocessing}, weights {rules.weights}"
     if rules.augment:
         yield f"test-time augmentation: {rules.augment}"
     yield rules.seen
     tolerance = rules.tolerance.in_words()
-    yield f"scored at {rules.size}, {rules.border_in_words()}, boundary tolerance {tolerance}"
-    yield "mean: each picture alike; pooled: each pixel alike; intervals: bootstrap over pictures"
-    yield f"empty pictures: {score.empty_pictures} of {len(score.pictures)}; {EMPTY_RULE}"
+    border = rules.trimap_border_in_words()
+    yield f"scored at {rules.size}, {border}, boundary tolerance {tolerance}"
+    yield "mean: each image alike; pooled: each pixel alike; intervals: bootstrap over images"
+    yield f"empty images: {score.empty_images} of {len(score.images)}; {EMPTY_RULE}"
 
 
 def _undefined(score: Measurements) -> Iterator[str]:

@@ -1,18 +1,20 @@
 """How far two masks' boundaries lie apart: boundary F, surface Dice and Hausdorff 95.
 
-A mask's boundary is its border pixels: figure pixels of which at least one of the four neighbours
-is ground. What lies outside the picture counts as ground, so that a figure which the picture's
-edge cuts off is closed by that edge, and a mask has a boundary exactly when it has a figure.
-Distances are Euclidean, in pixels, between the centres of border pixels.
+A mask's boundary is its boundary pixels: foreground pixels of which at least one of the four
+neighbours is background. What lies outside the image counts as background, so that a foreground
+which the image's edge cuts off is closed by that edge, and a mask has a boundary exactly when it
+has a foreground.
+Distances are Euclidean, in pixels, between the centres of boundary pixels.
 
 Ignored pixels: inside the ignored area the prediction is taken to be the truth, so that nothing
-there counts as an error. Where the ignored area covers the figure's whole outline (the pets with
-``border = "ignore"``) little is left to judge, and the scores are high for that reason alone.
+there counts as an error. Where the ignored area covers the foreground's whole outline (the pets
+with ``trimap_border = "ignore"``) little is left to judge, and the scores are high for that reason
+alone.
 
 Source: Csurka, Larlus, Perronnin, BMVC 2013, doi:10.5244/C.27.32, and Martin, Fowlkes, Malik,
     PAMI 2004, doi:10.1109/TPAMI.2004.1273918 (boundary F; Martin matches boundary pixels one to
     one, Csurka and this code ask only that one is near); Nikolov et al. 2018, arXiv:1809.04430
-    (surface Dice; there each surface element weighs by its length, here each border pixel weighs
+    (surface Dice; there each surface element weighs by its length, here each boundary pixel weighs
     one, as in MONAI); Huttenlocher et al., PAMI 1993, doi:10.1109/34.232073 (partial Hausdorff
     distance; the larger of the two directions' 95th percentiles).
 """
@@ -46,7 +48,7 @@ class Tolerance:
     A percentage that comes to less than a pixel is one pixel: masks cannot be finer.
 
     Attributes:
-        amount: Pixels, or percent of the picture's diagonal.
+        amount: Pixels, or percent of the image's diagonal.
         percent: Whether the amount is a percentage.
 
     Raises:
@@ -76,7 +78,7 @@ class Tolerance:
         return cls(amount, percent=number.endswith("%"))
 
     def pixels(self, size: Size) -> float:
-        """Return the tolerance in a picture of (height, width): at least one pixel."""
+        """Return the tolerance in an image of (height, width): at least one pixel."""
         return max(1.0, self.amount / 100 * math.hypot(*size)) if self.percent else self.amount
 
     def __str__(self) -> str:
@@ -123,10 +125,10 @@ class BoundaryScore:
         Both masks empty is 1, 1 and a distance of 0; exactly one empty is 0, 0 and no distance.
 
         Args:
-            prediction: bool, (height, width), True = figure.
+            prediction: bool, (height, width), True = foreground.
             truth: bool, of the same shape.
             ignore: bool, of the same shape, True = taken to be right; None: nothing is.
-            tolerance: From how far a border pixel is near.
+            tolerance: From how far a boundary pixel is near.
         """
         if ignore is not None:
             prediction = np.where(ignore, truth, prediction)
@@ -149,24 +151,24 @@ class BoundaryScore:
 
 
 def boundary_distances(prediction: Mask, truth: Mask) -> tuple[Distances, Distances]:
-    """Return each border pixel's distance to the other mask's boundary.
+    """Return each boundary pixel's distance to the other mask's boundary.
 
     Args:
-        prediction: bool, (height, width), with at least one figure pixel.
-        truth: bool, of the same shape, with at least one figure pixel.
+        prediction: bool, (height, width), with at least one foreground pixel.
+        truth: bool, of the same shape, with at least one foreground pixel.
 
     Returns:
-        float64 pixels: one for each border pixel of the prediction, one for each of the truth.
+        float64 pixels: one for each boundary pixel of the prediction, one for each of the truth.
     """
-    # all border pixels lie in the box around both figures: nothing outside it matters
+    # all boundary pixels lie in the box around both foregrounds: nothing outside it matters
     left, top, width, height = cv2.boundingRect((prediction | truth).view(np.uint8))
     box = slice(top, top + height), slice(left, left + width)
-    predicted, actual = border_pixels(prediction[box]), border_pixels(truth[box])
+    predicted, actual = boundary_pixels(prediction[box]), boundary_pixels(truth[box])
     return _distances(predicted, actual), _distances(actual, predicted)
 
 
-def border_pixels(mask: Mask) -> Mask:
-    """Return the figure pixels that touch ground, or the picture's edge, on one of four sides."""
+def boundary_pixels(mask: Mask) -> Mask:
+    """Return the foreground pixels with background, or the image's edge, on one of four sides."""
     inside = cv2.erode(mask.astype(np.uint8), CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return np.asarray(mask & (inside == 0))
 

@@ -1,4 +1,4 @@
-"""Tally: adds pictures up to a Score, one after the other, keeping only their numbers."""
+"""Tally: adds images up to a Score, one after the other, keeping only their numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from notan.metrics.calibration import ThresholdSweep, brier, dice_at_thresholds
 from notan.metrics.counts import Counts
 from notan.metrics.histogram import THRESHOLDS, ProbabilityHistogram
-from notan.metrics.picture import PictureScore
+from notan.metrics.image import ImageScore
 from notan.metrics.ranking import Ranking
 from notan.metrics.score import Score
 from notan.metrics.surface import BoundaryScore
@@ -24,13 +24,13 @@ class Tally:
     """The scores so far."""
 
     def __init__(self, rules: ScoreRules) -> None:
-        """Begin with no picture.
+        """Begin with no image.
 
         Args:
             rules: What the numbers mean; its tolerance is the one of the boundaries.
         """
         self._rules = rules
-        self._pictures: list[PictureScore] = []
+        self._images: list[ImageScore] = []
         self._histogram = ProbabilityHistogram.empty()
         self._dice = np.zeros(len(THRESHOLDS))
 
@@ -43,18 +43,18 @@ class Tally:
         ignore: Mask | None = None,
         *,
         expected_dice: float | None = None,
-        please_check: bool | None = None,
+        needs_review: bool | None = None,
     ) -> None:
-        """Measure one picture.
+        """Measure one image.
 
         Args:
             name: The sample's name.
-            prediction: bool, (height, width), True = figure.
-            probability: float32, of the same shape, the chance of figure, 0..1.
+            prediction: bool, (height, width), True = foreground.
+            probability: float32, of the same shape, the chance of foreground, 0..1.
             truth: bool, of the same shape.
             ignore: bool, of the same shape, True = not counted; None = every pixel counts.
             expected_dice: The Dice that the model itself expects, 0..1.
-            please_check: Whether the model asks for a second look.
+            needs_review: Whether the model asks for a second look.
 
         Raises:
             ShapeError: The arrays are not of one shape and the types above.
@@ -62,8 +62,8 @@ class Tally:
         counts = Counts.of(prediction, truth, ignore)
         ranking = Ranking.of(probability, truth, ignore)
         histogram = ProbabilityHistogram.of(ranking)
-        self._pictures.append(
-            PictureScore(
+        self._images.append(
+            ImageScore(
                 name,
                 counts,
                 height=truth.shape[0],
@@ -74,21 +74,21 @@ class Tally:
                 average_precision=ranking.average_precision(),
                 brier=brier(histogram),
                 expected_dice=expected_dice,
-                please_check=please_check,
+                needs_review=needs_review,
             )
         )
         self._histogram += histogram
         self._dice += dice_at_thresholds(histogram)
 
     def score(self, groupings: tuple[Grouping, ...] = ()) -> Score:
-        """Return the score of the pictures so far.
+        """Return the score of the images so far.
 
         Raises:
-            DataError: There is no picture.
+            DataError: There is no image.
         """
-        mean_dice = self._dice / max(1, len(self._pictures))
+        mean_dice = self._dice / max(1, len(self._images))
         return Score(
-            tuple(self._pictures),
+            tuple(self._images),
             self._rules,
             histogram=self._histogram,
             sweep=ThresholdSweep(tuple(mean_dice.tolist())),

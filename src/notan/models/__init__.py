@@ -1,1 +1,1 @@
-"""Networks, written here and trained from scratch by default; pictures in, logits out."""
+"""Networks, written here and trained from scratch by default; images in, logits out."""

@@ -18,7 +18,7 @@ IMAGENET_STD: PerChannel = (0.229, 0.224, 0.225)
 
 
 class SegmentationModel(nn.Module, ABC):
-    """A network from pictures to logits of the same height and width.
+    """A network from images to logits of the same height and width.
 
     Attributes:
         stride: Input height and width must be multiples of this; the Preprocessor pads to it.
@@ -30,16 +30,16 @@ class SegmentationModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Images) -> Logits:
-        """Map (n, 3, h, w) normalised pictures to (n, 1, h, w) logits; no sigmoid."""
+        """Map (n, 3, h, w) normalised images to (n, 1, h, w) logits; no sigmoid."""
 
 
 class Encoder(nn.Module, ABC):
-    """A network that shrinks a picture step by step and hands out every step.
+    """A network that shrinks an image step by step and hands out every step.
 
     Attributes:
         channels: Channels of each feature map, finest first.
-        strides: Stride of each feature map against the picture; each twice the one before.
-        mean: Mean of the red, green and blue channel (0..1) of the pictures that its published
+        strides: Stride of each feature map against the image; each twice the one before.
+        mean: Mean of the red, green and blue channel (0..1) of the images that its published
             weights were trained on, as they were subtracted there.
         std: What was divided by.
     """
@@ -58,7 +58,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Images) -> list[Images]:
-        """Map (n, 3, h, w) pictures to feature maps (n, channels, h / stride, w / stride)."""
+        """Map (n, 3, h, w) images to feature maps (n, channels, h / stride, w / stride)."""
 
 
 def encoder_of(model: nn.Module) -> Encoder | None:

@@ -104,7 +104,7 @@ class AttentionGate(nn.Module):
 class Decoder(nn.Module):
     """The upward half of a U-Net, for any encoder whose strides double from level to level.
 
-    The head and any steps from the finest level back to the picture's size are the model's.
+    The head and any steps from the finest level back to the image's size are the model's.
     """
 
     def __init__(

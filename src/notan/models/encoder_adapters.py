@@ -67,9 +67,9 @@ class TimmEncoder(ForeignEncoder):
 
 
 class SmpEncoder(ForeignEncoder):
-    """An encoder of segmentation_models_pytorch, whose first map is the picture itself.
+    """An encoder of segmentation_models_pytorch, whose first map is the image itself.
 
-    What its weights want of pictures stands on the hub with them, so it is known once they are
+    What its weights want of images stands on the hub with them, so it is known once they are
     fetched; until then mean and std are ImageNet's, as those of most of them are.
     """
 
@@ -102,13 +102,13 @@ class SmpEncoder(ForeignEncoder):
         return f"{SMP} {smp.__version__} {self.name} {IMAGENET}", address
 
     def load_published(self) -> str:
-        """Take the weights that the package publishes, and learn what pictures they want."""
+        """Take the weights that the package publishes, and learn what images they want."""
         words = super().load_published()
         with self.fetching(self.published()[1]):
             wanted = import_package(SMP).encoders.get_preprocessing_params(self.name, IMAGENET)
         if (wanted["input_space"], wanted["input_range"]) != ("RGB", [0, 1]):
             raise ConfigError(
-                f"{self.called}: its weights want pictures in {wanted['input_space']} from "
+                f"{self.called}: its weights want images in {wanted['input_space']} from "
                 f"{wanted['input_range']}, and notan has RGB from 0 to 1; choose another encoder"
             )
         self.mean, self.std = (_per_channel(wanted[each]) for each in ("mean", "std"))

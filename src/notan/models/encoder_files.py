@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "notan-encoder"
 ORIGIN = "notan-encoder-origin"
-PICTURES = "notan-encoder-pictures"
+IMAGES = "notan-encoder-images"
 LONGEST_HEADER = 100_000_000
 """safetensors' own limit."""
 DAMAGED = "the file is damaged or cut short; use another copy"
@@ -65,18 +65,18 @@ class WeightsFile:
         return self.metadata.get(ORIGIN, "")
 
     @property
-    def pictures(self) -> dict[str, tuple[str, ...]]:
-        """Hashes of the pictures that the weights know, by how; empty where it does not say.
+    def images(self) -> dict[str, tuple[str, ...]]:
+        """Hashes of the images that the weights know, by how; empty where it does not say.
 
         Raises:
             CheckpointError: What it says cannot be read.
         """
         try:
-            found = json.loads(self.metadata.get(PICTURES, "{}"))
+            found = json.loads(self.metadata.get(IMAGES, "{}"))
             return {str(how): tuple(map(str, hashes)) for how, hashes in found.items()}
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(
-                f"{self.path}: what the file says of its pictures cannot be read "
+                f"{self.path}: what the file says of its images cannot be read "
                 f"({str(error).splitlines()[0]}); {DAMAGED}"
             ) from error
 
@@ -87,7 +87,7 @@ def save_encoder(
     encoder: Encoder,
     *,
     origin: str = "",
-    pictures: Mapping[str, Sequence[str]] | None = None,
+    images: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write an encoder's weights, for ``train.encoder_weights``, whole or not at all.
 
@@ -96,7 +96,7 @@ def save_encoder(
         name: What ``model.encoder`` calls the encoder.
         encoder: Its weights, on any device.
         origin: What they were learned from, in words for the card of models that start from them.
-        pictures: Hashes of those, by what a card calls them (``unlabelled_hashes``), so that a
+        images: Hashes of those, by what a card calls them (``unlabelled_hashes``), so that a
             score on them can say so.
 
     Raises:
@@ -106,7 +106,7 @@ def save_encoder(
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in encoder.state_dict().items()
     }
-    told = {NAME: name, ORIGIN: origin, PICTURES: json.dumps(pictures or {}), "format": "pt"}
+    told = {NAME: name, ORIGIN: origin, IMAGES: json.dumps(images or {}), "format": "pt"}
     write_bytes(path, save(weights, metadata=told))
 
 

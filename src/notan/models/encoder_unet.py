@@ -1,7 +1,7 @@
 """A U-Net whose downward half is a classifier's: any encoder of the registry.
 
 Source: Ronneberger, Fischer, Brox 2015, arXiv:1505.04597; on pretrained encoders: Iglovikov and
-Shvets 2018, TernausNet, arXiv:1801.05746. Here the step from the finest features to the picture's
+Shvets 2018, TernausNet, arXiv:1801.05746. Here the step from the finest features to the image's
 size has no skip, as the encoder has no features of that size.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class EncoderUNet(SegmentationModel):
-    """An encoder going down, a U-Net coming up, and plain steps from there to the picture's size.
+    """An encoder going down, a U-Net coming up, and plain steps from there to the image's size.
 
     Attributes:
         encoder: Its weights may come from elsewhere.
@@ -31,7 +31,7 @@ class EncoderUNet(SegmentationModel):
 
         Args:
             encoder: Features at strides that double from level to level.
-            width: Channels at the picture's size; times the stride at each level below.
+            width: Channels at the image's size; times the stride at each level below.
             gated: Attention gates on the skips.
         """
         super().__init__()

@@ -36,7 +36,7 @@ class Ensemble(SegmentationModel):
         """Join networks.
 
         Args:
-            members: Each maps the same pictures to logits and states its stride; at least one.
+            members: Each maps the same images to logits and states its stride; at least one.
             weights: Above 0; their sum does not matter.
             temperatures: What each one's logits are divided by.
             biases: What is added to them then.
@@ -53,14 +53,14 @@ class Ensemble(SegmentationModel):
 
     def forward(self, images: Images) -> Logits:
         """Map (n, 3, h, w) to logits (n, 1, h, w) of the mean probability."""
-        figure: list[Logits] = []
-        ground: list[Logits] = []
+        foreground: list[Logits] = []
+        background: list[Logits] = []
         settings = zip(self.members, self.log_weights, self.temperatures, self.biases, strict=True)
         for member, log_weight, temperature, bias in settings:
             logits = member(images).float() / temperature + bias
-            figure.append(log_weight - functional.softplus(-logits))
-            ground.append(log_weight - functional.softplus(logits))
-        return _log_sum(figure) - _log_sum(ground)
+            foreground.append(log_weight - functional.softplus(-logits))
+            background.append(log_weight - functional.softplus(logits))
+        return _log_sum(foreground) - _log_sum(background)
 
 
 def _log_sum(logarithms: Sequence[Logits]) -> Logits:

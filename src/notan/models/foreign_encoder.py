@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 STRIDES = ((1, 2, 4, 8, 16, 32), (2, 4, 8, 16, 32), (4, 8, 16, 32))
 WANTED = "a convolutional network with maps at strides 2, 4, 8, 16, 32, or from 4 on, is wanted"
 PROBE = (64, 96)
-"""Height and width of the picture that a network is measured with; not square, so that a map with
+"""Height and width of the image that a network is measured with; not square, so that a map with
 its channels last is noticed."""
 
 
 class ForeignEncoder(Encoder):
     """A network of another package that hands out feature maps.
 
-    Its package's word on channels and strides is not taken: a small picture goes through it.
+    Its package's word on channels and strides is not taken: a small image goes through it.
 
     Attributes:
         package: How ``model.encoder`` calls the package, before the colon.
@@ -64,7 +64,7 @@ class ForeignEncoder(Encoder):
             maps = _probe(self)
         except Exception as error:
             raise ConfigError(
-                f"{self.called}: hands out no feature maps of a picture of {PROBE[0]}x{PROBE[1]} "
+                f"{self.called}: hands out no feature maps of an image of {PROBE[0]}x{PROBE[1]} "
                 f"({one_line(error)}); {WANTED}"
             ) from error
         self.channels = tuple(each.shape[1] for each in maps)
@@ -73,7 +73,7 @@ class ForeignEncoder(Encoder):
         if self.strides not in STRIDES or [tuple(each.shape[2:]) for each in maps] != divided:
             sizes = ", ".join("x".join(map(str, each.shape[2:])) for each in maps)
             raise ConfigError(
-                f"{self.called}: its feature maps of a picture of {PROBE[0]}x{PROBE[1]} are "
+                f"{self.called}: its feature maps of an image of {PROBE[0]}x{PROBE[1]} are "
                 f"{sizes}; {WANTED}"
             )
 
@@ -159,7 +159,7 @@ def one_line(error: Exception) -> str:
 
 
 def _probe(encoder: ForeignEncoder) -> list[Images]:
-    """Return the maps of a small black picture; what the network has learned stays as it was."""
+    """Return the maps of a small black image; what the network has learned stays as it was."""
     training = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:

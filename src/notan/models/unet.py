@@ -1,7 +1,7 @@
 """The U-Net and the Attention U-Net.
 
 Source: Ronneberger, Fischer, Brox 2015, arXiv:1505.04597; Oktay et al. 2018, arXiv:1804.03999.
-Both with padded convolutions and batch norm, so that logits have the picture's size.
+Both with padded convolutions and batch norm, so that logits have the image's size.
 """
 
 from __future__ import annotations

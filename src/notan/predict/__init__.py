@@ -1,1 +1,1 @@
-"""From a picture to its mask, at the picture's own size."""
+"""From an image to its mask, at the image's own size."""

@@ -1,6 +1,6 @@
-"""Test-time augmentation: the same network asks several views of a picture, and takes their mean.
+"""Test-time augmentation: the same network asks several views of an image, and takes their mean.
 
-It wraps any backend, so it works on whole pictures and inside tiles, on every runtime. NumPy and
+It wraps any backend, so it works on whole images and inside tiles, on every runtime. NumPy and
 OpenCV only.
 """
 
@@ -25,12 +25,12 @@ Symmetry = tuple[bool, int]
 
 AS_IT_IS: Symmetry = (False, 0)
 SYMMETRIES: dict[str, tuple[Symmetry, ...]] = {
-    "mirror": (AS_IT_IS, (True, 0)),
-    "flip": (AS_IT_IS, (True, 0), (True, 2), (False, 2)),
-    "turn": (AS_IT_IS, (False, 1), (False, 2), (False, 3)),
+    "hflip": (AS_IT_IS, (True, 0)),
+    "vflip": (AS_IT_IS, (True, 2)),
+    "rot90": (AS_IT_IS, (False, 1), (False, 2), (False, 3)),
 }
-"""``mirror`` exchanges left and right, which suits photographs; ``flip`` exchanges top and bottom
-too and ``turn`` goes round: for pictures without an up, from a microscope or an aeroplane."""
+"""``hflip`` exchanges left and right, which suits photographs; ``vflip`` exchanges top and bottom and
+``rot90`` goes round: for images without an up, from a microscope or an aeroplane."""
 
 SCALES = (0.75, 1.0, 1.25)
 """Sides of the views of ``scale``, as shares of the input's own."""
@@ -70,8 +70,8 @@ class View:
     def _zoom(self, inputs: Array, stride: int) -> Array:
         height, width = self._zoomed((inputs.shape[2], inputs.shape[3]))
         padded = (-(-height // stride) * stride, -(-width // stride) * stride)
-        pictures = inputs.transpose(0, 2, 3, 1)
-        zoomed = [pad(resize(picture, (height, width)), padded) for picture in pictures]
+        images = inputs.transpose(0, 2, 3, 1)
+        zoomed = [pad(resize(image, (height, width)), padded) for image in images]
         return np.stack(zoomed).transpose(0, 3, 1, 2)
 
     def _zoomed(self, size: Size) -> Size:
@@ -80,7 +80,7 @@ class View:
 
 
 def parse_augment(text: str) -> tuple[str, ...]:
-    """Read names with commas between them, such as ``flip,turn``; each counts once.
+    """Read names with commas between them, such as ``hflip,rot90``; each counts once.
 
     Raises:
         ConfigError: There is no such name.
@@ -103,7 +103,7 @@ def check_augment(names: Iterable[str]) -> tuple[str, ...]:
 def views_of(names: Sequence[str]) -> tuple[View, ...]:
     """Return all that names make together, the input as it is first.
 
-    ``flip`` or ``mirror`` with ``turn`` are the eight symmetries of the square; ``scale`` shows
+    ``hflip`` or ``vflip`` with ``rot90`` gives the eight symmetries of the square; ``scale`` shows
     each of them at three sizes.
 
     Raises:
@@ -142,7 +142,7 @@ class AugmentedBackend:
 
         Args:
             backend: Must take inputs of any size that is a multiple of the stride.
-            names: ``mirror``, ``flip``, ``turn``, ``scale``; at least one.
+            names: ``hflip``, ``vflip``, ``rot90``, ``scale``; at least one.
             stride: Of the network.
 
         Raises:
@@ -156,15 +156,15 @@ class AugmentedBackend:
     def __call__(self, inputs: Array) -> Array:
         """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w)."""
         size = (inputs.shape[2], inputs.shape[3])
-        figure = ground = np.full_like(inputs[:, :1], -np.inf)
+        foreground = background = np.full_like(inputs[:, :1], -np.inf)
         for view in self.views:
             logits = view.undo(self.backend(view.apply(inputs, self.stride)), size)
             with np.errstate(invalid="ignore"):  # the Predictor refuses what is no number
-                figure = np.logaddexp(figure, -np.logaddexp(np.float32(0), -logits))
-                ground = np.logaddexp(ground, -np.logaddexp(np.float32(0), logits))
-        result: Array = figure - ground  # the number of views stands in both, and cancels
+                foreground = np.logaddexp(foreground, -np.logaddexp(np.float32(0), -logits))
+                background = np.logaddexp(background, -np.logaddexp(np.float32(0), logits))
+        result: Array = foreground - background  # the number of views stands in both, and cancels
         return result
 
     def in_words(self) -> str:
         """Say what was done, for the rules of a score."""
-        return f"{', '.join(self.names)} ({len(self.views)} views of each picture)"
+        return f"{', '.join(self.names)} ({len(self.views)} views of each image)"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT = Path("-")
 MOST_BYTES = 2**30
-"""Of standard input: more than any picture that is decoded."""
+"""Of standard input: more than any image that is decoded."""
 
 _SEQUENCES = VIDEO_SUFFIXES | {".tif", ".tiff"}
 _PART = re.compile(r"-(\d{6,}|p\d{4,})$")
@@ -51,9 +51,9 @@ def find_inputs(words: Iterable[Path], *, standard_input: BinaryIO | None = None
     which some disks do not tell apart, and they depend on the files alone.
 
     Args:
-        words: Files, whatever they are called; folders, of which every picture and video is taken;
+        words: Files, whatever they are called; folders, of which every image and video is taken;
             patterns with ``*``, ``?`` or ``[a-z]``, and ``**`` for folders in folders; ``-`` for
-            the bytes of one picture on standard input.
+            the bytes of one image on standard input.
         standard_input: Where ``-`` reads; None: the process's own.
 
     Raises:
@@ -62,7 +62,7 @@ def find_inputs(words: Iterable[Path], *, standard_input: BinaryIO | None = None
     """
     paths = [path for word in words for path in _files(word)]
     if not paths:
-        raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
+        raise DataError("no images were given; name files, folders or patterns such as '*.jpg'")
     # by absolute path, so that a file that is named twice is predicted once
     unique: dict[str, Path] = {}
     for path in paths:
@@ -107,17 +107,17 @@ def _files(word: Path) -> list[Path]:
     if word.is_dir():
         files = _in_folder(word)
         if not files:
-            raise DataError(f"{word}: there are no pictures in this folder")
+            raise DataError(f"{word}: there are no images in this folder")
         return files
     if word.exists():
         return [word]
     if glob.has_magic(str(word)):
         return _matching(word)
-    raise DataError(f"{word}: there is no such picture or folder")
+    raise DataError(f"{word}: there is no such image or folder")
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Return a folder's pictures and videos; hidden files (``._x.jpg``) are none."""
+    """Return a folder's images and videos; hidden files (``._x.jpg``) are none."""
     wanted = SUFFIXES | VIDEO_SUFFIXES
     return sorted(
         path
@@ -141,12 +141,12 @@ def _read_standard_input(stream: BinaryIO | None) -> bytes:
     source = stream or sys.stdin.buffer
     if source.isatty():
         raise DataError(
-            "-: standard input is the keyboard; pipe a picture in: "
+            "-: standard input is the keyboard; pipe an image in: "
             "notan predict - --model FILE < photo.jpg"
         )
     content = source.read(MOST_BYTES + 1)
     if not content:
-        raise DataError("-: standard input was empty; wanted the bytes of one picture")
+        raise DataError("-: standard input was empty; wanted the bytes of one image")
     if len(content) > MOST_BYTES:
         raise DataError(f"-: more than {MOST_BYTES:,} bytes on standard input; name a file instead")
     return content

@@ -21,12 +21,12 @@ def begin(folder: Path, settings: Mapping[str, str], *, resume: bool) -> Predict
 
     Args:
         folder: Where the outputs go.
-        settings: Everything beside the pictures that decides what the outputs are.
+        settings: Everything beside the images that decides what the outputs are.
         resume: Keep what is done. Without it, the tables of an earlier run are removed; outputs
-            are replaced one by one as their pictures are predicted again.
+            are replaced one by one as their images are predicted again.
 
     Returns:
-        A row for each picture that is done.
+        A row for each image that is done.
 
     Raises:
         ConfigError: The folder was begun with other settings.

@@ -1,8 +1,8 @@
-"""Many pictures: decoded ahead of the network and written behind it, in bounded memory.
+"""Many images: decoded ahead of the network and written behind it, in bounded memory.
 
 One thread goes through the files and a few decode them; the caller's thread runs the network; a few
-more write. Whatever is decoded and not written yet is counted in bytes, not in pictures, because
-one picture may weigh as much as ten thousand others.
+more write. Whatever is decoded and not written yet is counted in bytes, not in images, because
+one image may weigh as much as ten thousand others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from notan.predict.predictor import Predictor
     from notan.predict.stages import Writes
     from notan.predict.table import PredictionTable, Row
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 SAVE_SECONDS = 10.0
 """The tables are written so often, for a power cut must not cost more than that."""
@@ -35,8 +35,8 @@ class Outcome:
     """How it went.
 
     Attributes:
-        predicted: Pictures whose outputs were written.
-        kept: Pictures that were left out, because all of theirs was there.
+        predicted: Images whose outputs were written.
+        kept: Images that were left out, because all of theirs was there.
         failures: What could not be read, and why.
     """
 
@@ -46,7 +46,7 @@ class Outcome:
 
     @property
     def total(self) -> int:
-        """Every picture that was asked for."""
+        """Every image that was asked for."""
         return self.predicted + self.kept + len(self.failures)
 
 
@@ -54,7 +54,7 @@ class Pipeline:
     """Predicts items and writes what comes of them; what is done survives any end of it.
 
     Attributes:
-        table: A row for each picture whose outputs are whole.
+        table: A row for each image whose outputs are whole.
         failures: What could not be read so far.
     """
 
@@ -74,11 +74,11 @@ class Pipeline:
         Args:
             predictor: The network.
             writers: Write the outputs.
-            table: Has a row for every picture that need not be predicted again.
+            table: Has a row for every image that need not be predicted again.
             folder: Where the tables go.
-            batch_size: Pictures predicted at once.
+            batch_size: Images predicted at once.
             budget: Bytes that may wait on either side of the network.
-            progress: Called in the caller's thread as each picture is done, kept or given up.
+            progress: Called in the caller's thread as each image is done, kept or given up.
         """
         self.predictor = predictor
         self.writers = writers
@@ -119,9 +119,9 @@ class Pipeline:
         self._save()
         return Outcome(self._predicted, self._kept, tuple(self.failures))
 
-    def _chunks(self, ahead: Ahead, behind: Behind) -> Iterator[list[tuple[Item, Picture]]]:
-        """Gather what is predicted at once: a batch, or fewer pictures that fill the budget."""
-        chunk: list[tuple[Item, Picture]] = []
+    def _chunks(self, ahead: Ahead, behind: Behind) -> Iterator[list[tuple[Item, RGBImage]]]:
+        """Gather what is predicted at once: a batch, or fewer images that fill the budget."""
+        chunk: list[tuple[Item, RGBImage]] = []
         filled = 0
         for item, image in ahead:
             if image is None:
@@ -140,11 +140,11 @@ class Pipeline:
             yield chunk
 
     def _is_done(self, item: Item) -> bool:
-        """Say whether a picture has its row and its outputs; called in the reading thread."""
+        """Say whether an image has its row and its outputs; called in the reading thread."""
         return self.table.has(item.name, item.path) and self.writers.has(item.name)
 
     def _finish(self, item: Item, row: Row | None) -> None:
-        """Count a picture, in the order of the items; no row: what was there is kept."""
+        """Count an image, in the order of the items; no row: what was there is kept."""
         if row is None:
             self.table.keep(item.name)
             self._kept += 1

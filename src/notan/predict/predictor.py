@@ -1,4 +1,4 @@
-"""Predictor: any picture in, its probability map and mask at its own size out."""
+"""Predictor: any image in, its probability map and mask at its own size out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.decision import Decision, expected_dice, sigmoid
 from notan.errors import DivergedError
+from notan.postprocessing import Postprocessing, expected_dice, sigmoid
 from notan.predict.augment import AugmentedBackend
 from notan.predict.backends.choose import open_model
-from notan.predict.pictures import as_picture
+from notan.predict.images import as_image
 from notan.predict.tiles import PixelsInMemory, Tiling
 
 if TYPE_CHECKING:
@@ -27,30 +27,31 @@ if TYPE_CHECKING:
     from notan.checkpoint import Card
     from notan.data.sample import Sample
     from notan.predict.backends import Backend, Precision
-    from notan.predict.pictures import PictureLike
+    from notan.predict.images import ImageLike
     from notan.predict.tiles import Pixels
     from notan.preprocess import Placement, Preprocessor
-    from notan.types import Mask, ModelInput, Picture, Probability
+    from notan.types import Mask, ModelInput, Probability, RGBImage
 
 logger = logging.getLogger("notan")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture.
+    """What a model says of one image.
 
     Attributes:
-        probability: float32, (height, width) of the picture; the calibrated chance of figure, 0..1.
-        decision: How it becomes a mask.
+        probability: float32, (height, width) of the image; the calibrated chance of foreground,
+            0..1.
+        postprocessing: How it becomes a mask.
     """
 
     probability: Probability
-    decision: Decision
+    postprocessing: Postprocessing
 
     @cached_property
     def mask(self) -> Mask:
-        """bool, (height, width), True = figure."""
-        return self.decision.mask(self.probability)
+        """bool, (height, width), True = foreground."""
+        return self.postprocessing.mask(self.probability)
 
     @cached_property
     def expected_dice(self) -> float:
@@ -58,12 +59,12 @@ class Prediction:
         return expected_dice(self.probability, self.mask)
 
     @property
-    def please_check(self) -> bool | None:
-        """Whether a person should look: less sure than on nine in ten validation pictures.
+    def needs_review(self) -> bool | None:
+        """Whether a person should look: less sure than on nine in ten validation images.
 
         None where validation has not said how sure is usual.
         """
-        bound = self.decision.check_below
+        bound = self.postprocessing.review_below
         return None if bound is None else self.expected_dice < bound
 
 
@@ -75,7 +76,7 @@ class Predictor:
         backend: Backend,
         preprocessor: Preprocessor,
         *,
-        decision: Decision | None = None,
+        postprocessing: Postprocessing | None = None,
         card: Card | None = None,
         tiling: Tiling | None = None,
     ) -> None:
@@ -84,13 +85,13 @@ class Predictor:
         Args:
             backend: Maps model inputs to logits.
             preprocessor: Makes model inputs, and knows the way back.
-            decision: How probabilities become masks; None: a threshold of 0.5.
+            postprocessing: How probabilities become masks; None: a threshold of 0.5.
             card: The card of the model file, where there is one.
-            tiling: When and how a picture is cut into tiles; None: where it is too large.
+            tiling: When and how an image is cut into tiles; None: where it is too large.
         """
         self.backend = backend
         self.preprocessor = preprocessor
-        self.decision = decision or Decision()
+        self.postprocessing = postprocessing or Postprocessing()
         self.card = card
         self.tiling = tiling or Tiling()
 
@@ -108,7 +109,7 @@ class Predictor:
         tiling: Tiling | None = None,
         augment: Sequence[str] = (),
     ) -> Predictor:
-        """Open a checkpoint or a portable file.
+        """Open a checkpoint or an ONNX model.
 
         Args:
             path: A ``.safetensors`` file that ``train`` wrote, or an ``.onnx`` one of ``export``.
@@ -118,8 +119,8 @@ class Predictor:
             backend: ``torch``, ``onnxruntime``, ``openvino``, or the one that fits: ``auto``.
             model: A fresh instance, where the checkpoint is of a class of your own.
             threshold: Instead of what validation chose; None: as it chose.
-            tiling: When and how a picture is cut into tiles; None: where it is too large.
-            augment: Ask several views of each picture: ``mirror``, ``flip``, ``turn``, ``scale``.
+            tiling: When and how an image is cut into tiles; None: where it is too large.
+            augment: Ask several views of each image: ``hflip``, ``vflip``, ``rot90``, ``scale``.
 
         Raises:
             ConfigError: The threshold is outside 0..1, there is no such view, or file and runtime
@@ -137,49 +138,51 @@ class Predictor:
         )
         if augment:
             network = AugmentedBackend(network, augment, stride=card.preprocess.stride)
-        chosen = card.decision
-        decision = chosen if threshold is None else chosen.with_threshold(threshold)
-        return cls(network, card.preprocess, decision=decision, card=card, tiling=tiling)
+        chosen = card.postprocessing
+        postprocessing = chosen if threshold is None else chosen.with_threshold(threshold)
+        return cls(
+            network, card.preprocess, postprocessing=postprocessing, card=card, tiling=tiling
+        )
 
     @property
     def augment(self) -> str | None:
-        """Say which views of each picture are asked; None: the picture alone."""
+        """Say which views of each image are asked; None: the image alone."""
         return self.backend.in_words() if isinstance(self.backend, AugmentedBackend) else None
 
-    def with_decision(self, decision: Decision) -> Predictor:
-        """Return the same network and preprocessing with another decision."""
+    def with_postprocessing(self, postprocessing: Postprocessing) -> Predictor:
+        """Return the same network and preprocessing with another postprocessing."""
         return Predictor(
             self.backend,
             self.preprocessor,
-            decision=decision,
+            postprocessing=postprocessing,
             card=self.card,
             tiling=self.tiling,
         )
 
-    def __call__(self, image: PictureLike) -> Prediction:
-        """Segment one picture, from 1x1 up.
+    def __call__(self, image: ImageLike) -> Prediction:
+        """Segment one image, from 1x1 up.
 
         Args:
             image: A path, the bytes of a file, a Pillow image, or a uint8 array of shape
                 (height, width, 3) RGB, (height, width) grey or (height, width, 4) RGBA.
 
         Raises:
-            ShapeError: Not such a picture.
+            ShapeError: Not such an image.
             DataError: A file, bytes or image that cannot be decoded.
         """
-        return next(self.predict_many([as_picture(image)]))
+        return next(self.predict_many([as_image(image)]))
 
     def predict_many(
-        self, images: Iterable[Picture], *, batch_size: int = 1
+        self, images: Iterable[RGBImage], *, batch_size: int = 1
     ) -> Iterator[Prediction]:
-        """Segment pictures in their order, several at once where their inputs are of one size.
+        """Segment images in their order, several at once where their inputs are of one size.
 
         Args:
             images: Read as they are needed, so a generator keeps the memory small.
             batch_size: At most so many at once.
 
         Raises:
-            ShapeError: Something that is no picture.
+            ShapeError: Something that is no image.
             DivergedError: The network returned NaN or infinity.
         """
         for in_tiles, group in itertools.groupby(images, key=self._is_cut):
@@ -188,13 +191,13 @@ class Predictor:
                 continue
             for image in group:
                 bands = self.predict_bands(PixelsInMemory(image), batch_size=batch_size)
-                yield Prediction(np.concatenate(list(bands)), self.decision)
+                yield Prediction(np.concatenate(list(bands)), self.postprocessing)
 
     def predict_bands(self, pixels: Pixels, *, batch_size: int = 1) -> Iterator[Probability]:
-        """Segment a picture of any size in tiles, holding no more than a row of them.
+        """Segment an image of any size in tiles, holding no more than a row of them.
 
         Args:
-            pixels: The picture, of which any part can be read.
+            pixels: The image, of which any part can be read.
             batch_size: At most so many tiles at once.
 
         Yields:
@@ -202,7 +205,7 @@ class Predictor:
 
         Raises:
             ConfigError: The scale makes a single tile too large.
-            DataError: A part of the picture cannot be read.
+            DataError: A part of the image cannot be read.
             DivergedError: The network returned NaN or infinity.
         """
         trained = self.card.data.median_size if self.card else None
@@ -211,16 +214,16 @@ class Predictor:
         as_it_is = self.preprocessor.model_copy(update={"image_size": None})
         plain = Predictor(self.backend, as_it_is)
 
-        def predict(tiles: Iterable[Picture]) -> Iterator[Probability]:
+        def predict(tiles: Iterable[RGBImage]) -> Iterator[Probability]:
             return (each.probability for each in plain._predict_whole(tiles, batch_size))
 
         for band in grid.bands(predict, pixels):
-            yield self.decision.calibrate(band)
+            yield self.postprocessing.calibrate(band)
 
     def predict_samples(
         self, samples: Iterable[Sample], *, batch_size: int = 1
     ) -> Iterator[tuple[Sample, Prediction]]:
-        """Segment the pictures of samples, and give each sample back with its prediction.
+        """Segment the images of samples, and give each sample back with its prediction.
 
         Args:
             samples: Read as they are needed.
@@ -232,7 +235,7 @@ class Predictor:
         """
         waiting: deque[Sample] = deque()
 
-        def images() -> Iterator[Picture]:
+        def images() -> Iterator[RGBImage]:
             for sample in samples:
                 waiting.append(sample)
                 yield sample.image
@@ -240,14 +243,14 @@ class Predictor:
         for prediction in self.predict_many(images(), batch_size=batch_size):
             yield waiting.popleft(), prediction
 
-    def _is_cut(self, image: Picture) -> bool:
-        """Say whether a picture goes through in tiles; what is no picture is refused elsewhere."""
+    def _is_cut(self, image: RGBImage) -> bool:
+        """Say whether an image goes through in tiles; what is no image is refused elsewhere."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             return False
         return self.tiling.cuts((image.shape[0], image.shape[1]), self.preprocessor)
 
-    def _predict_whole(self, images: Iterable[Picture], batch_size: int) -> Iterator[Prediction]:
-        """Segment pictures each at once, several together where their inputs are of one size."""
+    def _predict_whole(self, images: Iterable[RGBImage], batch_size: int) -> Iterator[Prediction]:
+        """Segment images each at once, several together where their inputs are of one size."""
         inputs = (self.preprocessor(image) for image in images)
         for _, same_size in itertools.groupby(inputs, key=lambda pair: pair[1].padded):
             while batch := list(itertools.islice(same_size, batch_size)):
@@ -261,5 +264,5 @@ class Predictor:
                 "use another checkpoint"
             )
         for probability, (_, placement) in zip(sigmoid(logits[:, 0]), batch, strict=True):
-            calibrated = self.decision.calibrate(placement.restore(probability))
-            yield Prediction(calibrated, self.decision)
+            calibrated = self.postprocessing.calibrate(placement.restore(probability))
+            yield Prediction(calibrated, self.postprocessing)

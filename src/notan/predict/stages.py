@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from notan.predict.items import Item
     from notan.predict.predictor import Prediction
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 _T = TypeVar("_T")
 
@@ -26,20 +26,20 @@ READERS, WRITERS = 2, 2
 """Threads; decoding and encoding leave Python's lock, so that they do run beside the network."""
 
 BUDGET = 256 * 2**20
-"""Bytes that may wait before the network, and again behind it; one larger picture waits alone."""
+"""Bytes that may wait before the network, and again behind it; one larger image waits alone."""
 
 LEAST = 2**20
-"""Bytes that even the smallest picture counts as, so that few of them wait."""
+"""Bytes that even the smallest image counts as, so that few of them wait."""
 
 DECODING, WRITING = 7, 8
-"""Bytes a pixel: Pillow's four beside our three; a picture, its probabilities and its mask."""
+"""Bytes a pixel: Pillow's four beside our three; an image, its probabilities and its mask."""
 
 
 class Writes(Protocol):
     """Where predictions go; used from several threads at once."""
 
-    def add(self, name: str, path: Path, image: Picture, prediction: Prediction) -> None:
-        """Write all outputs of one picture."""
+    def add(self, name: str, path: Path, image: RGBImage, prediction: Prediction) -> None:
+        """Write all outputs of one image."""
 
     def has(self, name: str) -> bool:
         """Say whether all outputs of a name are there already."""
@@ -78,15 +78,15 @@ class ByteBudget:
 
 
 class _Waiting(NamedTuple):
-    """An item on its way to the network; no picture: it is done already."""
+    """An item on its way to the network; no image: it is done already."""
 
     item: Item
-    picture: Future[Picture] | None
+    image: Future[RGBImage] | None
     bytes: int
 
 
 class Ahead:
-    """Yields items in their order with their decoded pictures, DataErrors, or None if done."""
+    """Yields items in their order with their decoded images, DataErrors, or None if done."""
 
     def __init__(self, items: Iterable[Item], is_done: Callable[[Item], bool], budget: int) -> None:
         self._items = items
@@ -110,20 +110,20 @@ class Ahead:
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
 
-    def __iter__(self) -> Iterator[tuple[Item, Picture | DataError | None]]:
+    def __iter__(self) -> Iterator[tuple[Item, RGBImage | DataError | None]]:
         while (entry := self._waiting.get()) is not None:
             if isinstance(entry, BaseException):
                 raise entry
-            item, picture, size = entry
-            if picture is None:
+            item, image, size = entry
+            if image is None:
                 yield item, None
                 continue
             try:
-                result: Picture | DataError = picture.result()
+                result: RGBImage | DataError = image.result()
             except DataError as error:
                 result = error
             # What is handed on is the caller's: were it counted here, a batch could wait for
-            # pictures that wait for it
+            # images that wait for it
             self._budget.give(size)
             yield item, result
 
@@ -146,16 +146,16 @@ class Ahead:
         size = max(LEAST, DECODING * height * width)
         if not self._budget.take(size):
             return False
-        picture: Future[Picture]
+        image: Future[RGBImage]
         if item.name.casefold() in taken:
-            picture = Future()
-            picture.set_exception(_name_is_taken(item))
+            image = Future()
+            image.set_exception(_name_is_taken(item))
         elif item.in_order:
-            picture = _now(item.read)
+            image = _now(item.read)
         else:
-            picture = self._pool.submit(item.read)
+            image = self._pool.submit(item.read)
         taken.add(item.name.casefold())
-        self._waiting.put(_Waiting(item, picture, size))
+        self._waiting.put(_Waiting(item, image, size))
         return True
 
 
@@ -190,8 +190,8 @@ class Behind:
         if error is None and failed is not None:
             raise failed
 
-    def write(self, item: Item, image: Picture, prediction: Prediction) -> None:
-        """Start to write one picture's outputs; waits while too much waits to be written.
+    def write(self, item: Item, image: RGBImage, prediction: Prediction) -> None:
+        """Start to write one image's outputs; waits while too much waits to be written.
 
         Raises:
             StorageError: An earlier one could not be written.
@@ -207,7 +207,7 @@ class Behind:
         self._started.append((item, _now(lambda: None)))
         self._report()
 
-    def _write(self, item: Item, image: Picture, prediction: Prediction, size: int) -> Row | None:
+    def _write(self, item: Item, image: RGBImage, prediction: Prediction, size: int) -> Row | None:
         try:
             self._writers.add(item.name, item.path, image, prediction)
             return Row.of(item.name, item.path, prediction)
@@ -232,6 +232,6 @@ def _now(work: Callable[[], _T]) -> Future[_T]:
 
 def _name_is_taken(item: Item) -> DataError:
     return DataError(
-        f"{item.path}: its outputs would replace those of another picture, {item.name}; predict it "
+        f"{item.path}: its outputs would replace those of another image, {item.name}; predict it "
         "alone with another --out"
     )

@@ -1,4 +1,4 @@
-"""A leaderboard's file: masks as run lengths, of the pictures that a list names, in its order."""
+"""A leaderboard's file: masks as run lengths, of the images that a list names, in its order."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from notan.data.folder import PART_NAMES, SUFFIXES, picture_files
-from notan.data.formats import read_picture, read_size
+from notan.data.folder import PART_NAMES, SUFFIXES, image_files
+from notan.data.formats import read_image, read_size
 from notan.errors import ConfigError, DataError
 from notan.files import replacing
 from notan.predict.formats.runs import kaggle_rle
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.predict.predictor import Predictor
-    from notan.types import Picture, Size
+    from notan.types import RGBImage, Size
 
 
 @dataclass(frozen=True)
 class NameList:
-    """The pictures that a leaderboard asks for.
+    """The images that a leaderboard asks for.
 
     Attributes:
         path: The list's file.
@@ -43,7 +43,7 @@ def read_list(path: Path) -> NameList:
     """Read the first word of every line; lines that begin with ``#`` are comments.
 
     Raises:
-        DataError: The list is missing, no text, empty, or names a picture twice.
+        DataError: The list is missing, no text, empty, or names an image twice.
 
     Source: the lists of the Oxford-IIIT Pet dataset, ``annotations/test.txt``.
     """
@@ -51,11 +51,10 @@ def read_list(path: Path) -> NameList:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: the list cannot be read ({error}); wanted UTF-8 text, one picture's name a "
-            "line"
+            f"{path}: the list cannot be read ({error}); wanted UTF-8 text, one image's name a line"
         ) from error
     if "\0" in text:
-        raise DataError(f"{path}: the list is no text; wanted UTF-8, one picture's name a line")
+        raise DataError(f"{path}: the list is no text; wanted UTF-8, one image's name a line")
     lines: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         name = next(iter(line.split()), "#")
@@ -68,32 +67,32 @@ def read_list(path: Path) -> NameList:
             )
         lines[name] = number
     if not lines:
-        raise DataError(f"{path}: the list is empty; at least one picture's name was wanted")
+        raise DataError(f"{path}: the list is empty; at least one image's name was wanted")
     return NameList(path, lines)
 
 
-def find_pictures(names: NameList, folder: Path) -> dict[str, Path]:
-    """Find the pictures of a list; they need no masks.
+def find_images(names: NameList, folder: Path) -> dict[str, Path]:
+    """Find the images of a list; they need no masks.
 
     A name is a file's, with or without its suffix. Where no file has the name and the suffix is a
-    picture's, the rest decides, for lists name ``a.jpg`` when the folder holds ``a.png``.
+    image's, the rest decides, for lists name ``a.jpg`` when the folder holds ``a.png``.
 
     Args:
         names: The list.
-        folder: Holds pictures itself, in ``images/``, or in ``images/`` of a part such as
+        folder: Holds images itself, in ``images/``, or in ``images/`` of a part such as
             ``test/``.
 
     Returns:
         The name as the list has it -> its file, in the list's order.
 
     Raises:
-        DataError: The folder is missing, or a picture is missing, there twice, or meant by two
+        DataError: The folder is missing, or an image is missing, there twice, or meant by two
             names.
     """
     places = _places(folder)
     by_name: defaultdict[str, list[Path]] = defaultdict(list)
     by_stem: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in (path for place in places for path in picture_files(place)):
+    for path in (path for place in places for path in image_files(place)):
         by_name[path.name].append(path)
         by_stem[path.stem].append(path)
     found = {name: by_name.get(name) or by_stem.get(name) or [] for name in names.lines}
@@ -118,45 +117,45 @@ def find_pictures(names: NameList, folder: Path) -> dict[str, Path]:
     return {name: paths[0] for name, paths in found.items()}
 
 
-def read_sizes(pictures: Mapping[str, Path]) -> dict[str, Size]:
-    """Return each picture's upright (height, width) in pixels, from its file's header.
+def read_sizes(images: Mapping[str, Path]) -> dict[str, Size]:
+    """Return each image's upright (height, width) in pixels, from its file's header.
 
     Raises:
-        DataError: A file is no picture, or claims too large a size.
+        DataError: A file is no image, or claims too large a size.
     """
-    return {name: read_size(path) for name, path in pictures.items()}
+    return {name: read_size(path) for name, path in images.items()}
 
 
 def write_submission(
     predictor: Predictor,
-    pictures: Mapping[str, Path],
+    images: Mapping[str, Path],
     out: Path,
     *,
     batch_size: int = 1,
     progress: Callable[[], object] = lambda: None,
 ) -> None:
-    """Predict pictures and write ``image_id,encoded_mask``, whole or not at all.
+    """Predict images and write ``image_id,encoded_mask``, whole or not at all.
 
-    A leaderboard scores every picture, so one that cannot be read ends it. All headers are read
-    first, lest what is no picture shows at the end of a long run.
+    A leaderboard scores every image, so one that cannot be read ends it. All headers are read
+    first, lest what is no image shows at the end of a long run.
 
     Args:
         predictor: The network, with the rule that makes masks.
-        pictures: The id to write -> the file, in the order of the rows.
-        out: The CSV file; masks are at the pictures' own size, upright.
-        batch_size: Pictures predicted at once.
+        images: The id to write -> the file, in the order of the rows.
+        out: The CSV file; masks are at the images' own size, upright.
+        batch_size: Images predicted at once.
         progress: Called as each row is written.
 
     Raises:
-        ConfigError: The file would take the place of a picture or of a folder.
-        DataError: A picture cannot be read.
+        ConfigError: The file would take the place of an image or of a folder.
+        DataError: An image cannot be read.
         DivergedError: The network returned NaN or infinity.
         StorageError: The file could not be written.
     """
-    refuse_to_replace(out, list(pictures.values()))
-    read_sizes(pictures)
+    refuse_to_replace(out, list(images.values()))
+    read_sizes(images)
     with replacing(out) as file:
-        write_rle_csv(file, _rows(predictor, pictures, batch_size, progress))
+        write_rle_csv(file, _rows(predictor, images, batch_size, progress))
 
 
 def refuse_to_replace(out: Path, inputs: Sequence[Path]) -> None:
@@ -175,21 +174,21 @@ def refuse_to_replace(out: Path, inputs: Sequence[Path]) -> None:
 
 def _rows(
     predictor: Predictor,
-    pictures: Mapping[str, Path],
+    files: Mapping[str, Path],
     batch_size: int,
     progress: Callable[[], object],
 ) -> Iterator[tuple[str, str]]:
-    images: Iterator[Picture] = (read_picture(path) for path in pictures.values())
+    images: Iterator[RGBImage] = (read_image(path) for path in files.values())
     predictions = predictor.predict_many(images, batch_size=batch_size)
-    for name, prediction in zip(pictures, predictions, strict=True):
+    for name, prediction in zip(files, predictions, strict=True):
         yield name, kaggle_rle(prediction.mask)
         progress()
 
 
 def _places(folder: Path) -> list[Path]:
-    """Return what may hold the pictures: the folder, its images/ and those of its parts."""
+    """Return what may hold the images: the folder, its images/ and those of its parts."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder; wanted the one with the pictures")
+        raise DataError(f"{folder}: there is no such folder; wanted the one with the images")
     parts = [folder / part for parts in PART_NAMES.values() for part in parts]
     places = [folder, *(place / "images" for place in (folder, *parts))]
     return [place for place in places if place.is_dir()]
@@ -210,6 +209,6 @@ def _refuse_missing(
     comma = "; a line holds one name, without commas" if "," in name else ""
     folders = "; a name is that of a file, without folders" if "/" in name else ""
     raise DataError(
-        f"{names.at(name)}: there is no picture of this name in "
+        f"{names.at(name)}: there is no image of this name in "
         f"{', '.join(map(str, places))}{hint}{others}{comma}{folders}"
     )

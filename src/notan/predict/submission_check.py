@@ -28,12 +28,12 @@ class Findings:
     """What a check found.
 
     Attributes:
-        pictures: Names in the file, each counted once.
+        images: Names in the file, each counted once.
         count: How many problems there are.
         problems: The first ``MOST_LISTED`` of them, in words, with their lines.
     """
 
-    pictures: int = 0
+    images: int = 0
     count: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -60,7 +60,7 @@ def check_submission(
     Args:
         path: The CSV file.
         names: The names that it must hold, these and no others; None: any.
-        sizes: (height, width) in pixels of each name's picture, which its runs must lie in; None:
+        sizes: (height, width) in pixels of each name's image, which its runs must lie in; None:
             not known.
 
     Raises:
@@ -79,7 +79,7 @@ def check_submission(
                 findings.add(f"no row for '{name}', line {names.lines[name]} of {names.path}")
     if not seen and not findings.count:
         findings.add("there are no rows below the header")
-    findings.pictures = len(seen)
+    findings.images = len(seen)
     return findings
 
 

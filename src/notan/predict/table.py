@@ -26,44 +26,44 @@ class Row:
 
     Attributes:
         name: Of its files.
-        picture: The file that it was made from.
+        image: The file that it was made from.
         height: In pixels.
         width: In pixels.
-        figure_fraction: The figure's share of the picture, 0..1.
+        foreground_fraction: The foreground's share of the image, 0..1.
         expected_dice: The Dice that the model expects of it, 0..1.
-        please_check: Whether a person should look at it; None: the model was never told how sure
+        needs_review: Whether a person should look at it; None: the model was never told how sure
             is usual.
     """
 
     name: str
-    picture: str
+    image: str
     height: int
     width: int
-    figure_fraction: float
+    foreground_fraction: float
     expected_dice: float
-    please_check: bool | None
+    needs_review: bool | None
 
     @classmethod
-    def of(cls, name: str, picture: Path, prediction: Prediction) -> Row:
+    def of(cls, name: str, image: Path, prediction: Prediction) -> Row:
         """Note what a prediction says of itself."""
         height, width = prediction.mask.shape
         fraction = round(float(prediction.mask.mean()), 6)
         expected = round(prediction.expected_dice, 4)
-        return cls(name, str(picture), height, width, fraction, expected, prediction.please_check)
+        return cls(name, str(image), height, width, fraction, expected, prediction.needs_review)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be read.
+    """An image that could not be read.
 
     Attributes:
         name: What its outputs would have been called.
-        picture: The file.
+        image: The file.
         reason: In words.
     """
 
     name: str
-    picture: str
+    image: str
     reason: str
 
 
@@ -100,9 +100,9 @@ class PredictionTable:
         """All rows, in order."""
         return list(self._rows.values())
 
-    def add(self, name: str, picture: Path, prediction: Prediction) -> None:
+    def add(self, name: str, image: Path, prediction: Prediction) -> None:
         """Note what a prediction says of itself, at the end."""
-        self.put(Row.of(name, picture, prediction))
+        self.put(Row.of(name, image, prediction))
 
     def put(self, row: Row) -> None:
         """Put a row at the end, instead of one of the same name."""
@@ -113,10 +113,10 @@ class PredictionTable:
         """Move a row to the end, so that a resumed table has the order of an uninterrupted one."""
         self._rows[name] = self._rows.pop(name)
 
-    def has(self, name: str, picture: Path) -> bool:
+    def has(self, name: str, image: Path) -> bool:
         """Say whether there is a row of this name, made from this file."""
         row = self._rows.get(name)
-        return row is not None and row.picture == str(picture)
+        return row is not None and row.image == str(image)
 
     def write(self, folder: Path) -> None:
         """Write predictions.csv, if there is any row.
@@ -128,8 +128,8 @@ class PredictionTable:
             _write(folder / TABLE, self.rows)
 
     def summary(self) -> str:
-        """Name the pictures that a person should check, the least sure first; may be empty."""
-        unsure = sorted((r for r in self.rows if r.please_check), key=lambda row: row.expected_dice)
+        """Name the images that a person should check, the least sure first; may be empty."""
+        unsure = sorted((r for r in self.rows if r.needs_review), key=lambda row: row.expected_dice)
         if not unsure:
             return ""
         names = ", ".join(f"{row.name} ({row.expected_dice:.2f})" for row in unsure[:MOST_NAMED])
@@ -163,10 +163,10 @@ def _write(path: Path, rows: Sequence[Row | Failure]) -> None:
 def _row(cells: dict[str, str]) -> Row:
     return Row(
         name=cells["name"],
-        picture=cells["picture"],
+        image=cells["image"],
         height=int(cells["height"]),
         width=int(cells["width"]),
-        figure_fraction=float(cells["figure_fraction"]),
+        foreground_fraction=float(cells["foreground_fraction"]),
         expected_dice=float(cells["expected_dice"]),
-        please_check={"True": True, "False": False, "": None}[cells["please_check"]],
+        needs_review={"True": True, "False": False, "": None}[cells["needs_review"]],
     )

@@ -1,9 +1,9 @@
-"""Overlapping tiles with smooth seams, for pictures too large to go through the network at once.
+"""Overlapping tiles with smooth seams, for images too large to go through the network at once.
 
-A tile holds what a training picture held: training shrank every picture to the network's input, so
-a tile is as many of the picture's own pixels as shrink to one input at the same scale. Where
-training kept the pictures' own pixels, tiles begin at multiples of the network's stride and end
-where the padded picture ends, so that a network sees in a tile what it would see in the whole.
+A tile holds what a training image held: training shrank every image to the network's input, so
+a tile is as many of the image's own pixels as shrink to one input at the same scale. Where
+training kept the images' own pixels, tiles begin at multiples of the network's stride and end
+where the padded image ends, so that a network sees in a tile what it would see in the whole.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from notan.preprocess import Preprocessor
-    from notan.types import Picture, Probability, Size
+    from notan.types import Probability, RGBImage, Size
 
-    Predict = Callable[[Iterable[Picture]], Iterator[Probability]]
+    Predict = Callable[[Iterable[RGBImage]], Iterator[Probability]]
 
 MARGIN = 0.25
 """The share of an overlap, at either tile's edge, that counts for nothing: a tile that ends there
@@ -42,15 +42,15 @@ some 4 GB for them."""
 
 
 class Tiling(Section):
-    """When a picture is cut into tiles, and how.
+    """When an image is cut into tiles, and how.
 
     Attributes:
-        always: Cut even a picture that could be predicted whole.
-        scale: Input pixels for each pixel of the picture; None: as in training where the model
+        always: Cut even an image that could be predicted whole.
+        scale: Input pixels for each pixel of the image; None: as in training where the model
             file says it, else 1.
         overlap: Share of a tile's side that it has in common with the next one.
-        whole_pixels: The largest picture that is predicted whole; None: 89 million pixels for a
-            network that shrinks every picture to its input, 4 million for one that does not.
+        whole_pixels: The largest image that is predicted whole; None: 89 million pixels for a
+            network that shrinks every image to its input, 4 million for one that does not.
         input_size: (height, width) of a tile's input; None: the network's own, else 512x512.
     """
 
@@ -61,20 +61,20 @@ class Tiling(Section):
     input_size: ImageSize | None = None
 
     def cuts(self, size: Size, preprocessor: Preprocessor) -> bool:
-        """Say whether a picture of a (height, width) is cut into tiles."""
+        """Say whether an image of a (height, width) is cut into tiles."""
         usual = OWN_PIXELS if preprocessor.image_size is None else MAX_PIXELS
         return self.always or size[0] * size[1] > (self.whole_pixels or usual)
 
     def grid(self, size: Size, preprocessor: Preprocessor, trained: Size | None = None) -> Grid:
-        """Lay tiles over a picture.
+        """Lay tiles over an image.
 
         Args:
-            size: (height, width) of the picture.
+            size: (height, width) of the image.
             preprocessor: The network's.
-            trained: (height, width) of the middle one of the training pictures, where it is known.
+            trained: (height, width) of the middle one of the training images, where it is known.
 
         Raises:
-            ConfigError: The scale is so small that one tile would be a huge picture itself.
+            ConfigError: The scale is so small that one tile would be a huge image itself.
         """
         wanted = self.input_size or preprocessor.image_size or OWN_INPUT
         stride = preprocessor.stride
@@ -88,12 +88,12 @@ class Tiling(Section):
         if tile[0] * tile[1] > MAX_PIXELS:
             raise ConfigError(
                 f"at a scale of {scales[0]:g} one tile would cover {tile[0]}x{tile[1]} pixels of "
-                f"the picture, more than {MAX_PIXELS:,}; give a larger --scale"
+                f"the image, more than {MAX_PIXELS:,}; give a larger --scale"
             )
         return Grid(size, axes[0], axes[1], (tile[0], tile[1]), scales)
 
     def _scales(self, preprocessor: Preprocessor, trained: Size | None) -> tuple[float, float]:
-        """Return input pixels for each pixel of the picture, downwards and across."""
+        """Return input pixels for each pixel of the image, downwards and across."""
         if self.scale is not None:
             return self.scale, self.scale
         if preprocessor.image_size is None or trained is None:
@@ -110,42 +110,42 @@ def make_tiling(*, always: bool, scale: float | None) -> Tiling:
     """
     if scale is not None and not 0 < scale <= MAX_SCALE:
         raise ConfigError(
-            f"--scale is {scale:g}; network pixels for each pixel of the picture are wanted, above "
+            f"--scale is {scale:g}; network pixels for each pixel of the image are wanted, above "
             f"0 and at most {MAX_SCALE:g}, such as 0.5"
         )
     return Tiling(always=always, scale=scale)
 
 
 class Pixels(Protocol):
-    """A picture of which any part can be had."""
+    """An image of which any part can be had."""
 
     @property
     def size(self) -> Size:
         """(height, width) in pixels."""
 
-    def read(self, top: int, left: int, height: int, width: int) -> Picture:
+    def read(self, top: int, left: int, height: int, width: int) -> RGBImage:
         """Return a part that lies inside: uint8, (height, width, 3), RGB."""
 
 
 @dataclass(frozen=True)
 class PixelsInMemory:
-    """A picture that is there already: uint8, (height, width, 3), RGB."""
+    """An image that is there already: uint8, (height, width, 3), RGB."""
 
-    image: Picture
+    image: RGBImage
 
     @property
     def size(self) -> Size:
         """(height, width) in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
-    def read(self, top: int, left: int, height: int, width: int) -> Picture:
+    def read(self, top: int, left: int, height: int, width: int) -> RGBImage:
         """Return a part: uint8, (height, width, 3), RGB."""
         return self.image[top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)
 class Span:
-    """A tile's place along one side of the picture.
+    """A tile's place along one side of the image.
 
     Attributes:
         start: Its first pixel.
@@ -160,14 +160,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of one picture.
+    """The tiles of one image.
 
     Attributes:
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
         rows: Places of the rows of tiles, from the top.
         columns: Places of the columns of tiles, from the left.
-        tile: (height, width) of the largest tile in pixels of the picture.
-        scales: Input pixels for each pixel of the picture, downwards and across.
+        tile: (height, width) of the largest tile in pixels of the image.
+        scales: Input pixels for each pixel of the image, downwards and across.
     """
 
     size: Size
@@ -177,19 +177,19 @@ class Grid:
     scales: tuple[float, float]
 
     def bands(self, predict: Predict, pixels: Pixels) -> Iterator[Probability]:
-        """Predict tile by tile; give the picture's map out from the top, as it gets finished.
+        """Predict tile by tile; give the image's map out from the top, as it gets finished.
 
         No more than one row of tiles is held. Probabilities are blended and not logits: they stay
         in 0..1, a tile that is very sure cannot outvote its neighbour, and the way back to the
-        picture's own pixels is the one that whole pictures take.
+        image's own pixels is the one that whole images take.
 
         Args:
-            predict: From pictures to the network's own probabilities, in their order; takes them
+            predict: From images to the network's own probabilities, in their order; takes them
                 as it needs them.
-            pixels: The picture.
+            pixels: The image.
 
         Yields:
-            float32, (rows, width of the picture); together all of its rows.
+            float32, (rows, width of the image); together all of its rows.
         """
         band = np.zeros((self.tile[0], self.size[1]), np.float32)
         following = [row.start for row in self.rows[1:]] + [self.size[0]]
@@ -204,7 +204,7 @@ class Grid:
             rest = band[finished:].copy()
             band[: len(rest)], band[len(rest) :] = rest, 0
 
-    def _inputs(self, row: Span, pixels: Pixels) -> Iterator[Picture]:
+    def _inputs(self, row: Span, pixels: Pixels) -> Iterator[RGBImage]:
         """Read the tiles of a row, at the network's scale."""
         for column in self.columns:
             height, width = row.stop - row.start, column.stop - column.start
@@ -214,7 +214,7 @@ class Grid:
             yield resize(part, (rows, columns))
 
     def in_words(self) -> str:
-        """Say how the picture is cut."""
+        """Say how the image is cut."""
         down, across = self.scales
         scale = f"{down:.3g}" if f"{down:.3g}" == f"{across:.3g}" else f"{down:.3g} x {across:.3g}"
         return (

@@ -1,4 +1,4 @@
-"""Pretraining: an encoder learns from pictures without masks, by filling in what is hidden."""
+"""Pretraining: an encoder learns from images without masks, by filling in what is hidden."""
 
 from notan.pretrain.start import pretrain, resume
 

@@ -39,8 +39,8 @@ def reconstruction_loss(
 
     Args:
         predicted: (n, 3, h, w), in normalised colours.
-        targets: Likewise, the whole pictures.
-        hidden: (n, 1, h, w), 1 where a pixel was hidden and is in the picture.
+        targets: Likewise, the whole images.
+        hidden: (n, 1, h, w), 1 where a pixel was hidden and is in the image.
         soft: Nobody teaches here; not used.
     """
     del soft

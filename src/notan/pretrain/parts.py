@@ -16,8 +16,8 @@ from notan.data.splits import choose_validation
 from notan.data.transforms import Geometry
 from notan.errors import DataError
 from notan.models.encoders import build_encoder
+from notan.pretrain.images import ImageFiles, MaskedImages, find_images
 from notan.pretrain.network import Reconstructor
-from notan.pretrain.pictures import MaskedPictures, PictureFiles, find_pictures
 from notan.runtime import (
     choose_precision,
     choose_workers,
@@ -27,8 +27,8 @@ from notan.runtime import (
 )
 from notan.train.encoder_start import EncoderStart, start_encoder
 from notan.train.freezing import Freezing
-from notan.train.hearsay import HASHES
 from notan.train.parts import build_optimization, build_preprocessor
+from notan.train.provenance import HASHES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,8 +49,8 @@ class PretrainParts:
         settings: All of it was built from them.
         model: On its device, in channels-last layout.
         device: Where the model is.
-        preprocessor: What pictures are normalised by.
-        training: The pictures that are learned from.
+        preprocessor: What images are normalised by.
+        training: The images that are learned from.
         validation: Those that are held out.
         training_batches: Shuffled and cropped.
         validation_batches: Neither; the same patches are hidden every time.
@@ -63,8 +63,8 @@ class PretrainParts:
     model: Reconstructor
     device: torch.device
     preprocessor: Preprocessor
-    training: PictureFiles
-    validation: PictureFiles
+    training: ImageFiles
+    validation: ImageFiles
     training_batches: BatchLoader
     validation_batches: BatchLoader
     optimization: Optimization
@@ -73,12 +73,12 @@ class PretrainParts:
 
     @property
     def fingerprints(self) -> list[str]:
-        """Which pictures are learned from and held out."""
+        """Which images are learned from and held out."""
         return [fingerprint(self.training), fingerprint(self.validation)]
 
     @cached_property
     def known(self) -> dict[str, tuple[str, ...]]:
-        """Hashes of all pictures that the encoder will know, by what a card calls them.
+        """Hashes of all images that the encoder will know, by what a card calls them.
 
         Those that are held out count: they choose the epoch.
         """
@@ -91,7 +91,7 @@ class PretrainParts:
         """Say in a line what learns from what, where."""
         parameters = sum(weight.numel() for weight in self.model.encoder.parameters())
         return (
-            f"{self.settings.encoder}, {parameters:,} parameters; {len(self.training)} pictures to "
+            f"{self.settings.encoder}, {parameters:,} parameters; {len(self.training)} images to "
             f"learn from, {len(self.validation)} held out; "
             f"{self.device}, {self.optimization.precision}"
         )
@@ -107,7 +107,7 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
 
     Raises:
         ConfigError: A setting does not fit.
-        DataError: A picture is missing or unreadable, or there are too few.
+        DataError: An image is missing or unreadable, or there are too few.
         CheckpointError: The weights to go on from cannot be read, or are another network's.
     """
     run = as_run(settings)
@@ -126,13 +126,13 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
     )
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     crop = Geometry(run.augment, preprocessor.fit)
-    pictures = MaskedPictures(training, preprocessor, settings, transforms=(crop,))
+    images = MaskedImages(training, preprocessor, settings, transforms=(crop,))
     workers = choose_workers(settings.workers, device)
     pin = device.type == "cuda"
     batches = BatchLoader(
-        pictures, settings.batch_size, shuffle=True, workers=workers, pin_memory=pin
+        images, settings.batch_size, shuffle=True, workers=workers, pin_memory=pin
     )
-    held_out = MaskedPictures(validation, preprocessor, settings)
+    held_out = MaskedImages(validation, preprocessor, settings)
     return PretrainParts(
         settings=settings,
         model=network,
@@ -156,8 +156,8 @@ def as_run(settings: Pretrain) -> Run:
         augment=Augment(
             scale_probability=0.0,
             affine_scale=0.0,
-            affine_shift=0.0,
-            affine_degrees=0.0,
+            translate=0.0,
+            rotate_degrees=0.0,
             crop_area=settings.crop_area,
             crop_probability=1.0,
         ),
@@ -172,27 +172,27 @@ def as_run(settings: Pretrain) -> Run:
             gradient_clip=settings.gradient_clip,
             pretrained=settings.pretrained,
             encoder_weights=settings.encoder_weights,
-            guard=settings.guard,
-            most_returns=settings.most_returns,
-            state_seconds=settings.state_seconds,
-            state_steps=settings.state_steps,
+            loss_guard=settings.loss_guard,
+            max_rollbacks=settings.max_rollbacks,
+            checkpoint_every_seconds=settings.checkpoint_every_seconds,
+            checkpoint_every_steps=settings.checkpoint_every_steps,
         ),
         seed=settings.seed,
     )
 
 
-def _divided(settings: Pretrain) -> tuple[PictureFiles, PictureFiles]:
-    """Return the pictures to learn from and those held out, once every file's header is read."""
-    pictures, words = find_pictures(settings)
+def _divided(settings: Pretrain) -> tuple[ImageFiles, ImageFiles]:
+    """Return the images to learn from and those held out, once every file's header is read."""
+    images, words = find_images(settings)
     logger.info("%s: %s", settings.path, words)
-    if len(pictures) < 2:
+    if len(images) < 2:
         raise DataError(
-            f"{settings.path}: only one picture; at least two are wanted, one to learn from and "
+            f"{settings.path}: only one image; at least two are wanted, one to learn from and "
             "one to hold out, and hundreds to be of use"
         )
-    pictures.sizes()  # a file that is no picture shall not be found after minutes
-    names = frozenset(pictures.names)
+    images.sizes()  # a file that is no image shall not be found after minutes
+    names = frozenset(images.names)
     held_out = choose_validation(
-        pictures.names, fraction=settings.held_out_fraction, seed=settings.seed
+        images.names, fraction=settings.held_out_fraction, seed=settings.seed
     )
-    return pictures.only(names - held_out), pictures.only(held_out)
+    return images.only(names - held_out), images.only(held_out)

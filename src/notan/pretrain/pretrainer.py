@@ -23,7 +23,7 @@ from notan.pretrain.show import write_reconstructions
 from notan.train.log import HISTORY, append_line, keep_lines
 from notan.train.loop import Loop
 from notan.train.progress import capture_learning
-from notan.train.steps import ADVICE, Means, compute_loss, train_epoch
+from notan.train.steps import ADVICE, AverageMeter, compute_loss, train_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ logger = logging.getLogger("notan")
 
 SETTINGS = "pretrain.toml"
 ENCODER = "encoder.safetensors"
-PICTURE = "reconstructions.png"
+IMAGE = "reconstructions.png"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PretrainResult:
     Attributes:
         encoder: The file of weights, for ``train.encoder_weights``.
         name: What ``model.encoder`` calls the encoder.
-        lowest: How well it fills in what is hidden of the pictures that were held out.
+        lowest: How well it fills in what is hidden of the images that were held out.
     """
 
     encoder: Path
@@ -87,7 +87,7 @@ class Pretrainer(Loop):
         """Return all that the rest of the pretraining depends on."""
         return {
             "settings": run_to_toml(self.parts.settings),
-            "pictures": self.parts.fingerprints,
+            "images": self.parts.fingerprints,
             "encoder_start": self.parts.start and asdict(self.parts.start),
             "lowest": self.lowest and asdict(self.lowest),
             **capture_learning(self.parts, self.progress, self.guard, self.recovery.good),
@@ -137,7 +137,7 @@ class Pretrainer(Loop):
         """Learn for the rest of an epoch, look at what is held out, keep the encoder if better."""
         parts, progress = self.parts, self.progress
         self.epoch_began = time.perf_counter() - progress.seconds
-        parts.training_batches.go_to(progress.epoch, progress.batch)
+        parts.training_batches.set_epoch(progress.epoch, progress.batch)
         with self._show_progress() as self.bar:
             train_epoch(parts.model, self.bar, reconstruction_loss, parts.optimization, self)
         try:
@@ -155,12 +155,12 @@ class Pretrainer(Loop):
 
     @torch.no_grad()
     def _held_out(self) -> Lowest:
-        """Return how well the network fills in what is hidden of the held-out pictures.
+        """Return how well the network fills in what is hidden of the held-out images.
 
         Raises:
             DivergedError: It answers with no number.
         """
-        parts, means, blind = self.parts, Means(), 0.0
+        parts, means, blind = self.parts, AverageMeter(), 0.0
         parts.model.eval()
         bar = tqdm(self._until_stopped(), desc="held out", unit="batch", leave=False, disable=None)
         for batch in bar:
@@ -174,7 +174,7 @@ class Pretrainer(Loop):
                 )
             means.add(value, len(batch.truths))
             blind += blind_loss(batch.targets, batch.valid) * len(batch.truths)
-        return Lowest(means.result()["loss"], self.progress.epoch, blind / means.pictures)
+        return Lowest(means.result()["loss"], self.progress.epoch, blind / means.images)
 
     def _until_stopped(self) -> Iterator[Batch]:
         for batch in self.parts.validation_batches:
@@ -184,14 +184,14 @@ class Pretrainer(Loop):
     def _keep(self, held_out: Lowest) -> None:
         """Save the encoder, and show what its network fills in."""
         self._save_encoder(self.parts.model.encoder, held_out)
-        write_reconstructions(self.folder / PICTURE, self.parts)
+        write_reconstructions(self.folder / IMAGE, self.parts)
         self.lowest = held_out
 
     def _save_encoder(self, encoder: Encoder, lowest: Lowest) -> None:
         settings = self.parts.settings
         start = self.parts.start.words if self.parts.start else "nothing"
         origin = (
-            f"notan pretrain on {len(self.parts.training)} pictures of {settings.path}, "
+            f"notan pretrain on {len(self.parts.training)} images of {settings.path}, "
             f"{lowest.epoch} of {settings.epochs} epochs, starting from {start}"
         )
         save_encoder(
@@ -199,7 +199,7 @@ class Pretrainer(Loop):
             settings.encoder,
             encoder,
             origin=origin,
-            pictures=self.parts.known,
+            images=self.parts.known,
         )
 
     def _write_down(self, held_out: Lowest | None, seconds: float) -> None:
@@ -211,7 +211,7 @@ class Pretrainer(Loop):
         append_line(self.folder / HISTORY, {"epoch": progress.epoch, **values, "seconds": seconds})
         start = f"epoch {progress.epoch}/{self.settings.epochs}  loss {losses.get('loss', 0):.4f}"
         if not held_out or self.lowest is None:
-            logger.info("%s  the held-out pictures gave no numbers", start)
+            logger.info("%s  the held-out images gave no numbers", start)
             return
         logger.info(
             "%s  held-out loss %.4f  lowest %.4f (epoch %d)  %.1f s",
@@ -219,20 +219,20 @@ class Pretrainer(Loop):
         )
 
     def _finish(self, lowest: Lowest) -> None:
-        """Give the best encoder the batch norm statistics of whole pictures.
+        """Give the best encoder the batch norm statistics of whole images.
 
-        It has seen pictures with gaps only, and the pictures that it will be trained on have none.
+        It has seen images with gaps only, and the images that it will be trained on have none.
 
         Source: Izmailov et al. 2018, arXiv:1803.05407, section 3.2, there for averaged weights.
         """
         parts = self.parts
         encoder = copy.deepcopy(parts.model.encoder)  # a state that is saved meanwhile has the last
         encoder.load_state_dict(read_weights(self.folder / ENCODER).weights)
-        parts.training_batches.go_to(epoch=0)
-        update_bn(self._whole_pictures(), encoder, parts.device)
+        parts.training_batches.set_epoch(epoch=0)
+        update_bn(self._whole_images(), encoder, parts.device)
         self._save_encoder(encoder, lowest)
 
-    def _whole_pictures(self) -> Iterator[Images]:
+    def _whole_images(self) -> Iterator[Images]:
         for batch in self.parts.training_batches:
             self._stop_if_asked()
             yield batch.targets

@@ -10,7 +10,7 @@ from notan.config import Pretraining, changed_settings, load_settings
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.files import fresh_folder
 from notan.pretrain.parts import prepare
-from notan.pretrain.pretrainer import ENCODER, PICTURE, SETTINGS, Pretrainer
+from notan.pretrain.pretrainer import ENCODER, IMAGE, SETTINGS, Pretrainer
 from notan.train.folder import STATES, claim_folder, clear_folder, locked
 from notan.train.log import HISTORY
 from notan.train.recovery import INCIDENTS
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("notan")
 
-FILES = (ENCODER, PICTURE, SETTINGS, HISTORY, INCIDENTS)
+FILES = (ENCODER, IMAGE, SETTINGS, HISTORY, INCIDENTS)
 HARMLESS = {
     "device",
     "path",
     "workers",
     "encoder_weights",
-    "state_seconds",
-    "state_steps",
-    "guard",
-    "most_returns",
+    "checkpoint_every_seconds",
+    "checkpoint_every_steps",
+    "loss_guard",
+    "max_rollbacks",
 }
 """Settings that may differ when a run goes on: they decide where and how long, not what."""
 
@@ -39,7 +39,7 @@ HARMLESS = {
 def pretrain(
     settings: Pretrain, *, out: Path | None = None, overwrite: bool = False
 ) -> PretrainResult:
-    """Pretrain an encoder on pictures without masks, and keep the one that fills in best.
+    """Pretrain an encoder on images without masks, and keep the one that fills in best.
 
     Args:
         settings: All of them.
@@ -48,7 +48,7 @@ def pretrain(
 
     Raises:
         ConfigError: A setting does not fit, or the folder is taken.
-        DataError: A picture is missing or unreadable, or there are too few.
+        DataError: An image is missing or unreadable, or there are too few.
         CheckpointError: The weights to go on from cannot be read, or are another network's.
         DivergedError: The loss is no number or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
@@ -88,7 +88,7 @@ def resume(folder: Path, *, settings: Pretrain | None = None) -> PretrainResult:
 
     Raises:
         ConfigError: There is no pretraining, or other settings make it another one.
-        DataError: The pictures are not those of the run.
+        DataError: The images are not those of the run.
         CheckpointError: Every saved state is damaged; the folder is left as it is.
         DivergedError: The loss is no number or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
@@ -112,9 +112,9 @@ def resume(folder: Path, *, settings: Pretrain | None = None) -> PretrainResult:
             _require_no_states(folder, states)
             logger.info("%s was stopped before its first state: beginning again", folder)
             clear_folder(folder, FILES)
-        elif tree["pictures"] != parts.fingerprints:
+        elif tree["images"] != parts.fingerprints:
             raise DataError(
-                f"{settings.path}: these are not the pictures that the run learned from; give "
+                f"{settings.path}: these are not the images that the run learned from; give "
                 "their folder with --data-path, or start a new run"
             )
         return Pretrainer(parts, folder).train(tree)

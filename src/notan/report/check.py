@@ -55,7 +55,7 @@ class Group:
 
 
 def check_page(diagnosis: Diagnosis, search: LabelSearch | None = None) -> str:
-    """Return the page: one HTML text with its pictures and its style inside.
+    """Return the page: one HTML text with its images and its style inside.
 
     Args:
         diagnosis: What the doctor found. Of the files that findings name, up to 12 of each kind
@@ -103,11 +103,11 @@ def _frames(
     diagnosis: Diagnosis, thumbnails: Thumbnails, findings: Sequence[Finding]
 ) -> Iterator[tuple[tuple[str, str | None], ...]]:
     """Read the files of each finding, until there are enough."""
-    picture_of = {mask: picture for picture, mask in diagnosis.pairs}
+    image_of = {mask: image for image, mask in diagnosis.pairs}
     left = MOST_THUMBNAILS
     for finding in findings:
-        # a sample is shown once, by its picture, whichever of its two files is meant
-        paths = list(dict.fromkeys(picture_of.get(path, path) for path in finding.files))[:left]
+        # a sample is shown once, by its image, whichever of its two files is meant
+        paths = list(dict.fromkeys(image_of.get(path, path) for path in finding.files))[:left]
         left -= len(paths)
         if paths:
             yield tuple((_caption(diagnosis, path), thumbnails.of(path)) for path in paths)

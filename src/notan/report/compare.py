@@ -1,4 +1,4 @@
-"""The page of a comparison: table, chart, verdicts, and the pictures on which the models differ."""
+"""The page of a comparison: table, chart, verdicts, and the images on which the models differ."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from markupsafe import Markup
 
 from notan.comparison.text import (
     SPEED,
-    figures_of,
+    difference_of,
     headline,
     method,
     table,
 )
-from notan.predict.formats import overlay_picture
+from notan.predict.formats import overlay_image
 from notan.report.compare_chart import compare_chart
+from notan.report.images import as_jpeg, fitted
 from notan.report.page import fill
-from notan.report.pictures import as_jpeg, fitted
 
 if TYPE_CHECKING:
     from notan.comparison import Comparison
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from notan.data.sample import Sample
 
 SHOWN = 3
-"""Pictures of a pair that are shown."""
+"""Images of a pair that are shown."""
 
 MOST_SHOWN = 24
-"""Pictures on the whole page; of more pairs than this none are shown, so that it still opens."""
+"""Images on the whole page; of more pairs than this none are shown, so that it still opens."""
 
 
 SIDE, LEAST_SIDE = 340, 170
@@ -37,11 +37,11 @@ SIDE, LEAST_SIDE = 340, 170
 
 @dataclass(frozen=True)
 class Overlay:
-    """One model's mask on a picture.
+    """One model's mask on an image.
 
     Attributes:
         title: The model.
-        dice: Its score of this picture.
+        dice: Its score of this image.
         image: JPEG as base64 text.
     """
 
@@ -52,7 +52,7 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with the masks of two models."""
+    """An image with the masks of two models."""
 
     name: str
     overlays: tuple[Overlay, Overlay]
@@ -65,15 +65,15 @@ class PairPart:
     title: str
     verdict: str
     different: bool
-    figures: str
-    pictures: tuple[Shown, ...]
+    difference: str
+    images: tuple[Shown, ...]
 
 
 def compare_page(comparison: Comparison) -> str:
-    """Return the page: one HTML text with its pictures and its style inside.
+    """Return the page: one HTML text with its images and its style inside.
 
     Args:
-        comparison: Of its pictures, up to three of each pair are read again to be shown.
+        comparison: Of its images, up to three of each pair are read again to be shown.
 
     Returns:
         HTML that refers to nothing outside itself.
@@ -99,8 +99,8 @@ def _part(comparison: Comparison, pair: Pair, most: int) -> PairPart:
         title=f"{pair.first.title} and {pair.second.title}",
         verdict=pair.verdict,
         different=pair.different,
-        figures=figures_of(pair),
-        pictures=tuple(_shown(comparison, pair, each) for each in pair.most_different[:most]),
+        difference=difference_of(pair),
+        images=tuple(_shown(comparison, pair, each) for each in pair.most_different[:most]),
     )
 
 
@@ -115,6 +115,6 @@ def _shown(comparison: Comparison, pair: Pair, number: int) -> Shown:
 def _overlay(sample: Sample, contender: Contender, number: int) -> Overlay:
     """Show a model's mask; of several seeds, the one that is nearest to their mean."""
     result = contender.nearest(number)
-    picture = overlay_picture(sample.image, result.masks[number].unpack(), sample.mask)
-    shown = fitted(picture, side=SIDE, least_side=LEAST_SIDE)
+    image = overlay_image(sample.image, result.masks[number].unpack(), sample.mask)
+    shown = fitted(image, side=SIDE, least_side=LEAST_SIDE)
     return Overlay(result.candidate.name, result.dice[number], as_jpeg(shown))

@@ -1,4 +1,4 @@
-"""The worst, middling and best pictures of a score, each with truth, prediction and errors."""
+"""The worst, middling and best images of a score, each with truth, prediction and errors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import cv2
 import numpy as np
 
 from notan.metrics import Counts
-from notan.predict.formats import PREDICTION, TRUTH, mask_picture
-from notan.report.pictures import fitted
+from notan.predict.formats import PREDICTION, TRUTH, mask_image
+from notan.report.images import fitted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from notan.data.sample import Sample, Source
     from notan.predict.predictor import Predictor
-    from notan.report.score_file import Picture as ScoredPicture
-    from notan.types import Mask, Picture
+    from notan.report.score_file import Image as ScoredImage
+    from notan.types import Mask, RGBImage
 
 Place = Literal["worst", "median", "best"]
 
@@ -27,60 +27,60 @@ SIDE = 400
 """The longer side of a panel in pixels: sharp at the size that a page shows it in."""
 
 LEAST_SIDE = 160
-"""Smaller pictures are magnified to this, pixel by pixel."""
+"""Smaller images are magnified to this, pixel by pixel."""
 
 GAP = 8
 DIMMED = 0.45
-"""How bright the picture stands behind its errors, beside white."""
+"""How bright the image stands behind its errors, beside white."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with what was made of it.
+    """An image with what was made of it.
 
     Attributes:
         place: Why it is shown.
         name: The sample's name.
         dice: Its Dice in the score.
         dice_now: Of the prediction that is shown; another where the weights have changed since.
-        panels: By what they show: picture, truth, prediction, errors; all of one size.
+        panels: By what they show: image, truth, prediction, errors; all of one size.
     """
 
     place: Place
     name: str
     dice: float
     dice_now: float
-    panels: dict[str, Picture]
+    panels: dict[str, RGBImage]
 
-    def sheet(self) -> Picture:
+    def sheet(self) -> RGBImage:
         """Return the panels side by side, white between them."""
         first, *others = self.panels.values()
         gap = np.full((first.shape[0], GAP, 3), 255, np.uint8)
         return np.hstack([first, *(part for panel in others for part in (gap, panel))])
 
 
-def choose(pictures: Sequence[ScoredPicture]) -> list[tuple[Place, ScoredPicture]]:
-    """Choose three pictures of each place by Dice, none of them twice.
+def choose(images: Sequence[ScoredImage]) -> list[tuple[Place, ScoredImage]]:
+    """Choose three images of each place by Dice, none of them twice.
 
     Where there are fewer than nine, the best come before the median ones.
     """
-    ranked = sorted(pictures, key=lambda picture: (picture.dice, picture.name))
+    ranked = sorted(images, key=lambda image: (image.dice, image.name))
     worst, rest = ranked[:OF_EACH], ranked[OF_EACH:]
     best, rest = rest[-OF_EACH:][::-1], rest[:-OF_EACH]
     start = max(0, (len(rest) - OF_EACH + 1) // 2)
     median = rest[start : start + OF_EACH]
     return [
-        *(("worst", picture) for picture in worst),
-        *(("median", picture) for picture in median),
-        *(("best", picture) for picture in best),
+        *(("worst", image) for image in worst),
+        *(("median", image) for image in median),
+        *(("best", image) for image in best),
     ]
 
 
-def show(place: Place, scored: ScoredPicture, sample: Sample, predictor: Predictor) -> Example:
+def show(place: Place, scored: ScoredImage, sample: Sample, predictor: Predictor) -> Example:
     """Predict a sample again and draw its panels."""
     mask = predictor(sample.image).mask
     panels = {
-        "picture": sample.image,
+        "image": sample.image,
         "truth": _black_and_white(sample.mask, sample.ignore),
         "prediction": _black_and_white(mask, None),
         "errors": error_map(sample.image, mask, sample.mask, sample.ignore),
@@ -94,29 +94,27 @@ def show(place: Place, scored: ScoredPicture, sample: Sample, predictor: Predict
     )
 
 
-def show_all(
-    pictures: Sequence[ScoredPicture], source: Source, predictor: Predictor
-) -> list[Example]:
-    """Show the worst, median and best pictures that are in a source.
+def show_all(images: Sequence[ScoredImage], source: Source, predictor: Predictor) -> list[Example]:
+    """Show the worst, median and best images that are in a source.
 
     Raises:
-        DataError: A picture or mask cannot be read.
+        DataError: An image or mask cannot be read.
     """
     places = {name: index for index, name in enumerate(source.names)}
     return [
         show(place, scored, source[places[scored.name]], predictor)
-        for place, scored in choose(pictures)
+        for place, scored in choose(images)
         if scored.name in places
     ]
 
 
-def error_map(image: Picture, mask: Mask, truth: Mask, ignore: Mask | None = None) -> Picture:
-    """Colour the pixels that are wrong on a dimmed, grey picture.
+def error_map(image: RGBImage, mask: Mask, truth: Mask, ignore: Mask | None = None) -> RGBImage:
+    """Colour the pixels that are wrong on a dimmed, grey image.
 
     Args:
         image: uint8, (height, width, 3), RGB.
-        mask: The predicted figure, of the same size.
-        truth: The true figure.
+        mask: The predicted foreground, of the same size.
+        truth: The true foreground.
         ignore: Pixels that do not count.
 
     Returns:
@@ -132,8 +130,8 @@ def error_map(image: Picture, mask: Mask, truth: Mask, ignore: Mask | None = Non
     return result
 
 
-def _black_and_white(mask: Mask, ignore: Mask | None) -> Picture:
-    grey = mask_picture(mask)
+def _black_and_white(mask: Mask, ignore: Mask | None) -> RGBImage:
+    grey = mask_image(mask)
     if ignore is not None:
         grey[ignore] = 128
     return grey[..., None].repeat(3, axis=2)

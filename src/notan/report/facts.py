@@ -23,7 +23,7 @@ State = Literal["clean", "note", "warning", "error"]
 
 def state_of(run: RunFolder) -> tuple[State, str]:
     """Say whether a run is finished, still going or was stopped."""
-    done, spent = run.epochs, run.budget_is_spent
+    done, spent = run.epochs, run.time_limit_is_reached
     of = _of(run)
     if run.in_use:
         return "note", f"Still going: {done} {of} are done."
@@ -56,7 +56,7 @@ def facts_of(report: Report) -> dict[str, str]:
         "Loss": " + ".join(f"{weight:g} {term}" for term, weight in _terms(run)),
         "Optimizer": f"AdamW, learning rate {train.learning_rate:g} ({train.schedule}), "
         f"batches of {train.batch_size}, {_at_most(train)}",
-        "Weight average": f"decay {train.average_decay:g}" if train.average_decay else "none",
+        "Weight average": f"decay {train.ema_decay:g}" if train.ema_decay else "none",
         "Augmentation": ", ".join(_augmentation(run)) or "none",
         "Seed": str(run.seed),
     }
@@ -69,7 +69,7 @@ def facts_of(report: Report) -> dict[str, str]:
 
 def _input(run: Run) -> str:
     size = f" {TIMES} ".join(map(str, run.preprocess.image_size))
-    if run.preprocess.keep_aspect:
+    if run.preprocess.keep_aspect_ratio:
         return f"shrunk to fit into {size} pixels, proportions kept"
     return f"{size} pixels"
 
@@ -79,7 +79,7 @@ def kept_of(run: RunFolder) -> dict[str, str]:
     facts = {"Epochs done": f"{run.epochs} {_of(run)}".removesuffix(" epochs")}
     if run.card:
         facts["Best epoch"] = str(run.card.epoch)
-        facts["Mask"] = run.card.decision.in_words()
+        facts["Mask"] = run.card.postprocessing.in_words()
         for metric, value in run.card.scores.items():
             facts[f"Validation {name_of(metric)}"] = f"{value:.4f}"
     facts["Training time"] = duration(run.seconds)
@@ -89,16 +89,16 @@ def kept_of(run: RunFolder) -> dict[str, str]:
 
 
 def _of(run: RunFolder) -> str:
-    """Say how many epochs there may be; a budget of time knows no number."""
+    """Say how many epochs there may be; a time limit knows no number."""
     train = run.run.train
-    return "epochs" if train.budget_seconds else f"of {train.epochs} epochs"
+    return "epochs" if train.time_limit_seconds else f"of {train.epochs} epochs"
 
 
 def _at_most(train: Train) -> str:
     """Say what ends a training."""
     most = [epochs(train.epochs)] if train.epochs < UNLIMITED_EPOCHS else []
-    if train.budget_seconds:
-        most.append(f"{duration(train.budget_seconds)} with start and end")
+    if train.time_limit_seconds:
+        most.append(f"{duration(train.time_limit_seconds)} with start and end")
     return f"at most {' or '.join(most)}"
 
 
@@ -113,35 +113,35 @@ def _terms(run: Run) -> Iterator[tuple[str, float]]:
 def _split_facts(report: Report) -> dict[str, str]:
     card = report.run.card
     if card is None:
-        return {"Border": f"{report.run.run.data.border}, where the masks have one"}
+        return {"TrimapBorder": f"{report.run.run.data.trimap_border}, where the masks have one"}
     chosen = " (set aside by the seed)" if card.data.validation_names else ""
-    more = card.data.unlabelled_pictures
+    more = card.data.unlabelled_images
     return {
-        "Split": f"{card.data.training_pictures} to train on, "
-        f"{card.data.validation_pictures} to validate on{chosen}"
+        "Split": f"{card.data.training_images} to train on, "
+        f"{card.data.validation_images} to validate on{chosen}"
         f"{f', {more} without masks' if more else ''}",
-        "Border": BORDER_WORDS[card.border or "none"],
+        "TrimapBorder": BORDER_WORDS[card.trimap_border or "none"],
     }
 
 
 def _augmentation(run: Run) -> Iterator[str]:
-    """Name what varies the training pictures and how far."""
+    """Name what varies the training images and how far."""
     augment = run.augment
     if not augment.enabled:
         return
     if augment.flip_probability:
         yield "flip"
-    if augment.affine_degrees:
-        yield f"turn ± {augment.affine_degrees:g}°"
-    if augment.affine_shift:
-        yield f"shift ± {augment.affine_shift:.0%}"
+    if augment.rotate_degrees:
+        yield f"turn ± {augment.rotate_degrees:g}°"
+    if augment.translate:
+        yield f"shift ± {augment.translate:.0%}"
     if augment.affine_scale or (augment.scale and augment.scale_probability):
         yield "zoom"
     if augment.crop_probability:
         yield f"crop to {augment.crop_area:.0%} or more"
-    if augment.light_probability:
+    if augment.brightness_contrast_probability:
         yield "brightness and contrast"
-    if augment.dropout_probability:
+    if augment.grid_dropout_probability:
         yield "grid dropout"
 
 
@@ -162,7 +162,7 @@ def commands_of(report: Report) -> dict[str, str]:
 
 def incident_row(incident: Mapping[str, Any]) -> dict[str, str]:
     """Say when, why, and what was done; an incident may lack anything but its epoch."""
-    pictures = incident.get("pictures")
+    images = incident.get("images")
     action = str(incident.get("action", ""))
     epoch, batch = incident["epoch"], incident.get("batch")
     return {
@@ -170,5 +170,5 @@ def incident_row(incident: Mapping[str, Any]) -> dict[str, str]:
         "why": str(incident.get("reason", "not said")),
         "loss": plain(incident.get("loss")),
         "done": ACTIONS.get(action, action),
-        "pictures": ", ".join(map(str, pictures)) if isinstance(pictures, list) else "",
+        "images": ", ".join(map(str, images)) if isinstance(images, list) else "",
     }

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from notan.report.score_file import Bin, Group, Picture, ScoreFile, Sweep
+    from notan.report.score_file import Bin, Group, Image, ScoreFile, Sweep
 
 CAPTIONS = {
-    "loss": ("Loss", "What training makes small, on the pictures it learns from and on others."),
-    "dice": ("Validation score", "Means over the validation pictures at their own size."),
+    "loss": ("Loss", "What training makes small, on the images it learns from and on others."),
+    "dice": ("Validation score", "Means over the validation images at their own size."),
     "learning-rate": ("Learning rate", "At the start of each epoch."),
-    "dice-histogram": ("Dice of the pictures", "How many pictures score how much."),
-    "dice-sorted": ("Every picture, sorted", "A steep left end means a few bad failures."),
+    "dice-histogram": ("Dice of the images", "How many images score how much."),
+    "dice-sorted": ("Every image, sorted", "A steep left end means a few bad failures."),
     "reliability": (
         "Reliability",
         "Where the model says 0.8, is 0.8 of the pixels figure? On the dashed line it is.",
@@ -44,7 +44,7 @@ CAPTIONS = {
         "Does it know?",
         "What the model expects of its own mask, against what it scores.",
     ),
-    "groups": ("By group", "Mean Dice of each kind of picture, with its interval and number."),
+    "groups": ("By group", "Mean Dice of each kind of image, with its interval and number."),
 }
 """Each chart's title and what to see in it."""
 
@@ -139,19 +139,19 @@ def score_charts(score: ScoreFile, threshold: object = None) -> Iterator[tuple[s
 
     Args:
         score: The score.
-        threshold: The one that was used, to be marked; None where each picture has its own.
+        threshold: The one that was used, to be marked; None where each image has its own.
 
     Yields:
         Name and chart.
     """
-    dice = [picture.dice for picture in score.pictures]
+    dice = [image.dice for image in score.images]
     yield "dice-histogram", _histogram(dice)
     yield "dice-sorted", _sorted_strip(dice)
     if any(_is_point(each) for each in score.reliability):
         yield "reliability", _reliability(score.reliability)
     if score.threshold_sweep:
         yield "threshold", _sweep(score.threshold_sweep, threshold)
-    known = [picture for picture in score.pictures if picture.expected_dice is not None]
+    known = [image for image in score.images if image.expected_dice is not None]
     if known:
         yield "expected-dice", _expected(known)
     for number, (grouping, groups) in enumerate(score.groups.items(), start=1):
@@ -160,7 +160,7 @@ def score_charts(score: ScoreFile, threshold: object = None) -> Iterator[tuple[s
 
 
 def _histogram(dice: Sequence[float]) -> Figure:
-    figure, axes = new_chart("Dice of a picture", "pictures")
+    figure, axes = new_chart("Dice of an image", "images")
     axes.hist(dice, bins=HISTOGRAM_BINS.tolist(), color=SKY, edgecolor="none", rwidth=0.92)
     mean, median = float(np.mean(dice)), float(np.median(dice))
     axes.axvline(mean, color=INK, linewidth=1.4, label=f"mean {mean:.3f}")
@@ -172,7 +172,7 @@ def _histogram(dice: Sequence[float]) -> Figure:
 
 
 def _sorted_strip(dice: Sequence[float]) -> Figure:
-    figure, axes = new_chart("pictures, from worst to best", "Dice")
+    figure, axes = new_chart("images, from worst to best", "Dice")
     ranks = np.arange(1, len(dice) + 1)
     axes.vlines(ranks, 0, sorted(dice), color=SKY, linewidth=min(6.0, 220 / len(dice)))
     axes.set(ylim=(0, 1.03), xlim=(0.3, len(dice) + 0.7))
@@ -181,13 +181,13 @@ def _sorted_strip(dice: Sequence[float]) -> Figure:
 
 
 def _is_point(each: Bin) -> bool:
-    return each.pixels > 0 and None not in (each.mean_probability, each.figure_fraction)
+    return each.pixels > 0 and None not in (each.mean_probability, each.foreground_fraction)
 
 
 def _reliability(bins: Sequence[Bin]) -> Figure:
     figure, axes = new_chart("probability that the model gives", "share that is figure")
     points = [
-        (each.mean_probability or 0.0, each.figure_fraction or 0.0)
+        (each.mean_probability or 0.0, each.foreground_fraction or 0.0)
         for each in bins
         if _is_point(each)
     ]
@@ -222,14 +222,14 @@ def _sweep(sweep: Sweep, threshold: object) -> Figure:
     return figure
 
 
-def _expected(pictures: Sequence[Picture]) -> Figure:
+def _expected(images: Sequence[Image]) -> Figure:
     figure, axes = new_chart("Dice that the model expects", "true Dice")
     axes.plot([0, 1], [0, 1], "--", color=QUIET, linewidth=1)
     for flagged, colour, marker, label in (
         (False, BLUE, "o", "trusted"),
         (True, RED, "^", "please check"),
     ):
-        points = [each for each in pictures if bool(each.please_check) is flagged]
+        points = [each for each in images if bool(each.needs_review) is flagged]
         axes.scatter(
             [each.expected_dice or 0.0 for each in points],
             [each.dice for each in points],
@@ -253,7 +253,7 @@ def _groups(grouping: str, groups: Mapping[str, Group]) -> Figure:
         if group.low is not None and group.high is not None:
             axes.plot([group.low, group.high], [place, place], color=SKY, linewidth=5, alpha=0.7)
         axes.plot([group.mean_dice or 0.0], [place], "o", color=BLUE, markersize=6)
-    names = [f"{_plain(name)} ({group.pictures})" for name, group in shown]
+    names = [f"{_plain(name)} ({group.images})" for name, group in shown]
     axes.set_yticks(range(len(shown)), names)
     axes.set(xlim=(0, 1.02), ylim=(len(shown) - 0.5, -0.5))
     figure.set_figheight(max(1.6, 0.8 + 0.3 * len(shown)))

@@ -1,4 +1,4 @@
-"""Gather what a report shows: the run folder, a score, and pictures predicted again."""
+"""Gather what a report shows: the run folder, a score, and images predicted again."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Report:
 
     Attributes:
         run: What the run folder holds.
-        split: The split whose score and pictures are shown: validation or test.
-        data_path: Where its pictures are; None where the run does not say.
+        split: The split whose score and images are shown: validation or test.
+        data_path: Where its images are; None where the run does not say.
         stored: The score; None where there is none.
-        examples: The worst, median and best pictures.
+        examples: The worst, median and best images.
         notices: What is missing, in sentences.
     """
 
@@ -51,7 +51,7 @@ class Report:
 def gather(
     folder: Path, *, split: str = DEFAULT_SPLIT, data_path: Path | None = None, device: str = "auto"
 ) -> Report:
-    """Read a run folder, score it where no score of it is kept, and predict a few pictures.
+    """Read a run folder, score it where no score of it is kept, and predict a few images.
 
     What the run remembers may be gone, and is then a notice; what the caller asks for by name
     must be there.
@@ -59,7 +59,7 @@ def gather(
     Args:
         folder: A run folder.
         split: ``val`` or ``test``; no other part of the data is read.
-        data_path: Where the pictures are; None: where the run found them.
+        data_path: Where the images are; None: where the run found them.
         device: Where to predict.
 
     Raises:
@@ -79,12 +79,12 @@ def gather(
             predictor = Predictor.load(run.best, device=where)
             if stored is None or outdated:
                 stored, outdated = _score(predictor, run.card, path, part), False
-            shown = open_subject(run.card, part, data_path=path, border=stored.border)
-            examples = show_all(stored.score.pictures, shown.source, predictor)
+            shown = open_subject(run.card, part, data_path=path, trimap_border=stored.trimap_border)
+            examples = show_all(stored.score.images, shown.source, predictor)
     except NotanError as error:
         if data_path or (stored is None and split != DEFAULT_SPLIT):
             raise
-        what = "pictures" if stored else "scores and no pictures"
+        what = "images" if stored else "scores and no images"
         notices.append(f"There are no {what} here: {error}.")
     notices += _doubts(stored, examples, outdated=outdated)
     return Report(run, part, path, stored, tuple(examples), tuple(notices))
@@ -96,10 +96,10 @@ def _score(predictor: Predictor, card: Card, path: Path | None, split: str) -> S
         predictor,
         subject.source,
         split=split,
-        border=subject.border,
+        trimap_border=subject.trimap_border,
         batch_size=BATCH_SIZE,
         groupings=subject.groupings,
-        allow_seen=True,  # the page says so, which is more use than a page without a score
+        allow_training_images=True,  # said on the page, better than a page without a score
     )
     return parse_score(json.loads(json.dumps(score.to_json())))
 
@@ -118,6 +118,6 @@ def _doubts(
     others = [each.name for each in examples if abs(each.dice - each.dice_now) > SAME_DICE]
     if others:
         yield (
-            f"{len(others)} of the pictures below, {others[0]} among them, come out otherwise "
+            f"{len(others)} of the images below, {others[0]} among them, come out otherwise "
             "than in the score: it was taken with other weights or rules; evaluate again."
         )

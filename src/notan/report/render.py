@@ -15,12 +15,12 @@ from notan.predict.formats import write_png
 from notan.report.facts import commands_of, facts_of, incident_row, kept_of, state_of
 from notan.report.figures import CAPTIONS, caption_of, score_charts, training_charts
 from notan.report.gather import DEFAULT_SPLIT, Report, gather
+from notan.report.images import as_jpeg
 from notan.report.page import fill
-from notan.report.pictures import as_jpeg
 from notan.report.score_file import Mean
 from notan.report.svg import to_png, to_svg
 from notan.report.words import IN_PIXELS, meaning_of, name_of, rules_in_words
-from notan.train.log import CONTENT, FIGURES, PAGE
+from notan.train.log import CHARTS, CONTENT, PAGE
 from notan.version import __version__
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from notan.report.examples import Example
     from notan.report.score_file import ScoreFile
 
-OURS = re.compile("|".join((*CAPTIONS, r"groups-\d+", r"picture-\d+-\w+")))
+OURS = re.compile("|".join((*CAPTIONS, r"groups-\d+", r"image-\d+-\w+")))
 """Names of the figures that a report writes."""
 MOST_INCIDENTS = 50
 """Incidents that the page shows; report.json has all."""
@@ -51,8 +51,8 @@ def write_report(
 
     Args:
         folder: A run folder, of a training that is finished, stopped or still going.
-        split: ``val`` or ``test``: whose score and pictures to show.
-        data_path: Where the pictures are; None: where the run found them.
+        split: ``val`` or ``test``: whose score and images to show.
+        data_path: Where the images are; None: where the run found them.
         device: Where to predict.
         out: The folder to write into; None: the run folder.
 
@@ -69,7 +69,7 @@ def write_report(
     best = report.run.card.epoch if report.run.card else None
     training = dict(training_charts(report.run.history, best))
     scores = dict(score_charts(report.stored.score, _threshold(report))) if report.stored else {}
-    _write_figures(place / FIGURES, report, {**training, **scores})
+    _write_figures(place / CHARTS, report, {**training, **scores})
     page = place / PAGE
     write_bytes(page, page_of(report, training, scores).encode())
     content = json.dumps(content_of(report), indent=2, allow_nan=False)
@@ -144,10 +144,10 @@ class ScoreRow:
     Attributes:
         name: What it is called.
         meaning: What it says.
-        mean: Over pictures; None where it is not defined.
+        mean: Over images; None where it is not defined.
         low: Lower end of its interval.
         high: Upper end.
-        pooled: Over the pixels of all pictures.
+        pooled: Over the pixels of all images.
         bar: Whether it is in 0..1, so that a bar can show it.
     """
 
@@ -179,10 +179,10 @@ def score_rows(score: ScoreFile) -> Iterator[ScoreRow]:
 
 
 def _threshold(report: Report) -> object:
-    """Return the threshold that the masks were cut at; None where each picture had its own."""
+    """Return the threshold that the masks were cut at; None where each image had its own."""
     card, rules = report.run.card, report.stored.score.rules if report.stored else {}
-    if card and card.decision.cut == "dice":
-        by_card = rules.get("decision") in (None, card.decision.in_words())
+    if card and card.postprocessing.threshold_rule == "dice":
+        by_card = rules.get("postprocessing") in (None, card.postprocessing.in_words())
         return None if by_card else rules.get("threshold")
     return rules.get("threshold")
 
@@ -196,10 +196,10 @@ def _verdict(report: Report) -> str:
     interval = ""
     if mean.low is not None and mean.high is not None:
         interval = f" ({mean.low:.3f} to {mean.high:.3f})"
-    number = len(score.pictures)
+    number = len(score.images)
     return (
         f"Mean Dice {score.mean_dice:.3f}{interval} "
-        f"on {number} {report.split} picture{'' if number == 1 else 's'}."
+        f"on {number} {report.split} image{'' if number == 1 else 's'}."
     )
 
 
@@ -222,7 +222,7 @@ def _write_figures(folder: Path, report: Report, charts: Mapping[str, Figure]) -
     for name, chart in charts.items():
         write_bytes(folder / f"{name}.png", to_png(chart))
     for number, example in enumerate(report.examples, start=1):
-        write_png(folder / f"picture-{number}-{example.place}.png", example.sheet())
+        write_png(folder / f"image-{number}-{example.place}.png", example.sheet())
 
 
 def _card(card: Card) -> dict[str, Any]:

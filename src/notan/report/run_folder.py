@@ -66,9 +66,9 @@ class RunFolder:
         return int(self.history[-1]["epoch"]) if self.history else 0
 
     @property
-    def budget_is_spent(self) -> bool:
-        """Whether a budget of time has ended the training."""
-        return bool(self.history) and self.history[-1].get("budget/steps_left") == 0
+    def time_limit_is_reached(self) -> bool:
+        """Whether a time limit has ended the training."""
+        return bool(self.history) and self.history[-1].get("time_limit/steps_left") == 0
 
     def is_outdated(self, stored: StoredScore) -> bool:
         """Say whether a score is older than the best checkpoint, so of earlier weights."""
@@ -124,7 +124,7 @@ def _card(path: Path, notices: list[str]) -> Card | None:
     if not path.exists():
         notices.append(
             f"There is no checkpoint yet ({BEST}): the first epoch writes it. So there are "
-            "neither scores nor pictures."
+            "neither scores nor images."
         )
         return None
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from notan.config import Border, first_problem
+from notan.config import TrimapBorder, first_problem
 from notan.data.build import SPLITS
 from notan.errors import DataError
 
@@ -27,12 +27,12 @@ class Part(BaseModel):
 
 
 class Mean(Part):
-    """A mean over pictures with its interval; None where it is not defined."""
+    """A mean over images with its interval; None where it is not defined."""
 
     mean: Number = None
     low: Number = None
     high: Number = None
-    pictures: int = 0
+    images: int = 0
 
 
 class Bin(Part):
@@ -42,7 +42,7 @@ class Bin(Part):
     end: float = Field(alias="to")
     pixels: int
     mean_probability: Number = None
-    figure_fraction: Number = None
+    foreground_fraction: Number = None
 
 
 class Sweep(Part):
@@ -53,9 +53,9 @@ class Sweep(Part):
 
 
 class Group(Part):
-    """The pictures of one kind."""
+    """The images of one kind."""
 
-    pictures: int
+    images: int
     mean_dice: Number = None
     low: Number = None
     high: Number = None
@@ -70,14 +70,14 @@ class Expected(Part):
     other_mean_dice: Number = None
 
 
-class Picture(Part):
-    """One picture's row, as far as the page draws it."""
+class Image(Part):
+    """One image's row, as far as the page draws it."""
 
     name: str
     dice: float = Field(ge=0, le=1)
     iou: Number = None
     expected_dice: Number = None
-    please_check: bool | None = None
+    needs_review: bool | None = None
 
 
 class ScoreFile(Part):
@@ -85,14 +85,14 @@ class ScoreFile(Part):
 
     Attributes:
         rules: By name, what the numbers mean; ``split`` is among them.
-        pictures: A row for each.
+        images: A row for each.
     """
 
     mean_dice: float
     mean_iou: float
     pooled_dice: Number = None
     pooled_iou: Number = None
-    empty_pictures: int = 0
+    empty_images: int = 0
     means: dict[str, Mean] = {}
     pooled: dict[str, Number] = {}
     reliability: tuple[Bin, ...] = ()
@@ -101,7 +101,7 @@ class ScoreFile(Part):
     expected: Expected | None = None
     undefined: tuple[str, ...] = ()
     rules: dict[str, Any]
-    pictures: tuple[Picture, ...] = Field(min_length=1)
+    images: tuple[Image, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ class StoredScore:
         return SPLITS.get(name, name)
 
     @property
-    def border(self) -> Border | None:
+    def trimap_border(self) -> TrimapBorder | None:
         """What the trimap's border counted as; None where there was none."""
-        named = self.score.rules.get("border")
-        return named if named in get_args(Border) else None
+        named = self.score.rules.get("trimap_border")
+        return named if named in get_args(TrimapBorder) else None
 
 
 def parse_score(content: object, path: Path | None = None) -> StoredScore:

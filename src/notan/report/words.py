@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from notan.report.score_file import ScoreFile
 
 METRICS = {
-    "dice": ("Dice", "overlap: twice the shared figure over the sum of both"),
+    "dice": ("Dice", "overlap: twice the shared foreground over the sum of both"),
     "plain_dice": ("Dice at threshold 0.5", "before validation chose how to cut"),
-    "iou": ("IoU", "overlap: the shared figure over the joint one"),
-    "precision": ("Precision", "the share of the predicted figure that is right"),
-    "recall": ("Recall", "the share of the true figure that is found"),
-    "specificity": ("Specificity", "the share of the true ground that is left alone"),
-    "accuracy": ("Accuracy", "the share of all pixels that are right; high on mostly-ground data"),
+    "iou": ("IoU", "overlap: the shared foreground over the joint one"),
+    "precision": ("Precision", "the share of the predicted foreground that is right"),
+    "recall": ("Recall", "the share of the true foreground that is found"),
+    "specificity": ("Specificity", "the share of the true background that is left alone"),
+    "accuracy": (
+        "Accuracy",
+        "the share of all pixels that are right; high on mostly-background data",
+    ),
     "boundary_f": ("Boundary F", "how much of both outlines lies within the tolerance"),
     "surface_dice": ("Surface Dice", "the share of both outlines within the tolerance"),
     "hausdorff95": (
@@ -36,14 +39,14 @@ RULES = {
     "split": "Split",
     "seen": "Seen before",
     "size": "Compared at",
-    "border": "Border",
-    "trained_border": "Border in training",
-    "decision": "Mask",
+    "trimap_border": "TrimapBorder",
+    "trained_trimap_border": "Border in training",
+    "postprocessing": "Mask",
     "threshold": "Threshold",
     "augment": "Test-time augmentation",
     "tolerance": "Tolerance",
     "weights": "Began",
-    "empty": "Empty pictures",
+    "empty": "Empty images",
 }
 
 
@@ -62,7 +65,7 @@ def rules_in_words(score: ScoreFile) -> dict[str, str]:
     rules = score.rules
     borders = {
         name: BORDER_WORDS.get(str(rules.get(name)), rules.get(name))
-        for name in ("border", "trained_border")
+        for name in ("trimap_border", "trained_trimap_border")
     }
     known = {label: {**rules, **borders}.get(name) for name, label in RULES.items()}
     others = {
@@ -71,7 +74,7 @@ def rules_in_words(score: ScoreFile) -> dict[str, str]:
         if name not in RULES
     }
     told = {label: plain(each) for label, each in {**known, **others}.items() if each is not None}
-    told["Pictures without figure"] = f"{score.empty_pictures} of {len(score.pictures)}"
+    told["Images without foreground"] = f"{score.empty_images} of {len(score.images)}"
     return told
 
 

@@ -1,4 +1,4 @@
-"""Consistency: a network learns to answer pictures without masks as its own average does."""
+"""Consistency: a network learns to answer images without masks as its own average does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Has pictures without masks answered, and says how much coming to the answers counts.
+    """Has images without masks answered, and says how much coming to the answers counts.
 
     Attributes:
         answer: Maps (n, 3, h, w) to probabilities, (n, 1, h, w).
@@ -38,7 +38,7 @@ class Consistency:
 
     Source:
         Tarvainen and Valpola 2017, arXiv:1703.01780: an average of the weights is the teacher, and
-        the weight of its term rises as there. There the pictures with masks are answered too, and
+        the weight of its term rises as there. There the images with masks are answered too, and
         the distance is the squared one of probabilities; here it is the cross entropy, as against
         any teacher of ours.
     """
@@ -49,7 +49,7 @@ class Consistency:
     ramp_steps: int
 
     def mark(self, batches: Iterable[Batch], first: int) -> Iterator[Batch]:
-        """Yield batches whose pictures without masks are answered and weighted.
+        """Yield batches whose images without masks are answered and weighted.
 
         Each is answered when it is asked for, by the weights of that moment.
 
@@ -83,7 +83,7 @@ def build_consistency(
     average: WeightAverage | None,
     teacher: Teacher | None,
 ) -> Consistency:
-    """Choose who answers pictures without masks: the teacher where there is one, else the average.
+    """Choose who answers images without masks: the teacher where there is one, else the average.
 
     Raises:
         ConfigError: There is neither.
@@ -94,7 +94,7 @@ def build_consistency(
         answer = partial(_answer, average.model, precision)
     else:
         raise ConfigError(
-            "train.average_decay = none: it is the average of the weights that answers pictures "
+            "train.ema_decay = none: it is the average of the weights that answers images "
             "without masks; leave the setting out, or give 0.99"
         )
     return Consistency(answer, precision, run.loss.consistency, run.train.consistency_steps)
@@ -108,10 +108,10 @@ def _answer(model: nn.Module, precision: Precision, images: Images) -> Probabili
 
 
 def add_agreement(value: LossValue, logits: Logits, unlabelled: Unlabelled) -> LossValue:
-    """Add to a loss the cross entropy against what pictures without masks were answered with.
+    """Add to a loss the cross entropy against what images without masks were answered with.
 
     Args:
-        value: Of the pictures with masks.
+        value: Of the images with masks.
         logits: (n, 1, h, w), of the varied views.
         unlabelled: With its answers; without them nothing is added.
     """

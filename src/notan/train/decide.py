@@ -11,7 +11,7 @@ from notan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from notan.data.sample import Part
 from notan.errors import DivergedError
 from notan.predict.backends import TorchBackend, rebuild
-from notan.predict.calibrate import choose_decision
+from notan.predict.calibrate import choose_postprocessing
 from notan.predict.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("notan")
 
 REHEARSED = 2
-"""Pictures that the choice is rehearsed on."""
+"""Images that the choice is rehearsed on."""
 
-UNDECIDED = "the budget left no time to choose a threshold: 0.5, and nothing else"
+UNDECIDED = "the time limit left no time to choose a threshold: 0.5, and nothing else"
 
 
 def decide(path: Path, parts: Parts, between: Callable[[], None]) -> Choice:
@@ -35,7 +35,7 @@ def decide(path: Path, parts: Parts, between: Callable[[], None]) -> Choice:
     Args:
         path: The checkpoint, which is written anew.
         parts: Of the training that made it; its model receives the checkpoint's weights.
-        between: Called between pictures; what it raises ends the choice and leaves the file.
+        between: Called between images; what it raises ends the choice and leaves the file.
 
     Raises:
         CheckpointError: The checkpoint was changed since it was written.
@@ -43,14 +43,14 @@ def decide(path: Path, parts: Parts, between: Callable[[], None]) -> Choice:
     """
     checkpoint = load_checkpoint(path)
     backend = TorchBackend(rebuild(checkpoint, parts.model), parts.device)
-    choice = choose_decision(
+    choice = choose_postprocessing(
         Predictor(backend, parts.preprocessor),
         parts.validation,
         batch_size=parts.run.train.batch_size,
         between=between,
     )
     scores = {"dice": choice.dice, "iou": choice.iou, "plain_dice": choice.plain_dice}
-    told = {"decision": choice.decision, "choices": choice.reasons, "scores": scores}
+    told = {"postprocessing": choice.postprocessing, "choices": choice.reasons, "scores": scores}
     card = checkpoint.card.model_copy(update=told)
     save_checkpoint(path, Checkpoint(card, checkpoint.weights))
     for reason in choice.reasons:
@@ -72,20 +72,20 @@ def leave_undecided(path: Path) -> None:
 
 
 def rehearse(parts: Parts, between: Callable[[], None]) -> float:
-    """Make the choice on a picture or two before the training, which it leaves as it was.
+    """Make the choice on an image or two before the training, which it leaves as it was.
 
     Args:
         parts: Of the training that is to come.
-        between: Called between pictures; what it raises ends the rehearsal.
+        between: Called between images; what it raises ends the rehearsal.
 
     Returns:
-        Seconds that the choice on all validation pictures will take, going by that.
+        Seconds that the choice on all validation images will take, going by that.
     """
     names = parts.validation.names
     few = Part(parts.validation, frozenset(names[:: -(-len(names) // REHEARSED)]))
     began = time.monotonic()
     with contextlib.suppress(DivergedError):  # it took its time all the same
-        choose_decision(
+        choose_postprocessing(
             Predictor(TorchBackend(parts.model, parts.device), parts.preprocessor),
             few,
             batch_size=parts.run.train.batch_size,

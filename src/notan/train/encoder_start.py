@@ -15,7 +15,7 @@ from notan.models.encoder_names import fit_weights
 from notan.models.encoders import ENCODERS, name_encoder
 from notan.models.foreign_encoder import ForeignEncoder
 from notan.models.pretrained import PUBLISHED
-from notan.train.hearsay import HASHES, require_unseen, seen_too
+from notan.train.provenance import HASHES, require_unseen, seen_too
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,9 +39,9 @@ class EncoderStart:
 
     Attributes:
         words: For the card: which encoder, and what its weights were learned from.
-        training_hashes: Of pictures that they have learned with their masks.
-        validation_hashes: Of pictures that they were chosen on.
-        unlabelled_hashes: Of pictures that they have learned from without masks.
+        training_hashes: Of images that they have learned with their masks.
+        validation_hashes: Of images that they were chosen on.
+        unlabelled_hashes: Of images that they have learned from without masks.
     """
 
     words: str
@@ -50,7 +50,7 @@ class EncoderStart:
     unlabelled_hashes: tuple[str, ...] = ()
 
     def seen_too(self, data: DataCard, validation: Source) -> DataCard:
-        """Add to a training's pictures those that the encoder has learned with their masks.
+        """Add to a training's images those that the encoder has learned with their masks.
 
         Raises:
             DataError: Some of them would choose the model.
@@ -78,7 +78,7 @@ def start_encoder(
     Args:
         network: What ``run.model`` builds, or the user's own.
         run: ``train.pretrained`` and ``train.encoder_weights``.
-        preprocessor: How pictures will reach the encoder.
+        preprocessor: How images will reach the encoder.
         own_model: Whether the network is the user's own.
 
     Returns:
@@ -134,7 +134,7 @@ def _start_published(
 
 
 def _require_input(encoder: ForeignEncoder, run: Run, preprocessor: Preprocessor) -> None:
-    """Refuse pictures that weights were not made for, unless the run itself asks for them."""
+    """Refuse images that weights were not made for, unless the run itself asks for them."""
     wanted = " ".join(
         f"preprocess.{each}={list(getattr(encoder, each))}".replace(", ", ",")
         for each in ("mean", "std")
@@ -143,7 +143,7 @@ def _require_input(encoder: ForeignEncoder, run: Run, preprocessor: Preprocessor
     )
     if wanted:
         raise ConfigError(
-            f"{encoder.called}: its weights were learned from pictures with another mean and "
+            f"{encoder.called}: its weights were learned from images with another mean and "
             f"deviation than this run has; give {wanted}"
         )
 
@@ -167,14 +167,14 @@ def _start_from_file(
     published = PUBLISHED.get(name)
     if published and file.sha256.startswith(published.where.checksum.digits):
         return EncoderStart(f"{name}, {published.words}")
-    known = {how: hashes for how, hashes in file.pictures.items() if how in HASHES}
+    known = {how: hashes for how, hashes in file.images.items() if how in HASHES}
     return EncoderStart(f"{name}, {file.origin or 'weights'} {_named(file)}", **known)
 
 
 def _start_from_checkpoint(
     file: WeightsFile, name: str, encoder: Encoder, preprocessor: Preprocessor
 ) -> EncoderStart:
-    """Take the encoder of a model that notan has trained, and remember its pictures."""
+    """Take the encoder of a model that notan has trained, and remember its images."""
     path, checkpoint = file.path, load_checkpoint(file.path)
     card = checkpoint.card
     if card.members:
@@ -211,7 +211,7 @@ def _warn_of_other_input(path: Path, card: Card, preprocessor: Preprocessor) -> 
     theirs, ours = ((each.mean, each.std) for each in (card.preprocess, preprocessor))
     if theirs != ours:
         logger.warning(
-            "%s: learned from pictures with preprocess.mean and .std = %s, and this run has %s; "
+            "%s: learned from images with preprocess.mean and .std = %s, and this run has %s; "
             "give it those, so that the encoder sees what it knows",
             *(path, theirs, ours),
         )

@@ -12,9 +12,9 @@ from notan.errors import ConfigError
 from notan.files import storage_errors, write_bytes
 from notan.train.log import (
     BEST,
+    CHARTS,
     CONTENT,
     EVENTS,
-    FIGURES,
     HISTORY,
     PAGE,
     RECIPE,
@@ -88,7 +88,7 @@ def _remove_unfinished(folder: Path, names: Sequence[str]) -> None:
         for path in (
             *(path for name in (*names, RECIPE) for path in folder.glob(f".{name}.*")),
             *(folder / STATES).glob(".*.safetensors.*"),
-            *(folder / FIGURES).glob(".*.png.*"),
+            *(folder / CHARTS).glob(".*.png.*"),
         ):
             path.unlink(missing_ok=True)
 
@@ -129,7 +129,7 @@ def clear_folder(folder: Path, files: Sequence[str] = FILES) -> None:
         for name in files:
             (folder / name).unlink(missing_ok=True)
     StateFolder(folder / STATES).clear()
-    for inner in (EVENTS, FIGURES):
+    for inner in (EVENTS, CHARTS):
         shutil.rmtree(folder / inner, ignore_errors=True)
 
 

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("notan")
 
-FREEZING = ("freeze_epochs", "frozen_stages", "encoder_statistics")
+FREEZING = ("freeze_epochs", "frozen_stages", "freeze_encoder_batchnorm")
 """Settings that keep what the encoder came with."""
 
-BY_STAGE = ("frozen_stages", "layer_decay")
+BY_STAGE = ("frozen_stages", "layer_lr_decay")
 """Settings that need to know the encoder's stages one by one."""
 
-SETTINGS = (*FREEZING, "encoder_rate", "layer_decay")
+SETTINGS = (*FREEZING, "encoder_lr_multiplier", "layer_lr_decay")
 """All that treat the encoder apart from the rest of the network."""
 
 
@@ -104,7 +104,7 @@ class Freezing:
         if self.epochs and self.epochs >= epochs:
             logger.warning(
                 "train.freeze_epochs = %d of %.3g epochs: the encoder will stay as it came to the "
-                "end, which suits a few dozen pictures; with more, freeze fewer epochs than you "
+                "end, which suits a few dozen images; with more, freeze fewer epochs than you "
                 "train",
                 *(self.epochs, epochs),
             )
@@ -172,7 +172,7 @@ def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing
         encoder,
         settings.freeze_epochs,
         stages=settings.frozen_stages,
-        statistics=settings.encoder_statistics == "frozen",
+        statistics=settings.freeze_encoder_batchnorm,
     )
     freezing.warn_of_end(settings.epochs)
     return freezing
@@ -184,7 +184,8 @@ def _require_stages(encoder: Encoder, asked: list[str], frozen: int) -> None:
     if asked and len(encoder.stages()) < stages:
         raise ConfigError(
             f"{', '.join(asked)}: it is not known which of the encoder's weights make which of its "
-            "feature maps; leave the setting out, train.encoder_rate slows all of the encoder down"
+            "feature maps; leave the setting out, train.encoder_lr_multiplier slows all of the "
+            "encoder down"
         )
     if frozen >= stages:
         raise ConfigError(

@@ -28,7 +28,7 @@ SMALLEST_RISE = 2.0
 RUNAWAY = 5.0
 """Times what the first losses were: higher than any training that learns goes.
 
-Their median, not the first alone: one batch of easy pictures would make a low bar for ever.
+Their median, not the first alone: one batch of easy images would make a low bar for ever.
 """
 
 PERSISTENT = 3
@@ -63,7 +63,7 @@ class Guard:
     """Watches the steps of one training.
 
     Attributes:
-        most_returns: How often the training may go back to its last good state.
+        max_rollbacks: How often the training may go back to its last good state.
         returns: How often it has.
         first: The first losses, in which RUNAWAY is measured.
         losses: The recent losses of steps that were well.
@@ -72,7 +72,7 @@ class Guard:
         bad_epochs: How many epochs in a row were bad, up to the last.
     """
 
-    most_returns: int
+    max_rollbacks: int
     returns: int = 0
     first: list[float] = field(default_factory=list)
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -106,7 +106,7 @@ class Guard:
 
         Args:
             training: Mean loss of its steps; None where all were skipped.
-            validation: Mean loss on the validation pictures; None where the network answered one
+            validation: Mean loss on the validation images; None where the network answered one
                 of them with no number.
 
         Returns:
@@ -133,7 +133,7 @@ class Guard:
     def _go_back(self, reason: str) -> Verdict:
         self.recent.clear()
         self.bad_epochs = 0
-        if self.returns == self.most_returns:
+        if self.returns == self.max_rollbacks:
             return Verdict(reason, "stop")
         self.returns += 1
         if len(self.first) < FEWEST:  # perhaps they were the odd ones: measure anew
@@ -153,7 +153,7 @@ class Guard:
 
     def _trouble_of_epoch(self, training: float | None, validation: float | None) -> str | None:
         if validation is None:
-            return "the network answers validation pictures with no numbers"
+            return "the network answers validation images with no numbers"
         if validation > self._runaway():
             return (
                 f"the validation loss, {validation:.4g}, is above {RUNAWAY:g} times "

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.config import Run
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 logger = logging.getLogger("notan")
 
@@ -27,7 +27,7 @@ RECIPE = "auto.toml"
 
 SPLIT = "validation.txt"
 EVENTS = "tensorboard"
-PAGE, CONTENT, FIGURES = "report.html", "report.json", "report"
+PAGE, CONTENT, CHARTS = "report.html", "report.json", "report"
 """What notan.report adds when the training is over."""
 
 
@@ -69,11 +69,11 @@ class RunLog:
             for name, value in values.items():
                 self._events.add_scalar(name, value, number)
 
-    def overlays(self, number: int, named: Sequence[tuple[str, Picture]]) -> None:
-        """Show pictures, uint8 (height, width, 3), in TensorBoard."""
+    def overlays(self, number: int, named: Sequence[tuple[str, RGBImage]]) -> None:
+        """Show images, uint8 (height, width, 3), in TensorBoard."""
         if self._events:
-            for name, picture in named:
-                self._events.add_image(f"validation/{name}", picture, number, dataformats="HWC")
+            for name, image in named:
+                self._events.add_image(f"validation/{name}", image, number, dataformats="HWC")
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:

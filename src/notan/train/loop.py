@@ -46,7 +46,7 @@ class Loop(ABC):
         self.folder = folder
         self.settings = settings
         self.progress = Progress()
-        self.guard = Guard(settings.most_returns) if settings.guard else None
+        self.guard = Guard(settings.max_rollbacks) if settings.loss_guard else None
         self.recovery = Recovery(parts, self.guard, folder)
         self.states = StateFolder(folder / STATES)
         self.stop = StopRequest()
@@ -100,9 +100,11 @@ class Loop(ABC):
         if self.bar is not None:
             losses = progress.means.result()
             self.bar.set_postfix(loss=f"{losses.get('loss', 0):.4f}", refresh=False)
-        every = self.settings.state_steps
+        every = self.settings.checkpoint_every_steps
         seconds = time.monotonic() - self.saved_at
-        if seconds >= self.settings.state_seconds or (every and progress.step % every == 0):
+        if seconds >= self.settings.checkpoint_every_seconds or (
+            every and progress.step % every == 0
+        ):
             self._save_state()
         self._stop_if_asked()
 

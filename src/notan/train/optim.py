@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from notan.config import Train
-    from notan.train.pace import Pace
+    from notan.train.throughput import Throughput
 
 
 def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, settings: Train) -> list[dict[str, Any]]:
     encoder = encoder_of(model)
     pace: dict[nn.Parameter, tuple[float, int]] = {}
     for depth, stage in enumerate(reversed(encoder.stages() if encoder else [])):
-        factor = settings.encoder_rate * settings.layer_decay**depth
+        factor = settings.encoder_lr_multiplier * settings.layer_lr_decay**depth
         for module in stage:
             pace |= dict.fromkeys(module.parameters(), (factor, settings.freeze_epochs))
     return [
@@ -53,7 +53,7 @@ def parameter_groups(model: nn.Module, settings: Train) -> list[dict[str, Any]]:
 
 
 LONGEST_WARMUP = 0.1
-"""Share of a training with a budget of time that the warm-up may take."""
+"""Share of a training with a time limit that the warm-up may take."""
 
 
 class Schedule:
@@ -62,7 +62,7 @@ class Schedule:
     Attributes:
         lowered: What the guard has multiplied the learning rate by.
         steps: Batches since the start of the run, used or skipped.
-        pace: How many steps there will be, where a budget of time decides; None: the settings'
+        pace: How many steps there will be, where a time limit decides; None: the settings'
             epochs do.
     """
 
@@ -74,7 +74,7 @@ class Schedule:
         self.steps_per_epoch = steps_per_epoch
         self.lowered = 1.0
         self.steps = 0
-        self.pace: Pace | None = None
+        self.pace: Throughput | None = None
         self.apply()
 
     def advance(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from notan.checkpoint import Card, DataCard
-from notan.data.batches import BatchLoader, Pictures
+from notan.data.batches import BatchLoader, SampleDataset
 from notan.data.build import find_layout, makes_validation, open_split
 from notan.data.files import FileSource, fingerprint
 from notan.data.sample import median_size
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from notan.config import Border, Run
+    from notan.config import Run, TrimapBorder
     from notan.data.sample import Source
-    from notan.data.unlabelled import UnlabelledPictures
+    from notan.data.unlabelled import UnlabelledImages
     from notan.train.teacher import Teacher
 
 logger = logging.getLogger("notan")
@@ -63,8 +63,8 @@ class Parts:
         own_model: Whether the model is the caller's and not one of ours.
         device: Where the model is.
         preprocessor: Saved in the card.
-        training: The pictures trained on.
-        validation: The pictures that choose the best checkpoint.
+        training: The images trained on.
+        validation: The images that choose the best checkpoint.
         data_card: What the card says of both.
         training_batches: Shuffled and varied.
         validation_batches: Neither.
@@ -73,7 +73,7 @@ class Parts:
         average: The moving average of the weights, where one is kept.
         teacher: The model that is learned from beside the masks, where there is one.
         start: Where the encoder's weights came from, where it did not begin from scratch.
-        consistency: What is learned from pictures without masks, where there are some.
+        consistency: What is learned from images without masks, where there are some.
     """
 
     run: Run
@@ -99,7 +99,7 @@ class Parts:
             model=None if self.own_model else self.run.model,
             model_class=type(self.model).__name__,
             preprocess=self.preprocessor,
-            border=_border(self.run, self.data_card),
+            trimap_border=_trimap_border(self.run, self.data_card),
             epoch=epoch,
             scores=dict(scores),
             data=self.data_card,
@@ -129,10 +129,10 @@ class Parts:
 
     def describe(self) -> str:
         """Say in a line what will be trained on what, where."""
-        more = self.data_card.unlabelled_pictures
+        more = self.data_card.unlabelled_images
         return (
             f"{type(self.model).__name__}, {self.parameters:,} parameters; "
-            f"{len(self.training)} pictures to train on, {len(self.validation)} to validate on"
+            f"{len(self.training)} images to train on, {len(self.validation)} to validate on"
             f"{f', {more} without masks' if more else ''}; "
             f"{self.device}, {self.optimization.precision}"
             f"{f'; {frozen}' if (frozen := str(self.optimization.freezing)) else ''}"
@@ -162,7 +162,7 @@ def prepare(
 
     Raises:
         ConfigError: A setting does not fit.
-        DataError: A picture or mask is missing, unreadable or ambiguous.
+        DataError: An image or mask is missing, unreadable or ambiguous.
     """
     device = find_device(run.device)
     precision = choose_precision(run.train.precision, device)
@@ -184,11 +184,13 @@ def prepare(
     data_card = with_unlabelled(data_card, unlabelled)
     if start:
         data_card = start.seen_too(data_card, validation)
-    teacher = load_teacher(run, preprocessor, precision, border=_border(run, data_card))
+    teacher = load_teacher(
+        run, preprocessor, precision, trimap_border=_trimap_border(run, data_card)
+    )
     if teacher:
         require_not_taught(teacher, run.train.teacher, validation)
         data_card = teacher.seen_too(data_card)
-    decay = run.train.average_decay
+    decay = run.train.ema_decay
     average = WeightAverage(network, decay) if decay is not None else None
     batches = _load(run, device, preprocessor, training, validation, transform, unlabelled)
     return Parts(
@@ -212,41 +214,39 @@ def prepare(
 
 
 def build_preprocessor(run: Run, network: nn.Module) -> Preprocessor:
-    """Return what turns pictures into the inputs that a network, or its encoder, was made for."""
+    """Return what turns images into the inputs that a network, or its encoder, was made for."""
     published = encoder_of(network) or Encoder
     return Preprocessor(
         image_size=run.preprocess.image_size,
-        keep_aspect=run.preprocess.keep_aspect,
+        keep_aspect_ratio=run.preprocess.keep_aspect_ratio,
         mean=run.preprocess.mean or published.mean,
         std=run.preprocess.std or published.std,
         stride=stride_of(network),
     )
 
 
-def _border(run: Run, data_card: DataCard) -> Border | None:
+def _trimap_border(run: Run, data_card: DataCard) -> TrimapBorder | None:
     """Return the rule for the trimap's border; None where the masks have none."""
-    return run.data.border if data_card.layout == "pets" else None
+    return run.data.trimap_border if data_card.layout == "pets" else None
 
 
 def _open_sources(
     run: Run, training: Source | None, validation: Source | None
 ) -> tuple[Source, Source, DataCard]:
     if (training is None) != (validation is None):
-        raise ConfigError(
-            "training and validation pictures of your own come together or not at all"
-        )
+        raise ConfigError("training and validation images of your own come together or not at all")
     layout, own_split = "own source", False
     if training is None or validation is None:
         layout, own_split = find_layout(run.data), makes_validation(run.data)
         training, validation = (_open_and_survey(run, part) for part in ("train", "validation"))
-    for part, pictures in (("train on", training), ("validate on", validation)):
-        if len(pictures) == 0:
-            raise DataError(f"there are no pictures to {part}")
+    for part, images in (("train on", training), ("validate on", validation)):
+        if len(images) == 0:
+            raise DataError(f"there are no images to {part}")
     card = DataCard(
         layout=layout,
-        training_pictures=len(training),
+        training_images=len(training),
         training_fingerprint=fingerprint(training),
-        validation_pictures=len(validation),
+        validation_images=len(validation),
         validation_fingerprint=fingerprint(validation),
         training_hashes=tuple(training.hashes()),
         validation_hashes=tuple(validation.hashes()),
@@ -266,12 +266,12 @@ def _open_and_survey(run: Run, split: str) -> FileSource:
 
 def _require_statistics(run: Run, preprocessor: Preprocessor, training: Source) -> None:
     """Refuse batches in which batch norm would see a single value of each channel."""
-    sizes = training.sizes() if preprocessor.keep_aspect else [run.preprocess.image_size]
+    sizes = training.sizes() if preprocessor.keep_aspect_ratio else [run.preprocess.image_size]
     padded = min((preprocessor.place(size).padded for size in sizes), key=max)
     smallest = len(training) // -(-len(training) // run.train.batch_size)
     if smallest == 1 and max(padded) <= preprocessor.stride:
         raise ConfigError(
-            f"batches of one picture at {padded[0]}x{padded[1]} leave batch norm one value a "
+            f"batches of one image at {padded[0]}x{padded[1]} leave batch norm one value a "
             f"channel; raise --batch-size, or --image-size above {preprocessor.stride}"
         )
 
@@ -283,11 +283,11 @@ def _load(
     training: Source,
     validation: Source,
     transform: Callable[..., Mapping[str, Any]] | None,
-    unlabelled: UnlabelledPictures | None,
+    unlabelled: UnlabelledImages | None,
 ) -> tuple[BatchLoader, BatchLoader]:
     fit = preprocessor.fit
     transforms = (OwnPipeline(transform, fit),) if transform else build_transforms(run.augment, fit)
-    varied = Pictures(training, preprocessor, transforms=transforms, seed=run.seed)
+    varied = SampleDataset(training, preprocessor, transforms=transforms, seed=run.seed)
     workers = choose_workers(run.data.workers, device)
     pin = device.type == "cuda"
     batch_size = run.train.batch_size
@@ -299,10 +299,12 @@ def _load(
             workers=workers,
             pin_memory=pin,
             unlabelled=unlabelled,
-            # pictures that lie and that stand would fill each other's batches with padding
-            kinds=[h > w for h, w in training.sizes()] if preprocessor.keep_aspect else None,
+            # images that lie and that stand would fill each other's batches with padding
+            kinds=[h > w for h, w in training.sizes()] if preprocessor.keep_aspect_ratio else None,
         ),
-        BatchLoader(Pictures(validation, preprocessor), batch_size, shuffle=False, workers=workers),
+        BatchLoader(
+            SampleDataset(validation, preprocessor), batch_size, shuffle=False, workers=workers
+        ),
     )
 
 

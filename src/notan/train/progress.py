@@ -15,7 +15,7 @@ from notan.train.state import (
     restore_optimizer,
     restore_random_states,
 )
-from notan.train.steps import Means
+from notan.train.steps import AverageMeter
 
 if TYPE_CHECKING:
     from notan.train.guard import Guard
@@ -28,16 +28,16 @@ class Best:
     """The best validation Dice so far.
 
     Attributes:
-        dice: Mean over the validation pictures, at their own size.
+        dice: Mean over the validation images, at their own size.
         epoch: The epoch it is from, counted from 1.
         averaged: Whether the weight average scored it.
-        blind_dice: What calling every pixel figure would score.
+        all_foreground_dice: What calling every pixel foreground would score.
     """
 
     dice: float
     epoch: int
     averaged: bool
-    blind_dice: float
+    all_foreground_dice: float
 
 
 @dataclass
@@ -59,14 +59,14 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     earlier_seconds: float = 0.0
-    means: Means = field(default_factory=Means)
+    means: AverageMeter = field(default_factory=AverageMeter)
     best: Best | None = None
 
     def next_epoch(self) -> None:
         """Go on to the first batch of the next epoch."""
         self.earlier_seconds += self.seconds
         self.epoch += 1
-        self.batch, self.seconds, self.means = 0, 0.0, Means()
+        self.batch, self.seconds, self.means = 0, 0.0, AverageMeter()
 
 
 def capture(
@@ -82,7 +82,7 @@ def capture(
     """
     return {
         "run": run_to_toml(parts.run),
-        "pictures": fingerprints(parts),
+        "images": fingerprints(parts),
         "teacher": parts.teacher and parts.teacher.identity,
         "encoder_start": parts.start and asdict(parts.start),
         "unlabelled": parts.data_card.unlabelled_fingerprint,
@@ -114,7 +114,7 @@ def weights_of(parts: Learned) -> dict[str, Any]:
 
 
 def fingerprints(parts: Parts) -> list[str]:
-    """Say which pictures are trained and validated on."""
+    """Say which images are trained and validated on."""
     return [parts.data_card.training_fingerprint, parts.data_card.validation_fingerprint]
 
 
@@ -144,7 +144,9 @@ def restore(parts: Learned, tree: dict[str, Any], guard: Guard | None) -> Progre
     restore_random_states(tree["random"])
     fields = tree["progress"]
     best = fields["best"]
-    return Progress(**{**fields, "means": Means(**fields["means"]), "best": best and Best(**best)})
+    return Progress(
+        **{**fields, "means": AverageMeter(**fields["means"]), "best": best and Best(**best)}
+    )
 
 
 def restore_weights(parts: Learned, tree: dict[str, Any]) -> None:

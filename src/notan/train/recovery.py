@@ -71,7 +71,7 @@ class Recovery:
         verdict = self.guard.judge(loss, gradient_norm)
         if verdict is None:
             return True
-        pictures = names_of(batch)
+        images = names_of(batch)
         self._act(
             verdict,
             _place(progress),
@@ -83,7 +83,7 @@ class Recovery:
                 "loss": _finite_or_text(loss),
                 "terms": {name: _finite_or_text(term.item()) for name, term in value.terms.items()},
                 "gradient_norm": _finite_or_text(gradient_norm),
-                "pictures": pictures,
+                "images": images,
             },
         )
         self.returning = verdict.action == "go back"
@@ -109,7 +109,7 @@ class Recovery:
 
         Args:
             progress: At the end of the epoch.
-            loss: What it gave; None where the network answered a picture with no number.
+            loss: What it gave; None where the network answered an image with no number.
             blank: What was raised then.
             weights: Of the terms that its training is judged by; None: by the whole loss.
 
@@ -126,19 +126,19 @@ class Recovery:
         verdict = self.guard.judge_epoch(training, loss)
         if verdict is None:
             return
-        pictures = blank.pictures if blank else tuple(self.parts.validation.names)
+        images = blank.images if blank else tuple(self.parts.validation.names)
         self._act(
             verdict,
             f"epoch {progress.epoch}, validation",
             f"training loss {_in_words(training)}, validation loss {_in_words(loss)}; "
-            f"{_names(pictures)}",
+            f"{_names(images)}",
             {
                 "epoch": progress.epoch,
                 "batch": None,
                 "step": progress.step,
                 "loss": training,
                 "validation_loss": loss,
-                "pictures": pictures,
+                "images": images,
             },
         )
         if verdict.action == "go back":
@@ -167,7 +167,7 @@ class Recovery:
             raise DivergedError(
                 f"{place}: {verdict.reason}, having gone back {returns} time(s): {what}; all of "
                 f"it is in {self.path}; {ADVICE}",
-                tuple(incident["pictures"]),
+                tuple(incident["images"]),
             )
 
 
@@ -198,7 +198,7 @@ def _place(progress: Progress) -> str:
 
 
 def names_of(batch: Batch) -> tuple[str, ...]:
-    """Return the pictures of a step, those with masks first."""
+    """Return the images of a step, those with masks first."""
     more = batch.unlabelled.names if batch.unlabelled else ()
     return (*(truth.name for truth in batch.truths), *more)
 
@@ -210,9 +210,9 @@ def describe(batch: Batch, value: LossValue, gradient_norm: float) -> str:
     return f"loss of {names}: {terms}; gradient norm {gradient_norm:.4g}"
 
 
-def _names(pictures: Sequence[str]) -> str:
-    more = f" and {len(pictures) - 4} more" if len(pictures) > 4 else ""
-    return ", ".join(pictures[:4]) + more
+def _names(images: Sequence[str]) -> str:
+    more = f" and {len(images) - 4} more" if len(images) > 4 else ""
+    return ", ".join(images[:4]) + more
 
 
 def _in_words(loss: float | None) -> str:

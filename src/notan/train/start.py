@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from notan.config import changed_settings, load_run
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.files import fresh_folder
-from notan.train.budget import Frame
 from notan.train.folder import STATES, claim_folder, clear_folder, locked, put_recipe
 from notan.train.log import BEST, SETTINGS
 from notan.train.parts import prepare
 from notan.train.progress import fingerprints
 from notan.train.state import StateFolder
+from notan.train.time_limit import Overhead
 from notan.train.trainer import Trainer, TrainResult
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ HARMLESS = {
     "data.path",
     "data.workers",
     "train.patience",
-    "train.budget_seconds",
-    "train.state_seconds",
-    "train.state_steps",
+    "train.time_limit_seconds",
+    "train.checkpoint_every_seconds",
+    "train.checkpoint_every_steps",
     "train.detect_anomaly",
-    "train.overlays",
+    "train.log_images",
     "train.tensorboard",
-    "train.guard",
-    "train.most_returns",
+    "train.loss_guard",
+    "train.max_rollbacks",
 }
 """Settings that may differ when a run goes on: they decide where and how long, not what."""
 
@@ -58,9 +58,9 @@ def train(
     validation: Source | None = None,
     model: nn.Module | None = None,
     transform: Callable[..., Mapping[str, Any]] | None = None,
-    frame: Frame | None = None,
+    overhead: Overhead | None = None,
 ) -> TrainResult:
-    """Train a model and keep the best checkpoint by validation Dice; no test picture is read.
+    """Train a model and keep the best checkpoint by validation Dice; no test image is read.
 
     Args:
         run: All settings.
@@ -68,30 +68,30 @@ def train(
         overwrite: Replace a run that is already in ``out``.
         recipe: The text that the settings came from, with its comments; kept beside them as
             auto.toml.
-        training: Pictures of your own instead of those of ``run.data``.
+        training: Images of your own instead of those of ``run.data``.
         validation: Likewise; both or neither.
         model: A module of your own instead of ``run.model``: (n, 3, h, w) to logits
             (n, 1, h, w), with an attribute ``stride``.
         transform: An augmentation of your own instead of ``run.augment``, called as
             ``transform(image=, mask=)`` and returning a mapping with both.
-        frame: What surrounds the call and is paid for by ``train.budget_seconds`` too; None:
-            nothing, and the budget is this call's.
+        overhead: What surrounds the call and is paid for by ``train.time_limit_seconds`` too; None:
+            nothing, and the time limit is this call's.
 
     Raises:
         ConfigError: A setting does not fit, or the folder is taken.
-        DataError: A picture or mask is missing, unreadable or ambiguous.
+        DataError: An image or mask is missing, unreadable or ambiguous.
         DivergedError: The loss is no number or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
-    frame = frame or Frame()
+    overhead = overhead or Overhead()
     folder = out or fresh_folder(Path("runs") / _folder_name(run, model))
     claim_folder(folder, overwrite=overwrite)
     parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
     with locked(folder):
         clear_folder(folder)  # only now: a wrong setting must not cost the earlier run
         put_recipe(folder, recipe)
-        return Trainer(parts, folder, frame=frame).train()
+        return Trainer(parts, folder, overhead=overhead).train()
 
 
 def resume(
@@ -103,7 +103,7 @@ def resume(
     validation: Source | None = None,
     model: nn.Module | None = None,
     transform: Callable[..., Mapping[str, Any]] | None = None,
-    frame: Frame | None = None,
+    overhead: Overhead | None = None,
 ) -> TrainResult:
     """Go on with a run that was stopped, at the very step where its last state was written.
 
@@ -113,22 +113,22 @@ def resume(
     Args:
         folder: The run folder.
         run: Settings to go on with; None takes the folder's own.
-        allow_changes: Go on even where ``run`` or the pictures make it another run.
-        training: What the run was started with, where that were pictures of your own.
+        allow_changes: Go on even where ``run`` or the images make it another run.
+        training: What the run was started with, where that were images of your own.
         validation: Likewise.
         model: Likewise, a fresh instance of a module of your own.
         transform: Likewise, an augmentation of your own.
-        frame: What surrounds the call and is paid for by ``train.budget_seconds`` too.
+        overhead: What surrounds the call and is paid for by ``train.time_limit_seconds`` too.
 
     Raises:
         ConfigError: There is no run, or other settings or another teacher make it another one.
-        DataError: The pictures, with masks or without, are not those of the run.
+        DataError: The images, with masks or without, are not those of the run.
         CheckpointError: Every saved state is damaged; the folder is left as it is.
         DivergedError: The loss is no number or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
-    frame = frame or Frame()
+    overhead = overhead or Overhead()
     stored = load_run(_settings_of(folder))
     run = run or stored
     other = _changes(stored, run)
@@ -153,10 +153,10 @@ def resume(
             logger.info("%s was stopped before its first state: beginning again", folder)
             clear_folder(folder)
         elif not allow_changes:
-            _refuse_other_pictures(parts, tree)
+            _refuse_other_images(parts, tree)
             _refuse_another_teacher(parts, tree)
             _refuse_other_unlabelled(parts, tree)
-        return Trainer(parts, folder, frame=frame).train(tree)
+        return Trainer(parts, folder, overhead=overhead).train(tree)
 
 
 def _settings_of(folder: Path) -> Path:
@@ -192,10 +192,10 @@ def _changes(stored: Run, run: Run) -> list[str]:
     ]
 
 
-def _refuse_other_pictures(parts: Parts, tree: dict[str, Any]) -> None:
-    if tree["pictures"] != fingerprints(parts):
+def _refuse_other_images(parts: Parts, tree: dict[str, Any]) -> None:
+    if tree["images"] != fingerprints(parts):
         raise DataError(
-            f"{parts.run.data.path}: these are not the pictures that the run was trained on; "
+            f"{parts.run.data.path}: these are not the images that the run was trained on; "
             "give their folder with --data-path, or go on all the same with --allow-changes"
         )
 
@@ -212,7 +212,7 @@ def _refuse_another_teacher(parts: Parts, tree: dict[str, Any]) -> None:
 def _refuse_other_unlabelled(parts: Parts, tree: dict[str, Any]) -> None:
     if tree.get("unlabelled") != parts.data_card.unlabelled_fingerprint:
         raise DataError(
-            f"train.unlabelled = {parts.run.train.unlabelled}: these are not the pictures without "
+            f"train.unlabelled = {parts.run.train.unlabelled}: these are not the images without "
             "masks that the run began with; give their folder with --unlabelled, or go on all the "
             "same with --allow-changes"
         )

@@ -1,4 +1,4 @@
-"""One step, one pass over the training pictures, and one over the validation pictures."""
+"""One step, one pass over the training images, and one over the validation images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
-from notan.decision import sigmoid
 from notan.errors import DivergedError
 from notan.metrics import Counts
+from notan.postprocessing import sigmoid
 from notan.train.consistency import add_agreement
 from notan.train.freezing import Freezing
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from notan.data.batches import Batch, BatchLoader, Truth
+    from notan.data.batches import Batch, BatchLoader, Target
     from notan.data.sample import Source
     from notan.losses import Loss, LossValue
     from notan.predict.backends import Array, Backend
@@ -35,7 +35,7 @@ Criterion: TypeAlias = "Callable[[Images, Tensor, Tensor, Tensor | None], LossVa
 """From a network's answer, targets, valid pixels and a teacher's word to what is made small."""
 
 THRESHOLD = 0.5
-"""Probability from which a pixel is figure while training; the end of it chooses a better one."""
+"""Probability from which a pixel is foreground while training; its end chooses a better one."""
 
 ADVICE = "try a smaller --learning-rate, train.precision=fp32, or --detect-anomaly to find where"
 
@@ -82,7 +82,7 @@ class Learned(Protocol):
 
     @property
     def validation(self) -> Source:
-        """The pictures that are kept back."""
+        """The images that are kept back."""
 
     def describe(self) -> str:
         """Say in a line what will learn from what, where."""
@@ -90,37 +90,37 @@ class Learned(Protocol):
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores of a pass over the validation pictures, each a mean over pictures.
+    """Scores of a pass over the validation images, each a mean over images.
 
     Attributes:
         losses: By name, at the model's size.
-        dice: At the pictures' own size.
+        dice: At the images' own size.
         iou: Likewise.
-        blind_dice: What calling every pixel figure would score.
+        all_foreground_dice: What calling every pixel foreground would score.
     """
 
     losses: dict[str, float]
     dice: float
     iou: float
-    blind_dice: float
+    all_foreground_dice: float
 
 
 @dataclass
-class Means:
-    """Means of named losses, weighted by the number of pictures."""
+class AverageMeter:
+    """Means of named losses, weighted by the number of images."""
 
     sums: dict[str, float] = field(default_factory=dict)
-    pictures: int = 0
+    images: int = 0
 
-    def add(self, value: LossValue, pictures: int) -> None:
+    def add(self, value: LossValue, images: int) -> None:
         """Count in the losses of a batch."""
         for name, term in (("loss", value.total), *value.terms.items()):
-            self.sums[name] = self.sums.get(name, 0.0) + term.item() * pictures
-        self.pictures += pictures
+            self.sums[name] = self.sums.get(name, 0.0) + term.item() * images
+        self.images += images
 
     def result(self) -> dict[str, float]:
         """Return the mean of each loss by name; ``loss`` is the weighted sum."""
-        return {name: total / self.pictures for name, total in self.sums.items()}
+        return {name: total / self.images for name, total in self.sums.items()}
 
 
 class Watcher(Protocol):
@@ -159,7 +159,7 @@ def train_step(
 ) -> None:
     """Take one step down the gradient of one batch's loss, if the watcher allows it."""
     scaler, optimizer = optimization.scaler, optimization.optimizer
-    # A picture of NaN would stay in batch norm's statistics long after its batch was skipped.
+    # An image of NaN would stay in batch norm's statistics long after its batch was skipped.
     buffers = [buffer.clone() for buffer in model.buffers()]
     optimizer.zero_grad(set_to_none=True)
     value = compute_loss(model, batch, loss, optimization.precision)
@@ -183,7 +183,7 @@ def compute_loss(
 ) -> LossValue:
     """Run the network on a batch, on its device and in its arithmetic.
 
-    Pictures without masks go through it in one pass with the others, as in Tarvainen and Valpola
+    Images without masks go through it in one pass with the others, as in Tarvainen and Valpola
     2017 (arXiv:1703.01780): in passes of their own, batch norm would normalise each kind by itself,
     and the running statistics, which predict, would be those of neither.
     """
@@ -213,17 +213,17 @@ def _gradient_norm(model: nn.Module, optimization: Optimization) -> float:
 
 
 def validate(backend: Backend, batches: Iterable[Batch], loss: Loss) -> Validation:
-    """Score every validation picture at its own size, by the Predictor's own path.
+    """Score every validation image at its own size, by the Predictor's own path.
 
     Args:
         backend: The network in evaluation mode.
-        batches: Pictures without augmentation.
+        batches: Images without augmentation.
         loss: Computed at the model's size.
 
     Raises:
         DivergedError: The network's answer is no number.
     """
-    means, counts, blind = Means(), list[Counts](), list[Counts]()
+    means, counts, blind = AverageMeter(), list[Counts](), list[Counts]()
     bar = tqdm(batches, desc="validating", unit="batch", leave=False, disable=None)
     for batch in bar:
         logits = backend(batch.images.numpy())
@@ -239,12 +239,12 @@ def validate(backend: Backend, batches: Iterable[Batch], loss: Loss) -> Validati
         means.result(),
         dice=fmean(count.dice for count in counts),
         iou=fmean(count.iou for count in counts),
-        blind_dice=fmean(count.dice for count in blind),
+        all_foreground_dice=fmean(count.dice for count in blind),
     )
 
 
-def _counts(probabilities: Array, truths: Iterable[Truth]) -> Iterator[Counts]:
-    """Count each picture's pixels at its own size."""
+def _counts(probabilities: Array, truths: Iterable[Target]) -> Iterator[Counts]:
+    """Count each image's pixels at its own size."""
     for probability, truth in zip(probabilities, truths, strict=True):
         prediction = truth.placement.restore(probability) >= THRESHOLD
         yield Counts.of(prediction, truth.mask, truth.ignore)

@@ -13,7 +13,7 @@ from notan.checkpoint import load_checkpoint
 from notan.errors import ConfigError
 from notan.models.base import stride_of
 from notan.predict.backends import rebuild
-from notan.train.hearsay import require_unseen, seen_too
+from notan.train.provenance import require_unseen, seen_too
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,7 +34,7 @@ logger = logging.getLogger("notan")
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network that answers the very pictures that the student sees, varied as they are.
+    """A network that answers the very images that the student sees, varied as they are.
 
     Attributes:
         model: On the device of the training, in evaluation mode; never changed.
@@ -43,7 +43,7 @@ class Teacher:
 
     Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531. There both networks' logits are
         softened by one temperature, raised by hand; here the teacher's are divided by the one that
-        made it calibrated on validation pictures, and the student's are left alone, so that what it
+        made it calibrated on validation images, and the student's are left alone, so that what it
         learns to say are probabilities.
     """
 
@@ -64,23 +64,23 @@ class Teacher:
         """Map (n, 3, h, w) to calibrated probabilities, float32 (n, 1, h, w)."""
         with self.precision.autocast():
             logits = self.model(images)
-        decision = self.card.decision
-        return torch.sigmoid(logits.float() / decision.temperature + decision.bias)
+        postprocessing = self.card.postprocessing
+        return torch.sigmoid(logits.float() / postprocessing.temperature + postprocessing.bias)
 
     @property
     def identity(self) -> str:
         """What tells this teacher from any that answers otherwise."""
-        decision, members = self.card.decision, self.card.members
-        told = f"{self.card.sha256} {decision.temperature} {decision.bias} {members!r}"
+        postprocessing, members = self.card.postprocessing, self.card.members
+        told = f"{self.card.sha256} {postprocessing.temperature} {postprocessing.bias} {members!r}"
         return hashlib.sha256(told.encode()).hexdigest()
 
     def seen_too(self, data: DataCard) -> DataCard:
-        """Add to a student's pictures those of its teacher, which it knows by hearsay."""
+        """Add to a student's images those of its teacher, which it knows at second hand."""
         return seen_too(data, self.card.data)
 
 
 def load_teacher(
-    run: Run, preprocessor: Preprocessor, precision: Precision, *, border: str | None
+    run: Run, preprocessor: Preprocessor, precision: Precision, *, trimap_border: str | None
 ) -> Teacher | None:
     """Open the teacher that a run names, and make sure that it can teach this student.
 
@@ -88,7 +88,7 @@ def load_teacher(
         run: ``train.teacher`` and the weight of its term.
         preprocessor: The student's; the teacher sees the same inputs.
         precision: Device and arithmetic of the training.
-        border: What the student takes the trimap's border for; None: there is none.
+        trimap_border: What the student takes the trimap's border for; None: there is none.
 
     Returns:
         None where the run names no teacher.
@@ -106,10 +106,12 @@ def load_teacher(
     card = checkpoint.card
     model = rebuild(checkpoint, None)
     _require_same_input(path, card, preprocessor, stride_of(model))
-    if card.border != border:
+    if card.trimap_border != trimap_border:
         raise ConfigError(
-            f"{path}: the teacher was trained with border = {card.border or 'none'}, this run has "
-            f"border = {border or 'none'}; give both one rule, by --border or another teacher"
+            f"{path}: the teacher was trained with trimap_border = "
+            f"{card.trimap_border or 'none'}, this run has "
+            f"trimap_border = {trimap_border or 'none'}; give both one rule, by --trimap-border "
+            "or another teacher"
         )
     model = model.to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not card.data.training_hashes:
@@ -134,7 +136,7 @@ def _require_same_input(path: Path, card: Card, preprocessor: Preprocessor, stri
 
 
 def require_not_taught(teacher: Teacher, path: Path | None, validation: Source) -> None:
-    """Refuse a teacher that has learned the pictures by which the student is chosen.
+    """Refuse a teacher that has learned the images by which the student is chosen.
 
     Raises:
         DataError: It has.

@@ -13,14 +13,14 @@ from notan.checkpoint import Checkpoint, save_checkpoint
 from notan.errors import DivergedError
 from notan.files import write_bytes
 from notan.predict.backends import TorchBackend
-from notan.predict.formats import overlay_picture
+from notan.predict.formats import overlay_image
 from notan.predict.predictor import Predictor
-from notan.train.budget import Budget, Frame
 from notan.train.decide import decide, leave_undecided, rehearse
 from notan.train.log import BEST, SPLIT, RunLog
 from notan.train.loop import Loop
 from notan.train.progress import Best, capture
 from notan.train.steps import ADVICE, Validation, train_epoch, validate
+from notan.train.time_limit import Overhead, TimeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from notan.losses import LossValue
     from notan.train.parts import Parts
     from notan.train.progress import Progress
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 logger = logging.getLogger("notan")
 
 FIRST_STEPS = 4
-"""Steps after which it is known well enough how fast they go to say how many fit into a budget."""
+"""Steps after which their speed is known well enough to say how many fit into a time limit."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class TrainResult:
 
     Attributes:
         checkpoint: The best checkpoint by validation Dice.
-        dice: Its mean per-picture Dice on the validation split, at the pictures' own size, with
-            the decision that was chosen there.
+        dice: Its mean per-image Dice on the validation split, at the images' own size, with
+            the postprocessing that was chosen there.
         epoch: The epoch it is from, counted from 1.
-        seconds_left: What is left of the budget of time, below 0 where it was too small; None:
+        seconds_left: What is left of the time limit, below 0 where it was too small; None:
             there was none.
     """
 
@@ -64,18 +64,18 @@ class Trainer(Loop):
 
     command = "notan train"
 
-    def __init__(self, parts: Parts, folder: Path, *, frame: Frame | None = None) -> None:
+    def __init__(self, parts: Parts, folder: Path, *, overhead: Overhead | None = None) -> None:
         """Take what ``prepare`` has built and checked, and the run folder.
 
         Args:
             parts: What to train with.
             folder: Where the run is kept.
-            frame: What surrounds the training and is paid for by its budget too; None: nothing.
+            overhead: Work around the training that counts against its time limit; None: none.
         """
         super().__init__(parts, parts.run.train, folder)
         self.parts: Parts = parts
-        seconds, schedule = self.settings.budget_seconds, parts.optimization.schedule
-        self.budget = Budget(seconds, frame or Frame(), schedule) if seconds else None
+        seconds, schedule = self.settings.time_limit_seconds, parts.optimization.schedule
+        self.time_limit = TimeLimit(seconds, overhead or Overhead(), schedule) if seconds else None
         self.told = False
         self.blank: DivergedError | None = None
 
@@ -87,8 +87,8 @@ class Trainer(Loop):
         """
         parts = self.parts
         self.begin(tree)
-        if tree and self.budget:  # older states have none
-            self.budget.restore(tree.get("budget"), self.progress)
+        if tree and self.time_limit:  # older states have none
+            self.time_limit.restore(tree.get("time limit"), self.progress)
         anomaly = torch.autograd.set_detect_anomaly(self.settings.detect_anomaly)
         log = RunLog(self.folder, parts.run, first_epoch=self.progress.epoch)
         names = "".join(f"{name}\n" for name in parts.validation.names)
@@ -101,37 +101,43 @@ class Trainer(Loop):
         finally:
             parts.training_batches.close()
             parts.validation_batches.close()
-        left = self.budget.left if self.budget else None
+        left = self.time_limit.left if self.time_limit else None
         result = TrainResult(self.folder / BEST, dice, best.epoch, left)
         logger.info("done; best epoch %d: %s", best.epoch, result.checkpoint)
-        if self.budget:
-            used, whole = self.budget.total, self.budget.seconds
+        if self.time_limit:
+            used, whole = self.time_limit.total, self.time_limit.seconds
             logger.info("%.0f of %.0f seconds are used", used, whole)
         return result
 
     def _plan(self) -> None:
-        """Divide the budget, where there is one: find out what the end will take."""
-        budget, parts = self.budget, self.parts
-        if budget is None:
+        """Divide the time limit, where there is one: find out what the end will take."""
+        time_limit, parts = self.time_limit, self.parts
+        if time_limit is None:
             return
-        if not budget.is_timed:
+        if not time_limit.is_timed:
             choosing = rehearse(parts, self._stop_if_asked)
-            # it reads and predicts all pictures twice, a validation once with each model
-            budget.expect(choosing, validating=choosing / 2 * (2 if parts.average else 1))
-        budget.plan()
-        if budget.left < budget.end:
+            # it reads and predicts all images twice, a validation once with each model
+            time_limit.expect(choosing, validating=choosing / 2 * (2 if parts.average else 1))
+        time_limit.plan()
+        if time_limit.left < time_limit.end:
             logger.warning(
-                "a budget of %g s is too small and will not be kept: %.0f s are spent before the "
-                "first step, and the end takes about %.0f s; give --budget %.0fs or more",
-                *(budget.seconds, budget.total, budget.end, 2 * (budget.total + budget.end)),
+                "a time limit of %g s is too small and will not be kept: %.0f s are spent before "
+                "the "
+                "first step, and the end takes about %.0f s; give --time-limit %.0fs or more",
+                *(
+                    time_limit.seconds,
+                    time_limit.total,
+                    time_limit.end,
+                    2 * (time_limit.total + time_limit.end),
+                ),
             )
         else:
-            logger.info("%s", budget.in_words())
+            logger.info("%s", time_limit.in_words())
 
     def _decide(self, best: Best) -> float:
         """Choose how the best checkpoint's probabilities become masks; return its Dice."""
         path = self.folder / BEST
-        if self.budget and not self.budget.spent.choice:
+        if self.time_limit and not self.time_limit.spent.choice:
             leave_undecided(path)
             return best.dice
         return decide(path, self.parts, self._stop_if_asked).dice
@@ -147,23 +153,24 @@ class Trainer(Loop):
                 f"{self.folder}: no epoch of this run ended with a network that answers in "
                 f"numbers; {ADVICE}"
             )
-        if best.dice <= best.blind_dice:
+        if best.dice <= best.all_foreground_dice:
             logger.warning(
-                "the best Dice, %.4f, is no better than calling every pixel figure (%.4f): nothing "
+                "the best Dice, %.4f, is no better than calling every pixel foreground (%.4f): "
+                "nothing "
                 "was learned; look at the masks with notan check, or try another --learning-rate",
-                *(best.dice, best.blind_dice),
+                *(best.dice, best.all_foreground_dice),
             )
         self._save_state()
         return best
 
     def _finished(self) -> bool:
-        if self.budget and not self.budget.has_validated:
+        if self.time_limit and not self.time_limit.has_validated:
             return False
         done, best, patience = self.progress.epoch - 1, self.progress.best, self.settings.patience
         if best and patience and done - best.epoch >= patience:
             logger.info("no better Dice for %d epochs: stopping early", patience)
             return True
-        if self.budget and self.budget.is_over:
+        if self.time_limit and self.time_limit.is_over:
             logger.info("the time for steps is over")
             return True
         return done >= self.settings.epochs
@@ -172,9 +179,9 @@ class Trainer(Loop):
         """Train for the rest of an epoch, validate, keep the best, write down what happened."""
         parts, progress = self.parts, self.progress
         self.epoch_began = time.perf_counter() - progress.seconds
-        parts.training_batches.go_to(progress.epoch, progress.batch)
-        if self.budget:
-            self.budget.begin_steps(anew=progress.batch == 0)
+        parts.training_batches.set_epoch(progress.epoch, progress.batch)
+        if self.time_limit:
+            self.time_limit.begin_steps(anew=progress.batch == 0)
         with self._show_progress() as self.bar:
             batches = parts.teacher.mark(self.bar) if parts.teacher else self.bar
             if parts.consistency:
@@ -186,15 +193,15 @@ class Trainer(Loop):
         if validates:
             self._keep_unscored()
             self.blank, validations = self._validated()
-        schedule, budget = parts.optimization.schedule, self.budget
-        rate = budget.spent.rate if budget else schedule.rate_after(progress.epoch - 1)
+        schedule, time_limit = parts.optimization.schedule, self.time_limit
+        rate = time_limit.spent.rate if time_limit else schedule.rate_after(progress.epoch - 1)
         seconds = time.perf_counter() - self.epoch_began
         if validations:
             self._keep_if_better(validations, log)
-        if validates and budget:
-            budget.after_validation()
+        if validates and time_limit:
+            time_limit.after_validation()
         values = _history(progress, validations, rate, seconds)
-        log.epoch(progress.epoch, values | (budget.history() if budget else {}))
+        log.epoch(progress.epoch, values | (time_limit.history() if time_limit else {}))
         words = self._in_words(validations) if validates else self._start_in_words()
         logger.info("%s  %.1f s", words, seconds)
         if validates:
@@ -206,25 +213,25 @@ class Trainer(Loop):
         self.recovery.keep()
 
     def _while_time(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield batches until they or the budget's time for steps end."""
-        if self.budget and self.budget.is_over:
+        """Yield batches until they or the time limit's time for steps end."""
+        if self.time_limit and self.time_limit.is_over:
             return
         for batch in batches:
             yield batch
-            if self.budget and self.budget.is_over:
+            if self.time_limit and self.time_limit.is_over:
                 return
 
     def _validates(self) -> bool:
-        """Say whether to validate after this epoch: always, if it does not eat up a budget."""
-        budget = self.budget
-        if budget is None or budget.is_over or self.progress.epoch >= self.settings.epochs:
+        """Say whether to validate after this epoch: always, if it does not eat up a time limit."""
+        time_limit = self.time_limit
+        if time_limit is None or time_limit.is_over or self.progress.epoch >= self.settings.epochs:
             return True
-        return budget.wants_validation
+        return time_limit.wants_validation
 
     def _start_in_words(self) -> str:
         losses, of = self.progress.means.result(), f"/{self.settings.epochs}"
-        if self.budget:
-            of = f"  {self.budget.total / self.budget.seconds:.0%} of the time"
+        if self.time_limit:
+            of = f"  {self.time_limit.total / self.time_limit.seconds:.0%} of the time"
         return f"epoch {self.progress.epoch}{of}  loss {losses.get('loss', 0):.4f}"
 
     def _in_words(self, validations: list[Validation]) -> str:
@@ -239,21 +246,21 @@ class Trainer(Loop):
 
     def after_step(self, batch: Batch, value: LossValue, *, taken: bool) -> None:
         """Count the step's time too, before the state is saved; see ``Loop.after_step``."""
-        if self.budget and self.budget.after_step():
+        if self.time_limit and self.time_limit.after_step():
             self._say_what_fits()
         super().after_step(batch, value, taken=taken)
 
     def _say_what_fits(self) -> None:
-        """Say once how many steps fit into the budget, when that is known."""
-        if self.budget and not self.told and self.progress.step + 1 >= FIRST_STEPS:
-            logger.info("%s", self.budget.in_words())
-            self.parts.optimization.freezing.warn_of_end(self.budget.epochs)
+        """Say once how many steps fit into the time limit, when that is known."""
+        if self.time_limit and not self.told and self.progress.step + 1 >= FIRST_STEPS:
+            logger.info("%s", self.time_limit.in_words())
+            self.parts.optimization.freezing.warn_of_end(self.time_limit.epochs)
             self.told = True
 
     def capture(self) -> dict[str, Any]:
         """Return all that the rest of the training depends on; see ``notan.train.progress``."""
         tree = capture(self.parts, self.progress, self.guard, self.recovery.good)
-        return {**tree, "budget": self.budget and self.budget.state()}
+        return {**tree, "time limit": self.time_limit and self.time_limit.state()}
 
     def _validated(self) -> tuple[DivergedError | None, list[Validation]]:
         try:
@@ -270,18 +277,18 @@ class Trainer(Loop):
             yield validate(backend, self._until_stopped(), parts.loss)
 
     def _until_stopped(self) -> Iterator[Batch]:
-        """Read the validation pictures, which change nothing, so stopping is safe between them."""
+        """Read the validation images, which change nothing, so stopping is safe between them."""
         for batch in self.parts.validation_batches:
             self._stop_if_asked()
             yield batch
 
     def _keep_unscored(self) -> None:
-        """Save a first model before its validation where that will end after the budget.
+        """Save a first model before its validation where that will end after the time limit.
 
-        Whoever ends the process then, when the budget is spent, leaves a model all the same.
+        Whoever ends the process then, when the time limit is spent, leaves a model all the same.
         """
-        budget, parts, progress = self.budget, self.parts, self.progress
-        if budget and progress.best is None and budget.left < budget.spent.validating:
+        time_limit, parts, progress = self.time_limit, self.parts, self.progress
+        if time_limit and progress.best is None and time_limit.left < time_limit.spent.validating:
             card = parts.card(progress.epoch, {})
             save_checkpoint(self.folder / BEST, Checkpoint(card, parts.model.state_dict()))
 
@@ -296,15 +303,17 @@ class Trainer(Loop):
         card = parts.card(progress.epoch, {"dice": scored.dice, "iou": scored.iou})
         save_checkpoint(self.folder / BEST, Checkpoint(card, model.state_dict()))
         log.overlays(progress.epoch, list(self._overlays(model)))
-        progress.best = Best(scored.dice, progress.epoch, averaged is not None, scored.blind_dice)
+        progress.best = Best(
+            scored.dice, progress.epoch, averaged is not None, scored.all_foreground_dice
+        )
 
-    def _overlays(self, model: nn.Module) -> Iterator[tuple[str, Picture]]:
+    def _overlays(self, model: nn.Module) -> Iterator[tuple[str, RGBImage]]:
         parts = self.parts
         predictor = Predictor(TorchBackend(model, parts.device), parts.preprocessor)
-        for index in range(min(self.settings.overlays, len(parts.validation))):
+        for index in range(min(self.settings.log_images, len(parts.validation))):
             sample = parts.validation[index]
             mask = predictor(sample.image).mask
-            yield sample.name, overlay_picture(sample.image, mask, sample.mask)
+            yield sample.name, overlay_image(sample.image, mask, sample.mask)
 
 
 def _history(

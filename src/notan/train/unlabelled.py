@@ -1,4 +1,4 @@
-"""Which pictures without masks a training may see, and how: none that it is judged by."""
+"""Which images without masks a training may see, and how: none that it is judged by."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from notan.data.build import has_test, open_split
 from notan.data.strong import build_geometry, build_strong
-from notan.data.unlabelled import UnlabelledPictures, find_unlabelled, fingerprint_unlabelled
+from notan.data.unlabelled import UnlabelledImages, find_unlabelled, fingerprint_unlabelled
 from notan.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,32 +20,32 @@ logger = logging.getLogger("notan")
 
 def open_unlabelled(
     run: Run, preprocessor: Preprocessor, card: DataCard
-) -> UnlabelledPictures | None:
-    """Open the pictures without masks that a run names, less those that it is judged by.
+) -> UnlabelledImages | None:
+    """Open the images without masks that a run names, less those that it is judged by.
 
-    Left out are copies of validation pictures, or the best epoch would be chosen on what was
-    learned, and of the data's test part, of which no picture is decoded: its files are compared.
-    Training pictures stay: Tarvainen and Valpola ask for agreement on all pictures, with masks and
+    Left out are copies of validation images, or the best epoch would be chosen on what was
+    learned, and of the data's test part, of which no image is decoded: its files are compared.
+    Training images stay: Tarvainen and Valpola ask for agreement on all images, with masks and
     without.
 
     Args:
         run: ``train.unlabelled`` and the weight of the agreement.
         preprocessor: The training's.
-        card: The hashes of the pictures with masks.
+        card: The hashes of the images with masks.
 
     Returns:
         None where the run names none.
 
     Raises:
         ConfigError: Agreement with their answers weighs nothing.
-        DataError: There is no such folder, or no picture is left in it.
+        DataError: There is no such folder, or no image is left in it.
     """
     folder = run.train.unlabelled
     if folder is None:
         return None
     if run.loss.consistency == 0:
         raise ConfigError(
-            f"{folder}: pictures without masks teach nothing where loss.consistency is 0; raise it"
+            f"{folder}: images without masks teach nothing where loss.consistency is 0; raise it"
         )
     found = find_unlabelled(folder)
     left_out = {"test": _test_hashes(run, card), "validation": {*card.validation_hashes}}
@@ -55,12 +55,12 @@ def open_unlabelled(
         if len(others) < len(files):
             counts.append(f"{len(files) - len(others)} {part}")
         files = others
-    what = f"copies of {' and '.join(counts)} pictures"
+    what = f"copies of {' and '.join(counts)} images"
     if not files:
-        raise DataError(f"{folder}: all {len(found)} pictures are {what}; give some others")
+        raise DataError(f"{folder}: all {len(found)} images are {what}; give some others")
     if counts:
         logger.info("%s: left out %s", folder, what)
-    return UnlabelledPictures(
+    return UnlabelledImages(
         files,
         preprocessor,
         geometry=build_geometry(run.augment, preprocessor.fit),
@@ -75,14 +75,14 @@ def _test_hashes(run: Run, card: DataCard) -> set[str]:
     return {*open_split(run.data, "test", seed=run.seed).hashes()}
 
 
-def with_unlabelled(card: DataCard, pictures: UnlabelledPictures | None) -> DataCard:
-    """Write into a card which pictures without masks were seen."""
-    if pictures is None:
+def with_unlabelled(card: DataCard, images: UnlabelledImages | None) -> DataCard:
+    """Write into a card which images without masks were seen."""
+    if images is None:
         return card
     return card.model_copy(
         update={
-            "unlabelled_pictures": len(pictures),
-            "unlabelled_fingerprint": fingerprint_unlabelled(pictures.files),
-            "unlabelled_hashes": tuple(file.file_hash for file in pictures.files),
+            "unlabelled_images": len(images),
+            "unlabelled_fingerprint": fingerprint_unlabelled(images.files),
+            "unlabelled_hashes": tuple(file.file_hash for file in images.files),
         }
     )

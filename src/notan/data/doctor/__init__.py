@@ -1,4 +1,4 @@
-"""The data doctor: looks at every picture and mask of a folder once, and says what is wrong.
+"""The data doctor: looks at every image and mask of a folder once, and says what is wrong.
 
 Three steps, one file each: ``collect`` lists the files without stopping at what is missing,
 ``reading`` turns each pair into a few numbers, and the ``check_*`` files judge the numbers.

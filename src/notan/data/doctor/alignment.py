@@ -1,6 +1,6 @@
-"""How well a mask's outline lies on a picture's edges, and where it would lie better.
+"""How well a mask's outline lies on an image's edges, and where it would lie better.
 
-The outline is moved over the picture by every shift within reach. At each, the edges beneath it
+The outline is moved over the image by every shift within reach. At each, the edges beneath it
 count by their strength and by whether they run along it: without the direction, fur and grass
 fit any outline.
 """
@@ -14,19 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from notan.types import Mask, Picture
+    from notan.types import Mask, RGBImage
 
 LONG_SIDE = 160
-"""Pictures are shrunk to this long side: shifts of a few pixels do not matter here."""
+"""Images are shrunk to this long side: shifts of a few pixels do not matter here."""
 
 REACH_FRACTION = 0.12
 """The farthest shift tried, as a share of the long side."""
 
 MAP_SIDE = 39
-"""Side of the map of all shifts that is kept of each picture; the middle is no shift."""
+"""Side of the map of all shifts that is kept of each image; the middle is no shift."""
 
 LEAST_INSIDE = 0.6
-"""A shift that pushes more than the rest of the outline out of the picture is not judged."""
+"""A shift that pushes more than the rest of the outline out of the image is not judged."""
 
 Plane = npt.NDArray[np.float32]
 
@@ -35,14 +35,14 @@ class Alignment(NamedTuple):
     """How well the outline fits, shifted and as it is, in standard deviations over all shifts.
 
     Attributes:
-        down: The best shift, in pixels of the picture.
+        down: The best shift, in pixels of the image.
         right: The same, to the right.
         distance: The best shift's length in pixels at the reduced size.
         best: The fit there.
         here: The fit without a shift, give or take a pixel.
         rival: The best fit elsewhere.
         fits: float32, (39, 39), the fit at every shift; row 0 is farthest up.
-        step: One step of that map, in pixels of the picture.
+        step: One step of that map, in pixels of the image.
     """
 
     down: int
@@ -55,20 +55,20 @@ class Alignment(NamedTuple):
     step: float
 
 
-def align(picture: Picture, mask: Mask) -> Alignment | None:
-    """Move a mask's outline over its picture and see where it fits.
+def align(image: RGBImage, mask: Mask) -> Alignment | None:
+    """Move a mask's outline over its image and see where it fits.
 
     Args:
-        picture: uint8, (height, width, 3).
+        image: uint8, (height, width, 3).
         mask: bool, of the same size.
 
     Returns:
-        The fits; None when there is no outline, or the picture is flat.
+        The fits; None when there is no outline, or the image is flat.
     """
     height, width = mask.shape
     scale = min(1.0, LONG_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     soft = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     reach = max(3, round(REACH_FRACTION * max(size)))
     if min(size) <= reach:
@@ -85,9 +85,9 @@ def _gradient(plane: Plane) -> tuple[Plane, Plane]:
     )
 
 
-def _edges(picture: Plane) -> tuple[Plane, Plane, Plane]:
+def _edges(image: Plane) -> tuple[Plane, Plane, Plane]:
     """Take each pixel's gradient in its strongest channel; return strength and direction."""
-    across, down = _gradient(picture)
+    across, down = _gradient(image)
     strength = np.hypot(across, down)
     channel = strength.argmax(axis=2)[..., None]
     across = np.take_along_axis(across, channel, 2)[..., 0]
@@ -100,7 +100,7 @@ def _edges(picture: Plane) -> tuple[Plane, Plane, Plane]:
 def _outline(mask: Plane) -> tuple[Plane, Plane, Plane]:
     across, down = _gradient(mask)
     strength = np.hypot(across, down)
-    strength[:2] = strength[-2:] = 0  # where the figure is cut off by the frame is no outline
+    strength[:2] = strength[-2:] = 0  # where the foreground is cut off by the frame is no outline
     strength[:, :2] = strength[:, -2:] = 0
     return _directed(across, down, strength)
 

@@ -1,6 +1,6 @@
-"""Findings about masks whose outline lies beside the picture's edges instead of on them.
+"""Findings about masks whose outline lies beside the image's edges instead of on them.
 
-Kept conservative on purpose: edges lie beside edges in real pictures, and a false alarm on good
+Kept conservative on purpose: edges lie beside edges in real images, and a false alarm on good
 data costs more trust than a missed shift. A single mask is reported only in a folder where most
 others fit as they are.
 """
@@ -40,7 +40,7 @@ def check_shifted(samples: Sequence[Facts]) -> Iterator[Finding]:
     together = _common_shift([alignment for _, alignment in aligned])
     if together:
         message = (
-            f"all {number_of(len(aligned), 'mask')} fit their pictures' edges best when moved "
+            f"all {number_of(len(aligned), 'mask')} fit their images' edges best when moved "
             f"{together}; they seem shifted by one step of their making; "
             "look at some overlays and mend that step"
         )
@@ -53,7 +53,7 @@ def check_shifted(samples: Sequence[Facts]) -> Iterator[Finding]:
     for facts, alignment in aligned:
         if facts.mask and _is_shifted(alignment):
             message = (
-                f"{facts.mask.path}: its outline fits the picture's edges far better when moved "
+                f"{facts.mask.path}: its outline fits the image's edges far better when moved "
                 f"{_way(alignment.down, alignment.right)}, while most other masks fit as they "
                 "are; look at the overlay"
             )
@@ -70,7 +70,7 @@ def _is_shifted(alignment: Alignment) -> bool:
 
 
 def _common_shift(alignments: Sequence[Alignment]) -> str | None:
-    """Say by how much all masks are shifted, or None; chance fits of single pictures cancel."""
+    """Say by how much all masks are shifted, or None; chance fits of single images cancel."""
     fits = np.mean([alignment.fits for alignment in alignments], axis=0)
     middle = MAP_SIDE // 2
     row, column = np.unravel_index(int(fits.argmax()), fits.shape)

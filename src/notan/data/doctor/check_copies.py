@@ -1,4 +1,4 @@
-"""Findings about pictures that stand in a folder twice: copies, leaks, contradicting masks."""
+"""Findings about images that stand in a folder twice: copies, leaks, contradicting masks."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 def check_copies(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report pictures of the very same pixels, within a split and across splits."""
+    """Report images of the very same pixels, within a split and across splits."""
     for group in _same_pixels(samples):
         yield _about_group(group, near=False)
 
 
 def check_contradictions(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report pictures of the very same pixels whose masks differ."""
+    """Report images of the very same pixels whose masks differ."""
     for group in _same_pixels(samples):
         there = [facts.mask for facts in group if facts.mask and not facts.mask.fault]
         masks = {mask.digest: mask.path for mask in there}
         if len(masks) < 2:
             continue
-        files = _pictures(group)
+        files = _images(group)
         first, second, *_ = masks.values()
         message = (
-            f"{files[0]}: the same picture as {_places(group[1:])}, but their masks differ "
-            f"({first.name} and {second.name} hold different figures); keep the right one"
+            f"{files[0]}: the same image as {_places(group[1:])}, but their masks differ "
+            f"({first.name} and {second.name} hold different foregrounds); keep the right one"
         )
         yield Finding("copies-with-different-masks", "error", message, files, _one_split(group))
 
@@ -44,10 +44,10 @@ def check_near_copies(samples: Sequence[Facts]) -> Iterator[Finding]:
     by_pixels: dict[str, Facts] = {}
     looks: dict[str, Look] = {}
     for facts in samples:
-        picture = facts.picture
-        if picture and picture.look and max(picture.colour_std) >= BLANK_DEVIATION:
-            by_pixels.setdefault(picture.digest, facts)  # exact copies are reported elsewhere
-            looks.setdefault(picture.digest, picture.look)
+        image = facts.image
+        if image and image.look and max(image.colour_std) >= BLANK_DEVIATION:
+            by_pixels.setdefault(image.digest, facts)  # exact copies are reported elsewhere
+            looks.setdefault(image.digest, image.look)
     distinct = list(by_pixels.values())
     for group in _connected(len(distinct), alike(list(looks.values()))):
         yield _about_group([distinct[place] for place in group], near=True)
@@ -56,8 +56,8 @@ def check_near_copies(samples: Sequence[Facts]) -> Iterator[Finding]:
 def _same_pixels(samples: Sequence[Facts]) -> list[list[Facts]]:
     groups: dict[str, list[Facts]] = defaultdict(list)
     for facts in samples:
-        if facts.picture and facts.picture.digest:
-            groups[facts.picture.digest].append(facts)
+        if facts.image and facts.image.digest:
+            groups[facts.image.digest].append(facts)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -83,13 +83,13 @@ def _about_group(group: Sequence[Facts], *, near: bool) -> Finding:
     """Describe copies; only those that stand in two splits, both read, are a leak."""
     splits = {facts.split for facts in group} - {UNLISTED}
     listed = sum(facts.split != UNLISTED for facts in group)
-    files = _pictures(group)
-    what = "almost the same picture as" if near else "the very same picture as"
+    files = _images(group)
+    what = "almost the same image as" if near else "the very same image as"
     found = f"{files[0]} ({group[0].split}): {what} {_places(group[1:])}"
     kind = "near-duplicate" if near else "duplicate"
     if len(splits) > 1:
         severity: Severity = "warning" if near else "error"
-        message = f"{found}; scores on pictures seen in training are too good; keep it in one split"
+        message = f"{found}; scores on images seen in training are too good; keep it in one split"
         return Finding(f"{kind}-across-splits", severity, message, files)
     if listed < 2:
         message = f"{found}; only one of them is in a list, so nothing needs to be done"
@@ -103,12 +103,12 @@ def _one_split(group: Sequence[Facts]) -> str | None:
     return splits.pop() if len(splits) == 1 else None
 
 
-def _pictures(group: Sequence[Facts]) -> tuple[Path, ...]:
-    return tuple(facts.picture.path for facts in group if facts.picture)
+def _images(group: Sequence[Facts]) -> tuple[Path, ...]:
+    return tuple(facts.image.path for facts in group if facts.image)
 
 
 def _places(group: Sequence[Facts]) -> str:
     first = group[0]
-    name = first.picture.path.name if first.picture else first.entry.name
+    name = first.image.path.name if first.image else first.entry.name
     more = f" and {number_of(len(group) - 1, 'other')}" if len(group) > 1 else ""
     return f"{name} ({first.split}){more}"

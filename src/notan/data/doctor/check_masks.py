@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 SOFT = "soft edges, cut at half"
 LIKE_SOFT = frozenset({SOFT, "0/255", "0/65535"})
-"""Readings of one way of saving masks: some figures have no slanted edge to be soft."""
+"""Readings of one way of saving masks: some foregrounds have no slanted edge to be soft."""
 
 FEW = 8
 """Fewer masks than this say nothing about what is usual in a folder."""
 
 MOST = 0.6
-MOSTLY_FIGURE = 0.6
-FRAMED_BY_FIGURE = 0.8
-"""Real close-ups, figures that fill the picture, cover up to two thirds of its four sides."""
+MOSTLY_FOREGROUND = 0.6
+FRAMED_BY_FOREGROUND = 0.8
+"""Real close-ups, foregrounds that fill the image, cover up to two thirds of its four sides."""
 
 USUAL_PLACE = 0.3
 OPPOSITE_PLACE = -0.45
@@ -36,7 +36,7 @@ TIMES_USUAL = 2.5
 """Noise on 2 of 100 pixels gives 0.02 and over 0.45; real masks, fine ones too, stay below one."""
 
 LONE_PIXELS = 50
-"""In tiny pictures, a thin corner is a large share."""
+"""In tiny images, a thin corner is a large share."""
 
 REPEATED_SHARE = 0.1
 
@@ -66,7 +66,8 @@ def _clashes(
     for name in sorted(odd):
         files = tuple(mask.path for mask in by_encoding[name])
         message = (
-            f"{files[0]}: {number_of(len(files), 'mask')} of {name} among {listing}; figure must "
+            f"{files[0]}: {number_of(len(files), 'mask')} of {name} among {listing}; foreground "
+            "must "
             "be one value throughout; perhaps these are more classes than two"
         )
         yield Finding("masks-disagree", "error", message, files)
@@ -77,45 +78,50 @@ def _clashes(
     files = tuple(mask.path for name in sorted(rest) if name != usual for mask in by_encoding[name])
     message = (
         f"masks of several encodings stand side by side: {listing}; each is read by its own rule, "
-        "but they come from different tools or steps; make sure that figure means the same in all"
+        "but they come from different tools or steps; make sure that foreground means the same in "
+        "all"
     )
     yield Finding("mixed-encodings", "warning", message, files)
 
 
 def how_read(encoding: str) -> str:
-    """Say in words which pixels of an encoding are figure."""
-    if encoding.startswith("trimap, border = "):
-        rule = encoding.removeprefix("trimap, border = ")
-        border = {"figure": "3 figure", "ground": "3 ground", "ignore": "3 left out"}[rule]
-        return f"1 is figure, 2 ground, {border}"
+    """Say in words which pixels of an encoding are foreground."""
+    if encoding.startswith("trimap, trimap_border = "):
+        rule = encoding.removeprefix("trimap, trimap_border = ")
+        trimap_border = {
+            "foreground": "3 foreground",
+            "background": "3 background",
+            "ignore": "3 left out",
+        }[rule]
+        return f"1 is foreground, 2 background, {trimap_border}"
     plain = {
-        "empty": "no figure",
-        "full": "all figure",
-        "bool": "1 is figure",
-        SOFT: "the brighter half is figure",
-        "black/colour": "black is ground, the colour figure",
+        "empty": "no foreground",
+        "full": "all foreground",
+        "bool": "1 is foreground",
+        SOFT: "the brighter half is foreground",
+        "black/colour": "black is background, the colour foreground",
     }
     if encoding in plain:
         return plain[encoding]
-    return f"{encoding.rpartition('/')[2]} is figure, 0 ground"
+    return f"{encoding.rpartition('/')[2]} is foreground, 0 background"
 
 
 def check_empty(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report masks without figure: usual for some data, a mistake where they abound."""
+    """Report masks without foreground: usual for some data, a mistake where they abound."""
     for split, inside in _by_split(samples).items():
         masks = _masks(inside)
         empty = [mask for mask in masks if mask.is_empty]
         for mask in empty:
             severity: Severity = "note"
-            found = "the mask holds no figure; check that this is meant"
+            found = "the mask holds no foreground; check that this is meant"
             if mask.encoding.startswith("trimap"):
                 severity = "warning"
-                found = "the trimap holds no pet pixel (1), yet every picture here shows a pet"
+                found = "the trimap holds no pet pixel (1), yet every image here shows a pet"
             message = f"{mask.path}: {found}"
             yield Finding("empty-mask", severity, message, (mask.path,), split)
         if len(empty) > len(masks) / 2:
             message = (
-                f"{split}: {len(empty)} of {number_of(len(masks), 'mask')} hold no figure; "
+                f"{split}: {len(empty)} of {number_of(len(masks), 'mask')} hold no foreground; "
                 "a model that finds nothing would look good here; check how they were written"
             )
             files = tuple(mask.path for mask in empty)
@@ -123,11 +129,12 @@ def check_empty(samples: Sequence[Facts]) -> Iterator[Finding]:
 
 
 def check_full(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report masks without ground."""
+    """Report masks without background."""
     for facts in samples:
         if facts.mask and facts.mask.is_full:
             message = (
-                f"{facts.mask.path}: the mask is figure from side to side, without any ground; "
+                f"{facts.mask.path}: the mask is foreground from side to side, without any "
+                "background; "
                 "check that it is no blank file"
             )
             yield Finding("full-mask", "warning", message, (facts.mask.path,), facts.split)
@@ -139,8 +146,10 @@ def check_polarity(samples: Sequence[Facts]) -> Iterator[Finding]:
     framed = [mask for mask in masks if _is_framed(mask)]
     if len(masks) >= 2 and len(framed) > MOST * len(masks):
         message = (
-            f"in {len(framed)} of {number_of(len(masks), 'mask')} the figure covers most of the "
-            "picture and of its four sides: figure and ground may be the wrong way round; figure "
+            f"in {len(framed)} of {number_of(len(masks), 'mask')} the foreground covers most of "
+            "the "
+            "image and of its four sides: foreground and background may be the wrong way round; "
+            "foreground "
             "must be the bright value; invert the masks if it is not"
         )
         yield Finding("inverted-masks", "warning", message, tuple(mask.path for mask in framed))
@@ -152,15 +161,16 @@ def check_polarity(samples: Sequence[Facts]) -> Iterator[Finding]:
         mask = facts.mask
         if mask and (mask in framed or mask.path in opposite):
             message = (
-                f"{mask.path}: the figure covers {mask.coverage:.0%} of the picture and "
-                f"{mask.frame_coverage:.0%} of its four sides, unlike the other masks: figure and "
-                "ground may be the wrong way round; invert it if they are"
+                f"{mask.path}: the foreground covers {mask.coverage:.0%} of the image and "
+                f"{mask.frame_coverage:.0%} of its four sides, unlike the other masks: foreground "
+                "and "
+                "background may be the wrong way round; invert it if they are"
             )
             yield Finding("inverted-mask", "warning", message, (mask.path,), facts.split)
 
 
 def _is_framed(mask: MaskFacts) -> bool:
-    return mask.coverage > MOSTLY_FIGURE and mask.frame_coverage > FRAMED_BY_FIGURE
+    return mask.coverage > MOSTLY_FOREGROUND and mask.frame_coverage > FRAMED_BY_FOREGROUND
 
 
 def _opposite_places(masks: Sequence[MaskFacts]) -> set[object]:
@@ -199,19 +209,19 @@ def check_ragged(samples: Sequence[Facts]) -> Iterator[Finding]:
 
 
 def check_repeated(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report one mask that serves different pictures: probably saved under a wrong name."""
+    """Report one mask that serves different images: probably saved under a wrong name."""
     groups: dict[str, list[Facts]] = defaultdict(list)
     for facts in samples:
         mask = facts.mask
         if mask and mask.digest and not (mask.is_empty or mask.is_full):
             groups[mask.digest].append(facts)
     for group in groups.values():
-        pictures = Counter(facts.picture.digest for facts in group if facts.picture)
-        if len(pictures) < 2 or len(group) > max(2, REPEATED_SHARE * len(samples)):
-            continue  # the same area in most pictures is a frame, not a mistake
+        images = Counter(facts.image.digest for facts in group if facts.image)
+        if len(images) < 2 or len(group) > max(2, REPEATED_SHARE * len(samples)):
+            continue  # the same area in most images is a frame, not a mistake
         files = tuple(facts.mask.path for facts in group if facts.mask)
         message = (
-            f"{files[0]}: the very same mask as {files[1].name}, for another picture; "
+            f"{files[0]}: the very same mask as {files[1].name}, for another image; "
             "one of them was probably saved under a wrong name"
         )
         yield Finding("repeated-mask", "warning", message, files)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from notan.data.doctor.diagnosis import Finding, number_of
-from notan.data.folder import PART_NAMES, SUFFIXES, has_pairs, part_folder, picture_files
+from notan.data.folder import PART_NAMES, SUFFIXES, has_pairs, image_files, part_folder
 from notan.data.pets import pair_of, split_names
 from notan.errors import DataError
 
@@ -27,7 +27,7 @@ FIRST = 3
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample as the folder has it; a missing picture or mask is None."""
+    """One sample as the folder has it; a missing image or mask is None."""
 
     name: str
     split: str
@@ -51,7 +51,7 @@ def collect(folder: Path, layout: str) -> Collection:
         layout: ``"pets"`` or ``"folder"``.
 
     Raises:
-        DataError: A folder cannot be listed, or there is neither a picture nor a mask.
+        DataError: A folder cannot be listed, or there is neither an image nor a mask.
     """
     try:
         collection = _collect_pets(folder) if layout == "pets" else _collect_parts(folder)
@@ -62,7 +62,7 @@ def collect(folder: Path, layout: str) -> Collection:
         ) from error
     if not collection.entries:
         raise DataError(
-            f"{folder}: no pictures and no masks here; "
+            f"{folder}: no images and no masks here; "
             f"files ending in {', '.join(sorted(SUFFIXES))} were wanted"
         )
     return collection
@@ -73,11 +73,11 @@ def _collect_parts(folder: Path) -> Collection:
     entries: list[Entry] = []
     findings: list[Finding] = []
     for split, part in _parts(folder):
-        pictures = _files(part / "images")
+        images = _files(part / "images")
         masks = _files(part / "masks")
-        found = _matched(split, pictures, masks)
+        found = _matched(split, images, masks)
         entries += found
-        findings += _same_stems(split, pictures, "picture")
+        findings += _same_stems(split, images, "image")
         findings += _same_stems(split, masks, "mask")
         findings += _without_partner(part, split, found)
         findings += _ignored(part, split)
@@ -99,19 +99,19 @@ def _parts(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return picture_files(folder) if folder.is_dir() else []
+    return image_files(folder) if folder.is_dir() else []
 
 
-def _matched(split: str, pictures: Sequence[Path], masks: Sequence[Path]) -> list[Entry]:
+def _matched(split: str, images: Sequence[Path], masks: Sequence[Path]) -> list[Entry]:
     """Pair files by stem; a second file of a stem stands alone, so that it is read too."""
     waiting: dict[str, list[Path]] = {}
     for mask in masks:
         waiting.setdefault(mask.stem, []).append(mask)
     entries = []
-    for picture in pictures:
-        partners = waiting.get(picture.stem)
+    for image in images:
+        partners = waiting.get(image.stem)
         partner = partners.pop(0) if partners else None
-        entries.append(Entry(picture.stem, split, picture, partner))
+        entries.append(Entry(image.stem, split, image, partner))
     rest = [mask for partners in waiting.values() for mask in partners]
     return entries + [Entry(mask.stem, split, None, mask) for mask in rest]
 
@@ -129,23 +129,23 @@ def _same_stems(split: str, files: Sequence[Path], what: str) -> Iterator[Findin
 
 
 def _without_partner(part: Path, split: str, entries: Sequence[Entry]) -> Iterator[Finding]:
-    pictured = {entry.name for entry in entries if entry.image}
+    imaged = {entry.name for entry in entries if entry.image}
     masked = {entry.name for entry in entries if entry.mask}
     for entry in entries:
         if entry.image and entry.name not in masked:
-            hint = _nearest(entry.name, masked - pictured)
+            hint = _nearest(entry.name, masked - imaged)
             message = (
                 f"{entry.image}: there is no mask {entry.name}.* in {part / 'masks'}{hint}; "
-                "picture and mask must have the same name before the dot"
+                "image and mask must have the same name before the dot"
             )
-            yield Finding("picture-without-mask", "error", message, (entry.image,), split)
-        elif entry.mask and entry.name not in pictured:
-            hint = _nearest(entry.name, pictured - masked)
+            yield Finding("image-without-mask", "error", message, (entry.image,), split)
+        elif entry.mask and entry.name not in imaged:
+            hint = _nearest(entry.name, imaged - masked)
             message = (
-                f"{entry.mask}: there is no picture {entry.name}.* in {part / 'images'}{hint}; "
-                "picture and mask must have the same name before the dot"
+                f"{entry.mask}: there is no image {entry.name}.* in {part / 'images'}{hint}; "
+                "image and mask must have the same name before the dot"
             )
-            yield Finding("mask-without-picture", "error", message, (entry.mask,), split)
+            yield Finding("mask-without-image", "error", message, (entry.mask,), split)
 
 
 def _nearest(name: str, others: set[str]) -> str:
@@ -154,20 +154,20 @@ def _nearest(name: str, others: set[str]) -> str:
 
 
 def _ignored(part: Path, split: str) -> Iterator[Finding]:
-    """Note what stands among the pictures and is never read."""
+    """Note what stands among the images and is never read."""
     for folder in (part / "images", part / "masks"):
         if not folder.is_dir():
             continue
-        pictures = set(picture_files(folder))
+        images = set(image_files(folder))
         others = sorted(
             path
             for path in folder.iterdir()
-            if path not in pictures and not path.name.startswith(".")
+            if path not in images and not path.name.startswith(".")
         )
         if others:
             message = (
                 f"{folder}: {_named(others)} {'is' if len(others) == 1 else 'are'} never read, "
-                "because only picture files directly in this folder are; move or rename what "
+                "because only image files directly in this folder are; move or rename what "
                 "should count"
             )
             yield Finding("ignored-file", "note", message, tuple(others), split)
@@ -209,8 +209,8 @@ def _listed_but_missing(folder: Path, entries: Sequence[Entry]) -> Iterator[Find
     for entry in entries:
         pair = pair_of(folder, entry.name)
         for path, there, kind in (
-            (pair.image, entry.image, "mask-without-picture"),
-            (pair.mask, entry.mask, "picture-without-mask"),
+            (pair.image, entry.image, "mask-without-image"),
+            (pair.mask, entry.mask, "image-without-mask"),
         ):
             if there is None:
                 message = (
@@ -223,9 +223,9 @@ def _listed_but_missing(folder: Path, entries: Sequence[Entry]) -> Iterator[Find
 
 def _unlisted(folder: Path, entries: Sequence[Entry]) -> list[Entry]:
     listed = {path for entry in entries for path in (entry.image, entry.mask)}
-    pictures = [path for path in picture_files(folder / "images") if path not in listed]
-    trimaps = picture_files(folder / "annotations" / "trimaps")
-    return _matched(UNLISTED, pictures, [path for path in trimaps if path not in listed])
+    images = [path for path in image_files(folder / "images") if path not in listed]
+    trimaps = image_files(folder / "annotations" / "trimaps")
+    return _matched(UNLISTED, images, [path for path in trimaps if path not in listed])
 
 
 def _named(files: Sequence[Path]) -> str:

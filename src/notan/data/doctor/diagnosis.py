@@ -28,7 +28,7 @@ class Finding:
     """One thing that the doctor noticed.
 
     Attributes:
-        kind: A stable name such as ``"unreadable-picture"``.
+        kind: A stable name such as ``"unreadable-image"``.
         severity: ``"error"``: training would stop or its scores would be wrong; ``"warning"``:
             probably a mistake; ``"note"``: good to know.
         message: One line: what was found, what was wanted, what to do.
@@ -49,18 +49,18 @@ class SplitStatistics:
 
     Attributes:
         split: Its name.
-        pictures: How many pictures could be read.
+        images: How many images could be read.
         masks: How many masks could be read.
-        height: Least, middle and largest height of the pictures, in pixels.
+        height: Least, middle and largest height of the images, in pixels.
         width: The same of the width.
-        colour_mean: Mean of red, green and blue, 0..1; every picture counts alike.
+        colour_mean: Mean of red, green and blue, 0..1; every image counts alike.
         colour_std: Standard deviation of red, green and blue over all pixels, 0..1.
-        coverage: Least, middle and largest share of figure in a mask, 0..1.
+        coverage: Least, middle and largest share of foreground in a mask, 0..1.
         encodings: How many masks were read by each encoding.
     """
 
     split: str
-    pictures: int
+    images: int
     masks: int
     height: tuple[int, int, int]
     width: tuple[int, int, int]
@@ -77,15 +77,15 @@ class Diagnosis:
     Attributes:
         folder: The folder.
         layout: ``"pets"`` or ``"folder"``.
-        border: What the border of trimaps was counted as.
+        trimap_border: What the border of trimaps was counted as.
         findings: The worst first.
-        statistics: One for each split that has a readable picture.
-        pairs: Picture and mask of every sample that a finding names, to show them together.
+        statistics: One for each split that has a readable image.
+        pairs: Image and mask of every sample that a finding names, to show them together.
     """
 
     folder: Path
     layout: str
-    border: str
+    trimap_border: str
     findings: tuple[Finding, ...]
     statistics: tuple[SplitStatistics, ...]
     pairs: tuple[tuple[Path, Path], ...] = ()
@@ -110,16 +110,16 @@ class Diagnosis:
     def verdict(self) -> str:
         """Return one line for the whole folder."""
         errors, warnings, notes = (self.count(severity) for severity in SEVERITIES)
-        pictures = sum(split.pictures for split in self.statistics)
+        images = sum(split.images for split in self.statistics)
         if not errors and not warnings:
-            return f"Nothing wrong found in {number_of(pictures, 'picture')}."
+            return f"Nothing wrong found in {number_of(images, 'image')}."
         found = ", ".join(
             number_of(count, word)
             for count, word in ((errors, "error"), (warnings, "warning"), (notes, "note"))
             if count
         )
         todo = "mend the errors before training" if errors else "look at them before training"
-        return f"{found} in {number_of(pictures, 'picture')}: {todo}."
+        return f"{found} in {number_of(images, 'image')}: {todo}."
 
     def to_json(self) -> str:
         """Return everything as JSON, indented, with paths as text."""
@@ -138,10 +138,10 @@ class Diagnosis:
         return cls(
             folder=Path(everything["folder"]),
             layout=everything["layout"],
-            border=everything["border"],
+            trimap_border=everything["trimap_border"],
             findings=tuple(_finding(each) for each in everything["findings"]),
             statistics=tuple(_statistics(each) for each in everything["statistics"]),
-            pairs=tuple((Path(picture), Path(mask)) for picture, mask in everything["pairs"]),
+            pairs=tuple((Path(image), Path(mask)) for image, mask in everything["pairs"]),
         )
 
     def brief(self, message: str) -> str:
@@ -171,12 +171,12 @@ def describe_split(split: SplitStatistics) -> list[str]:
     sizes = " to ".join(dict.fromkeys(f"{split.height[i]}x{split.width[i]}" for i in (0, 2)))
     least, middle, most = split.coverage
     lines = [
-        f"{split.split}: {number_of(split.pictures, 'picture')}, "
+        f"{split.split}: {number_of(split.images, 'image')}, "
         f"{number_of(split.masks, 'mask')}, {sizes} pixels (height x width)"
     ]
     if split.masks:
         lines.append(
-            f"    figure covers {least:.1%} to {most:.1%}, half of them under {middle:.1%}"
+            f"    foreground covers {least:.1%} to {most:.1%}, half of them under {middle:.1%}"
         )
     colours = zip(split.colour_mean, split.colour_std, strict=True)
     text = ", ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in colours)

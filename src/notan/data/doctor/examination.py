@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from tqdm import tqdm
 
-from notan.config import Border, Data
+from notan.config import Data, TrimapBorder
 from notan.data.build import find_layout
 from notan.data.doctor.check_alignment import check_shifted
 from notan.data.doctor.check_copies import check_contradictions, check_copies, check_near_copies
@@ -68,36 +68,36 @@ CHECKS = (
 def examine(
     folder: Path,
     *,
-    border: Border = "figure",
+    trimap_border: TrimapBorder = "foreground",
     layout: Literal["auto", "pets", "folder"] = "auto",
     progress: bool = True,
 ) -> Diagnosis:
-    """Look at every picture and mask of a data folder once, and say what is wrong with it.
+    """Look at every image and mask of a data folder once, and say what is wrong with it.
 
     Nothing that is wrong with a file raises: it becomes a finding.
 
     Args:
         folder: A data folder of either layout.
-        border: What the border of trimaps counts as.
+        trimap_border: What the border of trimaps counts as.
         layout: ``"pets"``, ``"folder"``, or ``"auto"`` to look.
         progress: Show a bar on a terminal once it takes longer than a second.
 
     Raises:
         ConfigError: There is no such border rule or layout.
-        DataError: The folder is missing, of neither layout, or holds no picture at all.
+        DataError: The folder is missing, of neither layout, or holds no image at all.
     """
-    _require_known("border", border, get_args(Border))
+    _require_known("trimap_border", trimap_border, get_args(TrimapBorder))
     _require_known("layout", layout, ("auto", "pets", "folder"))
     layout_found = find_layout(Data(path=folder, layout=layout))
     collection = collect(folder, layout_found)
-    samples = _read_all(collection.entries, layout_found, border, progress=progress)
+    samples = _read_all(collection.entries, layout_found, trimap_border, progress=progress)
     findings = [*collection.findings]
     for check in CHECKS:
         findings += check(samples)
     return Diagnosis(
         folder=folder,
         layout=layout_found,
-        border=border,
+        trimap_border=trimap_border,
         findings=_worst_first(findings),
         statistics=split_statistics(samples),
         pairs=_pairs_named(findings, collection.entries),
@@ -110,9 +110,9 @@ def _require_known(what: str, word: str, options: Sequence[str]) -> None:
 
 
 def _read_all(
-    entries: Sequence[Entry], layout: str, border: Border, *, progress: bool
+    entries: Sequence[Entry], layout: str, trimap_border: TrimapBorder, *, progress: bool
 ) -> list[Facts]:
-    read = mask_reader(layout, border)
+    read = mask_reader(layout, trimap_border)
     threads = min(MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         work = pool.map(lambda entry: read_sample(entry, read), entries)
@@ -120,7 +120,7 @@ def _read_all(
             work,
             total=len(entries),
             desc="examining",
-            unit="picture",
+            unit="image",
             leave=False,
             delay=1,
             disable=None if progress else True,

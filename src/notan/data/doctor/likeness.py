@@ -1,8 +1,8 @@
-"""Which pictures look alike: a 64-bit hash finds candidates, small grey copies confirm them.
+"""Which images look alike: a 64-bit hash finds candidates, small grey copies confirm them.
 
 Source: the DCT hash follows C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash
 Functions" (2010), but leaves the first coefficient, the mean brightness, out. The second step is
-ours: a hash alone calls two frames of a standing camera the same picture.
+ours: a hash alone calls two frames of a standing camera the same image.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 THUMBNAIL_SIDE = 32
 HASH_SIDE = 8
 DIFFERENT_BITS = 8
-"""Hashes that differ in more of their 64 bits belong to different pictures."""
+"""Hashes that differ in more of their 64 bits belong to different images."""
 
 MOST_DIFFERENCE = 0.25
 MEAN_DIFFERENCE = 0.06
@@ -38,7 +38,7 @@ _ONES = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uin
 
 
 class Look(NamedTuple):
-    """What a picture looks like, small.
+    """What an image looks like, small.
 
     Attributes:
         thumbnail: float32, (32, 32), grey, mean 0 and standard deviation 1.
@@ -51,25 +51,25 @@ class Look(NamedTuple):
     aspect: float
 
 
-def look_at(picture: Picture) -> Look:
-    """Make a picture's thumbnail and hash."""
+def look_at(image: RGBImage) -> Look:
+    """Make an image's thumbnail and hash."""
     side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     # shrinking before greying: 3 small channels are cheaper than one large one
-    small = cv2.resize(picture, side, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, side, interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
     thumbnail: Thumbnail = ((grey - grey.mean()) / (grey.std() + 1e-6)).astype(np.float32)
     waves = np.asarray(cv2.dct(thumbnail))[:HASH_SIDE, :HASH_SIDE].ravel()
     bits = waves > np.median(waves[1:])
     bits[0] = False
     number = int.from_bytes(np.packbits(bits).tobytes(), "big")
-    return Look(thumbnail, number, picture.shape[1] / picture.shape[0])
+    return Look(thumbnail, number, image.shape[1] / image.shape[0])
 
 
 def alike(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
-    """Yield every pair of pictures that are copies of each other, resized or recompressed.
+    """Yield every pair of images that are copies of each other, resized or recompressed.
 
     Args:
-        looks: One for each picture.
+        looks: One for each image.
 
     Yields:
         The places of the two, the smaller first.

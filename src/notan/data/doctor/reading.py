@@ -18,16 +18,16 @@ from notan.data.doctor.alignment import Alignment, align
 from notan.data.doctor.likeness import Look, look_at
 from notan.data.files import Labels
 from notan.data.folder import mask_labels
-from notan.data.formats import read_format, read_picture, read_size, read_trimap
+from notan.data.formats import read_format, read_image, read_size, read_trimap
 from notan.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from notan.config import Border
+    from notan.config import TrimapBorder
     from notan.data.doctor.collect import Entry
-    from notan.types import Mask, Picture, Size
+    from notan.types import Mask, RGBImage, Size
 
 FaultKind: TypeAlias = Literal["unreadable", "truncated", "ambiguous"]
 MAP_SIDE = 16
@@ -36,7 +36,7 @@ Map = npt.NDArray[np.float32]
 
 
 class Fault(NamedTuple):
-    """Why a file could not be used: no picture at all, damaged pixels, or unclear values."""
+    """Why a file could not be used: no image at all, damaged pixels, or unclear values."""
 
     kind: FaultKind
     message: str
@@ -44,11 +44,11 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What picture and mask files have in common.
+    """What image and mask files have in common.
 
     Attributes:
         path: The file.
-        format: What it really is, such as ``"PNG"``; None when it is no picture.
+        format: What it really is, such as ``"PNG"``; None when it is no image.
         fault: Why it could not be read, or None.
         size: (height, width), upright; None with a fault.
         digest: The same for the same pixels, whatever the format; "" with a fault.
@@ -62,8 +62,8 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
-class PictureFacts(FileFacts):
-    """A picture in numbers: its colours are means and deviations of R, G, B on 0..255."""
+class ImageFacts(FileFacts):
+    """An image in numbers: its colours are means and deviations of R, G, B on 0..255."""
 
     colour_mean: tuple[float, ...] = ()
     colour_std: tuple[float, ...] = ()
@@ -76,13 +76,13 @@ class MaskFacts(FileFacts):
 
     Attributes:
         encoding: How its values were read.
-        coverage: The share of figure in what is not ignored, 0..1.
-        frame_coverage: The share of figure along the picture's four sides, 0..1.
-        is_empty: Whether no pixel is figure; of a trimap, whether none is 1.
-        is_full: Whether every pixel that counts is figure.
+        coverage: The share of foreground in what is not ignored, 0..1.
+        frame_coverage: The share of foreground along the image's four sides, 0..1.
+        is_empty: Whether no pixel is foreground; of a trimap, whether none is 1.
+        is_full: Whether every pixel that counts is foreground.
         lone_share: The share of pixels that differ from most of their eight neighbours.
         outline_loss: The share of the outline that is gone when the mask is smoothed.
-        place: float32, (16, 16), the figure shrunk: where in the picture it lies.
+        place: float32, (16, 16), the foreground shrunk: where in the image it lies.
     """
 
     encoding: str = ""
@@ -100,7 +100,7 @@ class Facts:
     """One sample in numbers; a missing file is None."""
 
     entry: Entry
-    picture: PictureFacts | None
+    image: ImageFacts | None
     mask: MaskFacts | None
     alignment: Alignment | None = None
 
@@ -115,8 +115,8 @@ class ReadMask(NamedTuple):
 
     Attributes:
         labels: The mask under the border rule.
-        certain: Figure for certain: without the border of a trimap.
-        outline: The mask whose outline runs along the figure's edge: through the middle of a
+        certain: Foreground for certain: without the border of a trimap.
+        outline: The mask whose outline runs along the foreground's edge: through the middle of a
             trimap's border.
     """
 
@@ -128,19 +128,23 @@ class ReadMask(NamedTuple):
 MaskReader: TypeAlias = "Callable[[Path], ReadMask]"
 
 
-def mask_reader(layout: str, border: Border) -> MaskReader:
+def mask_reader(layout: str, trimap_border: TrimapBorder) -> MaskReader:
     """Return how masks of a layout are read."""
-    return partial(_read_trimap, border=border) if layout == "pets" else _read_two_classes
+    return (
+        partial(_read_trimap, trimap_border=trimap_border)
+        if layout == "pets"
+        else _read_two_classes
+    )
 
 
 def read_sample(entry: Entry, read: MaskReader) -> Facts:
     """Read a sample's files once; a file that cannot be read becomes a fault, not an error."""
-    picture, pixels = _picture_facts(entry.image) if entry.image else (None, None)
+    image, pixels = _image_facts(entry.image) if entry.image else (None, None)
     mask, outline = _mask_facts(entry.mask, read) if entry.mask else (None, None)
     alignment = None
     if pixels is not None and outline is not None and pixels.shape[:2] == outline.shape:
         alignment = align(pixels, outline)
-    return Facts(entry, picture, mask, alignment)
+    return Facts(entry, image, mask, alignment)
 
 
 def _read_two_classes(path: Path) -> ReadMask:
@@ -148,13 +152,13 @@ def _read_two_classes(path: Path) -> ReadMask:
     return ReadMask(labels, labels.mask, labels.mask)
 
 
-def _read_trimap(path: Path, *, border: Border) -> ReadMask:
+def _read_trimap(path: Path, *, trimap_border: TrimapBorder) -> ReadMask:
     inner, between = read_trimap(path, "ignore")
     outer = inner if between is None else inner | between
     labels = Labels(
-        outer if border == "figure" else inner,
-        between if border == "ignore" else None,
-        f"trimap, border = {border}",
+        outer if trimap_border == "foreground" else inner,
+        between if trimap_border == "ignore" else None,
+        f"trimap, trimap_border = {trimap_border}",
     )
     return ReadMask(labels, inner, _between(inner, outer))
 
@@ -164,23 +168,23 @@ def _between(inner: Mask, outer: Mask) -> Mask:
     if not inner.any() or outer.all():
         return inner
     to_inner = cv2.distanceTransform((~inner).astype(np.uint8), cv2.DIST_L2, 3)
-    to_ground = cv2.distanceTransform(outer.astype(np.uint8), cv2.DIST_L2, 3)
-    middle: Mask = outer & (np.asarray(to_inner) <= np.asarray(to_ground))
+    to_background = cv2.distanceTransform(outer.astype(np.uint8), cv2.DIST_L2, 3)
+    middle: Mask = outer & (np.asarray(to_inner) <= np.asarray(to_background))
     return middle
 
 
-def _picture_facts(path: Path) -> tuple[PictureFacts, Picture | None]:
+def _image_facts(path: Path) -> tuple[ImageFacts, RGBImage | None]:
     try:
         kind = read_format(path)
     except DataError as error:
         fault = Fault("unreadable", str(error))
-        return PictureFacts(path, None, fault, None, ""), None
+        return ImageFacts(path, None, fault, None, ""), None
     try:
-        pixels = read_picture(path)
+        pixels = read_image(path)
     except DataError as error:
-        return PictureFacts(path, kind, _fault(path, error), None, ""), None
+        return ImageFacts(path, kind, _fault(path, error), None, ""), None
     mean, std = cv2.meanStdDev(pixels)
-    facts = PictureFacts(
+    facts = ImageFacts(
         path,
         kind,
         None,
@@ -233,7 +237,7 @@ def _fault(path: Path, error: DataError) -> Fault:
     return Fault("ambiguous" if error.__cause__ is None else "truncated", str(error))
 
 
-def _digest(pixels: Picture | Mask) -> str:
+def _digest(pixels: RGBImage | Mask) -> str:
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from notan.data.doctor.diagnosis import Finding, SplitStatistics
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from notan.data.doctor.reading import Facts, MaskFacts, PictureFacts
+    from notan.data.doctor.reading import Facts, ImageFacts, MaskFacts
 
 FAR_APART = 0.6
 CHANCE = 1.95
@@ -27,12 +27,12 @@ Numbers = npt.NDArray[np.float64]
 
 
 def split_statistics(samples: Sequence[Facts]) -> tuple[SplitStatistics, ...]:
-    """Return the numbers of each split that has a readable picture, in the order of the splits."""
+    """Return the numbers of each split that has a readable image, in the order of the splits."""
     statistics = []
     for split in dict.fromkeys(facts.split for facts in samples):
-        pictures = _pictures(samples, split)
-        if pictures:
-            statistics.append(_of_split(split, pictures, _masks(samples, split)))
+        images = _images(samples, split)
+        if images:
+            statistics.append(_of_split(split, images, _masks(samples, split)))
     return tuple(statistics)
 
 
@@ -50,19 +50,19 @@ def check_drift(samples: Sequence[Facts]) -> Iterator[Finding]:
             first, second = values[one][name], values[other][name]
             if far[name] <= _limit(len(first), len(second)):
                 continue
-            word = "share of figure" if measure == "coverage" else f"mean {name}"
+            word = "share of foreground" if measure == "coverage" else f"mean {name}"
             message = (
                 f"{one} and {other} differ strongly: the {word} is {np.median(first):.2f} in the "
                 f"middle of {one} and {np.median(second):.2f} in {other} (0..1); scores on one say "
-                "little about the other; split the pictures anew, or know why"
+                "little about the other; split the images anew, or know why"
             )
             yield Finding(f"different-{measure}", "warning", message)
 
 
 def _measures(samples: Sequence[Facts], split: str) -> Mapping[str, Numbers]:
     measures: dict[str, list[float]] = defaultdict(list)
-    for picture in _pictures(samples, split):
-        for channel, mean in zip(CHANNELS, picture.colour_mean, strict=True):
+    for image in _images(samples, split):
+        for channel, mean in zip(CHANNELS, image.colour_mean, strict=True):
             measures[channel].append(mean / 255)
     coverage = [mask.coverage for mask in _masks(samples, split)]
     every = {"coverage": coverage, **{channel: measures[channel] for channel in CHANNELS}}
@@ -86,9 +86,9 @@ def _limit(one: int, other: int) -> float:
     return max(FAR_APART, CHANCE * float(np.sqrt((one + other) / (one * other))))
 
 
-def _pictures(samples: Sequence[Facts], split: str) -> list[PictureFacts]:
-    pictures = (facts.picture for facts in samples if facts.split == split)
-    return [picture for picture in pictures if picture and picture.size]
+def _images(samples: Sequence[Facts], split: str) -> list[ImageFacts]:
+    images = (facts.image for facts in samples if facts.split == split)
+    return [image for image in images if image and image.size]
 
 
 def _masks(samples: Sequence[Facts], split: str) -> list[MaskFacts]:
@@ -97,17 +97,17 @@ def _masks(samples: Sequence[Facts], split: str) -> list[MaskFacts]:
 
 
 def _of_split(
-    split: str, pictures: Sequence[PictureFacts], masks: Sequence[MaskFacts]
+    split: str, images: Sequence[ImageFacts], masks: Sequence[MaskFacts]
 ) -> SplitStatistics:
-    means = np.array([picture.colour_mean for picture in pictures]) / 255
-    deviations = np.array([picture.colour_std for picture in pictures]) / 255
+    means = np.array([image.colour_mean for image in images]) / 255
+    deviations = np.array([image.colour_std for image in images]) / 255
     mean = means.mean(axis=0)
-    # all pixels' variance: within the pictures, and between them
+    # all pixels' variance: within the images, and between them
     deviation = np.sqrt((deviations**2 + means**2).mean(axis=0) - mean**2)
-    sizes = np.array([picture.size for picture in pictures])
+    sizes = np.array([image.size for image in images])
     return SplitStatistics(
         split=split,
-        pictures=len(pictures),
+        images=len(images),
         masks=len(masks),
         height=_three_whole(sizes[:, 0]),
         width=_three_whole(sizes[:, 1]),

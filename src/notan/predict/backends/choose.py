@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from notan.checkpoint import load_checkpoint, read_card
 from notan.errors import ConfigError, MissingExtraError, nearest
 from notan.extras import EXTRAS, explaining_extras
-from notan.portable import is_portable
+from notan.portable import is_onnx
 from notan.predict.backends.onnxruntime import OnnxRuntimeBackend
 from notan.predict.backends.openvino import OpenVinoBackend
 from notan.predict.backends.torch import TorchBackend, rebuild
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from notan.predict.backends.base import Backend, Precision
 
 PORTABLE = ("openvino", "onnxruntime")
-"""What runs a portable file; the quicker one first."""
+"""What runs an ONNX model; the quicker one first."""
 
 RUNTIMES = ("auto", "torch", *PORTABLE)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -41,10 +41,10 @@ def open_model(
     """Read a model file and make the backend that runs it.
 
     Args:
-        path: A checkpoint (``.safetensors``), which runs on PyTorch, or a portable file
+        path: A checkpoint (``.safetensors``), which runs on PyTorch, or an ONNX model
             (``.onnx``), which runs on OpenVINO or else ONNX Runtime, whichever is installed.
         runtime: ``auto``, or the one of them to use.
-        device: Where to run; a portable file runs on the processor only.
+        device: Where to run; an ONNX model runs on the processor only.
         precision: ``fp32``, or ``bf16`` where the runtime can.
         threads: At most so many of the processor; None: the runtime's own choice. PyTorch knows
             one number for the whole process.
@@ -56,11 +56,11 @@ def open_model(
         MissingExtraError: The runtime is not installed.
     """
     _check(runtime, precision, threads)
-    if is_portable(path):
+    if is_onnx(path):
         return _open_portable(path, runtime, device, precision, threads)
     if runtime in PORTABLE:
         raise ConfigError(
-            f"{path}: a checkpoint runs on PyTorch only; make a portable file for {runtime}: "
+            f"{path}: a checkpoint runs on PyTorch only; make an ONNX model for {runtime}: "
             f"notan export --model {path} --to onnx"
         )
     with explaining_extras():
@@ -84,12 +84,12 @@ def _open_portable(
     card = read_card(path)
     if str(device) not in ("auto", "cpu"):
         raise ConfigError(
-            f"{path}: a portable file runs on the processor, not on {device}; leave --device out, "
+            f"{path}: an ONNX model runs on the processor, not on {device}; leave --device out, "
             "or give the checkpoint that it was made from"
         )
     if runtime == "torch":
         raise ConfigError(
-            f"{path}: PyTorch cannot run a portable file; leave --backend out, or give the "
+            f"{path}: PyTorch cannot run an ONNX model; leave --backend out, or give the "
             "checkpoint that it was made from"
         )
     chosen = installed_runtimes()[0] if runtime == "auto" else runtime
@@ -109,7 +109,7 @@ def portable_backend(
     precision: Precision = "fp32",
     threads: int | None = None,
 ) -> Backend:
-    """Load a portable file, whatever its card says.
+    """Load an ONNX model, whatever its card says.
 
     Args:
         path: The file.
@@ -126,7 +126,7 @@ def portable_backend(
 
 
 def installed_runtimes() -> tuple[str, ...]:
-    """Name what can run a portable file on this machine, the quicker one first.
+    """Name what can run an ONNX model on this machine, the quicker one first.
 
     Raises:
         MissingExtraError: Nothing can.
@@ -135,7 +135,7 @@ def installed_runtimes() -> tuple[str, ...]:
     if not found:
         choices = " or ".join(f"pip install 'notan[{EXTRAS[name]}]'" for name in PORTABLE)
         raise MissingExtraError(
-            f"a portable file needs OpenVINO or ONNX Runtime, and neither is installed: {choices}"
+            f"an ONNX model needs OpenVINO or ONNX Runtime, and neither is installed: {choices}"
         )
     return found
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from notan.predict.backends.base import Array
 
 ERRORS_ONLY = 3
-"""Of ONNX Runtime's levels of log: its warnings are of nodes and machines, not of the picture."""
+"""Of ONNX Runtime's levels of log: its warnings are of nodes and machines, not of the image."""
 
 
 class OnnxRuntimeBackend:
-    """A portable file on ONNX Runtime, on the processor, in float32 (int8 where the file is)."""
+    """An ONNX model on ONNX Runtime, on the processor, in float32 (int8 where the file is)."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        """Load a portable file.
+        """Load an ONNX model.
 
         Args:
             path: The ``.onnx`` file.

@@ -18,7 +18,7 @@ ARITHMETIC = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoBackend:
-    """A portable file on OpenVINO, on the processor."""
+    """An ONNX model on OpenVINO, on the processor."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class OpenVinoBackend:
         precision: Precision = "fp32",
         threads: int | None = None,
     ) -> None:
-        """Compile a portable file for this processor.
+        """Compile an ONNX model for this processor.
 
         OpenVINO can keep what it compiled in a folder. It is not told to: it reads it again
         unchecked, so that a byte that has flipped there gives another mask, and to check it by
@@ -62,7 +62,7 @@ class OpenVinoBackend:
         Raises:
             ShapeError: The network returned another shape.
         """
-        # The request's own memory is written again by the next picture, so the answer is copied
+        # The request's own memory is written again by the next image, so the answer is copied
         logits: Array = self._request.infer({0: inputs})[0].copy()
         check_logits(logits.shape, inputs.shape, "the network")
         return logits

@@ -36,7 +36,7 @@ class TorchBackend:
             model: From (n, 3, h, w) to logits (n, 1, h, w).
             device: Where to run.
             precision: ``bf16`` rounds a copy of the weights to bfloat16 and computes in it. That
-                is as quick as autocast, which rounds them again for every picture, and needs half
+                is as quick as autocast, which rounds them again for every image, and needs half
                 the memory.
         """
         import torch

@@ -1,11 +1,11 @@
 """What a prediction is written as: pixels, run lengths, outlines."""
 
-from notan.predict.formats.pictures import (
+from notan.predict.formats.images import (
     PREDICTION,
     TRUTH,
     contact_sheet,
-    mask_picture,
-    overlay_picture,
+    mask_image,
+    overlay_image,
     write_overlay_and_mask,
     write_png,
 )
@@ -17,9 +17,9 @@ __all__ = [
     "TRUTH",
     "Writers",
     "contact_sheet",
-    "mask_picture",
+    "mask_image",
     "open_formats",
-    "overlay_picture",
+    "overlay_image",
     "write_overlay_and_mask",
     "write_png",
 ]

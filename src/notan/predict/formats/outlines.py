@@ -1,6 +1,6 @@
 """Masks as outlines along the edges of their pixels: exact, so that filling them gives the mask.
 
-A vertex (x, y) of an outline is a corner of pixels: (0, 0) is the picture's top left corner, and
+A vertex (x, y) of an outline is a corner of pixels: (0, 0) is the image's top left corner, and
 pixel (row, column) covers the square from (column, row) to (column + 1, row + 1).
 """
 
@@ -30,7 +30,7 @@ BENDS = np.array([code < 16 and code not in (0, 3, 5, 10, 12, 15) for code in ra
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the figure whose pixels hang together by their sides, not by corners alone.
+    """A piece of the foreground whose pixels hang together by their sides, not by corners alone.
 
     Attributes:
         outer: The outline; its signed area in (x, y) is positive.
@@ -54,9 +54,9 @@ def trace_parts(mask: Mask) -> list[Part]:
         Parts whose rings are valid for the OGC's simple features, as Shapely and GeoJSON want them.
 
     Source: edges from sorted vertices after O'Rourke, "Uniqueness of orthogonal connect-the-dots",
-        1988. Ours also takes vertices where two pixels of the figure meet by their corners: there
-        the outline turns round each of the two where they are of different parts, and round the
-        ground where they are of one, so no ring ever meets itself.
+        1988. Ours also takes vertices where two pixels of the foreground meet by their corners:
+        there the outline turns round each of the two where they are of different parts, and round
+        the background where they are of one, so no ring ever meets itself.
     """
     _, found, statistics, _ = cv2.connectedComponentsWithStats(
         mask.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S
@@ -89,7 +89,7 @@ def cut_open(part: Part) -> list[Ring]:
     for first, last in sorted(spans, key=lambda span: span[1]):
         if not cuts or cuts[-1] < first:
             cuts.append(last)
-    # A column of ground at each cut separates the pieces; taking it out again moves them back
+    # A column of background at each cut separates the pieces; taking it out again moves them back
     opened = [piece.outer for piece in trace_parts(np.insert(_fill(part), cuts, False, axis=1))]
     vertices = np.concatenate(opened)
     vertices[:, 0] -= np.searchsorted(np.array(cuts) + np.arange(len(cuts)), vertices[:, 0])
@@ -102,7 +102,7 @@ def _edges(mask: Mask, labels: npt.NDArray[np.int32]) -> tuple[Integers, Integer
     """Return where outlines bend: x and y of each bend, and which bend begins the edge after next.
 
     Bends are sorted by (y, x), so that each even one and the next are the ends of a horizontal
-    edge; sorted by (x, y) they are those of vertical edges. Where two pixels of the figure meet
+    edge; sorted by (x, y) they are those of vertical edges. Where two pixels of the foreground meet
     by their corners there are two bends: in the first order that of the edge to the left and that
     of the edge to the right.
     """
@@ -114,7 +114,7 @@ def _edges(mask: Mask, labels: npt.NDArray[np.int32]) -> tuple[Integers, Integer
     y, x = np.nonzero(cv2.LUT(codes, BENDS))  # an array as index would take 8 bytes a pixel
     codes = codes[y, x]
     falling, crossing = codes == FALLING, (codes == FALLING) | (codes == RISING)
-    # The pixels of the figure that meet, as (row, column): one above the vertex, one below
+    # The pixels of the foreground that meet, as (row, column): one above the vertex, one below
     above = labels[y[crossing] - 1, x[crossing] - falling[crossing]]
     below = labels[y[crossing], x[crossing] - 1 + falling[crossing]]
     left_goes_up = np.zeros(len(y), np.bool_)
@@ -158,6 +158,6 @@ def _fill(part: Part) -> Mask:
     columns, rows = columns - columns.min(), rows - rows.min()
     corners = np.zeros((rows.max() + 1, columns.max() + 1), np.uint8)
     np.bitwise_xor.at(corners, (rows, columns), 1)
-    # A pixel is figure where an odd number of corners lies above and to the left of it
+    # A pixel is foreground where an odd number of corners lies above and to the left of it
     filled = np.bitwise_xor.accumulate(np.bitwise_xor.accumulate(corners, axis=0), axis=1)
     return filled[:-1, :-1].astype(np.bool_)

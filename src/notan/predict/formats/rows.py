@@ -1,4 +1,4 @@
-"""One file of all pictures: rows are kept beside it as they come, and put together at the end."""
+"""One file of all images: rows are kept beside it as they come, and put together at the end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class RowFile:
     """An append-only file of rows, and the file that is made of them.
 
-    ``rle.csv`` is made of ``rle.rows.jsonl``, one line for each picture, written as soon as the
-    picture is done. A run that was killed leaves whole lines and perhaps a torn one; a resumed run
+    ``rle.csv`` is made of ``rle.rows.jsonl``, one line for each image, written as soon as the
+    image is done. A run that was killed leaves whole lines and perhaps a torn one; a resumed run
     goes on behind the last whole line. Thread-safe.
     """
 

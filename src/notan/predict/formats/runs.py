@@ -1,7 +1,8 @@
 """Masks as run lengths, down the columns: Kaggle's pairs and COCO's counts.
 
 Both walk a mask column by column from the top left. Kaggle's text holds ``start length`` pairs,
-starts counted from 1; COCO's counts are the lengths of ground and figure in turn, ground first.
+starts counted from 1; COCO's counts are the lengths of background and foreground in turn,
+background first.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def read_runs(text: str) -> list[tuple[int, int]]:
     if len(words) % 2:
         raise DataError(f"{len(words)} numbers; an even count is wanted, as 'start length' pairs")
     longest = max(map(len, words), default=0)
-    if longest > 18:  # no picture is so large, and Python refuses to read very long numbers
-        raise DataError(f"a number of {longest} digits; no picture has so many pixels")
+    if longest > 18:  # no image is so large, and Python refuses to read very long numbers
+        raise DataError(f"a number of {longest} digits; no image has so many pixels")
     numbers = list(map(int, words))
     runs = list(zip(numbers[::2], numbers[1::2], strict=True))
     end = 0
@@ -68,19 +69,19 @@ def decode_rle(text: str, size: Size) -> Mask:
 
     Args:
         text: As ``kaggle_rle`` writes it; empty or spaces: an empty mask.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
 
     Returns:
         bool, (height, width).
 
     Raises:
-        DataError: Not such pairs, or one reaches beyond the picture.
+        DataError: Not such pairs, or one reaches beyond the image.
     """
     runs = read_runs(text)
     pixels = size[0] * size[1]
     if runs and sum(runs[-1]) - 1 > pixels:
         raise DataError(
-            f"the run at {runs[-1][0]} reaches pixel {sum(runs[-1]) - 1}, but the picture has "
+            f"the run at {runs[-1][0]} reaches pixel {sum(runs[-1]) - 1}, but the image has "
             f"{pixels} ({size[0]}x{size[1]}, height x width)"
         )
     flat = np.zeros(pixels, np.bool_)
@@ -96,7 +97,7 @@ def coco_rle(mask: Mask) -> dict[str, Any]:
         maskApi.c, written here so that predicting needs no compiled extension.
     """
     counts = np.diff(np.concatenate([[0], _edges(mask), [mask.size]]))
-    if counts.size > 1 and counts[-1] == 0:  # the last run of figure reaches the last pixel
+    if counts.size > 1 and counts[-1] == 0:  # the last run of foreground reaches the last pixel
         counts = counts[:-1]
     height, width = mask.shape
     return {"size": [height, width], "counts": compress_counts(counts.tolist())}
@@ -120,6 +121,6 @@ def compress_counts(counts: Sequence[int]) -> str:
 
 
 def _edges(mask: Mask) -> npt.NDArray[np.int64]:
-    """Return where runs of figure begin and end, in turn, down the columns, counted from 0."""
+    """Return where runs of foreground begin and end, in turn, down the columns, counted from 0."""
     flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
     return np.flatnonzero(flat[1:] != flat[:-1])

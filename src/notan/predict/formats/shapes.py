@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from notan.predict.formats.images import PREDICTION
 from notan.predict.formats.outlines import cut_open, trace_parts
-from notan.predict.formats.pictures import PREDICTION
 
 if TYPE_CHECKING:
     from notan.predict.formats.outlines import Part, Ring
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def encode_geojson(mask: Mask) -> bytes:
-    """Return the bytes of a GeoJSON file: a feature for each part of the figure, with its holes.
+    """Return the bytes of a GeoJSON file: a feature for each foreground part.
 
-    Coordinates are pixels, x to the right and y downwards from the picture's top left corner; the
+    Coordinates are pixels, x to the right and y downwards from the image's top left corner; the
     property ``area`` is in pixels. An empty mask has no features.
 
     Source: RFC 7946, in whose sense outer rings go counterclockwise in (x, y) and holes clockwise;
@@ -38,7 +38,7 @@ def encode_geojson(mask: Mask) -> bytes:
 
 
 def encode_svg(mask: Mask) -> bytes:
-    """Return the bytes of an SVG drawing of the picture's size, with a path for each part.
+    """Return the bytes of an SVG drawing of the image's size, with a path for each part.
 
     Source: W3C, Scalable Vector Graphics 1.1, 2011. ``evenodd`` leaves the holes open whichever
         way a program turns their rings.
@@ -56,7 +56,7 @@ def encode_svg(mask: Mask) -> bytes:
 
 
 def coco_polygons(mask: Mask) -> dict[str, Any] | None:
-    """Return what COCO says of a figure: area and box in pixels, and polygons; None of no figure.
+    """Return COCO's area and box in pixels, and polygons; None where nothing is foreground.
 
     COCO's polygons have no holes, so parts with holes come in pieces that lie side by side. Filled
     by the COCO API they give the mask again, pixel by pixel.
@@ -66,7 +66,7 @@ def coco_polygons(mask: Mask) -> dict[str, Any] | None:
         width, height.
 
     Source: Lin et al. 2014, arXiv:1405.0312, and the data format of cocodataset.org. One object is
-        the figure of one picture, as in ``coco-rle``.
+        the foreground of one image, as in ``coco-rle``.
     """
     parts = trace_parts(mask)
     if not parts:

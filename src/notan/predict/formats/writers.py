@@ -13,13 +13,13 @@ import numpy as np
 
 from notan.errors import ConfigError, nearest
 from notan.files import write_bytes
-from notan.predict.formats.pictures import (
-    cutout_picture,
+from notan.predict.formats.images import (
+    cutout_image,
     encode_float_tiff,
     encode_png,
-    mask_picture,
-    overlay_picture,
-    probability_picture,
+    mask_image,
+    overlay_image,
+    probability_image,
 )
 from notan.predict.formats.rows import RowFile
 from notan.predict.formats.runs import coco_rle, kaggle_rle
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.predict.predictor import Prediction
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Output:
     """What a format may make use of.
 
     Attributes:
-        name: Of the output files, and the picture's in tables.
-        picture: The file that the picture came from.
+        name: Of the output files, and the image's in tables.
+        path: The file that the image came from.
         image: uint8, (height, width, 3), RGB.
         prediction: What the model says of it.
     """
 
     name: str
-    picture: Path
-    image: Picture
+    path: Path
+    image: RGBImage
     prediction: Prediction
 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """One file for each picture: ``FOLDER/NAME.SUFFIX``."""
+    """One file for each image: ``FOLDER/NAME.SUFFIX``."""
 
     folder: str
     suffix: str
@@ -61,11 +61,11 @@ class FileFormat:
 
 @dataclass(frozen=True)
 class TableFormat:
-    """One file of all pictures.
+    """One file of all images.
 
     Attributes:
         file: What it is called.
-        row: What is kept of a picture; JSON can hold it.
+        row: What is kept of an image; JSON can hold it.
         finish: Writes the file from the rows, which come in the order of their names.
     """
 
@@ -78,7 +78,7 @@ RLE_HEADER = ("image_id", "encoded_mask")
 
 
 def write_rle_csv(file: BinaryIO, rows: Iterator[Sequence[str]]) -> None:
-    """Write rows of a picture's name and its run lengths as CSV with a header."""
+    """Write rows of an image's name and its run lengths as CSV with a header."""
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(RLE_HEADER)
@@ -87,9 +87,9 @@ def write_rle_csv(file: BinaryIO, rows: Iterator[Sequence[str]]) -> None:
 
 
 def coco_row(output: Output) -> dict[str, Any]:
-    """Return a COCO result of one picture; its score is the Dice that the model expects."""
+    """Return a COCO result of one image; its score is the Dice that the model expects."""
     return {
-        "file_name": output.picture.name,
+        "file_name": output.path.name,
         "category_id": 1,
         "segmentation": coco_rle(output.prediction.mask),
         "score": round(output.prediction.expected_dice, 6),
@@ -97,7 +97,7 @@ def coco_row(output: Output) -> dict[str, Any]:
 
 
 def write_coco_results(file: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
-    """Write COCO's list of results; pictures are numbered from 1 in the order of their names."""
+    """Write COCO's list of results; images are numbered from 1 in the order of their names."""
     file.write(b"[")
     for number, row in enumerate(rows, start=1):
         file.write(b"\n" if number == 1 else b",\n")
@@ -106,28 +106,28 @@ def write_coco_results(file: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
 
 
 def polygons_row(output: Output) -> dict[str, Any]:
-    """Return COCO's image of one picture, and its annotation or None where there is no figure."""
+    """Return COCO's image of one image, and its annotation or None where there is no foreground."""
     height, width = output.prediction.mask.shape
-    figure = coco_polygons(output.prediction.mask)
-    if figure is not None:
-        figure = {"category_id": 1, "iscrowd": 0, **figure}
-        figure["score"] = round(output.prediction.expected_dice, 6)
+    foreground = coco_polygons(output.prediction.mask)
+    if foreground is not None:
+        foreground = {"category_id": 1, "iscrowd": 0, **foreground}
+        foreground["score"] = round(output.prediction.expected_dice, 6)
     return {
         "image": {
-            "file_name": output.picture.name,
+            "file_name": output.path.name,
             "name": output.name,  # tells frames and pages of one file apart
             "height": height,
             "width": width,
         },
-        "annotation": figure,
+        "annotation": foreground,
     }
 
 
 def write_coco_dataset(file: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
-    """Write COCO's data set; pictures are numbered from 1 in the order of their names.
+    """Write COCO's data set; images are numbered from 1 in the order of their names.
 
     Outlines are written as they come, so that they are never all in memory; the short entries of
-    the pictures follow.
+    the images follow.
     """
     file.write(b'{"annotations":[')
     images: list[dict[str, Any]] = []
@@ -140,25 +140,25 @@ def write_coco_dataset(file: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
             file.write(b"\n" if annotations == 1 else b",\n")
             file.write(json.dumps(entry, separators=(",", ":")).encode())
     listed = ",\n".join(map(json.dumps, images))
-    categories = json.dumps([{"id": 1, "name": "figure"}])
+    categories = json.dumps([{"id": 1, "name": "foreground"}])
     file.write(f'\n],\n"images":[\n{listed}\n],\n"categories":{categories}}}\n'.encode())
 
 
 FORMATS: dict[str, FileFormat | TableFormat] = {
-    "mask": FileFormat("masks", ".png", lambda o: encode_png(mask_picture(o.prediction.mask))),
+    "mask": FileFormat("masks", ".png", lambda o: encode_png(mask_image(o.prediction.mask))),
     "overlay": FileFormat(
-        "overlays", ".png", lambda o: encode_png(overlay_picture(o.image, o.prediction.mask))
+        "overlays", ".png", lambda o: encode_png(overlay_image(o.image, o.prediction.mask))
     ),
     "cutout": FileFormat(
-        "cutout", ".png", lambda o: encode_png(cutout_picture(o.image, o.prediction.mask))
+        "cutout", ".png", lambda o: encode_png(cutout_image(o.image, o.prediction.mask))
     ),
     "probability": FileFormat(
-        "probability", ".png", lambda o: encode_png(probability_picture(o.prediction.probability))
+        "probability", ".png", lambda o: encode_png(probability_image(o.prediction.probability))
     ),
     "probability16": FileFormat(
         "probability16",
         ".png",
-        lambda o: encode_png(probability_picture(o.prediction.probability, np.uint16)),
+        lambda o: encode_png(probability_image(o.prediction.probability, np.uint16)),
     ),
     "probability-float": FileFormat(
         "probability-float", ".tif", lambda o: encode_float_tiff(o.prediction.probability)
@@ -186,7 +186,7 @@ def check_formats(names: Sequence[str]) -> tuple[str, ...]:
 
 
 class Writers:
-    """Writes what was asked for of each picture; may be used from many threads at once."""
+    """Writes what was asked for of each image; may be used from many threads at once."""
 
     def __init__(self, names: Sequence[str], out: Path, *, resume: bool = False) -> None:
         """Look the formats up; nothing is written yet.
@@ -194,7 +194,7 @@ class Writers:
         Args:
             names: Keys of ``FORMATS``.
             out: The folder that everything goes into.
-            resume: Keep the rows of an earlier run in the files that hold all pictures.
+            resume: Keep the rows of an earlier run in the files that hold all images.
 
         Raises:
             ConfigError: There is no such format, or none was given.
@@ -221,26 +221,26 @@ class Writers:
             table.has(name) for _, table in self._tables
         )
 
-    def add(self, name: str, picture: Path, image: Picture, prediction: Prediction) -> None:
-        """Write all outputs of one picture; rows of shared files are kept until ``close``.
+    def add(self, name: str, path: Path, image: RGBImage, prediction: Prediction) -> None:
+        """Write all outputs of one image; rows of shared files are kept until ``close``.
 
         Args:
-            name: Of the output files, and the picture's in tables.
-            picture: The file that it came from.
+            name: Of the output files, and the image's in tables.
+            path: The file that it came from.
             image: uint8, (height, width, 3), RGB.
             prediction: Of the same height and width.
 
         Raises:
             StorageError: A file could not be written.
         """
-        output = Output(name, picture, image, prediction)
+        output = Output(name, path, image, prediction)
         for format_ in self._files:
             write_bytes(self._path(format_, name), format_.encode(output))
         for table_format, table in self._tables:
             table.add(name, table_format.row(output))
 
     def close(self) -> None:
-        """Write the files that hold all pictures, of what is done so far.
+        """Write the files that hold all images, of what is done so far.
 
         Raises:
             StorageError: A file could not be written.

@@ -1,1 +1,1 @@
-"""Pictures that do not fit into the memory: predicted, decided and written band by band."""
+"""Images that do not fit into the memory: predicted, decided and written band by band."""

@@ -1,4 +1,4 @@
-"""Bands: whole rows of a picture, from the top, all of one height but the last."""
+"""Bands: whole rows of an image, from the top, all of one height but the last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROWS = 256
 """Rows of a band. Even, so that OpenCV, which labels in blocks of 2x2 pixels, meets the components
-of bands in the order in which it would meet those of the whole picture."""
+of bands in the order in which it would meet those of the whole image."""
 
 
 def even_bands(parts: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
@@ -40,14 +40,14 @@ def even_bands(parts: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
 
 
 class BandFile:
-    """Bands of one picture on the disk, without a name, gone with the process.
+    """Bands of one image on the disk, without a name, gone with the process.
 
     Read and written as files are, not mapped into memory, so that the system need not count them
     as the program's own.
     """
 
     def __init__(self, folder: Path, width: int, dtype: npt.DTypeLike) -> None:
-        """Make an empty file in a folder that has space for the whole picture.
+        """Make an empty file in a folder that has space for the whole image.
 
         Raises:
             StorageError: It could not be made.

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from notan.decision import label_components
+from notan.postprocessing import label_components
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
 
-    from notan.decision import Decision
+    from notan.postprocessing import Postprocessing
     from notan.types import Mask
 
     Keep = Callable[[Iterable[Mask]], Iterable[Mask]]
@@ -33,7 +33,7 @@ class _Band:
     Attributes:
         labels: int32, (rows, width).
         areas: Of each label.
-        touching: Whether a label touches the picture's edge.
+        touching: Whether a label touches the image's edge.
         open: Labels that reach the first or the last row, in order.
     """
 
@@ -81,7 +81,7 @@ class Components:
 
         Args:
             bands: The same as were measured.
-            chosen: From areas, and whether components touch the picture's edge, to whether they
+            chosen: From areas, and whether components touch the image's edge, to whether they
                 are chosen.
         """
         kept = chosen(np.array(self._areas, np.int64), np.array(self._touching, np.bool_))
@@ -154,34 +154,34 @@ class Components:
         self._areas, self._touching = areas[roots].tolist(), edges[roots].tolist()
 
 
-def tidy_bands(
-    decision: Decision, pixels: int, bands: Iterable[Mask], keep: Keep
+def postprocess_bands(
+    postprocessing: Postprocessing, pixels: int, bands: Iterable[Mask], keep: Keep
 ) -> Iterable[Mask]:
-    """Do what ``Decision.tidy`` does, on a mask of which only a band is in memory.
+    """Do what ``Postprocessing.postprocess`` does, on a mask of which only a band is in memory.
 
     Args:
-        decision: Says what is removed and filled.
-        pixels: Of the whole picture.
+        postprocessing: Says what is removed and filled.
+        pixels: Of the whole image.
         bands: The mask; it can be gone through several times.
         keep: Writes bands to where they can be gone through several times.
 
     Returns:
         The tidied mask, to be gone through once.
     """
-    if decision.only_largest or decision.smallest_fraction:
-        figure, least = Components(8), decision.smallest_fraction * pixels
-        figure.measure(bands)
+    if postprocessing.keep_largest or postprocessing.min_component_fraction:
+        foreground, least = Components(8), postprocessing.min_component_fraction * pixels
+        foreground.measure(bands)
         kept = (
-            figure.largest(bands, least=least)
-            if decision.only_largest
-            else figure.select(bands, lambda areas, _: areas >= least)
+            foreground.largest(bands, least=least)
+            if postprocessing.keep_largest
+            else foreground.select(bands, lambda areas, _: areas >= least)
         )
-        if not decision.hole_fraction:
+        if not postprocessing.fill_holes_fraction:
             return kept
         bands = keep(kept)
-    if not decision.hole_fraction:
+    if not postprocessing.fill_holes_fraction:
         return bands
-    holes, most = Components(4), decision.hole_fraction * pixels
+    holes, most = Components(4), postprocessing.fill_holes_fraction * pixels
     holes.measure(~band for band in bands)
     filled = holes.select((~band for band in bands), lambda areas, edge: (areas < most) & ~edge)
     return (band | hole for band, hole in zip(bands, filled, strict=True))

@@ -56,7 +56,7 @@ class LargeFiles:
         predictor: The network.
         formats: What was asked for; of it is written what can be written band by band.
         out: The folder of outputs.
-        table: Has a row for every picture that is done.
+        table: Has a row for every image that is done.
         batch_size: Tiles predicted at once.
     """
 
@@ -101,7 +101,7 @@ class LargeFiles:
     def _predict(self, found: Found) -> Row:
         outputs = self._outputs(found.name)
         left_out = [name for name in self.formats if name not in outputs]
-        possible = f"a picture this large is written as {', '.join(DTYPES)} only"
+        possible = f"an image this large is written as {', '.join(DTYPES)} only"
         if not outputs:
             raise DataError(f"{found.path}: {possible}; add --format mask")
         if left_out:
@@ -112,9 +112,9 @@ class LargeFiles:
             found.name,
             str(found.path),
             *result.size,
-            round(result.figure_fraction, 6),
+            round(result.foreground_fraction, 6),
             round(result.expected_dice, 4),
-            result.please_check,
+            result.needs_review,
         )
 
     def _outputs(self, name: str) -> dict[str, Path]:

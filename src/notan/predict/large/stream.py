@@ -1,6 +1,6 @@
-"""One huge picture: predicted band by band, decided as any other, written as tiled TIFF.
+"""One huge image: predicted band by band, decided as any other, written as tiled TIFF.
 
-A first pass predicts. Where the mask depends on the whole picture, by a cut of its own or by its
+A first pass predicts. Where the mask depends on the whole image, by a cut of its own or by its
 components, or where probabilities are written too, the map goes to a temporary file beside the
 outputs; later passes read it. It is kept as float32, so that the mask is the very same that a
 machine with enough memory would give.
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from notan.decision import LevelSums, MaskSums
 from notan.errors import ConfigError
-from notan.predict.formats.pictures import probability_picture
+from notan.postprocessing import LevelSums, MaskSums
+from notan.predict.formats.images import probability_image
 from notan.predict.large.bands import BandFile, even_bands
-from notan.predict.large.components import tidy_bands
+from notan.predict.large.components import postprocess_bands
 from notan.predict.large.write import write_tiff
 
 if TYPE_CHECKING:
@@ -42,43 +42,43 @@ DTYPES: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True)
 class LargePrediction:
-    """What is known of a picture whose mask is on the disk.
+    """What is known of an image whose mask is on the disk.
 
     Attributes:
         size: (height, width) in pixels.
-        figure_fraction: The figure's share of the picture, 0..1.
+        foreground_fraction: The foreground's share of the image, 0..1.
         expected_dice: The Dice that the mask has if the probabilities are right, 0..1.
-        please_check: Whether a person should look at it; None: validation did not say how sure is
+        needs_review: Whether a person should look at it; None: validation did not say how sure is
             usual.
     """
 
     size: Size
-    figure_fraction: float
+    foreground_fraction: float
     expected_dice: float
-    please_check: bool | None
+    needs_review: bool | None
 
 
 def predict_large(
     predictor: Predictor, pixels: Pixels, outputs: Mapping[str, Path], *, batch_size: int = 1
 ) -> LargePrediction:
-    """Segment a picture that is never in memory as a whole, and write what comes of it.
+    """Segment an image that is never in memory as a whole, and write what comes of it.
 
     Args:
-        predictor: The network, its tiling and its decision.
-        pixels: The picture, of which any part can be read.
+        predictor: The network, its tiling and its postprocessing.
+        pixels: The image, of which any part can be read.
         outputs: Files by format: ``mask`` (0 / 255), ``probability`` (0..255), ``probability16``
             (0..65535), ``probability-float`` (0..1); tiled TIFF. At least one.
         batch_size: At most so many tiles at once.
 
     Raises:
         ConfigError: Another format, or none.
-        DataError: The picture is damaged.
+        DataError: The image is damaged.
         StorageError: The disk is full; no output is left half written.
         DivergedError: The network returned NaN or infinity.
     """
     if not outputs or not DTYPES.keys() >= outputs.keys():
         raise ConfigError(
-            f"{', '.join(outputs) or 'nothing'} was asked for; of a picture this large only "
+            f"{', '.join(outputs) or 'nothing'} was asked for; of an image this large only "
             f"{', '.join(DTYPES)} can be written"
         )
     with contextlib.ExitStack() as files:
@@ -86,7 +86,7 @@ def predict_large(
 
 
 class _Large:
-    """One picture on its way."""
+    """One image on its way."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class _Large:
         files: contextlib.ExitStack,
     ) -> None:
         self.predictor, self.pixels, self.outputs, self.files = predictor, pixels, outputs, files
-        self.decision = predictor.decision
+        self.postprocessing = predictor.postprocessing
         self.size = pixels.size
         self.folder = next(iter(outputs.values())).parent
 
@@ -108,10 +108,14 @@ class _Large:
             self._write("mask", self._masks(bands, sums))
             return self._result(sums)
         maps = self._keep(self._counted(bands, levels), np.float32)
-        threshold = levels.threshold() if self.decision.cut == "dice" else self.decision.threshold
+        threshold = (
+            levels.threshold()
+            if self.postprocessing.threshold_rule == "dice"
+            else self.postprocessing.threshold
+        )
         cut = self._keep((band >= threshold for band in maps), np.bool_)
-        tidied = tidy_bands(
-            self.decision,
+        tidied = postprocess_bands(
+            self.postprocessing,
             self.size[0] * self.size[1],
             cut,
             lambda masks: self._keep(masks, np.bool_),
@@ -123,19 +127,27 @@ class _Large:
 
     def _is_soon_decided(self) -> bool:
         """Say whether a band's mask depends on this band alone, and nothing else is written."""
-        decision = self.decision
-        tidies = decision.only_largest or decision.smallest_fraction or decision.hole_fraction
-        return set(self.outputs) == {"mask"} and decision.cut == "threshold" and not tidies
+        postprocessing = self.postprocessing
+        tidies = (
+            postprocessing.keep_largest
+            or postprocessing.min_component_fraction
+            or postprocessing.fill_holes_fraction
+        )
+        return (
+            set(self.outputs) == {"mask"}
+            and postprocessing.threshold_rule == "threshold"
+            and not tidies
+        )
 
     def _masks(self, bands: Iterable[Probability], sums: MaskSums) -> Iterator[Mask]:
         for band in bands:
-            mask = band >= self.decision.threshold
+            mask = band >= self.postprocessing.threshold
             sums.add(band, mask)
             yield mask
 
     def _counted(self, bands: Iterable[Probability], levels: LevelSums) -> Iterator[Probability]:
         for band in bands:
-            if self.decision.cut == "dice":
+            if self.postprocessing.threshold_rule == "dice":
                 levels.add(band)
             yield band
 
@@ -158,11 +170,11 @@ class _Large:
         write_tiff(self.outputs[name], self.size, dtype, (_as(band, dtype) for band in bands))
 
     def _result(self, sums: MaskSums) -> LargePrediction:
-        expected, bound = sums.expected_dice(), self.decision.check_below
+        expected, bound = sums.expected_dice(), self.postprocessing.review_below
         check = None if bound is None else expected < bound
         return LargePrediction(self.size, sums.size / sums.pixels, expected, check)
 
 
 def _as(band: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """Scale chances, or a mask, as small pictures are; floats stay as they are."""
-    return band if dtype is np.float32 else probability_picture(band, dtype)
+    """Scale chances, or a mask, as small images are; floats stay as they are."""
+    return band if dtype is np.float32 else probability_image(band, dtype)

@@ -28,9 +28,9 @@ def write_tiff(
 
     Args:
         path: The file.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
         dtype: uint8, uint16 or float32.
-        bands: The picture from the top in bands of ``ROWS`` rows, each (rows, width).
+        bands: The image from the top in bands of ``ROWS`` rows, each (rows, width).
 
     Raises:
         StorageError: The file could not be written.

@@ -1,4 +1,4 @@
-"""Which pictures an encoder is pretrained on, and what is hidden of each."""
+"""Which images an encoder is pretrained on, and what is hidden of each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from notan.config import Data
-from notan.data.batches import Batch, Pictures
+from notan.data.batches import Batch, SampleDataset
 from notan.data.build import open_split
 from notan.data.files import hash_file
 from notan.data.folder import looks_like_folder
-from notan.data.formats import read_picture, read_size
+from notan.data.formats import read_image, read_size
 from notan.data.pets import looks_like_pets
 from notan.data.sample import Sample, Source
 from notan.data.unlabelled import find_unlabelled
@@ -32,8 +32,8 @@ HIDING = 1
 """Keeps the random numbers that hide patches apart from those that crop."""
 
 
-class PictureFiles(Source):
-    """Pictures without masks: every pixel counts as ground."""
+class ImageFiles(Source):
+    """Images without masks: every pixel counts as background."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Keep the paths, of different names; nothing is read yet."""
@@ -45,16 +45,16 @@ class PictureFiles(Source):
         return [path.name for path in self.paths]
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one picture.
+        """Read one image.
 
         Raises:
             DataError: The file is missing or unreadable.
         """
-        image = read_picture(self.paths[index])
+        image = read_image(self.paths[index])
         return Sample(self.paths[index].name, image, np.zeros(image.shape[:2], bool))
 
     def sizes(self) -> list[Size]:
-        """Return the (height, width) of each picture, from its file's header.
+        """Return the (height, width) of each image, from its file's header.
 
         Raises:
             DataError: A file cannot be read.
@@ -62,58 +62,58 @@ class PictureFiles(Source):
         return [read_size(path) for path in self.paths]
 
     def hashes(self) -> list[str]:
-        """Return a short hash of each picture's file, from its size and its two ends.
+        """Return a short hash of each image's file, from its size and its two ends.
 
         Raises:
             DataError: A file cannot be read.
         """
         return [hash_file(path) for path in self.paths]
 
-    def only(self, names: frozenset[str]) -> PictureFiles:
-        """Return the pictures of these names, in this source's order."""
-        return PictureFiles([path for path in self.paths if path.name in names])
+    def only(self, names: frozenset[str]) -> ImageFiles:
+        """Return the images of these names, in this source's order."""
+        return ImageFiles([path for path in self.paths if path.name in names])
 
 
-def find_pictures(settings: Pretrain) -> tuple[PictureFiles, str]:
-    """Return the pictures to learn from, and which they are in words.
+def find_images(settings: Pretrain) -> tuple[ImageFiles, str]:
+    """Return the images to learn from, and which they are in words.
 
     Of a data folder it is the training split, the very one that ``notan train`` takes with the same
-    seed: pictures that will choose or judge a model must not shape its encoder. Of a mere folder of
-    pictures, every file is read once, and those that cannot be are left out with a warning.
+    seed: images that will choose or judge a model must not shape its encoder. Of a mere folder of
+    images, every file is read once, and those that cannot be are left out with a warning.
 
     Raises:
         ConfigError: No folder was given.
-        DataError: It is missing, holds no pictures, or mixes in test pictures.
+        DataError: It is missing, holds no images, or mixes in test images.
     """
     folder = _existing(settings.path)
     if looks_like_pets(folder) or looks_like_folder(folder):
         data = Data(path=folder, split_seed=settings.split_seed)
         source = open_split(data, "train", seed=settings.seed)
-        words = "its training split; the pictures that validate and test are left out"
-        return PictureFiles([pair.image for pair in source.pairs]), words
+        words = "its training split; the images that validate and test are left out"
+        return ImageFiles([pair.image for pair in source.pairs]), words
     if folder.name == "images" and looks_like_pets(folder.absolute().parent):
         raise DataError(
-            f"{folder}: holds the test pictures too; give {folder.parent}, whose training split "
+            f"{folder}: holds the test images too; give {folder.parent}, whose training split "
             "alone is taken"
         )
     paths = [file.path for file in find_unlabelled(folder)]
-    return PictureFiles(paths), "every picture in it"
+    return ImageFiles(paths), "every image in it"
 
 
 def _existing(path: Path | None) -> Path:
     if path is None:
-        raise ConfigError("no pictures were given; name their folder with --data-path FOLDER")
+        raise ConfigError("no images were given; name their folder with --data-path FOLDER")
     if not path.exists():
         raise DataError(f"{path}: there is no such folder; check --data-path")
     if not path.is_dir():
-        raise DataError(f"{path}: this is a file; --data-path wants the folder of pictures")
+        raise DataError(f"{path}: this is a file; --data-path wants the folder of images")
     return path
 
 
-class MaskedPictures(Pictures):
-    """Pictures as batches of one, of which patches are hidden.
+class MaskedImages(SampleDataset):
+    """Images as batches of one, of which patches are hidden.
 
-    The batch's images are what is seen, its targets the whole picture, (n, 3, h, w) likewise
+    The batch's images are what is seen, its targets the whole image, (n, 3, h, w) likewise
     normalised, and its valid pixels those that are hidden.
     """
 
@@ -130,7 +130,7 @@ class MaskedPictures(Pictures):
         self.hidden_share = settings.hidden_share
 
     def __getitem__(self, key: Key) -> Batch | NotanError:
-        """Read, crop and normalise one picture, and hide patches of it."""
+        """Read, crop and normalise one image, and hide patches of it."""
         batch = super().__getitem__(key)
         if isinstance(batch, NotanError):
             return batch

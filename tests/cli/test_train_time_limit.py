@@ -1,4 +1,4 @@
-"""``notan train --budget``: from the words on the command line to what is left at the end."""
+"""``notan train --time-limit``: from the words on the command line to what is left at the end."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def test_a_budget_that_no_training_can_keep_leaves_a_model_and_says_what_is_miss
 ) -> None:
     words = ["--data-path", str(drawn_folder), "--out", str(tmp_path / "run"), *QUICK]
     with caplog.at_level(logging.INFO, logger="notan"):
-        main(["train", "--budget", "0.001s", *words])
-    assert "a budget of 0.001 s is too small and will not be kept" in caplog.text
-    assert "the budget left no time for the report; write it with: notan report " in caplog.text
+        main(["train", "--time-limit", "0.001s", *words])
+    assert "a time limit of 0.001 s is too small and will not be kept" in caplog.text
+    assert "the time limit left no time for the report; write it with: notan report " in caplog.text
     assert not (tmp_path / "run" / "report.html").exists()
     Predictor.load(tmp_path / "run" / "best.safetensors")
 
@@ -45,9 +45,9 @@ def test_the_budget_becomes_seconds_and_brings_its_schedule(
 
     monkeypatch.setattr(command, "_start", start)
     before = time.monotonic()
-    main(["train", "--budget", "1.5h"])
-    main(["train", "--budget", "600", "train.schedule=exponential", "--epochs", "7"])
+    main(["train", "--time-limit", "1.5h"])
+    main(["train", "--time-limit", "600", "train.schedule=exponential", "--epochs", "7"])
     (first, frame), (second, _) = seen
-    assert (first.budget_seconds, first.schedule) == (5400, "cosine")
-    assert (second.budget_seconds, second.schedule, second.epochs) == (600, "exponential", 7)
+    assert (first.time_limit_seconds, first.schedule) == (5400, "cosine")
+    assert (second.time_limit_seconds, second.schedule, second.epochs) == (600, "exponential", 7)
     assert before <= frame.began <= BEGAN.get() <= time.monotonic()

@@ -1,4 +1,4 @@
-"""The pictures that an export is measured on."""
+"""The images that an export is measured on."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ if TYPE_CHECKING:
     from notan.checkpoint import Card
     from notan.data.sample import Source
     from notan.predict.backends import Array
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 COMPARED = 32
-"""Most pictures that masks are compared on."""
+"""Most images that masks are compared on."""
 
 CALIBRATED = 32
-"""Most pictures that an int8 network is calibrated on."""
+"""Most images that an int8 network is calibrated on."""
 
 FEWEST = 16
-"""Validation pictures below which training pictures are calibrated on."""
+"""Validation images below which training images are calibrated on."""
 
 DRAWN_SIZE = (120, 152)
-"""Of pictures that are drawn for want of real ones; no multiple of any stride."""
+"""Of images that are drawn for want of real ones; no multiple of any stride."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures of an export.
+class ImageSet:
+    """Images of an export.
 
     Attributes:
         images: At their own sizes; at least one.
         words: How many and where they are from.
     """
 
-    images: tuple[Picture, ...]
+    images: tuple[RGBImage, ...]
     words: str
 
 
-def pictures_to_compare(card: Card, data_path: Path | None) -> Pictures:
-    """Return validation pictures, evenly spread; drawn ones where the data are not known here.
+def images_to_compare(card: Card, data_path: Path | None) -> ImageSet:
+    """Return validation images, evenly spread; drawn ones where the data are not known here.
 
     Args:
-        card: Of the model; says where its data were and which pictures were held back.
+        card: Of the model; says where its data were and which images were held back.
         data_path: The data folder; None: where the model's training found it, if it is there.
 
     Raises:
         DataError: The folder that was given is missing or does not fit.
     """
     source = _open(card, data_path, "val")
-    return _drawn(COMPARED) if source is None else _some(source, COMPARED, "validation pictures")
+    return _drawn(COMPARED) if source is None else _some(source, COMPARED, "validation images")
 
 
-def pictures_to_calibrate(card: Card, data_path: Path | None) -> Pictures:
-    """Return pictures that show an int8 network what it will see: never drawn ones.
+def images_to_calibrate(card: Card, data_path: Path | None) -> ImageSet:
+    """Return images that show an int8 network what it will see: never drawn ones.
 
     They are of the validation split, or, where that holds fewer than 16, of the training split.
 
@@ -78,28 +78,28 @@ def pictures_to_calibrate(card: Card, data_path: Path | None) -> Pictures:
     if source is None:
         place = card.run.data.path
         raise ExportError(
-            "int8 is calibrated on pictures like those that the model was trained on, and "
+            "int8 is calibrated on images like those that the model was trained on, and "
             f"{f'{place} is not on this machine' if place else 'the model names no folder'}; say "
             "where they are with --data-path FOLDER"
         )
     if len(source) >= FEWEST:
-        return _some(source, CALIBRATED, "validation pictures")
+        return _some(source, CALIBRATED, "validation images")
     training = _open(card, data_path, "train")
     if training is None or len(training) <= len(source):
-        return _some(source, CALIBRATED, "validation pictures")
-    words = f"training pictures, for the validation split holds {len(source)} only"
+        return _some(source, CALIBRATED, "validation images")
+    words = f"training images, for the validation split holds {len(source)} only"
     return _some(training, CALIBRATED, words)
 
 
-def network_inputs(card: Card, pictures: Pictures) -> list[Array]:
-    """Return what the network sees of pictures, one input (1, 3, h, w) of each.
+def network_inputs(card: Card, images: ImageSet) -> list[Array]:
+    """Return what the network sees of images, one input (1, 3, h, w) of each.
 
-    Of a picture that goes through in tiles it is the middle one.
+    Of an image that goes through in tiles it is the middle one.
     """
     listener = _Listener()
     predictor = Predictor(listener, card.preprocess, card=card)
     inputs = []
-    for image in pictures.images:
+    for image in images.images:
         predictor(image)
         inputs.append(listener.heard[len(listener.heard) // 2])
         listener.heard.clear()
@@ -121,18 +121,22 @@ def _open(card: Card, data_path: Path | None, split: str) -> Source | None:
     path = data_path or card.run.data.path
     if path is None or (data_path is None and not path.is_dir()):
         return None
-    flags = {"data.path": path, "data.border": card.border, "data.layout": card.run.data.layout}
+    flags = {
+        "data.path": path,
+        "data.trimap_border": card.trimap_border,
+        "data.layout": card.run.data.layout,
+    }
     names = frozenset(card.data.validation_names or ()) or None
     data = load_run(flags=flags).data
     return open_split(data, split, seed=card.run.seed, validation_names=names)
 
 
-def _some(source: Source, most: int, words: str) -> Pictures:
+def _some(source: Source, most: int, words: str) -> ImageSet:
     count = len(source)
     taken = sorted({int(each) for each in np.linspace(0, count - 1, min(count, most))})
-    return Pictures(tuple(source[each].image for each in taken), f"{len(taken)} {words}")
+    return ImageSet(tuple(source[each].image for each in taken), f"{len(taken)} {words}")
 
 
-def _drawn(count: int) -> Pictures:
+def _drawn(count: int) -> ImageSet:
     images = tuple(sample.image for sample in DrawnSource(count, size=DRAWN_SIZE))
-    return Pictures(images, f"{count} drawn pictures, for want of real ones")
+    return ImageSet(images, f"{count} drawn images, for want of real ones")

@@ -1,9 +1,9 @@
-"""Measure how few pictures do: from scratch, pretrained, in two stages, self- and semi-supervised.
+"""Measure how few images do: from scratch, pretrained, in two stages, self- and semi-supervised.
 
-Run by hand: python benchmarks/few_pictures.py ../shared/data/oxford-iiit-pet --keep FOLDER
-Trains the same U-Net on EfficientNet-Lite0 in each way on 30, 100 and 270 pictures, for the same
-number of steps, and prints the mean Dice on the test pictures at their own size, over seeds. The
-self-supervised encoders and the semi-supervised networks see all 270 training pictures without
+Run by hand: python benchmarks/few_images.py ../shared/data/oxford-iiit-pet --keep FOLDER
+Trains the same U-Net on EfficientNet-Lite0 in each way on 30, 100 and 270 images, for the same
+number of steps, and prints the mean Dice on the test images at their own size, over seeds. The
+self-supervised encoders and the semi-supervised networks see all 270 training images without
 their masks, however many they have with masks. What lies in the folder already is not trained
 again, and a run that was stopped goes on where it was, so the command can be given again until the
 table is whole. Each training takes about 2 minutes on one core, each pretraining 5.
@@ -46,20 +46,20 @@ STEPS = 400
 BATCH = 8
 FEWEST_TO_VALIDATE = 10
 FLAGS: Mapping[str, Any] = {
-    "data.border": "ground",
+    "data.trimap_border": "background",
     "preprocess.image_size": 128,
     "model.encoder": "efficientnet_lite0",
     "model.width": 8,
     "augment.scale_probability": 0.0,
     "augment.crop_probability": 0.0,
-    "augment.dropout_probability": 0.0,
-    "augment.affine_degrees": 15.0,
+    "augment.grid_dropout_probability": 0.0,
+    "augment.rotate_degrees": 15.0,
     "train.batch_size": BATCH,
     "train.learning_rate": 1e-3,
     "train.schedule": "cosine",
-    "train.average_decay": 0.99,
+    "train.ema_decay": 0.99,
     "train.tensorboard": False,
-    "train.overlays": 0,
+    "train.log_images": 0,
     "device": "cpu",
 }
 
@@ -70,12 +70,12 @@ class Method:
 
     Attributes:
         title: What the table calls it.
-        counts: Of how many pictures.
-        seeds: With which seeds, which also choose the pictures.
+        counts: Of how many images.
+        seeds: With which seeds, which also choose the images.
         flags: What it changes in ``FLAGS``.
         frozen: Share of the epochs in which the encoder stays as it came.
-        self_supervised: Whether the encoder was pretrained on the training pictures.
-        semi_supervised: Whether the training pictures are seen without masks too.
+        self_supervised: Whether the encoder was pretrained on the training images.
+        semi_supervised: Whether the training images are seen without masks too.
     """
 
     title: str
@@ -102,7 +102,7 @@ METHODS = {
     "pretrained": Method("pretrained", flags=PRETRAINED),
     "two-stage": Method(
         "pretrained, two stages",
-        flags={**PRETRAINED, "train.encoder_rate": 0.3, "train.layer_decay": 0.8},
+        flags={**PRETRAINED, "train.encoder_lr_multiplier": 0.3, "train.layer_lr_decay": 0.8},
         frozen=0.15,
     ),
     "self": Method("self-supervised", counts=(30, 270), seeds=(0, 1), self_supervised=True),
@@ -110,7 +110,7 @@ METHODS = {
         "pretrained, semi-supervised",
         counts=(30, 270),
         seeds=(0, 1),
-        flags={**PRETRAINED, "train.average_decay": 0.98},
+        flags={**PRETRAINED, "train.ema_decay": 0.98},
         semi_supervised=True,
     ),
 }
@@ -143,8 +143,8 @@ class Job:
             flags["train.unlabelled"] = without_masks(self.seed, data, keep)
         return load_run(flags=flags)
 
-    def pictures(self, run: Run) -> tuple[FileSource, FileSource]:
-        """Open the pictures to train on, the same for every method, and those to validate on."""
+    def images(self, run: Run) -> tuple[FileSource, FileSource]:
+        """Open the images to train on, the same for every method, and those to validate on."""
         parts = [open_split(run.data, part, seed=self.seed) for part in ("train", "validation")]
         counts = (self.count, max(FEWEST_TO_VALIDATE, self.count // 9))
         rng = np.random.default_rng(self.seed)
@@ -156,7 +156,7 @@ class Job:
 
 
 def learned_encoder(seed: int, data: Path, keep: Path) -> Path:
-    """Pretrain an encoder on the training pictures that a seed leaves, or find the finished one."""
+    """Pretrain an encoder on the training images that a seed leaves, or find the finished one."""
     folder = keep / f"pretraining-s{seed}"
     finished = folder / "finished"
     if not finished.exists():
@@ -170,8 +170,8 @@ def learned_encoder(seed: int, data: Path, keep: Path) -> Path:
 
 
 def without_masks(seed: int, data: Path, keep: Path) -> Path:
-    """Copy the training pictures that a seed leaves into a folder, once."""
-    folder = keep / f"pictures-s{seed}"
+    """Copy the training images that a seed leaves into a folder, once."""
+    folder = keep / f"images-s{seed}"
     training = open_split(load_run(flags={**FLAGS, "data.path": data}).data, "train", seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     for pair in training.pairs:
@@ -189,28 +189,28 @@ def jobs() -> Iterator[Job]:
 
 
 def settle(job: Job, data: Path, keep: Path) -> float:
-    """Train and score one, or read what was scored; return the mean Dice on the test pictures."""
+    """Train and score one, or read what was scored; return the mean Dice on the test images."""
     folder = keep / job.name
     result = folder / "test.json"
     if result.exists():
         return float(json.loads(result.read_text(encoding="utf-8"))["dice"])
     run = job.run(data, keep)
-    training, validation = job.pictures(run)
+    training, validation = job.images(run)
     if (folder / SETTINGS).exists():
         resume(folder, run=run, training=training, validation=validation)
     else:
         train(run, out=folder, training=training, validation=validation)
     predictor = Predictor.load(folder / BEST, device="cpu")
     test = open_split(run.data, "test", seed=0)
-    score = evaluate(predictor, test, split="test", border="ground", batch_size=BATCH)
+    score = evaluate(predictor, test, split="test", trimap_border="background", batch_size=BATCH)
     write_bytes(result, json.dumps({"dice": score.mean_dice}).encode())
     return score.mean_dice
 
 
 def show(scores: Mapping[Job, float]) -> None:
-    """Print the table: a row for each method, a column for each number of pictures."""
+    """Print the table: a row for each method, a column for each number of images."""
     counts = sorted({job.count for job in scores})
-    print(f"| {'pictures':<28} |" + "".join(f" {count:<18} |" for count in counts))
+    print(f"| {'images':<28} |" + "".join(f" {count:<18} |" for count in counts))
     print(f"|{'-' * 30}|" + f"{'-' * 20}|" * len(counts))
     for name, method in METHODS.items():
         cells = []

@@ -1,8 +1,9 @@
-"""The budget: the time in which a training ends, with all that comes before it and after it.
+"""The time limit: the time in which a training ends, with all that comes before it and after it.
 
-A budget buys three things: the start of the command, steps with validations between them, and the
+A time limit buys three things: the start of the command, steps with validations between them, and
+the
 end: the last validation, the choice of threshold and the report. What the end will take is timed
-before the first step, on a picture or two; what is left is for the steps. How fast those go is
+before the first step, on an image or two; what is left is for the steps. How fast those go is
 noted again and again, and the learning rate between two notes is a function of the steps alone, so
 that a training which is stopped goes on with the same rates.
 """
@@ -14,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from notan.train.pace import SHORTEST, Pace
+from notan.train.throughput import SHORTEST, Throughput
 
 if TYPE_CHECKING:
     from notan.train.optim import Schedule
@@ -30,7 +31,7 @@ STRETCHES = 32
 """Notes of the speed in a training, or a few more."""
 
 REPORTING = 0.5
-"""Time that a report takes to score pictures, over the time that the choice on them takes."""
+"""Time that a report takes to score images, over the time that the choice on them takes."""
 
 MOST_FOR_REPORT, MOST_FOR_CHOICE = 0.5, 0.75
 """Shares of the time left after the start: an end that takes more goes without the report, or
@@ -38,13 +39,13 @@ without the choice of threshold too."""
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What surrounds a training, which its budget pays for too.
+class Overhead:
+    """What surrounds a training, which its time limit pays for too.
 
     Attributes:
         began: The moment at which the command began, by ``time.monotonic()``.
         report_seconds: What a report will take after the training, beside scoring the validation
-            pictures; 0: there will be none.
+            images; 0: there will be none.
         leaving_seconds: What the process takes to end.
     """
 
@@ -55,10 +56,10 @@ class Frame:
 
 @dataclass
 class Spent:
-    """What a budget has been spent on; saved in the state.
+    """What a time limit has been spent on; saved in the state.
 
     Attributes:
-        budget: The whole budget that ``report`` and ``choice`` were decided for.
+        time_limit: The whole time limit that ``report`` and ``choice`` were decided for.
         total: Seconds, those of earlier calls of the command included.
         trained: Seconds of it on steps.
         validated: What ``trained`` was at the last validation.
@@ -69,7 +70,7 @@ class Spent:
         rate: The learning rate with which the present epoch began.
     """
 
-    budget: float = 0.0
+    time_limit: float = 0.0
     total: float = 0.0
     trained: float = 0.0
     validated: float = 0.0
@@ -80,19 +81,19 @@ class Spent:
     rate: float = 0.0
 
 
-class Budget:
+class TimeLimit:
     """Divides a time among steps, validations and the end of a training."""
 
-    def __init__(self, seconds: float, frame: Frame, schedule: Schedule) -> None:
+    def __init__(self, seconds: float, overhead: Overhead, schedule: Schedule) -> None:
         """Take what there is to divide.
 
         Args:
             seconds: From the beginning of the command to its end.
-            frame: What goes on before and after the training.
+            overhead: What goes on before and after the training.
             schedule: Of the learning rate; gets the pace of the training at every note.
         """
         self.seconds = seconds
-        self.frame = frame
+        self.overhead = overhead
         self.schedule = schedule
         self.spent = Spent()
         self._before = 0.0
@@ -107,12 +108,12 @@ class Budget:
         """Take up what an earlier call of the command has spent.
 
         Args:
-            state: What ``state`` returned; None: that call had no budget.
+            state: What ``state`` returned; None: that call had no time limit.
             progress: Where it stood; what its epochs took counts then.
         """
         if state:
             self.spent = Spent(**state["spent"])
-            self.schedule.pace = state["pace"] and Pace(**state["pace"])
+            self.schedule.pace = state["pace"] and Throughput(**state["pace"])
             self.schedule.apply()
         else:
             earlier = progress.earlier_seconds
@@ -124,11 +125,11 @@ class Budget:
     @property
     def total(self) -> float:
         """Seconds that are spent."""
-        return self._before + time.monotonic() - self.frame.began
+        return self._before + time.monotonic() - self.overhead.began
 
     @property
     def left(self) -> float:
-        """Seconds that are left; below 0 where the budget was too small."""
+        """Seconds that are left; below 0 where the time limit was too small."""
         return self.seconds - self.total
 
     @property
@@ -141,20 +142,20 @@ class Budget:
         self.spent.choosing, self.spent.validating = choosing, validating
 
     def plan(self) -> None:
-        """Decide what the end consists of, once for each budget."""
-        if self.spent.budget == self.seconds:
+        """Decide what the end consists of, once for each time limit."""
+        if self.spent.time_limit == self.seconds:
             return
         spent = self.spent
-        spent.budget, spent.report, spent.choice = self.seconds, True, True
+        spent.time_limit, spent.report, spent.choice = self.seconds, True, True
         spent.report = self.end <= MOST_FOR_REPORT * self.left
         spent.choice = spent.report or self.end <= MOST_FOR_CHOICE * self.left
 
     @property
     def end(self) -> float:
         """Seconds to keep for what comes after the last step."""
-        spent, report = self.spent, self.frame.report_seconds
+        spent, report = self.spent, self.overhead.report_seconds
         choosing = spent.choosing or 0.0
-        end = spent.validating + self.frame.leaving_seconds
+        end = spent.validating + self.overhead.leaving_seconds
         if spent.choice:
             end += choosing
         if spent.report and report > 0:
@@ -176,8 +177,8 @@ class Budget:
     def history(self) -> dict[str, float]:
         """Return what belongs into an epoch's line of the history."""
         pace = self.schedule.pace
-        speed = {"budget/step_seconds": pace.step_seconds} if pace else {}
-        return {**speed, "budget/seconds": self.total, "budget/steps_left": self.steps_left}
+        speed = {"time_limit/step_seconds": pace.step_seconds} if pace else {}
+        return {**speed, "time_limit/seconds": self.total, "time_limit/steps_left": self.steps_left}
 
     def after_step(self) -> bool:
         """Count a step's time, and note the speed when it is time to.
@@ -212,7 +213,7 @@ class Budget:
             return
         most = schedule.settings.epochs * schedule.steps_per_epoch - steps
         left = max(0.0, min(self._for_steps(step_seconds), most * step_seconds))
-        schedule.pace = Pace(steps, trained, left, step_seconds)
+        schedule.pace = Throughput(steps, trained, left, step_seconds)
         schedule.apply()
 
     def _for_steps(self, step_seconds: float) -> float:
@@ -258,9 +259,9 @@ class Budget:
         return 0 if self.is_over else max(1, int(pace.left / pace.step_seconds))
 
     def in_words(self) -> str:
-        """Say how much is in the budget, what it has been spent on and what fits."""
+        """Say how much is in the time limit, what it has been spent on and what fits."""
         start = (
-            f"a budget of {self.seconds:g} s: {self.total:.0f} s are spent, about "
+            f"a time limit of {self.seconds:g} s: {self.total:.0f} s are spent, about "
             f"{self.end:.0f} s are kept for the end"
         )
         pace = self.schedule.pace

@@ -1,4 +1,4 @@
-"""Hearsay: pictures that a model knows through another one that it learns from or begins with."""
+"""Hearsay: images that a model knows through another one that it learns from or begins with."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ HASHES = ("training_hashes", "validation_hashes", "unlabelled_hashes")
 
 
 class Knowing(Protocol):
-    """Whatever has learned from pictures, and says from which by their content."""
+    """Whatever has learned from images, and says from which by their content."""
 
     @property
     def training_hashes(self) -> tuple[str, ...]:
-        """Of pictures that it was trained on."""
+        """Of images that it was trained on."""
 
     @property
     def validation_hashes(self) -> tuple[str, ...]:
-        """Of pictures that it was chosen on."""
+        """Of images that it was chosen on."""
 
     @property
     def unlabelled_hashes(self) -> tuple[str, ...]:
-        """Of pictures that it has learned from without their masks."""
+        """Of images that it has learned from without their masks."""
 
 
 def seen_too(data: DataCard, other: Knowing) -> DataCard:
-    """Add to a model's pictures those that it knows through another."""
+    """Add to a model's images those that it knows through another."""
     return data.model_copy(
         update={
             name: tuple(dict.fromkeys((*getattr(data, name), *getattr(other, name))))
@@ -41,7 +41,7 @@ def seen_too(data: DataCard, other: Knowing) -> DataCard:
 
 
 def require_unseen(other: Knowing, validation: Source, *, who: str, whose: str) -> None:
-    """Refuse to choose a model on pictures that it knows through another.
+    """Refuse to choose a model on images that it knows through another.
 
     Args:
         other: What has learned.
@@ -63,6 +63,6 @@ def require_unseen(other: Knowing, validation: Source, *, who: str, whose: str) 
     if known:
         raise DataError(
             f"{who} was trained on {len(known)} of this run's {len(validation)} "
-            f"validation pictures ({', '.join(known[:3])}{', ...' if len(known) > 3 else ''}), so "
+            f"validation images ({', '.join(known[:3])}{', ...' if len(known) > 3 else ''}), so "
             f"{whose} Dice on them would flatter it; train both with one data.split_seed"
         )

@@ -1,4 +1,4 @@
-"""PictureScore: everything that is measured of one picture."""
+"""ImageScore: everything that is measured of one image."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MEASURES = {
     "average_precision": "average precision",
     "brier": "Brier",
 }
-"""What is measured of each picture, and how a person reads it."""
+"""What is measured of each image, and how a person reads it."""
 
 
 @dataclass(frozen=True)
-class PictureScore:
-    """The scores of one picture, at the size that was scored.
+class ImageScore:
+    """The scores of one image, at the size that was scored.
 
     Attributes:
         name: The sample's name.
@@ -35,11 +35,12 @@ class PictureScore:
         height: Of the scored masks, in pixels.
         width: Of the scored masks, in pixels.
         boundary: How far the boundaries lie apart; None: not measured.
-        average_precision: Of the probabilities, 0..1; None: not measured, or there is no figure.
+        average_precision: Of the probabilities, 0..1; None: not measured, or there is no
+            foreground.
         brier: Mean squared error of the probabilities, 0..1; None: not measured, or every pixel
             is ignored.
         expected_dice: The Dice that the model itself expected, 0..1; None: it did not say.
-        please_check: Whether the model asked for a second look; None: it did not say.
+        needs_review: Whether the model asked for a second look; None: it did not say.
     """
 
     name: str
@@ -50,13 +51,13 @@ class PictureScore:
     average_precision: float | None = None
     brier: float | None = None
     expected_dice: float | None = None
-    please_check: bool | None = None
+    needs_review: bool | None = None
 
     @property
-    def figure_share(self) -> float | None:
-        """The figure's share of the counted pixels, 0..1; None where all are ignored."""
+    def foreground_share(self) -> float | None:
+        """The foreground's share of the counted pixels, 0..1; None where all are ignored."""
         counts = self.counts
-        return counts.figure / counts.pixels if counts.pixels else None
+        return counts.foreground / counts.pixels if counts.pixels else None
 
     def numbers(self) -> dict[str, float | None]:
         """Return each of ``MEASURES``; None where it is undefined or was not taken."""

@@ -70,7 +70,7 @@ def test_the_average_is_neither_trained_nor_in_training_mode() -> None:
 
 
 def test_the_average_changes_nothing_in_the_training_itself(tmp_path: Path) -> None:
-    train_own(tiny(train__epochs=3, train__average_decay=0.9), tmp_path / "with")
+    train_own(tiny(train__epochs=3, train__ema_decay=0.9), tmp_path / "with")
     train_own(tiny(train__epochs=3), tmp_path / "without")
     ends = [fate(tmp_path / which) for which in ("with", "without")]
     for part in ("/state/model/", "/state/optimizer/"):
@@ -94,13 +94,13 @@ def test_whichever_scores_better_is_the_best_checkpoint(
         with torch.no_grad():
             for weight in worse.parameters():
                 weight.zero_()
-            list(worse.parameters())[-1].fill_(-9.0)  # the head's bias: all is ground
+            list(worse.parameters())[-1].fill_(-9.0)  # the head's bias: all is background
         found = list(validations(trainer))
         worse.load_state_dict(kept)
         return found
 
     monkeypatch.setattr(Trainer, "_validations", biased)
-    run = tiny(train__epochs=2, train__average_decay=0.5, train__learning_rate=0.05)
+    run = tiny(train__epochs=2, train__ema_decay=0.5, train__learning_rate=0.05)
     result = train_own(run, tmp_path / "run")
     state = last_state(tmp_path / "run")
     assert result.dice > 0
@@ -124,7 +124,7 @@ def test_without_a_decay_there_is_no_average(tmp_path: Path) -> None:
 def test_the_average_resumes_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    run = tiny(train__epochs=3, train__average_decay=0.9)
+    run = tiny(train__epochs=3, train__ema_decay=0.9)
     train_own(run, tmp_path / "whole")
     monkeypatch.setattr(Trainer, "after_step", before_step(step, ask_to_stop))
     with pytest.raises(StoppedBySignal):

@@ -1,7 +1,7 @@
-"""What a huge picture costs: memory over the idle program, and time, reading and writing included.
+"""What a huge image costs: memory over the idle program, and time, reading and writing included.
 
-Run by hand: python benchmarks/large_picture.py
-Draws a picture of --side x --side pixels as a compressed tiled TIFF in a temporary folder, and runs
+Run by hand: python benchmarks/large_image.py
+Draws an image of --side x --side pixels as a compressed tiled TIFF in a temporary folder, and runs
 ``notan predict`` on it in a process of its own. Idle is that process once the model is loaded; the
 peak is the system's own high-water mark of resident memory (Linux).
 """
@@ -25,7 +25,7 @@ from notan.train import train
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from notan.types import Picture
+    from notan.types import RGBImage
 
 TILE, DRAWN = 512, 24
 PREDICT = """
@@ -51,8 +51,8 @@ print(f"MEASURED {loaded.idle:.0f} {resident('VmHWM'):.0f} {time.monotonic() - b
 """
 
 
-def tiles(side: int) -> Iterator[Picture]:
-    """Yield drawn pictures in a changing order, as the tiles of a large one."""
+def tiles(side: int) -> Iterator[RGBImage]:
+    """Yield drawn images in a changing order, as the tiles of a large one."""
     drawn = [sample.image for sample in DrawnSource(DRAWN, size=(TILE, TILE), first=500)]
     random = np.random.default_rng(0)
     for _ in range((-(-side // TILE)) ** 2):
@@ -76,7 +76,7 @@ def make_model(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Make the picture, predict it, print what it took."""
+    """Make the image, predict it, print what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=20_000)
     parser.add_argument("--model", type=Path)
@@ -86,8 +86,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         model = wanted.model or make_model(folder)
-        picture = folder / "large.tif"
-        with TiffWriter(picture, bigtiff=True) as file:
+        image = folder / "large.tif"
+        with TiffWriter(image, bigtiff=True) as file:
             file.write(
                 tiles(wanted.side),
                 shape=(wanted.side, wanted.side, 3),
@@ -99,7 +99,7 @@ def main() -> None:
         flags = ["--model", str(model), "--out", str(folder / "out"), "--format", wanted.format]
         flags += ["--batch-size", str(wanted.batch_size)]
         done = subprocess.run(  # noqa: S603 - our own program
-            [sys.executable, "-c", PREDICT, "predict", str(picture), *flags],
+            [sys.executable, "-c", PREDICT, "predict", str(image), *flags],
             stdout=subprocess.PIPE,
             text=True,
             check=True,
@@ -108,7 +108,7 @@ def main() -> None:
         idle, peak, seconds = (int(word) for word in measured.split()[1:])
         written = sum(path.stat().st_size for path in (folder / "out").rglob("*.tif"))
         print(
-            f"{wanted.side}x{wanted.side} pixels, {picture.stat().st_size / 1e6:,.0f} MB on disk, "
+            f"{wanted.side}x{wanted.side} pixels, {image.stat().st_size / 1e6:,.0f} MB on disk, "
             f"{wanted.format} of {written / 1e6:,.1f} MB written\n"
             f"idle {idle:,} MiB, peak {peak:,} MiB, {peak - idle:,} MiB over idle; {seconds:,} s"
         )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from notan.types import Mask, Picture, Probability
+    from notan.types import Mask, Probability, RGBImage
 
 Pixels: TypeAlias = npt.NDArray[Any]
 """uint8 or uint16, (height, width) grey, (height, width, 3) RGB or (height, width, 4) RGBA."""
@@ -26,18 +26,18 @@ TRUTH = (86, 180, 233)
 """Orange and sky blue of Okabe and Ito's palette, told apart by colour-blind readers."""
 
 
-def mask_picture(mask: Mask) -> Picture:
-    """Return a mask as grey levels: figure 255, ground 0."""
+def mask_image(mask: Mask) -> RGBImage:
+    """Return a mask as grey levels: foreground 255, background 0."""
     return mask.astype(np.uint8) * 255
 
 
-def overlay_picture(image: Picture, mask: Mask, truth: Mask | None = None) -> Picture:
-    """Tint the predicted figure and outline it; outline the truth too where it is known.
+def overlay_image(image: RGBImage, mask: Mask, truth: Mask | None = None) -> RGBImage:
+    """Tint the predicted foreground and outline it; outline the truth too where it is known.
 
     Args:
         image: uint8, (height, width, 3), RGB.
-        mask: The predicted figure, of the same size; orange.
-        truth: The true figure; outlined in sky blue.
+        mask: The predicted foreground, of the same size; orange.
+        truth: The true foreground; outlined in sky blue.
 
     Returns:
         uint8, (height, width, 3), RGB.
@@ -54,21 +54,21 @@ def overlay_picture(image: Picture, mask: Mask, truth: Mask | None = None) -> Pi
     return result
 
 
-def cutout_picture(image: Picture, mask: Mask) -> Pixels:
-    """Return the figure alone: what is ground becomes transparent.
+def cutout_image(image: RGBImage, mask: Mask) -> Pixels:
+    """Return the foreground alone: what is background becomes transparent.
 
     The edge is hard on purpose. The mask is what validation chose the threshold and the tidying
-    for; a probability as transparency would let the ground shine through wherever the network is
-    less than sure, in the middle of the figure too. The colours under the ground are kept, so an
-    editor can bring them back.
+    for; a probability as transparency would let the background shine through wherever the network
+    is less than sure, in the middle of the foreground too. The colours under the background are
+    kept, so an editor can bring them back.
 
     Returns:
-        uint8, (height, width, 4), RGBA; alpha is 255 on the figure and 0 elsewhere.
+        uint8, (height, width, 4), RGBA; alpha is 255 on the foreground and 0 elsewhere.
     """
-    return np.dstack([image, mask_picture(mask)])
+    return np.dstack([image, mask_image(mask)])
 
 
-def probability_picture(probability: Probability, dtype: npt.DTypeLike = np.uint8) -> Pixels:
+def probability_image(probability: Probability, dtype: npt.DTypeLike = np.uint8) -> Pixels:
     """Return probabilities as grey levels, 0 for 0 and the type's largest for 1.
 
     Args:
@@ -105,43 +105,43 @@ def encode_float_tiff(probability: Probability) -> bytes:
     return file.getvalue()
 
 
-def write_png(path: Path, picture: Pixels) -> None:
+def write_png(path: Path, image: Pixels) -> None:
     """Write grey, RGB or RGBA pixels as PNG, whole or not at all.
 
     Raises:
         StorageError: The file could not be written.
     """
-    write_bytes(path, encode_png(picture))
+    write_bytes(path, encode_png(image))
 
 
 def write_overlay_and_mask(
-    folder: Path, name: str, image: Picture, mask: Mask, truth: Mask | None = None
+    folder: Path, name: str, image: RGBImage, mask: Mask, truth: Mask | None = None
 ) -> None:
     """Write ``masks/NAME.png`` (0 / 255) and ``overlays/NAME.png`` into a folder.
 
     Raises:
         StorageError: A file could not be written.
     """
-    write_png(folder / "masks" / f"{name}.png", mask_picture(mask))
-    write_png(folder / "overlays" / f"{name}.png", overlay_picture(image, mask, truth))
+    write_png(folder / "masks" / f"{name}.png", mask_image(mask))
+    write_png(folder / "overlays" / f"{name}.png", overlay_image(image, mask, truth))
 
 
-def contact_sheet(pictures: Sequence[Picture], *, columns: int, gap: int = 4) -> Picture:
-    """Lay pictures of one size out in rows on white.
+def contact_sheet(images: Sequence[RGBImage], *, columns: int, gap: int = 4) -> RGBImage:
+    """Lay images of one size out in rows on white.
 
     Args:
-        pictures: uint8, (height, width, 3), RGB, all of one size; at least one.
-        columns: Pictures in a row.
+        images: uint8, (height, width, 3), RGB, all of one size; at least one.
+        columns: Images in a row.
         gap: White pixels between them.
 
     Returns:
         uint8, (rows x height + gaps, columns x width + gaps, 3), RGB.
     """
-    height, width, _ = pictures[0].shape
-    rows = -(-len(pictures) // columns)
+    height, width, _ = images[0].shape
+    rows = -(-len(images) // columns)
     down, across = height + gap, width + gap
     sheet = np.full((rows * down - gap, columns * across - gap, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         top, left = number // columns * down, number % columns * across
-        sheet[top : top + height, left : left + width] = picture
+        sheet[top : top + height, left : left + width] = image
     return sheet

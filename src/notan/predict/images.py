@@ -1,4 +1,4 @@
-"""What counts as one picture from Python: a file, its bytes, a Pillow image or an array."""
+"""What counts as one image from Python: a file, its bytes, a Pillow image or an array."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from notan.data.decode import guarded_image, refuse_size, rgb
-from notan.data.formats import decode_picture, read_picture
+from notan.data.formats import decode_image, read_image
 from notan.errors import ShapeError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from notan.types import Picture
+    from notan.types import RGBImage
 
-PictureLike: TypeAlias = (
+ImageLike: TypeAlias = (
     "str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
 )
 
@@ -27,8 +27,8 @@ _WANTED = (
 )
 
 
-def as_picture(thing: PictureLike) -> Picture:
-    """Return whatever holds one picture as 8-bit RGB, upright.
+def as_image(thing: ImageLike) -> RGBImage:
+    """Return whatever holds one image as 8-bit RGB, upright.
 
     Files, bytes and Pillow images are turned by their EXIF orientation. An array has none: it is
     taken as it stands, and its channels as red, green, blue (OpenCV reads blue first).
@@ -46,27 +46,27 @@ def as_picture(thing: PictureLike) -> Picture:
         DataError: The file, the bytes or the image cannot be decoded.
     """
     if isinstance(thing, (str, Path)):
-        return read_picture(Path(thing))
+        return read_image(Path(thing))
     if isinstance(thing, (bytes, bytearray, memoryview)):
-        return decode_picture(bytes(thing), "the bytes that were given")
+        return decode_image(bytes(thing), "the bytes that were given")
     if isinstance(thing, Image.Image):
         return _from_pillow(thing)
     if isinstance(thing, np.ndarray):
         return _from_array(thing)
     raise ShapeError(
-        f"a {type(thing).__name__} was given as a picture; a path, the bytes of a file, a Pillow "
+        f"a {type(thing).__name__} was given as an image; a path, the bytes of a file, a Pillow "
         "image or a NumPy array is wanted; of a tensor, give tensor.cpu().numpy() as "
         "(height, width, 3)"
     )
 
 
-def _from_pillow(image: Image.Image) -> Picture:
+def _from_pillow(image: Image.Image) -> RGBImage:
     name = str(getattr(image, "filename", "") or "the Pillow image that was given")
     refuse_size((image.height, image.width), name)
     return guarded_image(lambda: rgb(ImageOps.exif_transpose(image), name), name)
 
 
-def _from_array(array: npt.NDArray[np.uint8]) -> Picture:
+def _from_array(array: npt.NDArray[np.uint8]) -> RGBImage:
     if array.dtype != np.uint8 or array.size == 0 or array.ndim not in (2, 3):
         raise _wrong(array)
     if array.ndim == 2:
@@ -81,7 +81,7 @@ def _wrong(array: npt.NDArray[np.uint8]) -> ShapeError:
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (3, 4):
         advice = "; channels come last: array.transpose(1, 2, 0)"
     elif array.ndim == 4:
-        advice = "; give one picture at a time, or several to predict_many"
+        advice = "; give one image at a time, or several to predict_many"
     elif array.dtype == np.bool_:
         advice = "; of a bool array, give array.astype('uint8') * 255"
     elif array.dtype == np.uint16:
@@ -89,5 +89,5 @@ def _wrong(array: npt.NDArray[np.uint8]) -> ShapeError:
     elif np.issubdtype(array.dtype, np.floating):
         advice = "; of values 0..1, give (array * 255).round().astype('uint8')"
     return ShapeError(
-        f"a picture of shape {array.shape} and type {array.dtype} was given; {_WANTED}{advice}"
+        f"an image of shape {array.shape} and type {array.dtype} was given; {_WANTED}{advice}"
     )

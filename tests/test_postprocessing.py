@@ -1,4 +1,4 @@
-"""Decision: calibrated probabilities, masks and their expected Dice, against slow references."""
+"""Postprocessing: calibration, masks and their expected Dice, against slow references."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.special import expit
 
-from notan.decision import Decision, dice_threshold, expected_dice, logit, sigmoid
+from notan.postprocessing import Postprocessing, dice_threshold, expected_dice, logit, sigmoid
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,10 +33,10 @@ def exact_expectation(probability: Probability, mask: Mask) -> float:
     chance, taken = probability.ravel().astype(float), mask.ravel()
     total = 0.0
     for truth in itertools.product((False, True), repeat=chance.size):
-        figure = np.array(truth)
-        both = 2 * np.count_nonzero(figure & taken)
-        whole = np.count_nonzero(figure) + np.count_nonzero(taken)
-        total += float(np.prod(np.where(figure, chance, 1 - chance))) * (
+        foreground = np.array(truth)
+        both = 2 * np.count_nonzero(foreground & taken)
+        whole = np.count_nonzero(foreground) + np.count_nonzero(taken)
+        total += float(np.prod(np.where(foreground, chance, 1 - chance))) * (
             both / whole if whole else 1.0
         )
     return total
@@ -51,7 +51,7 @@ def sampled_expectation(probability: Probability, mask: Mask, draws: int = 4000)
 
 def test_a_decision_of_nothing_is_a_threshold_of_a_half() -> None:
     probability = random_map(0, (20, 30))
-    plain = Decision()
+    plain = Postprocessing()
     assert plain.calibrate(probability) is probability
     np.testing.assert_array_equal(plain.mask(probability), probability >= 0.5)
 
@@ -62,7 +62,7 @@ def test_calibration_moves_logits_and_keeps_the_order(
     seed: int, temperature: float, bias: float
 ) -> None:
     probability = random_map(seed, (9, 11), sharp=2)
-    calibrated = Decision(temperature=temperature, bias=bias).calibrate(probability)
+    calibrated = Postprocessing(temperature=temperature, bias=bias).calibrate(probability)
     expected = expit(np.log(probability / (1 - probability.astype(float))) / temperature + bias)
     np.testing.assert_allclose(calibrated, expected, atol=3e-4)  # float32 near 1 is that coarse
     order = np.argsort(probability.ravel(), kind="stable")
@@ -73,7 +73,7 @@ def test_calibration_moves_logits_and_keeps_the_order(
 def test_certainty_stays_finite() -> None:
     probability = np.array([[0.0, 1.0, 0.5]], np.float32)
     assert np.isfinite(logit(probability)).all()
-    calibrated = Decision(temperature=2.0).calibrate(probability)
+    calibrated = Postprocessing(temperature=2.0).calibrate(probability)
     assert 0 < calibrated[0, 0] < 0.001
     assert 0.999 < calibrated[0, 1] < 1
     np.testing.assert_allclose(
@@ -95,7 +95,7 @@ def test_the_expected_dice_is_that_over_all_truths(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_expected_dice_of_a_picture_is_that_of_drawn_truths(seed: int) -> None:
+def test_the_expected_dice_of_an_image_is_that_of_drawn_truths(seed: int) -> None:
     probability = random_map(seed, (24, 30))
     mask = probability >= 0.4
     sampled = sampled_expectation(probability, mask)
@@ -124,15 +124,15 @@ def test_the_dice_optimal_cut_lies_at_half_the_dice_that_it_reaches() -> None:
     threshold = dice_threshold(probability)
     reached = expected_dice(probability, probability >= threshold)
     assert threshold == pytest.approx(reached / 2, abs=0.01)
-    mask = Decision(cut="dice").mask(probability)
+    mask = Postprocessing(threshold_rule="dice").mask(probability)
     np.testing.assert_array_equal(mask, probability >= threshold)
 
 
-def test_where_figure_is_unlikely_everywhere_the_best_mask_is_empty() -> None:
+def test_where_foreground_is_unlikely_everywhere_the_best_mask_is_empty() -> None:
     probability = np.full((5, 5), 0.001, np.float32)
-    assert not Decision(cut="dice").mask(probability).any()
-    assert Decision(cut="dice").mask(np.full((1, 1), 0.9, np.float32)).all()
-    assert Decision(cut="dice").mask(np.ones((2, 2), np.float32)).all()
+    assert not Postprocessing(threshold_rule="dice").mask(probability).any()
+    assert Postprocessing(threshold_rule="dice").mask(np.full((1, 1), 0.9, np.float32)).all()
+    assert Postprocessing(threshold_rule="dice").mask(np.ones((2, 2), np.float32)).all()
 
 
 def specks_and_holes() -> npt.NDArray[np.bool_]:
@@ -148,7 +148,7 @@ def specks_and_holes() -> npt.NDArray[np.bool_]:
 
 def test_small_components_go_and_the_others_stay_as_they_are() -> None:
     mask = specks_and_holes()
-    tidied = Decision(smallest_fraction=4 / mask.size).tidy(mask)
+    tidied = Postprocessing(min_component_fraction=4 / mask.size).postprocess(mask)
     assert not tidied[30, 30]
     np.testing.assert_array_equal(tidied[31:], mask[31:])
     np.testing.assert_array_equal(tidied[:26], mask[:26])
@@ -156,13 +156,15 @@ def test_small_components_go_and_the_others_stay_as_they_are() -> None:
 
 def test_small_holes_are_filled_and_large_ones_and_the_edge_are_not() -> None:
     mask = specks_and_holes()
-    tidied = Decision(hole_fraction=5 / mask.size).tidy(mask)
+    tidied = Postprocessing(fill_holes_fraction=5 / mask.size).postprocess(mask)
     assert tidied[8:10, 8:10].all()
     assert not tidied[14:18, 14:18].any()
-    assert Decision(hole_fraction=0.9).tidy(mask)[14:18, 14:18].all()
+    assert Postprocessing(fill_holes_fraction=0.9).postprocess(mask)[14:18, 14:18].all()
     corner = np.ones((10, 10), np.bool_)
     corner[0, 0] = False
-    np.testing.assert_array_equal(Decision(hole_fraction=0.5).tidy(corner), corner)
+    np.testing.assert_array_equal(
+        Postprocessing(fill_holes_fraction=0.5).postprocess(corner), corner
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -171,7 +173,7 @@ def test_the_largest_component_is_what_scipy_finds(seed: int, density: float) ->
     mask = np.random.default_rng(seed).random((13, 17)) < density
     labels, number = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=number + 1)[1:]
-    tidied = Decision(only_largest=True).tidy(mask)
+    tidied = Postprocessing(keep_largest=True).postprocess(mask)
     assert np.count_nonzero(tidied) == max(areas, default=0)
     assert len(set(labels[tidied])) <= 1
     assert not (tidied & ~mask).any()
@@ -181,23 +183,29 @@ def test_the_largest_component_is_what_scipy_finds(seed: int, density: float) ->
 @given(seed=st.integers(0, 999), smallest=st.floats(0, 0.3), hole=st.floats(0, 0.3))
 def test_tidying_twice_changes_no_more_specks(seed: int, smallest: float, hole: float) -> None:
     mask = random_map(seed, (21, 18), sharp=5) > 0.5
-    rule = Decision(smallest_fraction=smallest, hole_fraction=hole)
-    once = rule.tidy(mask)
-    np.testing.assert_array_equal(rule.tidy(once), once)
+    rule = Postprocessing(min_component_fraction=smallest, fill_holes_fraction=hole)
+    once = rule.postprocess(mask)
+    np.testing.assert_array_equal(rule.postprocess(once), once)
 
 
 def test_nothing_to_tidy_is_no_trouble() -> None:
-    everything = Decision(only_largest=True, smallest_fraction=0.1, hole_fraction=0.1)
+    everything = Postprocessing(
+        keep_largest=True, min_component_fraction=0.1, fill_holes_fraction=0.1
+    )
     for mask in (np.zeros((3, 4), np.bool_), np.ones((3, 4), np.bool_), np.ones((1, 1), np.bool_)):
-        np.testing.assert_array_equal(everything.tidy(mask), mask)
+        np.testing.assert_array_equal(everything.postprocess(mask), mask)
 
 
 def test_a_decision_says_itself() -> None:
-    assert Decision().in_words() == "threshold 0.5"
-    words = Decision(
-        cut="dice", temperature=1.3, only_largest=True, smallest_fraction=0.01, hole_fraction=0.001
+    assert Postprocessing().in_words() == "threshold 0.5"
+    words = Postprocessing(
+        threshold_rule="dice",
+        temperature=1.3,
+        keep_largest=True,
+        min_component_fraction=0.01,
+        fill_holes_fraction=0.001,
     ).in_words()
     assert words == (
-        "the Dice-optimal cut of each picture, temperature 1.3, largest component only, "
-        "components under 1.00% of the picture removed, holes under 0.10% of the picture filled"
+        "the Dice-optimal cut of each image, temperature 1.3, largest component only, "
+        "components under 1.00% of the image removed, holes under 0.10% of the image filled"
     )

@@ -1,4 +1,4 @@
-"""Which pictures are learned from, and what is hidden of them."""
+"""Which images are learned from, and what is hidden of them."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from notan.data.build import open_split
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, DataError, NotanError
 from notan.preprocess import Preprocessor
+from notan.pretrain.images import ImageFiles, MaskedImages, draw_hidden, find_images
 from notan.pretrain.network import blind_loss, reconstruction_loss
-from notan.pretrain.pictures import MaskedPictures, PictureFiles, draw_hidden, find_pictures
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def names_of(**settings: object) -> set[str]:
-    source, _ = find_pictures(Pretrain.model_validate(settings))
+    source, _ = find_images(Pretrain.model_validate(settings))
     return {name.rpartition(".")[0] for name in source.names}
 
 
 def test_of_a_data_folder_the_training_split_alone_is_taken(drawn_folder: Path) -> None:
-    source, words = find_pictures(Pretrain(path=drawn_folder))
+    source, words = find_images(Pretrain(path=drawn_folder))
     assert {path.parent for path in source.paths} == {drawn_folder / "train" / "images"}
     assert len(source) == 24
     assert "validate and test are left out" in words
 
 
 @pytest.mark.parametrize("settings", [{}, {"seed": 3}, {"seed": 3, "split_seed": 0}])
-def test_where_training_will_set_pictures_aside_they_are_left_out(
+def test_where_training_will_set_images_aside_they_are_left_out(
     tmp_path: Path, settings: dict[str, int]
 ) -> None:
     write_folder(DrawnSource(20, size=(8, 8)), tmp_path)
@@ -48,41 +48,41 @@ def test_where_training_will_set_pictures_aside_they_are_left_out(
     assert not names_of(path=tmp_path, **settings) & set(validation)
 
 
-def test_of_the_pets_the_official_training_pictures_are_taken(pets_folder: Path) -> None:
+def test_of_the_pets_the_official_training_images_are_taken(pets_folder: Path) -> None:
     test = set(open_split(Data(path=pets_folder), "test", seed=0).names)
     training = set(open_split(Data(path=pets_folder), "train", seed=0).names)
     assert names_of(path=pets_folder) == training
     assert not training & test
 
 
-def test_the_pets_own_folder_of_pictures_is_refused_for_its_test_pictures(
+def test_the_pets_own_folder_of_images_is_refused_for_its_test_images(
     pets_folder: Path,
 ) -> None:
-    with pytest.raises(DataError, match=r"holds the test pictures too; give .*oxford-iiit-pet,"):
-        find_pictures(Pretrain(path=pets_folder / "images"))
+    with pytest.raises(DataError, match=r"holds the test images too; give .*oxford-iiit-pet,"):
+        find_images(Pretrain(path=pets_folder / "images"))
 
 
 @pytest.mark.parametrize("inside", ["", "images"])
-def test_any_folder_of_pictures_will_do(drawn_folder: Path, tmp_path: Path, inside: str) -> None:
+def test_any_folder_of_images_will_do(drawn_folder: Path, tmp_path: Path, inside: str) -> None:
     shutil.copytree(drawn_folder / "test" / "images", tmp_path / "mine" / inside)
-    (tmp_path / "mine" / inside / "notes.txt").write_text("no picture")
-    source, words = find_pictures(Pretrain(path=tmp_path / "mine"))
-    assert (len(source), words) == (6, "every picture in it")
+    (tmp_path / "mine" / inside / "notes.txt").write_text("no image")
+    source, words = find_images(Pretrain(path=tmp_path / "mine"))
+    assert (len(source), words) == (6, "every image in it")
     assert not source[0].mask.any()
 
 
-def test_what_is_no_folder_of_pictures_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     for path, words in (
-        (tmp_path / "empty", "no pictures here; files ending in .*in the folder itself or in"),
-        (tmp_path / "file", "this is a file; --data-path wants the folder of pictures"),
+        (tmp_path / "empty", "no images here; files ending in .*in the folder itself or in"),
+        (tmp_path / "file", "this is a file; --data-path wants the folder of images"),
         (tmp_path / "missing", "there is no such folder; check --data-path"),
     ):
         with pytest.raises(DataError, match=words):
-            find_pictures(Pretrain(path=path))
-    with pytest.raises(ConfigError, match="no pictures were given; name their folder"):
-        find_pictures(Pretrain())
+            find_images(Pretrain(path=path))
+    with pytest.raises(ConfigError, match="no images were given; name their folder"):
+        find_images(Pretrain())
 
 
 @given(
@@ -105,17 +105,17 @@ def test_the_share_of_squares_that_was_asked_for_is_hidden(
     assert abs(corners.sum() - share * corners.size) <= 1
 
 
-def masked(source: PictureFiles, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def masked(source: ImageFiles, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     preprocessor = Preprocessor(image_size=(64, 72), stride=32)
-    batch = MaskedPictures(source, preprocessor, Pretrain(patch=16))[(epoch, 0)]
+    batch = MaskedImages(source, preprocessor, Pretrain(patch=16))[(epoch, 0)]
     assert not isinstance(batch, NotanError)
     return batch.images, batch.targets, batch.valid
 
 
-def test_hidden_pixels_are_the_mean_colour_and_the_others_are_the_pictures(
+def test_hidden_pixels_are_the_mean_colour_and_the_others_are_the_images(
     drawn_folder: Path,
 ) -> None:
-    source, _ = find_pictures(Pretrain(path=drawn_folder))
+    source, _ = find_images(Pretrain(path=drawn_folder))
     seen, whole, hidden = masked(source, 1)
     assert seen.shape == whole.shape == (1, 3, 64, 96)
     assert (seen * hidden == 0).all()
@@ -133,25 +133,25 @@ def test_of_a_mere_folder_what_cannot_be_read_is_left_out_and_named(
     (tmp_path / "broken.png").write_bytes(content[: len(content) // 2])
     (tmp_path / "empty.jpg").touch()
     assert names_of(path=tmp_path) == {"whole"}
-    assert "2 pictures cannot be read and left out:" in caplog.text
+    assert "2 images cannot be read and left out:" in caplog.text
     assert "broken.png" in caplog.text
     (tmp_path / "whole.png").unlink()
-    with pytest.raises(DataError, match="none of the 2 pictures can be read"):
+    with pytest.raises(DataError, match="none of the 2 images can be read"):
         names_of(path=tmp_path)
 
 
-def test_a_picture_that_breaks_off_while_it_is_learned_from_is_named(
+def test_an_image_that_breaks_off_while_it_is_learned_from_is_named(
     drawn_folder: Path, tmp_path: Path
 ) -> None:
     content = (drawn_folder / "test" / "images" / "drawn-0030.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(content[: len(content) // 2])
     Image.new("L", (1, 1), 77).save(tmp_path / "grey.png")
-    source = PictureFiles([tmp_path / "broken.png", tmp_path / "grey.png"])
-    pictures = MaskedPictures(source, Preprocessor(image_size=(64, 64)), Pretrain())
-    error = pictures[(1, 0)]
+    source = ImageFiles([tmp_path / "broken.png", tmp_path / "grey.png"])
+    images = MaskedImages(source, Preprocessor(image_size=(64, 64)), Pretrain())
+    error = images[(1, 0)]
     assert isinstance(error, DataError)
     assert "broken.png" in str(error)
-    assert not isinstance(pictures[(1, 1)], NotanError)
+    assert not isinstance(images[(1, 1)], NotanError)
 
 
 def test_the_loss_is_the_mean_difference_of_the_hidden_pixels_alone() -> None:

@@ -1,7 +1,7 @@
-"""Decision: from a network's probability map to calibrated probabilities, a mask, and its worth.
+"""Postprocessing: from a network's probability map to calibrated probabilities and a mask.
 
 What validation chose stands in it, and it is stored in the card, so that evaluation, prediction and
-every export decide alike. It works at the picture's own size. NumPy and OpenCV only.
+every export decide alike. It works at the image's own size. NumPy and OpenCV only.
 """
 
 from __future__ import annotations
@@ -24,33 +24,34 @@ FLOAT32_EPSILON = float(np.finfo(np.float32).eps)
 LEVELS = 2**16
 """Bins that the Dice-optimal cut sorts probabilities into; a power of two, so edges are exact."""
 
-NO_FIGURE = 2.0
+NO_FOREGROUND = 2.0
 """A threshold that no probability reaches."""
 
 
-class Decision(Section):
+class Postprocessing(Section):
     """How probabilities become a mask.
 
     Attributes:
         temperature: What logits are divided by; above 1 makes an overconfident network modest.
-        bias: What is added to them then; below 0 for a network that sees too much figure.
-        threshold: Calibrated probability from which a pixel is figure.
-        cut: ``threshold``: the one above; ``dice``: for each picture the threshold whose mask has
+        bias: What is added to them then; below 0 for a network that sees too much foreground.
+        threshold: Calibrated probability from which a pixel is foreground.
+        cut: ``threshold``: the one above; ``dice``: for each image the threshold whose mask has
             the highest expected Dice under its own probabilities.
-        smallest_fraction: Figure components below this share of the picture become ground.
-        hole_fraction: Holes in the figure below this share of the picture are filled.
-        only_largest: Keep the largest figure component alone.
-        check_below: A mask whose expected Dice is lower should be looked at; None: not known.
+        min_component_fraction: Foreground components below this share of the image become
+            background.
+        fill_holes_fraction: Holes in the foreground below this share of the image are filled.
+        keep_largest: Keep the largest foreground component alone.
+        review_below: A mask whose expected Dice is lower should be looked at; None: not known.
     """
 
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     bias: float = 0.0
     threshold: Fraction = 0.5
-    cut: Literal["threshold", "dice"] = "threshold"
-    smallest_fraction: Fraction = 0.0
-    hole_fraction: Fraction = 0.0
-    only_largest: bool = False
-    check_below: Fraction | None = None
+    threshold_rule: Literal["threshold", "dice"] = "threshold"
+    min_component_fraction: Fraction = 0.0
+    fill_holes_fraction: Fraction = 0.0
+    keep_largest: bool = False
+    review_below: Fraction | None = None
 
     def calibrate(self, probability: Probability) -> Probability:
         """Apply temperature and bias to a map of the network's own probabilities.
@@ -59,7 +60,7 @@ class Decision(Section):
             probability: float32, (height, width), 0..1.
 
         Source: Platt 1999; Guo et al. 2017, arXiv:1706.04599, who leave the bias out: a network
-            that was trained for Dice as well needs it. It is done at the picture's own size, after
+            that was trained for Dice as well needs it. It is done at the image's own size, after
             resizing; it keeps the order of the pixels, and so every cut is still possible.
         """
         if self.temperature == 1.0 and self.bias == 0.0:
@@ -68,28 +69,28 @@ class Decision(Section):
 
     def mask(self, probability: Probability) -> Mask:
         """Return the mask, bool (height, width), of a calibrated map."""
-        threshold = dice_threshold(probability) if self.cut == "dice" else self.threshold
-        return self.tidy(probability >= threshold)
+        threshold = dice_threshold(probability) if self.threshold_rule == "dice" else self.threshold
+        return self.postprocess(probability >= threshold)
 
-    def tidy(self, mask: Mask) -> Mask:
+    def postprocess(self, mask: Mask) -> Mask:
         """Remove specks and fill holes as asked for.
 
-        Components of the figure are 8-connected, holes 4-connected. A part of the ground that
-        touches the picture's edge is no hole.
+        Components of the foreground are 8-connected, holes 4-connected. A part of the background
+        that touches the image's edge is no hole.
         """
-        if self.only_largest or self.smallest_fraction:
+        if self.keep_largest or self.min_component_fraction:
             labels, areas, _ = _components(mask, connectivity=8)
-            kept = areas >= self.smallest_fraction * mask.size
-            if self.only_largest:
+            kept = areas >= self.min_component_fraction * mask.size
+            if self.keep_largest:
                 kept &= np.arange(len(areas)) == np.argmax(areas)
             mask = mask & kept[labels]
-        if self.hole_fraction:
+        if self.fill_holes_fraction:
             labels, areas, touching = _components(~mask, connectivity=4)
-            filled = (areas < self.hole_fraction * mask.size) & ~touching
+            filled = (areas < self.fill_holes_fraction * mask.size) & ~touching
             mask = mask | filled[labels]
         return mask
 
-    def with_threshold(self, threshold: float) -> Decision:
+    def with_threshold(self, threshold: float) -> Postprocessing:
         """Return one with another threshold, without cut and tidying, which fitted the old one.
 
         Raises:
@@ -97,30 +98,30 @@ class Decision(Section):
         """
         if not 0 <= threshold <= 1:
             raise ConfigError(f"the threshold is {threshold}; it must be in 0..1")
-        return Decision(
+        return Postprocessing(
             temperature=self.temperature,
             bias=self.bias,
             threshold=threshold,
-            check_below=self.check_below,
+            review_below=self.review_below,
         )
 
     def in_words(self) -> str:
         """Say the rule in a few words."""
         words = [
-            "the Dice-optimal cut of each picture"
-            if self.cut == "dice"
+            "the Dice-optimal cut of each image"
+            if self.threshold_rule == "dice"
             else f"threshold {self.threshold:g}"
         ]
         if self.temperature != 1.0:
             words.append(f"temperature {self.temperature:g}")
         if self.bias:
             words.append(f"bias {self.bias:g}")
-        if self.only_largest:
+        if self.keep_largest:
             words.append("largest component only")
-        if self.smallest_fraction:
-            words.append(f"components under {self.smallest_fraction:.2%} of the picture removed")
-        if self.hole_fraction:
-            words.append(f"holes under {self.hole_fraction:.2%} of the picture filled")
+        if self.min_component_fraction:
+            words.append(f"components under {self.min_component_fraction:.2%} of the image removed")
+        if self.fill_holes_fraction:
+            words.append(f"holes under {self.fill_holes_fraction:.2%} of the image filled")
         return ", ".join(words)
 
 
@@ -141,14 +142,14 @@ def expected_dice(probability: Probability, mask: Mask) -> float:
 
     Args:
         probability: Calibrated, (height, width), 0..1.
-        mask: bool, (height, width), True = figure.
+        mask: bool, (height, width), True = foreground.
 
     Returns:
-        0..1. Of an empty mask, the chance that the picture is empty.
+        0..1. Of an empty mask, the chance that the image is empty.
 
     Source: Dai and Li 2023 (RankSEG), arXiv:2206.13086: the expectation of 2 |Y and M| /
         (|Y| + |M|) over truths Y whose pixels are independent. It is developed to second order
-        around the mean here, instead of summed over the number of figure pixels; the rest falls
+        around the mean here, instead of summed over the number of foreground pixels; the rest falls
         with the square of that number.
     """
     sums = MaskSums()
@@ -175,7 +176,7 @@ def dice_threshold(probability: Probability) -> float:
 
 
 class MaskSums:
-    """What the expected Dice of a mask needs, summed over the parts of a picture."""
+    """What the expected Dice of a mask needs, summed over the parts of an image."""
 
     def __init__(self) -> None:
         self.size, self.pixels = 0, 0
@@ -195,7 +196,7 @@ class MaskSums:
         self.log_empty += _log_empty(chance)
 
     def expected_dice(self) -> float:
-        """Return what ``notan.decision.expected_dice`` says of the whole picture, 0..1."""
+        """Return what ``notan.postprocessing.expected_dice`` says of the whole image, 0..1."""
         if not self.size:
             return float(np.exp(self.log_empty))
         return float(
@@ -210,7 +211,7 @@ class MaskSums:
 
 
 class LevelSums:
-    """What the Dice-optimal cut needs, summed over the parts of a picture."""
+    """What the Dice-optimal cut needs, summed over the parts of an image."""
 
     def __init__(self) -> None:
         self.size = np.zeros(LEVELS, np.int64)
@@ -227,7 +228,7 @@ class LevelSums:
         self.log_empty += _log_empty(chance)
 
     def threshold(self) -> float:
-        """Return what ``notan.decision.dice_threshold`` says of the whole picture."""
+        """Return what ``notan.postprocessing.dice_threshold`` says of the whole image."""
         size, inside, spread = (
             sums[::-1].cumsum() for sums in (self.size, self.inside, self.spread)
         )
@@ -241,12 +242,12 @@ class LevelSums:
         )
         best = int(np.argmax(expected))
         if expected[best] < float(np.exp(self.log_empty)):
-            return NO_FIGURE
+            return NO_FOREGROUND
         return float(LEVELS - 1 - taken[best]) / LEVELS
 
 
 def _log_empty(chance: npt.NDArray[np.float64]) -> float:
-    """Return the logarithm of the chance that no pixel is figure."""
+    """Return the logarithm of the chance that no pixel is foreground."""
     return float(np.log1p(-np.minimum(chance, 1 - 1e-12)).sum())
 
 
@@ -259,7 +260,8 @@ def _expectation(
 ) -> npt.NDArray[np.float64]:
     """Return E[2 X / (size + X + Z)] to second order.
 
-    X and Z are the figure's pixels inside the mask and outside it, with these means and variances.
+    X and Z are the foreground's pixels inside the mask and outside it, with these means and
+    variances.
     """
     whole = size + inside + outside
     value = 2 * inside / whole
@@ -289,7 +291,7 @@ def label_components(
 def _components(
     mask: Mask, *, connectivity: Literal[4, 8]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Mask]:
-    """Return labels (0 is outside), each one's area, and whether it touches the picture's edge."""
+    """Return labels (0 is outside), each one's area, and whether it touches the image's edge."""
     labels, areas, sides, top, bottom = label_components(mask, connectivity)
     touching = sides | top | bottom
     touching[0] = True

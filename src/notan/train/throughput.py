@@ -1,4 +1,4 @@
-"""Pace: how fast a training with a budget of time goes, and how far."""
+"""Throughput: how fast a training with a time limit goes, and how far."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SHORTEST = 1e-9
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How fast a training goes, and how far; noted at one step, it holds until the next note.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""A budget of time: the steps, the schedule and the end of a training fit into it.
+"""A time limit of time: the steps, the schedule and the end of a training fit into it.
 
 The clock of these tests is moved on by the work alone: a second for each step, and what a test says
 that a validation and the choice of threshold take.
@@ -21,9 +21,9 @@ from notan.models.unet import UNet
 from notan.predict.predictor import Predictor
 from notan.train import resume, train
 from notan.train import trainer as trainer_module
-from notan.train.budget import Frame
 from notan.train.decide import decide
 from notan.train.optim import Schedule, cosine_factor
+from notan.train.time_limit import Overhead
 from notan.train.trainer import Trainer
 from runs import VALIDATION, Crash, Drawn, Own, fate, history, last_state, tiny
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from notan.config import Run
     from notan.train import TrainResult
 
-PICTURES = Drawn(12, size=(16, 16))
+IMAGES = Drawn(12, size=(16, 16))
 STEPS = 4  # of an epoch
 BEGAN, RATE = 1000.0, 3e-3
 
@@ -89,7 +89,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock.now += clock.choosing
         return decide(*arguments)
 
-    monkeypatch.setattr("notan.train.budget.time", clock)
+    monkeypatch.setattr("notan.train.time_limit.time", clock)
     monkeypatch.setattr(Schedule, "advance", advancing)
     monkeypatch.setattr(Trainer, "after_step", clock.after(Trainer.after_step))
     monkeypatch.setattr(Trainer, "_validations", validating)
@@ -99,16 +99,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def budgeted(seconds: float, **flags: object) -> Run:
-    """Settings with a budget, and without a limit of epochs."""
-    return tiny(train__budget_seconds=seconds, **{"train__epochs": UNLIMITED_EPOCHS, **flags})
+    """Settings with a time limit, and without a limit of epochs."""
+    return tiny(train__time_limit_seconds=seconds, **{"train__epochs": UNLIMITED_EPOCHS, **flags})
 
 
 def run_it(run: Run, out: Path, **more: Any) -> TrainResult:
-    return train(run, out=out, training=PICTURES, validation=VALIDATION, **more)
+    return train(run, out=out, training=IMAGES, validation=VALIDATION, **more)
 
 
 def go_on(folder: Path, **more: Any) -> TrainResult:
-    return resume(folder, training=PICTURES, validation=VALIDATION, **more)
+    return resume(folder, training=IMAGES, validation=VALIDATION, **more)
 
 
 def steps_of(result: TrainResult) -> int:
@@ -127,8 +127,8 @@ def test_what_was_before_the_training_and_what_comes_after_are_paid_for(
     tmp_path: Path, clock: Clock
 ) -> None:
     clock.now += 20
-    frame = Frame(BEGAN, report_seconds=10, leaving_seconds=2)
-    result = run_it(budgeted(50), tmp_path / "run", frame=frame)
+    overhead = Overhead(BEGAN, report_seconds=10, leaving_seconds=2)
+    result = run_it(budgeted(50), tmp_path / "run", overhead=overhead)
     assert steps_of(result) == 15  # 50 - 20 - 1.2 * 12 = 15.6
     assert result.seconds_left is not None
     assert result.seconds_left >= 12
@@ -163,7 +163,7 @@ def test_it_is_said_once_how_many_steps_fit_and_at_the_end_what_was_used(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="notan"):
         run_it(budgeted(12), tmp_path / "run")
-    assert caplog.text.count("a budget of 12 s: 4 s are spent, about 0 s are kept") == 1
+    assert caplog.text.count("a time limit of 12 s: 4 s are spent, about 0 s are kept") == 1
     assert "about 12 steps fit between them, 3.0 epochs" in caplog.text
     assert "12 of 12 seconds are used" in caplog.text
 
@@ -182,7 +182,7 @@ def test_it_is_said_where_the_budget_ends_before_the_encoder_learns(
 def test_an_epoch_that_is_longer_than_the_budget_ends_within_it(tmp_path: Path) -> None:
     result = run_it(budgeted(3), tmp_path / "run")
     (line,) = history(result)
-    assert (steps_of(result), line["budget/steps_left"]) == (3, 0)
+    assert (steps_of(result), line["time_limit/steps_left"]) == (3, 0)
     assert "validation/dice" in line
 
 
@@ -219,11 +219,11 @@ def test_a_budget_that_is_too_small_says_so_and_leaves_a_model_all_the_same(
     clock.validating, clock.choosing = 30.0, 60.0
     with caplog.at_level(logging.INFO, logger="notan"):
         result = run_it(budgeted(10), tmp_path / "run")
-    assert "a budget of 10 s is too small and will not be kept: 0 s are spent" in caplog.text
+    assert "a time limit of 10 s is too small and will not be kept: 0 s are spent" in caplog.text
     assert steps_of(result) == 1
     assert Predictor.load(result.checkpoint)(VALIDATION[0].image).mask.shape == (16, 16)
     assert read_card(result.checkpoint).choices == (
-        "the budget left no time to choose a threshold: 0.5, and nothing else",
+        "the time limit left no time to choose a threshold: 0.5, and nothing else",
     )
 
 
@@ -262,7 +262,7 @@ def test_time_before_a_resume_counts(tmp_path: Path, clock: Clock) -> None:
         run_it(budgeted(20), tmp_path / "run")
     clock.now += 5000
     began = clock.now - 4  # of the second call's loading
-    result = go_on(tmp_path / "run", frame=Frame(began))
+    result = go_on(tmp_path / "run", overhead=Overhead(began))
     assert steps_of(result) == 20 - 4
 
 
@@ -270,7 +270,7 @@ def test_another_budget_may_be_given_when_a_run_goes_on(tmp_path: Path, clock: C
     first = run_it(budgeted(10), tmp_path / "run")
     assert go_on(tmp_path / "run") == first
     assert len(clock.rates) == 10
-    longer = load_run(tmp_path / "run" / "run.toml", flags={"train.budget_seconds": 20})
+    longer = load_run(tmp_path / "run" / "run.toml", flags={"train.time_limit_seconds": 20})
     assert steps_of(go_on(tmp_path / "run", run=longer)) == 20
     assert clock.rates[10] == pytest.approx(cosine_factor(10, 20, 2), abs=1e-9)
 
@@ -279,7 +279,7 @@ def test_a_run_without_a_budget_goes_on_with_one(tmp_path: Path, clock: Clock) -
     clock.stop_at = 6
     with pytest.raises(StoppedBySignal):
         run_it(tiny(train__epochs=50), tmp_path / "run")
-    shorter = load_run(tmp_path / "run" / "run.toml", flags={"train.budget_seconds": 10})
+    shorter = load_run(tmp_path / "run" / "run.toml", flags={"train.time_limit_seconds": 10})
     result = go_on(tmp_path / "run", run=shorter)
     assert steps_of(result) < 20
     assert len(history(result)) < 50
@@ -306,11 +306,13 @@ def test_every_epoch_adds_its_time(tmp_path: Path) -> None:
 
 
 def test_a_budget_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"train.budget_seconds: Input should be greater than 0"):
-        load_run(overrides=["train.budget_seconds=0"])
+    with pytest.raises(
+        ConfigError, match=r"train.time_limit_seconds: Input should be greater than 0"
+    ):
+        load_run(overrides=["train.time_limit_seconds=0"])
 
 
-def test_a_split_seed_keeps_the_validation_pictures_whatever_the_seed(tmp_path: Path) -> None:
+def test_a_split_seed_keeps_the_validation_images_whatever_the_seed(tmp_path: Path) -> None:
     write_folder(DrawnSource(30, size=(8, 8)), tmp_path)
     own = load_run(flags={"data.path": tmp_path}).data
     kept = load_run(flags={"data.path": tmp_path, "data.split_seed": 0}).data
