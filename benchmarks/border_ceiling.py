@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from notan.config import load_run
-from notan.data.build import open_split
+from notan.data.folders import open_split
 
 if TYPE_CHECKING:
     import numpy.typing as npt

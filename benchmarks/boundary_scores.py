@@ -28,7 +28,7 @@ from surface_distance import (
 )
 
 from notan.config import Data
-from notan.data.build import open_split
+from notan.data.folders import open_split
 from notan.metrics import BoundaryScore, Tolerance
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from notan.box import DEFAULT_MODEL
 from notan.config import load_run
-from notan.data.build import open_split
+from notan.data.folders import open_split
 from notan.metrics.counts import Counts
 from notan.metrics.statistics import compare_paired, mean_interval
-from notan.predict.predictor import Predictor
-from notan.preprocess import resize, resize_mask
+from notan.modelfile.default import DEFAULT_MODEL
+from notan.modelfile.preprocess import resize, resize_mask
+from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
     import numpy.typing as npt

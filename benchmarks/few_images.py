@@ -24,23 +24,23 @@ import numpy as np
 import torch
 
 from notan.config import Pretrain, load_run
-from notan.data.build import open_split
-from notan.evaluate import evaluate
-from notan.files import write_bytes
-from notan.predict.predictor import Predictor
-from notan.pretrain import pretrain
-from notan.pretrain import resume as resume_pretraining
-from notan.pretrain.pretrainer import ENCODER
-from notan.pretrain.pretrainer import SETTINGS as PRETRAIN_SETTINGS
+from notan.data.folders import open_split
+from notan.evaluation.evaluate import evaluate
+from notan.io.write import write_bytes
+from notan.prediction.predictor import Predictor
+from notan.pretraining import pretrain
+from notan.pretraining import resume as resume_pretraining
+from notan.pretraining.pretrainer import ENCODER
+from notan.pretraining.pretrainer import SETTINGS as PRETRAIN_SETTINGS
+from notan.run_folder import BEST, SETTINGS
 from notan.runtime import describe_hardware, find_device
-from notan.train import resume, train
-from notan.train.log import BEST, SETTINGS
+from notan.training import resume, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from notan.config import Run
-    from notan.data.files import FileSource
+    from notan.data.samples import FileSource
 
 STEPS = 400
 BATCH = 8

@@ -27,8 +27,8 @@ from PIL import Image
 
 from notan.cli.main import main as notan
 from notan.config import load_run
-from notan.data import tiff_parts as tiff
-from notan.train import train
+from notan.io import tiff
+from notan.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import torch
 
-from notan.checkpoint import hash_weights, read_card
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource
-from notan.train import resume, train
-from notan.train.state import StateFolder
-from notan.train.trainer import Trainer
+from notan.modelfile.card import hash_weights, read_card
+from notan.training import resume, train
+from notan.training.state import StateFolder
+from notan.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from notan.config import Run

@@ -20,7 +20,7 @@ from tifffile import TiffWriter
 
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource
-from notan.train import train
+from notan.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ TILE, DRAWN = 512, 24
 PREDICT = """
 import sys, time
 from pathlib import Path
-import notan.predict.predictor as module
+import notan.prediction.predictor as module
 from notan.cli.main import main
 
 def resident(field):

@@ -20,21 +20,21 @@ import cv2
 import numpy as np
 import torch
 
+from notan.comparison import join
 from notan.config import load_run
-from notan.data.build import open_split
-from notan.ensemble import join
+from notan.data.folders import open_split
 from notan.metrics import Counts
-from notan.predict.augment import AugmentedBackend, parse_augment, views_of
-from notan.predict.predictor import Predictor
+from notan.prediction.predictor import Predictor
+from notan.prediction.tta import AugmentedBackend, parse_augment, views_of
+from notan.run_folder import BEST
 from notan.runtime import describe_hardware, find_device
-from notan.train import train
-from notan.train.log import BEST
+from notan.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from notan.data.sample import Sample
-    from notan.predict.backends import Array, Backend
+    from notan.data.samples import Sample
+    from notan.prediction.backends import Array, Backend
 
 SEEDS = (0, 1, 2)
 TTA = (

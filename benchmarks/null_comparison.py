@@ -25,12 +25,12 @@ from scipy.stats import binom
 from tqdm import tqdm
 
 from notan.comparison.candidates import open_candidates
-from notan.comparison.verdict import SIGNIFICANCE, decide
+from notan.comparison.comparison import SIGNIFICANCE, decide
 from notan.config import load_run
-from notan.data.build import open_split
+from notan.data.folders import open_split
 from notan.metrics import Counts
 from notan.metrics.statistics import compare_paired
-from notan.predict.predictor import Predictor
+from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
     from notan.types import Mask, RGBImage

@@ -15,7 +15,7 @@ import numpy as np
 from notan.config import Augment
 from notan.data.synthetic import DrawnSource
 from notan.data.transforms import Geometry
-from notan.preprocess import Preprocessor
+from notan.modelfile.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from notan.types import RGBImage

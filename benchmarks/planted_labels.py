@@ -21,18 +21,18 @@ import cv2
 import numpy as np
 import torch
 
+from notan.checking.label_errors import predict_held_out
+from notan.checking.suspicion import judge_all, rank
 from notan.config import Data, load_run
-from notan.data.build import open_split
-from notan.data.sample import Sample, Source
-from notan.labels.crossvalidate import predict_held_out
-from notan.labels.suspicion import judge_all, rank
+from notan.data.folders import open_split
+from notan.data.samples import Sample, Source
 from notan.metrics import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from notan.config import Run
-    from notan.predict.predictor import Prediction
+    from notan.prediction.predictor import Prediction
     from notan.types import Mask
 
 Kind = Literal["shifted", "eroded", "inverted", "swapped"]

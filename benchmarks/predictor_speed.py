@@ -24,10 +24,10 @@ import torch
 
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
-from notan.export import export
-from notan.predict.predictor import Predictor
+from notan.exporting import export
+from notan.prediction.predictor import Predictor
 from notan.runtime import describe_hardware
-from notan.train import train
+from notan.training import train
 
 if TYPE_CHECKING:
     from notan.types import RGBImage
@@ -52,7 +52,7 @@ FIRST = """
 import sys, time
 begun = time.perf_counter()
 import numpy as np
-from notan.predict.predictor import Predictor
+from notan.prediction.predictor import Predictor
 predictor = Predictor.load(sys.argv[1], backend=sys.argv[2], precision=sys.argv[3], threads=1)
 kept = predictor.preprocessor.model_copy(update={"image_size": None})
 predictor.preprocessor = kept

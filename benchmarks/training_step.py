@@ -3,7 +3,7 @@
 Run by hand: OMP_NUM_THREADS=2 python benchmarks/training_step.py
 Prints milliseconds an image of a U-Net on EfficientNet-Lite0, in bf16 and fp32: as PyTorch has it;
 with the memory kept (``notan.runtime.keep_freed_memory``); with the depthwise layers' gradients in
-float32 as well (``notan.models.depthwise``); and with the encoder's two finest stages left as they
+float32 as well (``notan.models.blocks``); and with the encoder's two finest stages left as they
 came. Batch norm is notan's in all of them. The ways take turns, and each has the median of its
 steps: ratios are what counts.
 """
@@ -23,10 +23,10 @@ from torch.nn import functional
 
 from notan.config import Model, Train
 from notan.models.base import encoder_of
+from notan.models.blocks import DepthwiseConv2d
 from notan.models.build import build_model
-from notan.models.depthwise import DepthwiseConv2d
 from notan.runtime import describe_hardware, keep_freed_memory
-from notan.train.freezing import Freezing
+from notan.training.fine_tuning import Freezing
 
 WAYS = {
     "as PyTorch has it": (),

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from notan.train import train
-from notan.train.trainer import Trainer
+from notan.training import train
+from notan.training.trainer import Trainer
 from runs import Drawn, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.config import Run
-    from notan.train import TrainResult
+    from notan.training import TrainResult
 
 TRAINING = Drawn(24, size=(16, 16))
 VALIDATION = Drawn(4, size=(16, 16), first=24)

@@ -9,7 +9,7 @@ from runs import Drawn, tiny, train_own
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from notan.data.sample import Source
+    from notan.data.samples import Source
 
 TRAINING = Drawn(24, size=(24, 24))
 VALIDATION = Drawn(6, size=(24, 24), first=24)

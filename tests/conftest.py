@@ -13,15 +13,15 @@ import torch
 from comparison_runs import train_small
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
-from notan.export import export
-from notan.train import train
+from notan.exporting import export
+from notan.training import train
 from runs import Drawn, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from notan.config import Run
-    from notan.data.sample import Source
+    from notan.data.samples import Source
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = {

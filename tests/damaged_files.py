@@ -190,8 +190,7 @@ def _limit_memory() -> None:
 def read_all(folder: Path) -> dict[str, list[str]]:
     """Read every file; per file, a line for each image: read, refused and why, or broken."""
     from notan.errors import DataError
-    from notan.predict.inputs import Found
-    from notan.predict.items import items_of
+    from notan.prediction.inputs import Found, items_of
 
     said: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
@@ -212,7 +211,7 @@ def read_all(folder: Path) -> dict[str, list[str]]:
 if __name__ == "__main__":
     import cv2
 
-    from notan.predict import items  # noqa: F401 - what is imported belongs to the idle program
+    from notan.prediction import inputs as items  # noqa: F401 - what is imported belongs to the idle program
 
     cv2.setNumThreads(1)
     _limit_memory()

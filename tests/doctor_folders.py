@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from notan.data.doctor import examine
+from notan.checking import examine
 from notan.data.synthetic import DrawnSource, write_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from notan.data.doctor import Finding
+    from notan.checking import Finding
 
 Array = npt.NDArray[Any]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from notan.data.sample import Sample, Source
+from notan.data.samples import Sample, Source
 from notan.data.synthetic import write_folder
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from notan.data.sample import Sample
+from notan.data.samples import Sample
 from notan.data.transforms import augment
-from notan.preprocess import Preprocessor
+from notan.modelfile.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from notan.data.transforms import Fit, Transform

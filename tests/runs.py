@@ -23,20 +23,20 @@ import torch
 from torch import nn
 
 import notan.cli.train
-from notan.checkpoint import read_card
 from notan.cli.main import main
 from notan.config import Run, load_run
 from notan.data.synthetic import DrawnSource
+from notan.modelfile.card import read_card
 from notan.models.base import encoder_of
 from notan.models.unet import UNet
-from notan.train import TrainResult, resume, train
-from notan.train.state import StateFolder
-from notan.train.trainer import Trainer
+from notan.training import TrainResult, resume, train
+from notan.training.state import StateFolder
+from notan.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from notan.data.sample import Sample
+    from notan.data.samples import Sample
     from notan.types import Size
 
 

@@ -4,7 +4,7 @@ The nouns are here, loaded when they are first asked for, so that ``import notan
 
     from notan import Predictor, load_run
 
-The verbs live in their rooms: ``notan.train.train``, ``notan.evaluate.evaluate``.
+The verbs live in their rooms: ``notan.training.train``, ``notan.evaluation.evaluate.evaluate``.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from typing import TYPE_CHECKING
 from notan.version import __version__
 
 if TYPE_CHECKING:
-    from notan.checkpoint import Card, Checkpoint, load_checkpoint, read_card
     from notan.config import Run, load_run
-    from notan.data.sample import Sample, Source
+    from notan.data.samples import Sample, Source
     from notan.errors import NotanError
     from notan.losses import Loss
     from notan.metrics import Counts, Score
+    from notan.modelfile.card import Card, Checkpoint, load_checkpoint, read_card
+    from notan.modelfile.preprocess import Placement, Preprocessor
     from notan.models.base import SegmentationModel
-    from notan.predict.predictor import Prediction, Predictor
-    from notan.preprocess import Placement, Preprocessor
-    from notan.train import Trainer
+    from notan.prediction.predictor import Prediction, Predictor
+    from notan.training import Trainer
 
 _HOMES = {
-    "Card": "notan.checkpoint",
-    "Checkpoint": "notan.checkpoint",
+    "Card": "notan.modelfile.card",
+    "Checkpoint": "notan.modelfile.card",
     "Counts": "notan.metrics",
     "Loss": "notan.losses",
     "NotanError": "notan.errors",
-    "Placement": "notan.preprocess",
-    "Prediction": "notan.predict.predictor",
-    "Predictor": "notan.predict.predictor",
-    "Preprocessor": "notan.preprocess",
+    "Placement": "notan.modelfile.preprocess",
+    "Prediction": "notan.prediction.predictor",
+    "Predictor": "notan.prediction.predictor",
+    "Preprocessor": "notan.modelfile.preprocess",
     "Run": "notan.config",
-    "Sample": "notan.data.sample",
+    "Sample": "notan.data.samples",
     "Score": "notan.metrics",
     "SegmentationModel": "notan.models.base",
-    "Source": "notan.data.sample",
-    "Trainer": "notan.train",
-    "load_checkpoint": "notan.checkpoint",
+    "Source": "notan.data.samples",
+    "Trainer": "notan.training",
+    "load_checkpoint": "notan.modelfile.card",
     "load_run": "notan.config",
-    "read_card": "notan.checkpoint",
+    "read_card": "notan.modelfile.card",
 }
 
 __all__ = [

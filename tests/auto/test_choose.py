@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from notan.auto.case import Case
-from notan.auto.choose import AS_ASKED, Choice, choose
-from notan.auto.effort import seconds_for
-from notan.auto.fingerprint import Fingerprint
-from notan.auto.machine import Machine
+from notan.auto.choose import AS_ASKED, Case, Choice, choose, seconds_for
+from notan.auto.look import Fingerprint, Machine
 from notan.config import load_run
 from notan.errors import DataError
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from notan.auto import fingerprint
-from notan.auto.fingerprint import take_fingerprint
+from notan.auto.look import take_fingerprint
 from notan.config import Data
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, DataError

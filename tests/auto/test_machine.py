@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from notan.auto.machine import free_memory, look_at_machine
+from notan.auto.look import free_memory, look_at_machine
 from notan.errors import ConfigError
 
 if TYPE_CHECKING:

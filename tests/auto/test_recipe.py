@@ -8,9 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notan.auto.case import ChosenSetting
-from notan.auto.choose import Choice
-from notan.auto.recipe import recipe_to_toml
+from notan.auto.choose import Choice, ChosenSetting, recipe_to_toml
 from notan.config import load_run
 
 DECISIONS = (

@@ -10,7 +10,7 @@ from notan.auto import suggest
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, DataError
-from notan.train import train
+from notan.training import train
 
 if TYPE_CHECKING:
     from pathlib import Path

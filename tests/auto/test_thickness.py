@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from notan.auto.thickness import WIDTHS, thickness
+from notan.auto.look import WIDTHS, thickness
 
 
 def with_line(width: int, *, side: int = 200) -> np.ndarray:

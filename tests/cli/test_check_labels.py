@@ -12,11 +12,11 @@ import pytest
 
 from doctor_folders import pixels, write
 from label_folders import EASY, write_ellipses
-from notan.checkpoint import load_checkpoint, save_checkpoint
 from notan.cli.main import main
 from notan.config import load_run
-from notan.train import train
-from notan.train.trainer import Trainer
+from notan.modelfile.card import load_checkpoint, save_checkpoint
+from notan.training import train
+from notan.training.trainer import Trainer
 from runs import ask_to_stop, before_step, crash
 
 

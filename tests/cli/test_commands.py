@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 import notan
-from notan.checkpoint import read_card
 from notan.cli import demo as demo_command
 from notan.cli.main import main
 from notan.config import Data, Run, load_run
-from notan.data.build import open_split
+from notan.data.folders import open_split
 from notan.metrics import Tolerance
-from notan.train import train as run_training
+from notan.modelfile.card import read_card
+from notan.training import train as run_training
 
 COMMANDS = (
     "train",
@@ -238,7 +238,7 @@ def test_every_flag_of_train_reaches_the_run(
         seen.append(run)
         raise StopError
 
-    monkeypatch.setattr("notan.train.train", remember)
+    monkeypatch.setattr("notan.training.train", remember)
     with pytest.raises(StopError):
         main(["train", *words])
     changed = {key: value} if section is None else {section: {key: value}}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from notan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from notan.cli.main import main
+from notan.modelfile.card import Checkpoint, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

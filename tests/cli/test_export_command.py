@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from notan.checkpoint import read_card
 from notan.cli.main import main
+from notan.modelfile.card import read_card
 
 if TYPE_CHECKING:
     from pathlib import Path

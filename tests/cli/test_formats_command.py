@@ -16,8 +16,8 @@ from pycocotools.coco import COCO
 
 from image_files import photo, saved
 from notan.cli.main import main
-from notan.predict.formats import FORMATS
-from notan.predict.formats.runs import decode_rle
+from notan.prediction.formats import FORMATS
+from notan.prediction.formats.rows import decode_rle
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,9 +19,9 @@ from PIL import Image
 
 from image_files import photo, png, saved
 from notan.cli.main import main
-from notan.data.video import Video
-from notan.predict import pipeline as pipeline_module
-from notan.predict.predictor import Predictor
+from notan.io.video import Video
+from notan.prediction import pipeline as pipeline_module
+from notan.prediction.predictor import Predictor
 from video_files import write_video
 
 if TYPE_CHECKING:

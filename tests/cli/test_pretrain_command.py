@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from notan.checkpoint import read_card
 from notan.cli.main import main
 from notan.config import Pretraining, load_settings
+from notan.modelfile.card import read_card
 from notan.models.encoder_files import read_weights
 
 if TYPE_CHECKING:

@@ -104,7 +104,7 @@ def test_a_report_that_fails_does_not_fail_the_training(
     def fail(*_: object, **__: object) -> None:
         raise trouble
 
-    monkeypatch.setattr("notan.report.render.write_report", fail)
+    monkeypatch.setattr("notan.report.run.write_report", fail)
     out = tmp_path / "a run"
     with caplog.at_level(logging.WARNING, "notan"):
         train(drawn_folder, out)

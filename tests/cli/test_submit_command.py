@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from notan.cli.main import main
-from notan.predict.formats.runs import decode_rle, kaggle_rle
+from notan.prediction.formats.rows import decode_rle, kaggle_rle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +117,10 @@ def test_a_mask_of_another_size_shows_where_the_images_are_given(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--check", "s.csv", "--out", "o.csv", "--tta", "hflip"], "--out, --tta: --check predicts"),
+        (
+            ["--check", "s.csv", "--out", "o.csv", "--tta", "hflip"],
+            "--out, --tta: --check predicts",
+        ),
         (["--check", "s.csv", "--model", "m"], "--model: --check predicts nothing"),
         (["--check", "s.csv", "--threshold", "0.5"], "--threshold: --check predicts nothing"),
         (["--check", "s.csv", "--device", "cpu"], "--device: --check predicts nothing"),

@@ -10,8 +10,8 @@ from notan.cli import BEGAN
 from notan.cli import train as command
 from notan.cli.main import main
 from notan.config import load_run
-from notan.predict.predictor import Predictor
-from notan.train import TrainResult
+from notan.prediction.predictor import Predictor
+from notan.training import TrainResult
 
 if TYPE_CHECKING:
     from pathlib import Path

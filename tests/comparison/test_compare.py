@@ -17,19 +17,18 @@ from openvino import Core
 from comparison_runs import train_small
 from notan.comparison import Comparison, compare, compare_on
 from notan.comparison.candidates import distinct_names, open_candidates
-from notan.comparison.measure import PackedMask
-from notan.comparison.text import text_of
+from notan.comparison.comparison import PackedMask, text_of
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.metrics import Counts
-from notan.predict.predictor import Predictor
-from notan.train import train
+from notan.prediction.predictor import Predictor
+from notan.training import train
 from runs import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from notan.data.sample import Source
+    from notan.data.samples import Source
     from notan.types import Mask
 
 

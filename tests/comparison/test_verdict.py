@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from notan.comparison.verdict import SIGNIFICANCE, Outcome, decide, in_words
+from notan.comparison.comparison import SIGNIFICANCE, Outcome, decide, in_words
 from notan.metrics.statistics import compare_paired
 
 if TYPE_CHECKING:

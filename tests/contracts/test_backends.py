@@ -14,16 +14,16 @@ from forbidden import run_without
 from notan.cli.main import main
 from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError
-from notan.predict.formats.writers import FORMATS, FileFormat
-from notan.predict.predictor import Predictor
-from notan.predict.tiles import Tiling
+from notan.prediction.formats.writers import FORMATS, FileFormat
+from notan.prediction.predictor import Predictor
+from notan.prediction.tiles import Tiling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from notan.predict.backends import Precision
-    from notan.predict.predictor import Prediction
+    from notan.prediction.backends import Precision
+    from notan.prediction.predictor import Prediction
 
 IMAGES = [DrawnSource(1, size=size, seed=5)[0].image for size in [(70, 90), (33, 71), (8, 9)]]
 SAME_SIZE = [sample.image for sample in DrawnSource(8, size=(40, 48), seed=6)]

@@ -51,7 +51,7 @@ openvino.convert_model(sys.argv[1])
 """
 
 STOPPED = """
-from notan.extras import stop_telemetry
+from notan.errors import stop_telemetry
 
 stop_telemetry()
 """

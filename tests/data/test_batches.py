@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from notan.config import Augment
 from notan.data.batches import BalancedBatchSampler, Batch, BatchLoader, SampleDataset, one_batch
-from notan.data.folder import folder_source
-from notan.data.sample import Sample, Source
+from notan.data.folders import folder_source
+from notan.data.samples import Sample, Source
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.data.transforms import build_transforms
 from notan.errors import DataError, NotanError, ShapeError
-from notan.preprocess import Preprocessor
+from notan.modelfile.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

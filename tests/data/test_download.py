@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import notan.fetch as fetching
+import notan.io.download as fetching
 from notan.data import download
 from notan.data.download import PETS, Archive, download_archives, download_pets
 from notan.errors import ConfigError, DataError, StorageError

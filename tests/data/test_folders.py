@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from notan.config import Data
-from notan.data.build import find_layout, makes_validation, open_split
-from notan.data.files import fingerprint
-from notan.data.splits import choose_validation
-from notan.data.survey import look_over
+from notan.data.folders import find_layout, look_over, makes_validation, open_split
+from notan.data.samples import choose_validation, fingerprint
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, DataError
 
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from notan.data.files import FileSource
+    from notan.data.samples import FileSource
     from notan.types import Size
 
 SIZE = (6, 8)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from notan.checkpoint import read_card
 from notan.config import Data
-from notan.data.build import open_split
-from notan.data.files import HASHED, FileSource, Labels, Pair
-from notan.data.folder import folder_source
+from notan.data.folders import folder_source, open_split
+from notan.data.samples import HASHED, FileSource, Labels, Pair
 from notan.data.synthetic import DrawnSource
 from notan.errors import DataError
+from notan.modelfile.card import read_card
 
 if TYPE_CHECKING:
     from pathlib import Path

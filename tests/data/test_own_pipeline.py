@@ -14,7 +14,7 @@ from notan.config import load_run
 from notan.data.synthetic import DrawnSource
 from notan.data.transforms import OwnPipeline
 from notan.errors import DataError
-from notan.train import train
+from notan.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

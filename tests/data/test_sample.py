@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from notan.data.sample import Part
+from notan.data.samples import Part
 from notan.data.synthetic import DrawnSource
 
 SOURCE = DrawnSource(8, size=(12, 16))

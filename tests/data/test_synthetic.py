@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notan.data.sample import Sample, Source
+from notan.data.samples import Sample, Source
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, DataError, StorageError
 

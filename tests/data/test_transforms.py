@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from noise_samples import FIT, OUT, once, random_sample, to
 from notan.config import Augment
-from notan.data.sample import Sample
-from notan.data.strong import Blur, Colour
+from notan.data.samples import Sample
 from notan.data.transforms import (
+    Blur,
+    Colour,
     Geometry,
     GridDropout,
     Light,
@@ -24,7 +25,7 @@ from notan.data.transforms import (
     augment,
     build_transforms,
 )
-from notan.preprocess import Preprocessor
+from notan.modelfile.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,22 +14,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notan.config import Augment
-from notan.data.batches import Batch, BatchLoader, SampleDataset
-from notan.data.folder import folder_source
-from notan.data.formats import read_image
-from notan.data.sample import Sample
-from notan.data.strong import Blur, Colour, build_geometry, build_strong
-from notan.data.synthetic import DrawnSource, write_folder
-from notan.data.transforms import Transform, augment, build_transforms
-from notan.data.unlabelled import (
+from notan.data.batches import (
+    Batch,
+    BatchLoader,
+    SampleDataset,
     UnlabelledFile,
     UnlabelledImages,
     UnlabelledKey,
     find_unlabelled,
     fingerprint_unlabelled,
 )
+from notan.data.folders import folder_source
+from notan.data.samples import Sample
+from notan.data.synthetic import DrawnSource, write_folder
+from notan.data.transforms import (
+    Blur,
+    Colour,
+    Transform,
+    augment,
+    build_geometry,
+    build_strong,
+    build_transforms,
+)
 from notan.errors import DataError
-from notan.preprocess import Preprocessor
+from notan.io.images import read_image
+from notan.modelfile.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from notan.postprocessing import Postprocessing, sigmoid
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, brier_score_loss
 
 from notan.config import Data
-from notan.data.build import open_split
+from notan.data.folders import open_split
 from notan.errors import ShapeError
 from notan.metrics import Counts
-from notan.metrics.calibration import (
+from notan.metrics.probabilities import (
+    EDGES,
+    THRESHOLDS,
+    ProbabilityHistogram,
+    Ranking,
     ThresholdSweep,
     average_precision,
     brier,
@@ -25,8 +28,7 @@ from notan.metrics.calibration import (
     expected_calibration_error,
     reliability,
 )
-from notan.metrics.histogram import EDGES, THRESHOLDS, ProbabilityHistogram
-from notan.metrics.ranking import Ranking
+from notan.modelfile.postprocess import Postprocessing, sigmoid
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from notan.config import Data
-from notan.data.build import open_split
+from notan.data.folders import open_split
 from notan.errors import DataError
 from notan.metrics import Counts, ImageScore
-from notan.metrics.groups import by_breed, by_foreground_size
-from notan.metrics.manifest import read_groupings
+from notan.metrics.groups import by_breed, by_foreground_size, read_groupings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,14 +10,17 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from notan.metrics.image import MEASURES
 from scipy.stats import spearmanr
 
 from notan.errors import ConfigError, DataError
 from notan.metrics import Counts, Grouping, Score, ScoreRules, Tolerance
-from notan.metrics.calibration import dice_at_thresholds
-from notan.metrics.histogram import THRESHOLDS, ProbabilityHistogram
-from notan.metrics.ranking import Ranking
+from notan.metrics.groups import MEASURES
+from notan.metrics.probabilities import (
+    THRESHOLDS,
+    ProbabilityHistogram,
+    Ranking,
+    dice_at_thresholds,
+)
 from notan.metrics.statistics import mean_interval
 from scores import ALL, NONE, RULES, random_pairs, random_probability, score_of, tallied
 

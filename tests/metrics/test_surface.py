@@ -14,10 +14,10 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.spatial.distance import cdist, directed_hausdorff
 
 from notan.config import Data
-from notan.data.build import open_split
+from notan.data.folders import open_split
 from notan.errors import ConfigError
 from notan.metrics import BoundaryScore, Tolerance
-from notan.metrics.surface import boundary_distances, boundary_pixels
+from notan.metrics.boundary import boundary_distances, boundary_pixels
 
 if TYPE_CHECKING:
     from pathlib import Path

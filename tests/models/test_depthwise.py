@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradients import gradients
-from notan.models.depthwise import DepthwiseConv2d
+from notan.models.blocks import DepthwiseConv2d
 from notan.models.efficientnet_lite0 import EfficientNetLite0Encoder
 
 CHANNELS = 6

@@ -11,17 +11,16 @@ import pytest
 import torch
 
 from foreign_packages import CHANNELS, HALF, LEARNED, Shelf, fake_smp, fake_timm, full_weights
-from notan.checkpoint import load_checkpoint
 from notan.config import Model
 from notan.errors import CheckpointError, ConfigError, MissingExtraError, StoppedBySignal
+from notan.modelfile.card import load_checkpoint
 from notan.models.base import IMAGENET_MEAN, encoder_of
-from notan.models.build import build_model
+from notan.models.build import build_encoder, build_model
 from notan.models.encoder_files import save_encoder
-from notan.models.encoders import build_encoder
-from notan.predict.predictor import Predictor
-from notan.train.optim import parameter_groups
-from notan.train.parts import Parts, prepare
-from notan.train.trainer import Trainer
+from notan.prediction.predictor import Predictor
+from notan.training.build import Parts, prepare
+from notan.training.optim import parameter_groups
+from notan.training.trainer import Trainer
 from runs import TRAINING, VALIDATION, ask_to_stop, before_step, resume_own, tiny, train_own
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from notan.errors import CheckpointError
+from notan.models.build import ENCODERS, build_encoder
 from notan.models.encoder_names import FIRST_BLOCKS, PUBLISHED, fit_weights
-from notan.models.encoders import ENCODERS, build_encoder
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,16 +14,14 @@ from notan.config import Model
 from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError
 from notan.losses import Loss
+from notan.modelfile.preprocess import Preprocessor
 from notan.models.base import Encoder, SegmentationModel, stride_of
 from notan.models.blocks import AttentionGate, Decoder
-from notan.models.build import MODELS, build_model
-from notan.models.encoder_unet import EncoderUNet
-from notan.models.encoders import ENCODERS, build_encoder
+from notan.models.build import ENCODERS, MODELS, build_encoder, build_model
 from notan.models.resnet34 import ResidualBlock, ResNet34Encoder
-from notan.models.unet import UNet
-from notan.predict.backends import TorchBackend
-from notan.predict.predictor import Predictor
-from notan.preprocess import Preprocessor
+from notan.models.unet import EncoderUNet, UNet
+from notan.prediction.backends import TorchBackend
+from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

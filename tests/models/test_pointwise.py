@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gradients import gradients
-from notan.models.pointwise import REGISTER, PointwiseConv2d
-from notan.models.resnet34_unet import ResNet34UNet
+from notan.models.blocks import REGISTER, PointwiseConv2d
+from notan.models.unet import ResNet34UNet
 
 SIZE = (9, 12)
 

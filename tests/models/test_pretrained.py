@@ -11,7 +11,7 @@ import pytest
 from forbidden import run_without
 from notan import fetch as fetching
 from notan.errors import CheckpointError, StorageError
-from notan.fetch import Checksum
+from notan.io.download import Checksum
 from notan.models.pretrained import PUBLISHED, Package, Web
 from shelf import Shelf, serving
 

@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 
 from doctor_folders import image_path, mask, pixels, write, write_clean
-from notan.data.doctor import Diagnosis, Finding, examine
-from notan.report.check import MOST_MESSAGES, MOST_THUMBNAILS, check_page
-from notan.report.check_words import TITLES, reason_of, title_of
+from notan.checking import Diagnosis, Finding, examine
+from notan.report.check import (
+    MOST_MESSAGES,
+    MOST_THUMBNAILS,
+    TITLES,
+    check_page,
+    reason_of,
+    title_of,
+)
 
 VOID = {"meta", "img", "wbr"}
 

@@ -12,14 +12,14 @@ import pytest
 from notan.comparison import Comparison, compare_on
 from notan.comparison.candidates import open_candidates
 from notan.data.synthetic import DrawnSource
+from notan.report.charts import compare_chart
 from notan.report.compare import compare_page
-from notan.report.compare_chart import compare_chart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from notan.data.sample import Source
+    from notan.data.samples import Source
 
 EMPTY = {"meta", "img", "br", "wbr"}
 

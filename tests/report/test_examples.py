@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notan.predict.formats import PREDICTION, TRUTH
-from notan.report.examples import choose, error_map
-from notan.report.images import as_jpeg, fitted
+from notan.prediction.formats import PREDICTION, TRUTH
+from notan.report.run import as_jpeg, choose, error_map, fitted
 from notan.report.score_file import Image
 
 GREY = np.full((2, 2, 3), 100, np.uint8)

@@ -10,9 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notan.report.figures import CAPTIONS, caption_of, score_charts, training_charts
+from notan.report.charts import (
+    CAPTIONS,
+    CARD,
+    INK,
+    LINE,
+    QUIET,
+    caption_of,
+    score_charts,
+    to_png,
+    to_svg,
+    training_charts,
+)
 from notan.report.score_file import ScoreFile
-from notan.report.svg import CARD, INK, LINE, QUIET, to_png, to_svg
 from report_runs import full_score
 
 if TYPE_CHECKING:

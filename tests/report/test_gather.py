@@ -12,10 +12,9 @@ import pytest
 
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import CheckpointError, ConfigError, DataError
-from notan.report.gather import gather
-from notan.report.render import content_of, page_of
-from notan.train import train
-from notan.train.folder import locked
+from notan.report.run import content_of, gather, page_of
+from notan.run_folder import locked
+from notan.training import train
 from report_runs import RULES, forget_data, full_score, image_row, keep_incidents, keep_score
 from runs import Own, resume_own, tiny, train_own
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from notan.report.render import write_report
+from notan.report.run import write_report
 from report_runs import full_score, keep_incidents, keep_score
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notan.postprocessing import Postprocessing
 from PIL import Image
 
-from notan.checkpoint import Checkpoint, load_checkpoint, read_card, save_checkpoint
 from notan.errors import StorageError
-from notan.report.figures import CAPTIONS
-from notan.report.render import write_report
+from notan.modelfile.card import Checkpoint, load_checkpoint, read_card, save_checkpoint
+from notan.modelfile.postprocess import Postprocessing
+from notan.report.charts import CAPTIONS
+from notan.report.run import write_report
 from report_runs import forget_data, full_score, keep_score
 
 PLACES = ("worst", "worst", "worst", "best", "best", "best")

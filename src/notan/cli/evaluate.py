@@ -21,9 +21,9 @@ from notan.cli.flags import (
 )
 
 if TYPE_CHECKING:
-    from notan.data.sample import Sample
+    from notan.data.samples import Sample
     from notan.metrics import Score
-    from notan.predict.predictor import Prediction
+    from notan.prediction.predictor import Prediction
 
 OutFolder = Annotated[Path | None, shows("a fresh folder beside the model", "FOLDER")]
 ToleranceFlag = Annotated[str | None, shows("0.75%", "PIXELS|PERCENT%")]
@@ -191,14 +191,14 @@ def _score(
     *,
     write_images: bool,
 ) -> tuple[Score, Path]:
-    from notan.checkpoint import read_card
-    from notan.evaluate import evaluate as score_all
-    from notan.evaluate import open_subject, write_score
-    from notan.files import fresh_folder
+    from notan.evaluation.evaluate import evaluate as score_all
+    from notan.evaluation.evaluate import open_subject, write_score
+    from notan.io.write import fresh_folder
     from notan.metrics import Tolerance
-    from notan.predict.augment import parse_augment
-    from notan.predict.formats import write_overlay_and_mask
-    from notan.predict.predictor import Predictor
+    from notan.modelfile.card import read_card
+    from notan.prediction.formats import write_overlay_and_mask
+    from notan.prediction.predictor import Predictor
+    from notan.prediction.tta import parse_augment
 
     tolerance = Tolerance.parse(task.tolerance) if task.tolerance is not None else None
     augment = parse_augment(task.tta) if task.tta is not None else ()

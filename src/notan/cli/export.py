@@ -11,8 +11,8 @@ from notan.cli.flags import ModelFile, shows
 from notan.errors import ConfigError
 
 if TYPE_CHECKING:
-    from notan.checkpoint import Exported
-    from notan.export.make import Kind
+    from notan.exporting.export import Kind
+    from notan.modelfile.card import Exported
 
 
 def export(
@@ -40,7 +40,7 @@ def export(
         data_path: The folder with the images that the masks are compared on, and that int8 is
             calibrated on.
     """
-    from notan.export import export as export_model
+    from notan.exporting import export as export_model
 
     if half and int8:
         raise ConfigError(

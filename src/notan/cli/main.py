@@ -31,8 +31,7 @@ from notan.cli.report import report
 from notan.cli.submit import submit
 from notan.cli.train import train
 from notan.config import Pretraining, Run
-from notan.errors import ConfigError, NotanError, nearest
-from notan.extras import explaining_extras
+from notan.errors import ConfigError, NotanError, explaining_extras, nearest
 from notan.version import __version__
 
 if TYPE_CHECKING:

@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-    from notan.predict.inputs import Found
-    from notan.predict.items import Item
-    from notan.predict.pipeline import Outcome, Pipeline
-    from notan.predict.predictor import Predictor
-    from notan.predict.table import Failure
+    from notan.prediction.inputs import Found, Item
+    from notan.prediction.pipeline import Outcome, Pipeline
+    from notan.prediction.predictor import Predictor
+    from notan.prediction.table import Failure
 
 logger = logging.getLogger("notan")
 
@@ -94,14 +93,13 @@ def predict(
         precision: bf16 is quicker on processors that know it, and may move a few pixels.
         threads: Of the processor, at most.
     """
-    from notan.predict.augment import parse_augment
-    from notan.predict.formats import open_formats
-    from notan.predict.inputs import find_inputs, refuse_outputs_over_inputs
-    from notan.predict.job import begin
-    from notan.predict.large.files import LargeFiles, split_large
-    from notan.predict.pipeline import Pipeline
-    from notan.predict.predictor import Predictor
-    from notan.predict.tiles import make_tiling
+    from notan.prediction.formats import open_formats
+    from notan.prediction.inputs import find_inputs, refuse_outputs_over_inputs
+    from notan.prediction.pipeline import Pipeline, begin
+    from notan.prediction.predictor import Predictor
+    from notan.prediction.streaming import LargeFiles, split_large
+    from notan.prediction.tiles import make_tiling
+    from notan.prediction.tta import parse_augment
 
     _require_at_least_one("--frame-step", frame_step)
     _require_at_least_one("--batch-size", batch_size)
@@ -139,7 +137,7 @@ def predict(
 
 
 def _default_model() -> Path:
-    from notan.box import DEFAULT_MODEL, WHAT_IT_KNOWS
+    from notan.modelfile.default import DEFAULT_MODEL, WHAT_IT_KNOWS
 
     logger.info("no --model was given: %s", WHAT_IT_KNOWS)
     return DEFAULT_MODEL
@@ -159,8 +157,8 @@ def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
 
 def _with_large(outcome: Outcome, large: tuple[int, int, Sequence[Failure]], out: Path) -> Outcome:
     """Count the streamed images with the others, and write down which failed."""
-    from notan.predict.pipeline import Outcome
-    from notan.predict.table import write_failures
+    from notan.prediction.pipeline import Outcome
+    from notan.prediction.table import write_failures
 
     failures = (*outcome.failures, *large[2])
     write_failures(out, failures)
@@ -171,7 +169,7 @@ def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int) -> Outcome
     from tqdm import tqdm
 
     from notan.errors import StoppedBySignal
-    from notan.predict.items import items_of
+    from notan.prediction.inputs import items_of
 
     items = itertools.chain.from_iterable(items_of(file, frame_step=frame_step) for file in found)
     with tqdm(total=len(found), unit="image", leave=False, disable=None) as bar:

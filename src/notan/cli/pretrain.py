@@ -91,9 +91,9 @@ def _run(
 ) -> None:
     from notan.config import Pretraining, load_settings
     from notan.errors import ConfigError
-    from notan.pretrain import pretrain as run_pretraining
-    from notan.pretrain import resume as resume_pretraining
-    from notan.pretrain.start import stored_settings
+    from notan.pretraining import pretrain as run_pretraining
+    from notan.pretraining import resume as resume_pretraining
+    from notan.pretraining.pretrainer import stored_settings
 
     if resume is not None and (out or overwrite):
         raise ConfigError(

@@ -32,6 +32,6 @@ def report(
         device: Where to compute.
         out: Where the page goes.
     """
-    from notan.report.render import write_report
+    from notan.report.run import write_report
 
     print(write_report(run, split=split, data_path=data_path, device=device, out=out))

@@ -81,14 +81,14 @@ def _write(
 ) -> None:
     from tqdm import tqdm
 
-    from notan.predict.augment import parse_augment
-    from notan.predict.predictor import Predictor
-    from notan.predict.submission import (
+    from notan.prediction.predictor import Predictor
+    from notan.prediction.submission import (
         find_images,
         read_list,
         refuse_to_replace,
         write_submission,
     )
+    from notan.prediction.tta import parse_augment
 
     refuse_to_replace(out, [model, listing])
     images = find_images(read_list(listing), data_path)
@@ -100,8 +100,7 @@ def _write(
 
 
 def _check(path: Path, data_path: Path | None, listing: Path | None) -> None:
-    from notan.predict.submission import find_images, read_list, read_sizes
-    from notan.predict.submission_check import check_submission
+    from notan.prediction.submission import check_submission, find_images, read_list, read_sizes
 
     names = read_list(listing) if listing is not None else None
     sizes = None

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from notan.checkpoint import Card, read_card
 from notan.config import changed_settings
 from notan.errors import CheckpointError, ConfigError
-from notan.train.log import BEST
-from notan.train.start import HARMLESS
+from notan.modelfile.card import Card, read_card
+from notan.run_folder import BEST
+from notan.training.start import HARMLESS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

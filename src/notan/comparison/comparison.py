@@ -1,22 +1,116 @@
-"""Comparison: what several models scored on the same images, each alone and each pair."""
+"""Several models on the same images, and which differences are more than noise.
+
+Verdict: what a paired comparison lets one say, in plain words.
+
+Comparison: what several models scored on the same images, each alone and each pair.
+
+What one model scores on the images: its Dice, its masks, its speed, its size.
+
+A comparison as text: a table of the models, then a paragraph for each pair.
+
+Compare run folders or model files: every model on the same images, by the same rules.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
+import time
+import zlib
 from dataclasses import dataclass, replace
 from itertools import combinations
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from statistics import fmean, median, stdev
+from typing import TYPE_CHECKING, Literal
 
-from notan.comparison.verdict import decide, in_words
+import numpy as np
+
+from notan.comparison.candidates import (
+    common_trimap_border,
+    common_validation,
+    group_seeds,
+    notes_on,
+    open_candidates,
+)
+from notan.config import load_run
+from notan.data.folders import find_layout, open_split
+from notan.evaluation.evaluate import evaluate
 from notan.metrics import EMPTY_RULE, Counts
+from notan.metrics.score import BORDER_WORDS
 from notan.metrics.statistics import Interval, PairedComparison, compare_paired, holm, mean_interval
+from notan.modelfile.onnx import is_onnx
+from notan.prediction.backends import TorchBackend
+from notan.prediction.predictor import Predictor
+from notan.runtime import describe_hardware, find_device
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-    from notan.comparison.measure import Result
-    from notan.data.sample import Source
+    import torch
+
+    from notan.comparison.candidates import Candidate
+    from notan.config import TrimapBorder
+    from notan.data.samples import Sample, Source
+    from notan.metrics import Score
+    from notan.prediction.predictor import Prediction
+    from notan.types import Mask, RGBImage, Size
+
+SIGNIFICANCE = 0.05
+"""How often two models that are alike are called different."""
+
+FEWEST = 6
+"""Images without which the rank test cannot be significant: with 5 it gives 2 / 32 at best."""
+
+Outcome = Literal["first", "second", "none", "unclear"]
+
+
+def decide(compared: PairedComparison, p_value: float) -> Outcome:
+    """Say which of two is better.
+
+    A model is better where the rank test says that chance alone would not do this, and the interval
+    of the mean difference leaves out zero. Where only the test does, the two differ, but which is
+    better depends on what counts: many images a little, or few a lot.
+
+    Args:
+        compared: Second against first.
+        p_value: Of the rank test, corrected where several pairs are compared.
+    """
+    if p_value >= SIGNIFICANCE:
+        return "none"
+    if compared.difference.low > 0:
+        return "second"
+    return "first" if compared.difference.high < 0 else "unclear"
+
+
+def in_words(compared: PairedComparison, p_value: float, first: str, second: str) -> str:
+    """Say in a sentence which of two is better and by how much.
+
+    Args:
+        compared: Second against first.
+        p_value: Of the rank test, corrected where several pairs are compared.
+        first: What to call the first.
+        second: What to call the second.
+    """
+    difference, number = compared.difference, compared.difference.number
+    if compared.ties == number:
+        images = "the one image" if number == 1 else f"each of these {number} images"
+        return f"no difference: {first} and {second} score the same on {images}"
+    if number < FEWEST:
+        return f"too few images to tell: {number}, where {FEWEST} are the least"
+    outcome = decide(compared, p_value)
+    if outcome == "none":
+        return f"no difference beyond noise on these {number} images"
+    mean, low, high = difference.mean, difference.low, difference.high
+    if outcome == "second":
+        return f"{second} is better by {mean:.3f} [{low:.3f}, {high:.3f}]"
+    if outcome == "first":
+        return f"{first} is better by {-mean:.3f} [{-high:.3f}, {-low:.3f}]"
+    return (
+        f"{first} and {second} differ, but neither is better in the mean: {second} scores higher "
+        f"on {compared.wins} and lower on {compared.losses} of these {number} images, on average "
+        f"{mean:+.3f} [{low:.3f}, {high:.3f}]"
+    )
+
 
 MOST_DIFFERENT = 5
 """Images of a pair that are named."""
@@ -233,3 +327,381 @@ def _most_different(first: Contender, second: Contender) -> tuple[int, ...]:
     gaps = [abs(a - b) for a, b in zip(first.dice, second.dice, strict=True)]
     order = sorted(range(len(gaps)), key=lambda number: gaps[number], reverse=True)
     return tuple(number for number in order[:MOST_DIFFERENT] if gaps[number] > 0)
+
+
+TIMED, TRIES = 10, 3
+"""Images that the speed is measured on, and how often each is tried."""
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask as compressed bits, so that those of a whole test split fit into memory.
+
+    Attributes:
+        size: (height, width) in pixels.
+        bits: One for each pixel, eight to a byte, compressed by zlib.
+    """
+
+    size: Size
+    bits: bytes
+
+    @classmethod
+    def of(cls, mask: Mask) -> PackedMask:
+        """Pack a mask: bool, (height, width)."""
+        bits = zlib.compress(np.packbits(mask).tobytes(), level=1)
+        return cls((mask.shape[0], mask.shape[1]), bits)
+
+    def unpack(self) -> Mask:
+        """Return the mask as it was."""
+        height, width = self.size
+        bits = np.frombuffer(zlib.decompress(self.bits), np.uint8)
+        return np.unpackbits(bits, count=height * width).reshape(self.size).astype(np.bool_)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model did on the images.
+
+    Attributes:
+        candidate: The model.
+        score: Of every image.
+        masks: Of every image.
+        images_per_second: One image at a time, from pixels to mask; reading not counted.
+        parameters: Numbers that were learned; 0 where an ONNX model's card does not say.
+        file_bytes: Of the model file.
+    """
+
+    candidate: Candidate
+    score: Score
+    masks: tuple[PackedMask, ...]
+    images_per_second: float
+    parameters: int
+    file_bytes: int
+
+    @property
+    def dice(self) -> list[float]:
+        """Of every image."""
+        return [image.counts.dice for image in self.score.images]
+
+    def to_json(self) -> dict[str, object]:
+        """Return what is said of this model alone."""
+        return {
+            "name": self.candidate.name,
+            "file": str(self.candidate.path),
+            "seed": self.candidate.card.run.seed,
+            "epoch": self.candidate.card.epoch,
+            "threshold": self.score.rules.threshold,
+            "postprocessing": self.score.rules.postprocessing,
+            "seen": self.score.rules.seen,
+            "mean_dice": self.score.mean_dice,
+            "mean_iou": self.score.mean_iou,
+            "images_per_second": self.images_per_second,
+            "parameters": self.parameters,
+            "file_bytes": self.file_bytes,
+            "dice": self.dice,
+        }
+
+
+def measure(
+    candidate: Candidate,
+    source: Source,
+    *,
+    split: str,
+    trimap_border: TrimapBorder | None,
+    device: torch.device,
+    batch_size: int,
+    allow_training_images: bool,
+) -> Result:
+    """Evaluate a model, keep its masks and measure its speed.
+
+    Raises:
+        CheckpointError: The file is damaged, or of a network of the user's own.
+        DataError: An image or mask cannot be read, or the model was trained on it and
+            ``allow_training_images`` is False.
+    """
+    predictor = _load(candidate, device)
+    masks: list[PackedMask] = []
+    first: list[RGBImage] = []
+
+    def keep(sample: Sample, prediction: Prediction) -> None:
+        masks.append(PackedMask.of(prediction.mask))
+        if len(first) < TIMED:
+            first.append(sample.image)
+
+    score = evaluate(
+        predictor,
+        source,
+        split=split,
+        trimap_border=trimap_border,
+        batch_size=batch_size,
+        witness=keep,
+        allow_training_images=allow_training_images,
+    )
+    return Result(
+        candidate,
+        score,
+        tuple(masks),
+        _speed(predictor, first),
+        _parameters(predictor),
+        candidate.path.stat().st_size,
+    )
+
+
+def _load(candidate: Candidate, device: torch.device) -> Predictor:
+    """Open a model; an ONNX model runs on the processor, whatever the others run on."""
+    if not is_onnx(candidate.path):
+        return Predictor.load(candidate.path, device=device)
+    import torch
+
+    # speeds stand side by side, under one line that says how many threads there were: PyTorch's
+    return Predictor.load(candidate.path, threads=torch.get_num_threads())
+
+
+def _speed(predictor: Predictor, images: Sequence[RGBImage]) -> float:
+    """Return images per second, of the middle image's fastest try.
+
+    Whatever else the machine does makes a try slower, never faster.
+    """
+    fastest = (min(_seconds(predictor, image) for _ in range(TRIES)) for image in images)
+    return 1 / median(fastest)
+
+
+def _seconds(predictor: Predictor, image: RGBImage) -> float:
+    start = time.perf_counter()
+    _ = predictor(image).mask
+    return time.perf_counter() - start
+
+
+def _parameters(predictor: Predictor) -> int:
+    backend = predictor.backend
+    if isinstance(backend, TorchBackend):
+        return sum(parameter.numel() for parameter in backend.model.parameters())
+    return (predictor.card.parameters if predictor.card else None) or 0
+
+
+SMALLEST_P = 1e-4
+HEADINGS = ("model", "Dice [95 % interval]", "over seeds", "IoU", "images/s", "weights", "MB")
+SPEED = "one image at a time, the fastest of three tries, reading not counted"
+
+
+def text_of(comparison: Comparison) -> str:
+    """Return the lines that a person reads."""
+    return "\n".join(
+        (
+            headline(comparison),
+            "",
+            *_lined_up(table(comparison)),
+            f"speed: {comparison.hardware}; {SPEED}",
+            *(line for pair in comparison.pairs for line in _paragraph(pair, comparison.names)),
+            "",
+            method(comparison),
+            *comparison.notes,
+        )
+    )
+
+
+def headline(comparison: Comparison) -> str:
+    """Say what was compared on what, by which rules."""
+    rules, number = comparison.contenders[0].results[0].score.rules, len(comparison.names)
+    return (
+        f"{len(comparison.contenders)} models on {number} image{'' if number == 1 else 's'} of "
+        f"split {rules.split}, at {rules.size}, {BORDER_WORDS[rules.trimap_border]}, "
+        "each by its own threshold and tidying"
+    )
+
+
+def method(comparison: Comparison) -> str:
+    """Say how intervals and p-values came about."""
+    pairs = len(comparison.pairs)
+    seeds = (
+        " Several seeds count as their mean on each image; how far they lie apart is not in the "
+        "test, it stands beside the mean."
+        if comparison.over_seeds
+        else ""
+    )
+    correction = f", corrected by Holm for {pairs} pairs" if pairs > 1 else ""
+    return (
+        "Intervals: 95 % bootstrap over images; p: Wilcoxon's signed-rank test on the paired "
+        f"images{correction}.{seeds}"
+    )
+
+
+def table(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Return the rows of the models, headings first, without columns in which nothing stands."""
+    rows = [HEADINGS, *(_row(each) for each in comparison.contenders)]
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    return list(zip(*columns, strict=True))
+
+
+def _row(contender: Contender) -> tuple[str, ...]:
+    spread, result = contender.seed_spread, contender.results[0]
+    return (
+        contender.title,
+        f"{contender.mean.mean:.4f}{ends_of(contender.mean)}",
+        "" if spread is None else f"± {spread:.4f}",
+        f"{contender.iou:.4f}",
+        f"{contender.images_per_second:.1f}",
+        f"{result.parameters:,}",
+        f"{result.file_bytes / 1e6:.1f}",
+    )
+
+
+def ends_of(interval: Interval) -> str:
+    """Return an interval in brackets, nothing where there were too few images for one."""
+    return "" if math.isnan(interval.low) else f" [{interval.low:.4f}, {interval.high:.4f}]"
+
+
+def p_in_words(p_value: float) -> str:
+    """Return a p-value as it is written: tiny ones as a bound."""
+    return f"p < {SMALLEST_P:g}" if p_value < SMALLEST_P else f"p = {p_value:.2g}"
+
+
+def difference_of(pair: Pair) -> str:
+    """Return a pair's statistics in a line."""
+    compared, effect = pair.compared, pair.compared.effect_size
+    size = f", effect size {effect:.2f}" if math.isfinite(effect) else ""
+    return (
+        f"difference {compared.difference.mean:+.4f}{ends_of(compared.difference)}, "
+        f"{p_in_words(pair.p_value)}{size}; {pair.second.name} "
+        f"wins {compared.wins}, ties {compared.ties}, loses {compared.losses}; "
+        f"the masks agree to Dice {pair.agreement:.4f}"
+    )
+
+
+def _paragraph(pair: Pair, names: Sequence[str]) -> Iterator[str]:
+    yield ""
+    yield f"{pair.first.title} -> {pair.second.title}: {pair.verdict}"
+    yield f"  {difference_of(pair)}"
+    if pair.most_different:
+        worst = ", ".join(
+            f"{names[each]} ({pair.first.dice[each]:.2f} -> {pair.second.dice[each]:.2f})"
+            for each in pair.most_different
+        )
+        yield f"  differ most on {worst}"
+
+
+def _lined_up(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        first, *others = (
+            cell.ljust(width) if number == 0 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        yield "  ".join((first, *others))
+
+
+logger = logging.getLogger("notan")
+
+ONE_SEED = (
+    "Each model is one training. With another seed its mean may move as far as the differences "
+    "here, so this says which of these files is better, not which kind of model."
+)
+
+
+def compare(
+    models: Sequence[Path],
+    *,
+    data_path: Path | None = None,
+    split: str = "test",
+    trimap_border: TrimapBorder | None = None,
+    device: str = "auto",
+    batch_size: int = 8,
+    allow_training_images: bool = False,
+) -> Comparison:
+    """Compare two or more models on one split of a data folder.
+
+    Args:
+        models: Run folders, or model files. Those that differ in the seed only are taken together.
+        data_path: The data folder; None takes the one that the first model was trained on.
+        split: ``test``, ``val``, ``train`` or ``all``.
+        trimap_border: What the trimap's border counts as; None takes the models' own rule.
+        device: Where to compute, for ``find_device``.
+        batch_size: Images predicted at once.
+        allow_training_images: Score images that a model was trained on, and say so.
+
+    Raises:
+        ConfigError: Fewer than two models, no data folder, or rules that do not fit each other.
+        CheckpointError: A model is missing, damaged, foreign, or a network of the user's own.
+        DataError: The folder lacks the split, an image cannot be read, or a model was trained on
+            it.
+    """
+    candidates = open_candidates(models)
+    first = candidates[0].card.run
+    flags = {
+        "data.path": data_path or first.data.path,
+        "data.layout": first.data.layout,
+        "data.trimap_border": common_trimap_border(candidates, trimap_border),
+    }
+    data = load_run(flags=flags).data
+    names = common_validation(candidates, split)
+    source = open_split(data, split, seed=first.seed, validation_names=names)
+    rule = data.trimap_border if find_layout(data) == "pets" else None
+    return compare_on(
+        candidates,
+        source,
+        split=split,
+        trimap_border=rule,
+        device=device,
+        batch_size=batch_size,
+        allow_training_images=allow_training_images,
+    )
+
+
+def compare_on(
+    candidates: Sequence[Candidate],
+    source: Source,
+    *,
+    split: str,
+    trimap_border: TrimapBorder | None = None,
+    device: str = "auto",
+    batch_size: int = 8,
+    allow_training_images: bool = False,
+) -> Comparison:
+    """Compare opened models on images of any source.
+
+    Args:
+        candidates: From ``open_candidates``.
+        source: Images with their true masks.
+        split: What the comparison says they are.
+        trimap_border: What it says the trimap's border counted as; None: there is none.
+        device: Where to compute, for ``find_device``.
+        batch_size: Images predicted at once.
+        allow_training_images: Score images that a model was trained on, and say so.
+
+    Raises:
+        CheckpointError: A file is damaged, or of a network of the user's own.
+        DataError: An image or mask cannot be read, there is none, or a model was trained on it.
+    """
+    place = find_device(device)
+    groups = group_seeds(candidates)
+    contenders = []
+    for group in groups:
+        results = []
+        for member in group.members:
+            logger.info("evaluating %s on %d images", member.name, len(source))
+            results.append(
+                measure(
+                    member,
+                    source,
+                    split=split,
+                    trimap_border=trimap_border,
+                    device=place,
+                    batch_size=batch_size,
+                    allow_training_images=allow_training_images,
+                )
+            )
+        contenders.append(Contender.of(group.name, results))
+    notes = [*notes_on(candidates, trimap_border), *_seen(contenders)]
+    if all(len(group.members) == 1 for group in groups):
+        notes.append(ONE_SEED)
+    return Comparison.of(contenders, source, describe_hardware(place), notes)
+
+
+def _seen(contenders: Sequence[Contender]) -> list[str]:
+    """Say what the models have seen of the images, once where it is the same for all."""
+    names: dict[str, list[str]] = {}
+    for result in (result for contender in contenders for result in contender.results):
+        names.setdefault(result.score.rules.seen, []).append(result.candidate.name)
+    if len(names) == 1:
+        return [f"Of each model: {words}." for words in names]
+    return [f"Of {', '.join(models)}: {words}." for words, models in names.items()]

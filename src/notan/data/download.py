@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from notan.data.unpack import Archive, is_unpacked, refuse_foreign, unpack
 from notan.errors import DataError
-from notan.fetch import Checksum, Place, checked_address, fetch
+from notan.io.download import (
+    Archive,
+    Checksum,
+    Place,
+    checked_address,
+    fetch,
+    is_unpacked,
+    refuse_foreign,
+    unpack,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

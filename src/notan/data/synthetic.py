@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from notan.data.sample import Sample, Source
+from notan.data.samples import Sample, Source
 from notan.errors import ConfigError, DataError
-from notan.files import write_bytes
+from notan.io.write import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

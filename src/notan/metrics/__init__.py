@@ -4,13 +4,10 @@ One rule holds for every score here: where truth and prediction are both empty t
 and a false alarm on an empty image scores 0.
 """
 
+from notan.metrics.boundary import BoundaryScore, Tolerance
 from notan.metrics.counts import Counts
-from notan.metrics.groups import Grouping
-from notan.metrics.image import ImageScore
-from notan.metrics.rules import EMPTY_RULE, ScoreRules
-from notan.metrics.score import Score
-from notan.metrics.surface import BoundaryScore, Tolerance
-from notan.metrics.tally import Tally
+from notan.metrics.groups import Grouping, ImageScore
+from notan.metrics.score import EMPTY_RULE, Score, ScoreRules, Tally
 
 __all__ = [
     "EMPTY_RULE",

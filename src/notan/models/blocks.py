@@ -1,11 +1,31 @@
-"""The pieces that the networks are made of."""
+"""Blocks that several networks are built of, and convolutions that avoid two faults of oneDNN.
+
+A convolution of each channel by itself, whose gradient a processor finds in float32.
+
+oneDNN, which computes PyTorch's convolutions on a processor, has quick bfloat16 code for the way
+there but not for the way back: with kernels of 5x5, or where the size halves, the gradients of an
+EfficientNet's few depthwise layers took some two fifths of a training step or more
+(benchmarks/training_step.py).
+
+A convolution of single pixels that may pass over some, whose gradient is right on a processor.
+
+oneDNN, which computes PyTorch's convolutions on a processor, writes beside its memory when it finds
+the gradient of such a convolution's weights, where it passes over pixels, reads fewer channels than
+a register holds and the channels lie last (uxlfoundation/oneDNN issue 6035): the gradient is wrong,
+or the process ends. A ResNet's shortcuts are such convolutions.
+
+The pieces that the networks are made of.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from notan.errors import ConfigError
 
@@ -15,6 +35,88 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from notan.types import Images
+
+Pair = tuple[int, int]
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A convolution without bias that filters each channel by itself."""
+
+    def __init__(self, channels: int, kernel: int, *, stride: int, padding: int) -> None:
+        super().__init__(
+            channels, channels, kernel, stride=stride, padding=padding, groups=channels, bias=False
+        )
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's own name
+        """Map (n, channels, h, w) to (n, channels, h', w')."""
+        learns = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+        if not learns or input.device.type != "cpu":
+            return super().forward(input)
+        pairs = (self.stride[0], self.stride[1]), (int(self.padding[0]), int(self.padding[1]))
+        result: Tensor = _QuickGradient.apply(input, self.weight, *pairs)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Context(Protocol):
+    """What the way there keeps for the way back."""
+
+    saved_tensors: tuple[Tensor, Tensor]
+    needs_input_grad: tuple[bool, ...]
+    stride: Pair
+    padding: Pair
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep tensors."""
+
+
+class _QuickGradient(torch.autograd.Function):
+    """The convolution as it is, and its gradients in float32, whatever the arithmetic."""
+
+    @staticmethod
+    def forward(
+        context: _Context, features: Tensor, weight: Tensor, stride: Pair, padding: Pair
+    ) -> Tensor:
+        context.save_for_backward(features, weight)
+        context.stride, context.padding = stride, padding
+        return functional.conv2d(features, weight, None, stride, padding, 1, weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        context: _Context, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        features, weight = context.saved_tensors
+        exact, geometry = gradient.float(), (context.stride, context.padding, 1, weight.shape[0])
+        to_features = to_weight = None
+        if context.needs_input_grad[0]:
+            to_features = conv2d_input(features.shape, weight.float(), exact, *geometry)  # type: ignore[no-untyped-call]
+        if context.needs_input_grad[1]:
+            to_weight = conv2d_weight(features.float(), weight.shape, exact, *geometry)  # type: ignore[no-untyped-call]
+        return (
+            None if to_features is None else to_features.to(features.dtype),
+            None if to_weight is None else to_weight.to(weight.dtype),
+            None,
+            None,
+        )
+
+
+REGISTER = 16
+"""Float32 numbers that the widest register of a processor holds."""
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A convolution of 1x1 without bias."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's own name
+        """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride), rounded up."""
+        step = self.stride[0]
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        if not learns or step == 1 or self.in_channels >= REGISTER:
+            return super().forward(input)
+        return functional.conv2d(input[..., ::step, ::step], self.weight)
 
 
 A_VECTOR = 16

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import nn
 
 from notan.models.base import Encoder
-from notan.models.depthwise import DepthwiseConv2d
+from notan.models.blocks import DepthwiseConv2d
 
 if TYPE_CHECKING:
     from notan.types import Images

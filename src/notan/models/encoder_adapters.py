@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from notan.errors import ConfigError, MissingExtraError
-from notan.extras import EXTRAS, explaining_extras
+from notan.errors import EXTRAS, ConfigError, MissingExtraError, explaining_extras
 from notan.models.foreign_encoder import ForeignEncoder, one_line
 
 if TYPE_CHECKING:

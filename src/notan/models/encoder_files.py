@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from notan.errors import CheckpointError
-from notan.files import write_bytes
+from notan.io.write import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

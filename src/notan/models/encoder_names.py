@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from notan.errors import CheckpointError
+from notan.models.build import ENCODERS
 from notan.models.efficientnet_lite0 import STAGES
 from notan.models.encoder_adapters import is_foreign
-from notan.models.encoders import ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from notan.errors import CheckpointError, DataError
-from notan.extras import explaining_extras
-from notan.fetch import CACHE, Checksum, Place, cache_folder, fetch
-from notan.files import storage_errors
+from notan.errors import CheckpointError, DataError, explaining_extras
+from notan.io.download import CACHE, Checksum, Place, cache_folder, fetch
+from notan.io.write import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from notan.models.base import Encoder
-from notan.models.pointwise import PointwiseConv2d
+from notan.models.blocks import PointwiseConv2d
 
 if TYPE_CHECKING:
     from notan.types import Images

@@ -1,23 +1,257 @@
-"""The data doctor's page: findings with thumbnails and each split's numbers, in one HTML file."""
+"""The page of a check.
+
+What each kind of finding is called on the page, and why it matters.
+
+The part of the data doctor's page about masks that cross-validated networks doubt.
+
+Small images of the files that findings name, ready to stand inside a page.
+
+The data doctor's page: findings with thumbnails and each split's numbers, in one HTML file.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from notan.data.doctor.diagnosis import SEVERITIES, number_of
-from notan.labels.explanations import KINDS
-from notan.report.check_labels import label_rows
-from notan.report.check_thumbnails import Thumbnails
-from notan.report.check_words import reason_of, title_of
-from notan.report.page import TIMES, fill
+import numpy as np
+
+from notan.checking.diagnosis import SEVERITIES, number_of
+from notan.checking.reading import mask_reader
+from notan.checking.suspicion import KINDS
+from notan.errors import DataError
+from notan.io.images import read_image
+from notan.prediction.formats import TRUTH, mask_image, overlay_image
+from notan.report.run import TIMES, as_jpeg, fill, fitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from notan.data.doctor import Diagnosis, Finding, SplitStatistics
-    from notan.labels.search import LabelSearch
+    from notan.checking import Diagnosis, Finding, SplitStatistics
+    from notan.checking.label_errors import LabelSearch
+    from notan.checking.suspicion import Suspect
+    from notan.config import TrimapBorder
+    from notan.types import Mask, RGBImage
+
+TITLES = {
+    "unreadable-image": "Images that cannot be read",
+    "truncated-image": "Images that are damaged or cut short",
+    "unreadable-mask": "Masks that cannot be read",
+    "truncated-mask": "Masks that are damaged or cut short",
+    "ambiguous-image": "Images of unclear values",
+    "ambiguous-mask": "Masks that can mean more than one thing",
+    "unreadable-list": "Lists that cannot be read",
+    "size-mismatch": "Image and mask differ in size",
+    "image-without-mask": "Images without masks",
+    "mask-without-image": "Masks without images",
+    "same-stem-twice": "Two files of one name",
+    "masks-disagree": "Masks of different foreground values",
+    "mixed-encodings": "Masks of several encodings",
+    "duplicate": "The same image twice",
+    "duplicate-across-splits": "The same image in two splits",
+    "near-duplicate": "Almost the same image twice",
+    "near-duplicate-across-splits": "Almost the same image in two splits",
+    "copies-with-different-masks": "One image, different masks",
+    "wrong-type-for-name": "Files of another type than their name says",
+    "inverted-masks": "Masks the wrong way round",
+    "inverted-mask": "Masks the wrong way round",
+    "empty-mask": "Empty masks",
+    "mostly-empty-masks": "Most masks are empty",
+    "full-mask": "Full masks",
+    "ragged-mask": "Ragged masks",
+    "repeated-mask": "One mask for different images",
+    "shifted-mask": "Masks beside the image's edges",
+    "shifted-masks": "All masks beside the images' edges",
+    "tiny-image": "Tiny images",
+    "huge-image": "Huge images",
+    "extreme-aspect": "Very long images",
+    "blank-image": "Blank images",
+    "different-coverage": "Splits with different shares of foreground",
+    "different-colour": "Splits with different colours",
+    "label-inverted": "Masks that look inverted to networks that never saw them",
+    "label-shifted": "Masks that look shifted to networks that never saw them",
+    "label-eroded": "Masks that look too thin to networks that never saw them",
+    "label-dilated": "Masks that look too fat to networks that never saw them",
+    "label-swapped": "Masks that look swapped to networks that never saw them",
+    "label-disagreement": "Masks that networks that never saw them disagree with",
+    "label-unjudged": "Masks that could not be ranked",
+    "mask-encoding": "How the masks are read",
+    "ignored-file": "Files that are never read",
+    "unlisted": "Files that are in no list",
+}
+
+REASONS = {
+    "truncated-image": "Often a copy or download that broke off.",
+    "ambiguous-mask": "Read the wrong way, such masks train a wrong model without any error.",
+    "size-mismatch": "Without one size, no pixel of the mask belongs to a pixel of the image.",
+    "masks-disagree": "Foreground must be one value in the whole folder.",
+    "duplicate-across-splits": "The model is tested on what it was trained on: its scores are "
+    "better than the model.",
+    "near-duplicate-across-splits": "Resized or recompressed copies leak between splits as the "
+    "same image would.",
+    "copies-with-different-masks": "At least one of the masks is wrong.",
+    "wrong-type-for-name": "notan goes by the content and reads them; other programs may not.",
+    "inverted-masks": "Foreground seems to be what should be background.",
+    "inverted-mask": "Foreground seems to be what should be background.",
+    "shifted-mask": "The outline would fit the image better elsewhere. Edges beside edges can "
+    "deceive this test, so look.",
+    "label-disagreement": "The mask may be wrong, or the image may be unlike the others.",
+    "ragged-mask": "Noise in a mask teaches noise.",
+    "blank-image": "There is nothing to be seen in them.",
+}
+
+
+def title_of(kind: str) -> str:
+    """Return a kind's heading; an unknown kind's own name serves as well."""
+    return TITLES.get(kind, kind.replace("-", " ").capitalize())
+
+
+def reason_of(kind: str) -> str:
+    """Return why a kind matters, or nothing where its heading says it."""
+    return REASONS.get(kind, "")
+
+
+MOST_ROWS = 12
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One doubted mask, as the page shows it.
+
+    Attributes:
+        suspect: What is held against it.
+        state: warning or note where it is reported, else none.
+        images: JPEGs of the image, of the given mask on it and of the prediction.
+    """
+
+    suspect: Suspect
+    state: str
+    images: tuple[str, ...]
+
+
+def label_rows(search: LabelSearch) -> list[LabelRow]:
+    """Return the most suspicious masks beside held-out predictions.
+
+    Args:
+        search: What was found. The files of the first 12 are read again.
+    """
+    ranking = search.ranking
+    return [
+        LabelRow(
+            suspect,
+            ("warning" if suspect.explanation else "note")
+            if ranking.is_beyond_cut(suspect)
+            else "none",
+            tuple(as_jpeg(image) for image in _images(search, suspect)),
+        )
+        for suspect in ranking.suspects[:MOST_ROWS]
+    ]
+
+
+def _images(search: LabelSearch, suspect: Suspect) -> Iterator[RGBImage]:
+    """Give the image alone, with the given mask's outline, and with the prediction's."""
+    name = suspect.judgement.name
+    sample = search.sample(name)
+    predicted = read_image(search.predictions / f"{name}.png")[..., 0] > 127
+    small = fit(sample.image)
+    nothing = np.zeros(small.shape[:2], bool)
+    mask, prediction = (
+        fit(np.asarray(each, np.uint8) * np.uint8(255)) > 127 for each in (sample.mask, predicted)
+    )
+    yield small
+    yield overlay_image(small, nothing, truth=mask)
+    yield overlay_image(small, prediction)
+
+
+SIDE = 220
+"""The longer side of a thumbnail: twice what a phone shows, for sharp screens."""
+
+LEAST_SIDE = 110
+"""Smaller images are magnified to this, pixel by pixel."""
+
+GAP = 6
+MASK_FOLDERS = ("masks", "trimaps")
+
+
+class Thumbnails:
+    """Reads files again and shrinks them, image and mask together."""
+
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        self._read_mask = mask_reader(
+            diagnosis.layout, cast("TrimapBorder", diagnosis.trimap_border)
+        )
+        self._mask_of = dict(diagnosis.pairs)
+
+    def of(self, path: Path) -> str | None:
+        """Return a JPEG as base64 text, or None when the file cannot be shown.
+
+        Args:
+            path: An image, shown with its mask where it has one, or a lone mask.
+        """
+        pixels = self._lone_mask(path) if path.parent.name in MASK_FOLDERS else self._sample(path)
+        return None if pixels is None else as_jpeg(pixels)
+
+    def _lone_mask(self, path: Path) -> RGBImage | None:
+        mask = self._mask(path)
+        return self._raw(path) if mask is None else _grey(fit(mask_image(mask)))
+
+    def _sample(self, path: Path) -> RGBImage | None:
+        try:
+            image = read_image(path)
+        except DataError:
+            return None
+        mask_path = self._mask_of.get(path)
+        if mask_path is None:
+            return fit(image)
+        mask = self._mask(mask_path)
+        if mask is None:
+            raw = self._raw(mask_path)
+            return fit(image) if raw is None else _beside(fit(image), raw)
+        if mask.shape != image.shape[:2]:
+            return _beside(fit(image), _grey(fit(mask_image(mask))))
+        return _tinted(fit(image), fit(mask_image(mask)) > 127)
+
+    def _mask(self, path: Path) -> Mask | None:
+        try:
+            return self._read_mask(path).labels.mask
+        except DataError:
+            return None
+
+    def _raw(self, path: Path) -> RGBImage | None:
+        """Show a mask that cannot be understood as it is, its values spread to be seen."""
+        try:
+            image = read_image(path)
+        except DataError:
+            return None
+        low, high = int(image.min()), int(image.max())
+        spread = (image.astype(np.float32) - low) * (255 / max(1, high - low))
+        return fit(spread.astype(np.uint8))
+
+
+def fit(image: RGBImage) -> RGBImage:
+    """Shrink to the thumbnail's size, or magnify what is tiny."""
+    return fitted(image, side=SIDE, least_side=LEAST_SIDE)
+
+
+def _tinted(image: RGBImage, mask: Mask) -> RGBImage:
+    """Tint and outline the foreground in the colour that every page gives to the truth."""
+    tinted = image.copy()
+    tinted[mask] = (0.65 * image[mask] + 0.35 * np.array(TRUTH)).astype(np.uint8)
+    return overlay_image(tinted, np.zeros_like(mask), truth=mask)
+
+
+def _grey(mask: RGBImage) -> RGBImage:
+    return np.repeat(mask[..., None], 3, axis=2)
+
+
+def _beside(one: RGBImage, other: RGBImage) -> RGBImage:
+    height = max(one.shape[0], other.shape[0])
+    sheet = np.full((height, one.shape[1] + GAP + other.shape[1], 3), 128, np.uint8)
+    sheet[: one.shape[0], : one.shape[1]] = one
+    sheet[: other.shape[0], -other.shape[1] :] = other
+    return sheet
+
 
 MOST_MESSAGES = 100
 """Findings of one kind that the page puts into words; the JSON beside it has all."""

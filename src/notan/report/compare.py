@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from notan.comparison.text import (
-    SPEED,
-    difference_of,
-    headline,
-    method,
-    table,
-)
-from notan.predict.formats import overlay_image
-from notan.report.compare_chart import compare_chart
-from notan.report.images import as_jpeg, fitted
-from notan.report.page import fill
+from notan.comparison.comparison import SPEED, difference_of, headline, method, table
+from notan.prediction.formats import overlay_image
+from notan.report.charts import compare_chart
+from notan.report.run import as_jpeg, fill, fitted
 
 if TYPE_CHECKING:
     from notan.comparison import Comparison
     from notan.comparison.comparison import Contender, Pair
-    from notan.data.sample import Sample
+    from notan.data.samples import Sample
 
 SHOWN = 3
 """Images of a pair that are shown."""

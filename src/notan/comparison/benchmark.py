@@ -1,0 +1,256 @@
+"""Benchmark: train several models with several seeds under one time limit, and compare them.
+
+The folder says which runs there are and how each ended, so that the same call goes on where an
+earlier one was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from notan.comparison import Comparison, compare
+from notan.config import UNLIMITED_EPOCHS, Run, changed_settings
+from notan.data.folders import has_test
+from notan.errors import ConfigError, DivergedError, StoppedBySignal
+from notan.io.write import holds_something, write_bytes
+from notan.models.build import check_model
+from notan.run_folder import BEST, SETTINGS
+from notan.training import resume, train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+logger = logging.getLogger("notan")
+
+PLAN = "benchmark.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained.
+
+    Attributes:
+        run: The settings that all runs share; their model's name and seed are replaced.
+        models: Names of models.
+        seeds: How many seeds of each, from the run's own on.
+    """
+
+    run: Run
+    models: tuple[str, ...]
+    seeds: int
+
+    def runs(self) -> dict[str, Run]:
+        """Return each run under its folder's name, one seed of every model after the other."""
+        return {
+            f"{model}-seed{seed}": self.run.model_copy(
+                update={
+                    "model": self.run.model.model_copy(update={"name": model}),
+                    "seed": seed,
+                }
+            )
+            for seed, model in product(self._seeds(), self.models)
+        }
+
+    def _seeds(self) -> range:
+        return range(self.run.seed, self.run.seed + self.seeds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what tells this plan from another."""
+        return {
+            "models": list(self.models),
+            "seeds": self.seeds,
+            "run": self.run.model_dump(mode="json"),
+        }
+
+
+def make_plan(
+    run: Run,
+    models: Sequence[str],
+    *,
+    seeds: int,
+    time_limit_seconds: float | None = None,
+) -> Plan:
+    """Divide a time limit among runs.
+
+    The validation images are the same for all seeds.
+
+    Args:
+        run: The settings that all runs share; without ``time_limit_seconds``, each gets its epochs.
+        models: Names of models; two or more, or one with two or more seeds.
+        seeds: How many seeds of each, from the run's own on.
+        time_limit_seconds: Training time for all runs together, divided equally, instead of epochs.
+
+    Raises:
+        ConfigError: A name is unknown or twice there, or the numbers leave nothing to compare.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: at least one seed is wanted")
+    for name in models:
+        check_model(run.model.model_copy(update={"name": name}))
+        if list(models).count(name) > 1:
+            raise ConfigError(f"--models: {name} is there twice; give it once and raise --seeds")
+    number = len(models) * seeds
+    if number < 2:
+        raise ConfigError(
+            "a benchmark wants two or more runs to compare; name more models "
+            "(--models unet,attention_unet) or raise --seeds"
+        )
+    share = None if time_limit_seconds is None else time_limit_seconds / number
+    limits = {"epochs": UNLIMITED_EPOCHS, "time_limit_seconds": share} if share else {}
+    split_seed = run.seed if run.data.split_seed is None else run.data.split_seed
+    shared = run.model_copy(
+        update={
+            "train": run.train.model_copy(update=limits),
+            "data": run.data.model_copy(update={"split_seed": split_seed}),
+        }
+    )
+    return Plan(shared, tuple(models), seeds)
+
+
+def run_benchmark(plan: Plan, folder: Path) -> Comparison:
+    """Train what is not trained yet, then compare all runs on the test split.
+
+    Where the data have no test split, the validation split takes its place, which the comparison
+    says. A run that diverges is left out of it, which it says too.
+
+    Args:
+        plan: What to train.
+        folder: Where the runs are kept; a second call with the same plan goes on in it.
+
+    Raises:
+        ConfigError: The folder belongs to another plan, or holds something else.
+        DataError: An image or mask is missing, unreadable or ambiguous.
+        DivergedError: Fewer than two runs came to an end.
+        StorageError: The disk is full.
+        StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
+    """
+    split = "test" if has_test(plan.run.data) else "val"  # before hours of training, not after
+    ended = _claim(plan, folder)
+    for number, (name, run) in enumerate(plan.runs().items(), start=1):
+        where = f"run {number} of {len(plan.runs())}: {name}"
+        if _is_over(ended, folder / name):
+            logger.info("%s has ended before", where)
+            continue
+        logger.info("%s%s", where, _remaining(plan, ended, folder))
+        ended[name] = _train(run, folder / name, anew=name in ended)
+        _write(plan, ended, folder)
+    return _compare(plan, ended, folder, split)
+
+
+def _compare(plan: Plan, ended: dict[str, Any], folder: Path, split: str) -> Comparison:
+    finished = [name for name in plan.runs() if "dice" in ended[name]]
+    notes = list(_notes(plan, ended, split))
+    if len(finished) < 2:
+        raise DivergedError(f"{folder}: fewer than two runs came to an end. {' '.join(notes)}")
+    compared = compare(
+        [folder / name for name in finished],
+        data_path=plan.run.data.path,
+        split=split,
+        device=plan.run.device,
+    )
+    return compared.with_notes(notes)
+
+
+def _train(run: Run, folder: Path, *, anew: bool) -> dict[str, Any]:
+    """Train or go on, or begin anew where an ended run has lost its model; say how it ended."""
+    began = time.perf_counter()
+    try:
+        if (folder / SETTINGS).is_file() and not anew:
+            result = resume(folder, run=run)
+        else:
+            result = train(run, out=folder, overwrite=anew)
+    except DivergedError as error:
+        logger.warning("%s", error)
+        return {"diverged": str(error)}
+    except StoppedBySignal as stop:
+        raise StoppedBySignal(
+            f"stopped and saved ({folder}); give the same command again to go on", stop.number
+        ) from stop
+    seconds = time.perf_counter() - began
+    return {"dice": result.dice, "epoch": result.epoch, "seconds": seconds}
+
+
+def _claim(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Return how the runs of an earlier call ended, after making sure that it was the same plan."""
+    path = folder / PLAN
+    if not path.is_file():
+        if holds_something(folder):
+            raise ConfigError(
+                f"{folder}: something is here, but no {PLAN}, so it is no benchmark to go on with; "
+                "choose another --out"
+            )
+        _write(plan, {}, folder)
+        return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        before = Plan(
+            Run.model_validate(stored["run"]), tuple(stored["models"]), int(stored["seeds"])
+        )
+        ended: dict[str, Any] = dict(stored["ended"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: the benchmark's plan cannot be read ({str(error).splitlines()[0]}); "
+            "choose another --out"
+        ) from error
+    differing = list(_differences(before, plan))
+    if differing:
+        raise ConfigError(
+            f"{folder}: the benchmark here has other settings: {', '.join(differing)}; "
+            "give the same ones to go on with it, or choose another --out"
+        )
+    return ended
+
+
+def _differences(before: Plan, now: Plan) -> Iterator[str]:
+    for name in ("models", "seeds"):
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            yield f"{name} ({_listed(old)} -> {_listed(new)})"
+    for name, (old, new) in changed_settings(before.run, now.run).items():
+        if name != "device":
+            yield f"{name} ({old} -> {new})"
+
+
+def _listed(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _write(plan: Plan, ended: dict[str, Any], folder: Path) -> None:
+    text = json.dumps({**plan.to_json(), "ended": ended}, indent=2)
+    write_bytes(folder / PLAN, (text + "\n").encode())
+
+
+def _is_over(ended: dict[str, Any], folder: Path) -> bool:
+    """Say whether a run ended, and what it left is still there."""
+    end = ended.get(folder.name)
+    return end is not None and ("diverged" in end or (folder / BEST).is_file())
+
+
+def _remaining(plan: Plan, ended: dict[str, Any], folder: Path) -> str:
+    """Say how long the runs that are left will take, going by those that ended."""
+    left = sum(not _is_over(ended, folder / name) for name in plan.runs())
+    known = [end["seconds"] for end in ended.values() if "seconds" in end]
+    seconds = plan.run.train.time_limit_seconds or (sum(known) / len(known) if known else None)
+    return "" if seconds is None else f"; about {left * seconds / 60:.0f} minutes are left"
+
+
+def _notes(plan: Plan, ended: dict[str, Any], split: str) -> Iterator[str]:
+    train_settings = plan.run.train
+    if train_settings.time_limit_seconds is not None:
+        yield f"Each run was given {train_settings.time_limit_seconds:.0f} seconds of training."
+    else:
+        yield f"Each run was given {train_settings.epochs} epochs of training."
+    if split == "val":
+        yield (
+            "The data have no test split, so these are the validation images, by which each "
+            "run's best epoch was chosen: the scores are somewhat too good."
+        )
+    for name, end in ended.items():
+        if "diverged" in end:
+            yield f"{name} diverged and is left out: {end['diverged']}"

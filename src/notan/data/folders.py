@@ -1,0 +1,451 @@
+"""From a data folder to the sources of a split, whatever layout the folder has.
+
+Any folder of pairs: images/ and masks/, matched by stem, alone or inside train/ val/ test/.
+
+The Oxford-IIIT Pet dataset in its own layout, with its official lists and trimaps.
+
+Source: Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012.
+
+From a data folder to the sources of a split, whatever layout the folder has.
+
+Look over files before a long run: every mask is read once, every image's size compared.
+
+A mask that cannot be read, or can be read in two ways, ends the run in its first seconds instead
+of in its third hour.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from notan.data.samples import FileSource, Labels, Pair, choose_validation, require_same_size
+from notan.errors import ConfigError, DataError, nearest
+from notan.io.images import read_mask, read_size, read_trimap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from notan.config import Data, TrimapBorder
+
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".pgm",
+        ".ppm",
+        ".pbm",
+        ".tga",
+        ".jp2",
+        ".avif",
+    ]
+)
+"""File names that count as images; what is inside decides how they are decoded."""
+
+PART_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "validation", "valid"),
+    "test": ("test",),
+}
+
+
+def looks_like_folder(folder: Path) -> bool:
+    """Say whether a folder holds images/ and masks/, directly or in a part."""
+    return has_pairs(folder) or any(part_folder(folder, split) for split in PART_NAMES)
+
+
+def part_folder(folder: Path, split: str) -> Path | None:
+    """Return the folder of a part (train, validation or test), or None where there is none."""
+    for name in PART_NAMES[split]:
+        if has_pairs(folder / name):
+            return folder / name
+    return None
+
+
+def folder_source(folder: Path) -> FileSource:
+    """Return the pairs of ``folder/images`` and ``folder/masks``, in the order of their names.
+
+    Raises:
+        DataError: There are no pairs, an image has no mask, or a mask no image.
+    """
+    images = _by_stem(folder / "images")
+    masks = _by_stem(folder / "masks")
+    if not images:
+        raise DataError(
+            f"{folder / 'images'}: no images here; "
+            f"files ending in {', '.join(sorted(SUFFIXES))} were wanted"
+        )
+    _require_partners(images, masks, folder / "masks", "mask")
+    _require_partners(masks, images, folder / "images", "image")
+    return FileSource([Pair(stem, images[stem], masks[stem]) for stem in images], mask_labels)
+
+
+def mask_labels(path: Path) -> Labels:
+    """Read a two-class mask by the one rule of ``notan.io.images``.
+
+    Raises:
+        DataError: The file is unreadable or its values are ambiguous.
+    """
+    reading = read_mask(path)
+    return Labels(reading.mask, None, reading.encoding)
+
+
+def has_pairs(folder: Path) -> bool:
+    """Say whether a folder holds images/ and masks/ itself."""
+    return (folder / "images").is_dir() and (folder / "masks").is_dir()
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return a folder's image files by name; hidden files (``._x.jpg``) are none."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def loose_images(folder: Path) -> list[Path]:
+    """Return the image files of a folder, or else of the ``images/`` in it, by name.
+
+    Raises:
+        DataError: There are none.
+    """
+    for place in (folder, folder / "images"):
+        if place.is_dir() and (files := image_files(place)):
+            return files
+    raise DataError(
+        f"{folder}: no images here; files ending in {', '.join(sorted(SUFFIXES))} were wanted, "
+        "in the folder itself or in images/"
+    )
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in image_files(folder):
+        if path.stem in found:
+            raise DataError(
+                f"{path}: {found[path.stem].name} has the same stem, so its partner is unclear; "
+                "rename or remove one of them"
+            )
+        found[path.stem] = path
+    return found
+
+
+def _require_partners(
+    files: dict[str, Path], partners: dict[str, Path], where: Path, wanted: str
+) -> None:
+    alone = [stem for stem in files if stem not in partners]
+    if not alone:
+        return
+    near = [stem for stem in partners if stem not in files]
+    closest = difflib.get_close_matches(alone[0], near, n=1, cutoff=0.4)
+    hint = f" (the nearest is {partners[closest[0]].name})" if closest else ""
+    others = f", nor for {len(alone) - 1} others" if len(alone) > 1 else ""
+    raise DataError(
+        f"{files[alone[0]]}: there is no {wanted} {alone[0]}.* in {where}{hint}{others}; "
+        "image and mask must have the same name before the dot"
+    )
+
+
+VALIDATION_EVERY = 10
+"""Every tenth line of trainval.txt is validation: the rule behind the published numbers."""
+
+
+def looks_like_pets(folder: Path) -> bool:
+    """Say whether a folder has the dataset's own layout."""
+    return (folder / "annotations" / "trimaps").is_dir() and (folder / "images").is_dir()
+
+
+def pets_source(folder: Path, split: str, trimap_border: TrimapBorder) -> FileSource:
+    """Return one part of the dataset.
+
+    Args:
+        folder: Holds ``images/`` and ``annotations/`` with ``trainval.txt``, ``test.txt`` and
+            ``trimaps/``.
+        split: ``train`` and ``validation`` share ``trainval.txt`` (nine lines to one), ``test``
+            is ``test.txt``, ``all`` is both lists.
+        trimap_border: What the trimap's border counts as.
+
+    Raises:
+        DataError: A list, image or trimap is missing; the message names the first.
+    """
+    names = split_names(folder, split)
+    pairs = [_existing_pair(pair_of(folder, name)) for name in names]
+    return FileSource(pairs, partial(trimap_labels, trimap_border=trimap_border))
+
+
+def trimap_labels(path: Path, *, trimap_border: TrimapBorder) -> Labels:
+    """Read a trimap: 1 is foreground, 2 is background, 3 (the border) is what ``border`` says.
+
+    Raises:
+        DataError: The file is unreadable or holds other values.
+    """
+    mask, ignore = read_trimap(path, trimap_border)
+    return Labels(mask, ignore, f"trimap, trimap_border = {trimap_border}")
+
+
+def split_names(folder: Path, split: str) -> Sequence[str]:
+    """Return the images that the dataset's lists give to a split, in the lists' order.
+
+    Args:
+        folder: The dataset's folder.
+        split: As for ``pets_source``.
+
+    Raises:
+        DataError: A list is missing, unreadable or empty.
+    """
+    annotations = folder / "annotations"
+    if split == "test":
+        return _read_list(annotations / "test.txt")
+    listed = _read_list(annotations / "trainval.txt")
+    if split == "all":
+        return [*listed, *_read_list(annotations / "test.txt")]
+    validation = listed[::VALIDATION_EVERY]
+    if split == "validation":
+        return validation
+    held_back = set(validation)
+    return [name for name in listed if name not in held_back]
+
+
+def has_list(folder: Path, split: str) -> bool:
+    """Say whether the folder holds the dataset's list of a split: ``trainval`` or ``test``."""
+    return (folder / "annotations" / f"{split}.txt").is_file()
+
+
+def pair_of(folder: Path, name: str) -> Pair:
+    """Say where an image and its trimap should lie, whether or not they are there."""
+    return Pair(
+        name,
+        folder / "images" / f"{name}.jpg",
+        folder / "annotations" / "trimaps" / f"{name}.png",
+    )
+
+
+def _read_list(path: Path) -> list[str]:
+    """Read the first word of every line: the image's name."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: the dataset's list cannot be read ({error}); "
+            "get a whole copy with: notan download oxford-iiit-pet"
+        ) from error
+    names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+    if not names:
+        raise DataError(f"{path}: the list is empty; at least one image's name was wanted")
+    return names
+
+
+def _existing_pair(pair: Pair) -> Pair:
+    for path in (pair.image, pair.mask):
+        if not path.is_file():
+            raise DataError(
+                f"{path}: the list names {pair.name}, but this file is missing; "
+                "get a whole copy with: notan download oxford-iiit-pet"
+            )
+    return pair
+
+
+SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+"""The words for a split and what they mean; ``all`` is every image of the folder."""
+
+
+def open_split(
+    data: Data, split: str, *, seed: int, validation_names: frozenset[str] | None = None
+) -> FileSource:
+    """Open one part of a data folder; no other part is read.
+
+    Args:
+        data: Where the data are and how to read them. ``data.limit`` shortens ``train`` only.
+        split: ``train``, ``val`` (or ``validation``), ``test`` or ``all``.
+        seed: Decides the validation split where the folder has none, unless ``data.split_seed``
+            does.
+        validation_names: A validation split made earlier, to be kept instead of a new one.
+
+    Raises:
+        ConfigError: There is no such split, or no path was given.
+        DataError: The folder is missing, has no pairs, or lacks this part.
+    """
+    folder = _existing(data.path)
+    if split not in {*SPLITS, "all"}:
+        raise ConfigError(f"'{split}': there is no such split{nearest(split, {*SPLITS, 'all'})}")
+    split = SPLITS.get(split, split)
+    if find_layout(data) == "pets":
+        source = pets_source(folder, split, data.trimap_border)
+    else:
+        source = _folder_split(folder, split, data, seed, validation_names)
+    return source.first(data.limit) if split == "train" else source
+
+
+def find_layout(data: Data) -> str:
+    """Return ``pets`` or ``folder``.
+
+    Raises:
+        DataError: The folder is missing or is neither.
+    """
+    folder = _existing(data.path)
+    if data.layout in ("auto", "pets") and looks_like_pets(folder):
+        return "pets"
+    if data.layout in ("auto", "folder") and looks_like_folder(folder):
+        return "folder"
+    wanted = {
+        "pets": "images/ and annotations/trimaps/",
+        "folder": "images/ and masks/ (alone, or inside train/, val/ and test/)",
+    }
+    layouts = wanted if data.layout == "auto" else {data.layout: wanted[data.layout]}
+    inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    raise DataError(
+        f"{folder}: no images with masks here; wanted {' or '.join(layouts.values())}, "
+        f"found {inside}"
+    )
+
+
+def makes_validation(data: Data) -> bool:
+    """Say whether the validation split is made by us, for want of one in the data."""
+    folder = _existing(data.path)
+    if find_layout(data) == "pets":
+        return False
+    return has_pairs(folder) or part_folder(folder, "validation") is None
+
+
+def has_test(data: Data) -> bool:
+    """Say whether the data have a test split.
+
+    Raises:
+        DataError: The folder is missing or holds no images with masks.
+    """
+    folder = _existing(data.path)
+    if find_layout(data) == "pets":
+        return has_list(folder, "test")
+    return part_folder(folder, "test") is not None
+
+
+def _existing(path: Path | None) -> Path:
+    if path is None:
+        raise ConfigError("no data folder was given; name one with --data-path FOLDER")
+    if not path.exists():
+        raise DataError(f"{path}: there is no such folder; check --data-path")
+    if not path.is_dir():
+        raise DataError(f"{path}: this is a file; --data-path wants the folder that holds the data")
+    return path
+
+
+def _folder_split(
+    folder: Path, split: str, data: Data, seed: int, validation_names: frozenset[str] | None
+) -> FileSource:
+    if split == "all":
+        return _undivided(folder)
+    if split == "test" or not makes_validation(data):
+        return _own_part(folder, split)
+    whole = folder_source(folder) if has_pairs(folder) else _own_part(folder, "train")
+    if len(whole) < 2:
+        raise DataError(
+            f"{folder}: only one pair of image and mask; at least two are wanted, "
+            "one to train on and one to validate on"
+        )
+    if data.split_seed is not None:
+        seed = data.split_seed
+    chosen = validation_names or choose_validation(
+        whole.names, fraction=data.validation_fraction, seed=seed
+    )
+    missing = sorted(chosen - set(whole.names))
+    if missing:
+        raise DataError(
+            f"{folder}: {missing[0]} was set aside for validation when the model was trained, "
+            "but is not in this folder; give the folder it was trained on, or --split all"
+        )
+    held_back = chosen if split == "validation" else frozenset(whole.names) - chosen
+    return whole.only(held_back)
+
+
+def _undivided(folder: Path) -> FileSource:
+    if not has_pairs(folder):
+        raise DataError(
+            f"{folder}: this folder is divided into parts; choose one with --split, "
+            f"or point --data-path at one of them, say {folder / 'train'}"
+        )
+    return folder_source(folder)
+
+
+def _own_part(folder: Path, split: str) -> FileSource:
+    part = part_folder(folder, split)
+    if part is None:
+        raise DataError(
+            f"{folder}: there is no {split} part ({split}/images and {split}/masks); "
+            "choose another with --split train, --split val or --split all"
+        )
+    return folder_source(part)
+
+
+THREADS = 4
+SILENT_ENCODINGS = ("empty", "full")
+"""Readings that fit every other one, since such a mask holds a single value."""
+
+USUAL_ENCODINGS = frozenset({"0/1", "0/255", "0/65535"})
+"""Readings of the kind 0/k that may stand side by side."""
+
+
+def look_over(source: FileSource) -> Mapping[str, int]:
+    """Read every mask of a source and say how often each encoding was found.
+
+    Args:
+        source: Pairs of files; images are opened for their size only.
+
+    Returns:
+        How many masks were read by each encoding, such as ``{"0/255": 92}``.
+
+    Raises:
+        DataError: A file is unreadable or ambiguous, or a pair differs in size, or two masks
+            mean different values by foreground.
+    """
+
+    def encoding_of(pair: Pair) -> str:
+        labels = source.read_labels(pair.mask)
+        require_same_size(pair, read_size(pair.image), labels.mask.shape)
+        return labels.encoding
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        work = pool.map(encoding_of, source.pairs)
+        bar = tqdm(
+            work, total=len(source), desc="looking over masks", leave=False, delay=1, disable=None
+        )
+        encodings = list(bar)
+    _require_agreement(source, encodings)
+    return Counter(encodings)
+
+
+def odd_encodings(encodings: Iterable[str]) -> frozenset[str]:
+    """Return the readings of the kind 0/k whose k disagrees with other masks of one folder.
+
+    Args:
+        encodings: How each mask was read, as ``MaskReading`` names it.
+    """
+    plain = {encoding for encoding in encodings if encoding.startswith("0/")}
+    return frozenset(plain - USUAL_ENCODINGS) if len(plain) > 1 else frozenset()
+
+
+def _require_agreement(source: FileSource, encodings: list[str]) -> None:
+    """Refuse masks whose single foreground values differ: those are more than two classes."""
+    odd = odd_encodings(encodings)
+    for pair, encoding in zip(source.pairs, encodings, strict=True):
+        if encoding in odd:
+            others = sorted({e for e in encodings if e not in (*SILENT_ENCODINGS, encoding)})
+            raise DataError(
+                f"{pair.mask}: its values are {encoding}, other masks of the folder have "
+                f"{', '.join(others)}; foreground must be one value throughout (more classes than "
+                "two?)"
+            )

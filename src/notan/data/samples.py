@@ -1,0 +1,296 @@
+"""Samples and their sources: one image with its mask, where they come from, how they are split.
+
+Sample, one image with its mask, and Source, a sequence of samples.
+
+FileSource: pairs of an image file and a mask file, read when asked for.
+
+A seeded split where the data bring none of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from statistics import median_low
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from notan.errors import DataError, ShapeError
+from notan.io.images import read_image, read_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from notan.types import Mask, RGBImage, Size
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its mask, in memory.
+
+    Attributes:
+        name: Unique within its source; names output files and table rows.
+        image: uint8, (height, width, 3), RGB, upright.
+        mask: bool, (height, width), True = foreground.
+        ignore: bool, (height, width), True = left out of loss and score; None = nothing is.
+
+    Raises:
+        ShapeError: Image and mask are not of one size.
+    """
+
+    name: str
+    image: RGBImage
+    mask: Mask
+    ignore: Mask | None = None
+
+    def __post_init__(self) -> None:
+        size = self.image.shape[:2]
+        for part, array in (("mask", self.mask), ("ignored area", self.ignore)):
+            if array is not None and array.shape != size:
+                raise ShapeError(
+                    f"{self.name}: the image is {size[0]}x{size[1]} (height x width) and its "
+                    f"{part} has shape {array.shape}; both must be of one size"
+                )
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the image in pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+def short_hash(content: bytes) -> str:
+    """Return 12 hexadecimal digits of SHA-256: two of a million images share them by 1 in 500."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+class Source(ABC):
+    """A sequence of samples, read when asked for; the same index always gives the same sample."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """The samples' names, in order, without reading any image."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            DataError: A file is missing, unreadable or ambiguous; the message names it.
+            IndexError: There is no such sample.
+        """
+
+    def hashes(self) -> list[str]:
+        """Return a short hash of each image, whatever its name: the same image, the same hash.
+
+        Every image is read for it; a source of files needs less.
+        """
+        return [short_hash(np.ascontiguousarray(sample.image).tobytes()) for sample in self]
+
+    def sizes(self) -> list[Size]:
+        """Return the (height, width) of each image.
+
+        Every image is read for it; a source of files needs less.
+        """
+        return [sample.size for sample in self]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+
+class Part(Source):
+    """The samples of a source that have certain names, in the source's order."""
+
+    def __init__(self, whole: Source, names: frozenset[str]) -> None:
+        self._whole = whole
+        self._places = [place for place, name in enumerate(whole.names) if name in names]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The samples' names, in order."""
+        names = self._whole.names
+        return [names[place] for place in self._places]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample; see ``Source`` for the errors."""
+        return self._whole[self._places[index]]
+
+    def hashes(self) -> list[str]:
+        """Return a short hash of each image, as the whole source makes it."""
+        hashes = self._whole.hashes()
+        return [hashes[place] for place in self._places]
+
+
+def median_size(source: Source) -> Size:
+    """Return the median height and the median width of a source's images; at least one image.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    heights, widths = zip(*source.sizes(), strict=True)
+    return median_low(heights), median_low(widths)
+
+
+HASHED = 65536
+"""Bytes of either end of a file that are hashed: a folder of large images is soon done."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a mask file says.
+
+    Attributes:
+        mask: bool, (height, width), True = foreground.
+        ignore: bool, (height, width), True = left out; None = nothing is.
+        encoding: How the file's values were read, in words, such as ``"0/255"``.
+    """
+
+    mask: Mask
+    ignore: Mask | None
+    encoding: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Where one sample's image and mask lie."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+class FileSource(Source):
+    """Pairs of files with one rule for reading the masks."""
+
+    def __init__(self, pairs: Sequence[Pair], read_labels: Callable[[Path], Labels]) -> None:
+        """Keep the pairs; nothing is read yet.
+
+        Args:
+            pairs: One for each sample.
+            read_labels: Reads a mask file; picklable, because data workers call it.
+        """
+        self.pairs = tuple(pairs)
+        self.read_labels = read_labels
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The samples' names, in order."""
+        return [pair.name for pair in self.pairs]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image with its mask.
+
+        Raises:
+            DataError: A file is missing, unreadable or ambiguous, or the two differ in size.
+        """
+        pair = self.pairs[index]
+        image = read_image(pair.image)
+        labels = self.read_labels(pair.mask)
+        require_same_size(pair, (image.shape[0], image.shape[1]), labels.mask.shape)
+        return Sample(pair.name, image, labels.mask, labels.ignore)
+
+    def hashes(self) -> list[str]:
+        """Return a short hash of each image's file, from its size and its two ends.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return [hash_file(pair.image) for pair in self.pairs]
+
+    def sizes(self) -> list[Size]:
+        """Return the (height, width) of each image, from its file's header.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return [read_size(pair.image) for pair in self.pairs]
+
+    def first(self, count: int | None) -> FileSource:
+        """Return the first ``count`` samples as a source; None means all of them."""
+        return FileSource(self.pairs[:count], self.read_labels)
+
+    def only(self, names: frozenset[str]) -> FileSource:
+        """Return the samples of these names, in this source's order."""
+        return FileSource([pair for pair in self.pairs if pair.name in names], self.read_labels)
+
+
+def hash_file(path: Path) -> str:
+    """Return a short hash of an image's file, from its size and its two ends.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            ends = file.read(HASHED)
+            file.seek(max(0, size - HASHED))
+            ends += file.read()
+    except OSError as error:
+        raise DataError(f"{path}: the image cannot be read ({error})") from error
+    return short_hash(f"{size} ".encode() + ends)
+
+
+def require_same_size(pair: Pair, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
+    """Refuse a pair whose image and mask differ in size.
+
+    Raises:
+        DataError: They differ; the message names both files and sizes.
+    """
+    if image == mask:
+        return
+    turned = (
+        "; the sizes are each other's turned by 90 degrees: perhaps the image was rotated by "
+        "its EXIF tag after the mask was drawn"
+        if image == mask[::-1]
+        else ""
+    )
+    raise DataError(
+        f"{pair.mask}: the mask is {mask[0]}x{mask[1]} (height x width), its image "
+        f"{pair.image.name} is {image[0]}x{image[1]}; both must be of one size{turned}"
+    )
+
+
+def fingerprint(source: Source) -> str:
+    """Return a short SHA-256 of a source's names, the same for the same selection of images."""
+    return hashlib.sha256("\n".join(source.names).encode()).hexdigest()[:16]
+
+
+def choose_validation(names: Sequence[str], *, fraction: float, seed: int) -> frozenset[str]:
+    """Choose which images are set aside for validation.
+
+    The choice depends on the names and the seed only, not on the order of the files or on a
+    random generator, so the same folder is split alike on every machine.
+
+    Args:
+        names: All images to divide; at least two.
+        fraction: The share to set aside, above 0 and below 1; at least one image is set
+            aside and at least one is left.
+        seed: Another seed makes another split.
+    """
+    count = min(max(1, round(len(names) * fraction)), len(names) - 1)
+    return frozenset(sorted(names, key=lambda name: _lot(name, seed))[:count])
+
+
+def _lot(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+
+def choose_folds(names: Sequence[str], count: int, *, seed: int) -> tuple[frozenset[str], ...]:
+    """Divide images into parts for cross-validation, their sizes differing by one at most.
+
+    As above, only the names and the seed decide.
+
+    Args:
+        names: All images to divide, each once; at least ``count``.
+        count: How many parts, at least 2.
+        seed: Another seed makes other parts.
+    """
+    drawn = sorted(names, key=lambda name: _lot(name, seed))
+    return tuple(frozenset(drawn[first::count]) for first in range(count))

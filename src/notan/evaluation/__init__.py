@@ -1,0 +1,1 @@
+"""Scores with their rules, and what validation chooses."""

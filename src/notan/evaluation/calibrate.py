@@ -1,0 +1,266 @@
+"""What validation decides: calibration, threshold, cut and tidying, chosen on no other split.
+
+Two passes over the images. The first fits the calibration and the threshold; the second tries the
+Dice-optimal cut and the tidying, and keeps them only where they help beyond noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from notan.metrics.counts import Counts
+from notan.metrics.statistics import CONFIDENCE, compare_paired
+from notan.modelfile.postprocess import Postprocessing, expected_dice, logit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from notan.data.samples import Sample, Source
+    from notan.prediction.predictor import Prediction, Predictor
+    from notan.types import Probability
+
+PLAIN = 0.5
+FEWEST = 5
+"""Validation images without which nothing is chosen."""
+
+FEWEST_TO_TRY = 10
+"""Images without which the Dice-optimal cut and the tidying are not tried."""
+
+LEVELS = 4096
+THRESHOLDS = np.arange(5, 96) / 100
+AS_GOOD = 0.001
+"""Thresholds that score so close to the best are one plateau; its middle is taken."""
+
+PIXELS = 2000
+"""Of each image, drawn at random, to fit the calibration on."""
+
+TEMPERATURES, BIASES = (0.25, 8.0), (-5.0, 5.0)
+"""Bounds, for a network that validation finds no fault with would otherwise become certain."""
+
+UNSURE_FRACTION = 0.1
+"""The share of validation images that ``needs_review`` would name."""
+
+TIDYING: tuple[dict[str, float | bool], ...] = (
+    {"min_component_fraction": 0.001},
+    {"min_component_fraction": 0.01},
+    {"fill_holes_fraction": 0.001},
+    {"fill_holes_fraction": 0.01},
+    {"min_component_fraction": 0.001, "fill_holes_fraction": 0.001},
+    {"min_component_fraction": 0.01, "fill_holes_fraction": 0.01},
+    {"keep_largest": True},
+    {"keep_largest": True, "fill_holes_fraction": 0.01},
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and what it is worth on the images that it was chosen on.
+
+    Attributes:
+        postprocessing: The rule.
+        dice: Mean with the rule; flattering, because it was chosen on these images.
+        iou: Likewise.
+        plain_dice: Mean with a threshold of 0.5 and nothing else.
+        reasons: One line for each part: what was tried, what was kept and why.
+    """
+
+    postprocessing: Postprocessing
+    dice: float
+    iou: float
+    plain_dice: float
+    reasons: tuple[str, ...]
+
+
+def choose_postprocessing(
+    predictor: Predictor,
+    source: Source,
+    *,
+    batch_size: int = 1,
+    between: Callable[[], None] = lambda: None,
+) -> Choice:
+    """Choose how probabilities become masks, on validation images.
+
+    Args:
+        predictor: Its own postprocessing does not matter.
+        source: The validation images with their masks; each is read twice.
+        batch_size: Images to predict at once.
+        between: Called between images; what it raises ends the choice.
+
+    Source: temperature and bias by maximum likelihood, Platt 1999; the Dice-optimal cut, Dai and
+        Li 2023, arXiv:2206.13086. What is tried beyond the threshold is kept only where the
+        bootstrap interval of its gain lies above 0, widened by Bonferroni's correction for the
+        number of things tried.
+    """
+    first = _First()
+    for sample, prediction in _each(predictor, source, Postprocessing(), batch_size, between):
+        first.see(sample, prediction.probability)
+    postprocessing, reasons = first.choose()
+    second = _Second(postprocessing)
+    for sample, prediction in _each(predictor, source, postprocessing, batch_size, between):
+        second.see(sample, prediction.probability)
+    if len(source) < FEWEST_TO_TRY:
+        reasons.append(f"{len(source)} images are too few to try other cuts or tidying")
+    else:
+        reasons.extend(second.choose())
+    chosen, counts, expected = second.result()
+    unsure = round(float(np.quantile(expected, UNSURE_FRACTION)), 4)
+    return Choice(
+        chosen.model_copy(update={"review_below": unsure}),
+        dice=fmean(count.dice for count in counts),
+        iou=fmean(count.iou for count in counts),
+        plain_dice=first.mean_dice(PLAIN),
+        reasons=tuple(reasons),
+    )
+
+
+def _each(
+    predictor: Predictor,
+    source: Source,
+    postprocessing: Postprocessing,
+    batch_size: int,
+    between: Callable[[], None],
+) -> Iterator[tuple[Sample, Prediction]]:
+    """Predict every image with one postprocessing."""
+    plain = predictor.with_postprocessing(postprocessing)
+    bar = tqdm(total=len(source), desc="choosing", unit="image", leave=False, disable=None)
+    with bar:
+        for pair in plain.predict_samples(source, batch_size=batch_size):
+            between()
+            yield pair
+            bar.update()
+
+
+class _First:
+    """Every image's histogram of the network's own probabilities, and some of its pixels."""
+
+    def __init__(self) -> None:
+        self.tables: list[npt.NDArray[np.int64]] = []
+        self.logits: list[npt.NDArray[np.float64]] = []
+        self.foreground: list[npt.NDArray[np.bool_]] = []
+
+    def see(self, sample: Sample, probability: Probability) -> None:
+        counted = np.ones(sample.size, np.bool_) if sample.ignore is None else ~sample.ignore
+        chance, foreground = probability[counted], sample.mask[counted]
+        levels = np.minimum((chance * np.float32(LEVELS)).astype(np.int64), LEVELS - 1)
+        both = np.bincount(levels + LEVELS * foreground, minlength=2 * LEVELS).reshape(2, LEVELS)
+        # how many pixels of background and of foreground would be called foreground from each
+        # level up
+        self.tables.append(both[:, ::-1].cumsum(axis=1)[:, ::-1])
+        some = np.random.default_rng(len(self.tables)).integers(0, chance.size, PIXELS)
+        if chance.size:
+            self.logits.append(logit(chance[some]).astype(np.float64))
+            self.foreground.append(foreground[some])
+
+    def choose(self) -> tuple[Postprocessing, list[str]]:
+        """Return the calibration and the threshold, and what they do."""
+        if len(self.tables) < FEWEST:
+            few = f"{len(self.tables)} validation images are too few to choose on"
+            return Postprocessing(), [f"{few}: threshold {PLAIN:g}"]
+        temperature, bias, why = self.calibration()
+        threshold, dice = self.threshold(temperature, bias)
+        gain = f"mean Dice {self.mean_dice(PLAIN):.4f} -> {dice:.4f}"
+        postprocessing = Postprocessing(temperature=temperature, bias=bias, threshold=threshold)
+        return postprocessing, [why, f"threshold {threshold:g}: {gain}"]
+
+    def mean_dice(self, threshold: float) -> float:
+        """Return the mean Dice at a threshold of the network's own probability."""
+        level = min(round(threshold * LEVELS), LEVELS - 1)
+        return fmean(_dice(table, level) for table in self.tables)
+
+    def threshold(self, temperature: float, bias: float) -> tuple[float, float]:
+        """Return the best threshold of the calibrated probability, and its mean Dice."""
+        own = 1 / (1 + np.exp(-temperature * (np.log(THRESHOLDS / (1 - THRESHOLDS)) - bias)))
+        dice = np.array([self.mean_dice(float(threshold)) for threshold in own])
+        as_good = THRESHOLDS[dice >= dice.max() - AS_GOOD]
+        chosen = round(float(np.median(as_good)), 2)
+        return chosen, float(dice[np.argmin(np.abs(THRESHOLDS - chosen))])
+
+    def calibration(self) -> tuple[float, float, str]:
+        """Return the temperature and the bias that make the pixels likeliest, and what they do."""
+        from scipy.optimize import minimize
+
+        logits, foreground = np.concatenate(self.logits), np.concatenate(self.foreground)
+        if foreground.all() or not foreground.any():
+            return 1.0, 0.0, "no calibration: the validation masks hold one class only"
+
+        def cross_entropy(settings: Sequence[float]) -> float:
+            scaled = logits * np.exp(-settings[0]) + settings[1]
+            return float(np.mean(np.logaddexp(0, np.where(foreground, -scaled, scaled))))
+
+        bounds = ((np.log(TEMPERATURES[0]), np.log(TEMPERATURES[1])), BIASES)
+        found = minimize(cross_entropy, (0.0, 0.0), bounds=bounds, method="L-BFGS-B").x
+        temperature, bias = round(float(np.exp(found[0])), 3), round(float(found[1]), 3)
+        return (
+            temperature,
+            bias,
+            f"temperature {temperature:g}, bias {bias:g}: mean cross-entropy of a pixel "
+            f"{cross_entropy((0.0, 0.0)):.4f} -> {cross_entropy(found):.4f} nats",
+        )
+
+
+class _Second:
+    """What every cut and every tidying scores on each image."""
+
+    def __init__(self, postprocessing: Postprocessing) -> None:
+        optimal = postprocessing.model_copy(update={"threshold_rule": "dice"})
+        self.cuts = (postprocessing, optimal)
+        self.options = [
+            cut.model_copy(update=tidying) for cut in self.cuts for tidying in ({}, *TIDYING)
+        ]
+        self.counts: list[list[Counts]] = [[] for _ in self.options]
+        self.expected: list[list[float]] = [[] for _ in self.options]
+        self.chosen = postprocessing
+
+    def see(self, sample: Sample, probability: Probability) -> None:
+        for cut in self.cuts:
+            plain = cut.mask(probability)
+            for number, option in enumerate(self.options):
+                if option.threshold_rule == cut.threshold_rule:
+                    mask = option.postprocess(plain)
+                    self.counts[number].append(Counts.of(mask, sample.mask, sample.ignore))
+                    self.expected[number].append(expected_dice(probability, mask))
+
+    def choose(self) -> Iterator[str]:
+        """Take what helps beyond noise, the cut first; yield what was done and why."""
+        yield self._try(self.cuts[1:], "the Dice-optimal cut")
+        cut = self.chosen
+        tidied = [
+            option
+            for option in self.options
+            if option.threshold_rule == cut.threshold_rule and option != cut
+        ]
+        yield self._try(tidied, "tidying")
+
+    def _try(self, options: Sequence[Postprocessing], what: str) -> str:
+        """Take the best of some options if it is better than what is chosen, beyond noise."""
+        best = max(options, key=lambda option: fmean(self._dice(option)))
+        confidence = 1 - (1 - CONFIDENCE) / len(options)
+        now, then = self._dice(self.chosen), self._dice(best)
+        gain = compare_paired(now, then, confidence=confidence).difference
+        text = f"mean Dice {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+        if not gain.low > 0:
+            return f"{what}: not taken, {text} at best ({best.in_words()})"
+        self.chosen = best
+        return f"{what}: taken, {text} ({best.in_words()})"
+
+    def result(self) -> tuple[Postprocessing, list[Counts], list[float]]:
+        """Return what was chosen, with each image's counts and expected Dice."""
+        number = self.options.index(self.chosen)
+        return self.chosen, self.counts[number], self.expected[number]
+
+    def _dice(self, option: Postprocessing) -> list[float]:
+        return [count.dice for count in self.counts[self.options.index(option)]]
+
+
+def _dice(table: npt.NDArray[np.int64], level: int) -> float:
+    """Return the Dice of calling foreground what is at a level or above."""
+    false, true = (int(part[level]) for part in table)
+    background, foreground = (int(part[0]) for part in table)
+    return Counts(true, false, foreground - true, background - false).dice

@@ -1,0 +1,238 @@
+"""Evaluate a predictor against the true masks, at each image's own size."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tqdm import tqdm
+
+from notan.config import load_run
+from notan.data.folders import find_layout, open_split
+from notan.errors import DataError
+from notan.io.write import write_bytes
+from notan.metrics import ScoreRules, Tally, Tolerance
+from notan.metrics.groups import by_breed, read_groupings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from notan.config import TrimapBorder
+    from notan.data.samples import Sample, Source
+    from notan.metrics import Grouping, Score
+    from notan.modelfile.card import Card
+    from notan.prediction.predictor import Prediction, Predictor
+
+TABLE = "images.csv"
+SUMMARY = "score.json"
+SPOILT = "NOT A TEST"
+"""How a score begins to say that the model was trained on the images."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Images to score a model on.
+
+    Attributes:
+        source: Images with their true masks.
+        trimap_border: What the trimap's border counts as; None: there is none.
+        groupings: Ways to divide the images: by breed, and those of the user's table.
+    """
+
+    source: Source
+    trimap_border: TrimapBorder | None
+    groupings: tuple[Grouping, ...]
+
+
+class Witness(Protocol):
+    """Sees every sample with its prediction, for example to write images."""
+
+    def __call__(self, sample: Sample, prediction: Prediction) -> None:
+        """Look at one of them."""
+
+
+def evaluate(
+    predictor: Predictor,
+    source: Source,
+    *,
+    split: str,
+    trimap_border: TrimapBorder | None = None,
+    batch_size: int = 1,
+    witness: Witness | None = None,
+    tolerance: Tolerance | None = None,
+    groupings: tuple[Grouping, ...] = (),
+    allow_training_images: bool = False,
+) -> Score:
+    """Score every image of a source.
+
+    Args:
+        predictor: Makes the masks, by its postprocessing.
+        source: Images with their true masks, read one after the other.
+        split: What the score says it is of.
+        trimap_border: What the score says the trimap's border counted as; None: there is none.
+        batch_size: Images to predict at once.
+        witness: Called with each sample and its prediction.
+        tolerance: How far a boundary may lie off; None: ``Tolerance``'s own.
+        groupings: Ways to divide the images, beside the one by the foreground's size.
+        allow_training_images: Score images that the model was trained on, and mark the score.
+
+    Returns:
+        The scores of each image at its own size, with the rules.
+
+    Raises:
+        DataError: An image or mask cannot be read, there is none, or the model was trained on it.
+    """
+    seen = find_seen(predictor.card, source)
+    if seen.trained and not allow_training_images:
+        raise DataError(seen.refusal())
+    rules = ScoreRules(
+        trimap_border=trimap_border or "none",
+        threshold=predictor.postprocessing.threshold,
+        split=split,
+        postprocessing=predictor.postprocessing.in_words(),
+        tolerance=tolerance or Tolerance(),
+        seen=seen.in_words(),
+        trained_trimap_border=predictor.card.trimap_border if predictor.card else None,
+        weights=predictor.card.beginning if predictor.card else ScoreRules.weights,
+        augment=predictor.augment,
+    )
+    tally = Tally(rules)
+    pairs = predictor.predict_samples(source, batch_size=batch_size)
+    for sample, prediction in tqdm(
+        pairs, total=len(source), desc="evaluating", unit="image", leave=False, disable=None
+    ):
+        tally.add(
+            sample.name,
+            prediction.mask,
+            prediction.probability,
+            sample.mask,
+            sample.ignore,
+            expected_dice=prediction.expected_dice,
+            needs_review=prediction.needs_review,
+        )
+        if witness:
+            witness(sample, prediction)
+    return tally.score(groupings)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Which of the images to be scored a model has seen before.
+
+    Attributes:
+        images: How many there are.
+        trained: The names of those that it was trained on, perhaps under other names.
+        chosen: The names of those that its epoch, threshold and tidying were chosen on.
+        known: Whether the model's card says what it has seen.
+        unmasked: The names of those that it has learned from without their masks.
+    """
+
+    images: int
+    trained: tuple[str, ...]
+    chosen: tuple[str, ...]
+    known: bool
+    unmasked: tuple[str, ...] = ()
+
+    def in_words(self) -> str:
+        """Say what that means for a score."""
+        trained, chosen, unmasked = (
+            f"{len(names)} of {self.images}" for names in (self.trained, self.chosen, self.unmasked)
+        )
+        if self.trained:
+            return f"{SPOILT}: the model was trained on {trained} of these images"
+        if self.chosen:
+            return f"flattering: epoch and threshold were chosen on {chosen} of these images"
+        if self.unmasked:
+            return (
+                f"perhaps flattering: the model has learned from {unmasked} of these images, "
+                "without their masks"
+            )
+        if self.known:
+            return "the model has seen none of these images"
+        return ScoreRules.seen
+
+    def refusal(self) -> str:
+        """Say why a score would mean nothing, and what to do."""
+        names = ", ".join(self.trained[:3]) + (", ..." if len(self.trained) > 3 else "")
+        return (
+            f"the model was trained on {len(self.trained)} of these {self.images} images "
+            f"({names}): a score on them says nothing of new images; choose others, such as "
+            "--split test, or score them all the same, marked, with --allow-training-images"
+        )
+
+
+def find_seen(card: Card | None, source: Source) -> Seen:
+    """Say which images of a source a model has seen, by their content.
+
+    Args:
+        card: Of the model; None: nothing is known.
+        source: The images. They are read for it, except those of files, which are hashed.
+    """
+    if card is None or not card.data.training_hashes:
+        return Seen(len(source), (), (), known=False)
+    hashes = dict(zip(source.names, source.hashes(), strict=True))
+    data = card.data
+    trained, chosen, unmasked = (
+        tuple(name for name, each in hashes.items() if each in known)
+        for known in map(
+            frozenset, (data.training_hashes, data.validation_hashes, data.unlabelled_hashes)
+        )
+    )
+    return Seen(len(source), trained, chosen, known=True, unmasked=unmasked)
+
+
+def open_subject(
+    card: Card,
+    split: str,
+    *,
+    data_path: Path | None,
+    trimap_border: TrimapBorder | None = None,
+    groups: Path | None = None,
+) -> Subject:
+    """Open a part of a data folder as the model knows it: border rule, layout, validation split.
+
+    Args:
+        card: Of the model.
+        split: Which part.
+        data_path: The data folder.
+        trimap_border: Another rule for the trimap's border than the model's own.
+        groups: A table that divides the images into groups.
+
+    Raises:
+        ConfigError: There is no such split, or no data folder was given.
+        DataError: The folder or the table is missing, unreadable or does not fit.
+    """
+    flags = {
+        "data.path": data_path,
+        "data.trimap_border": trimap_border or card.trimap_border,
+        "data.layout": card.run.data.layout,
+    }
+    data = load_run(flags=flags).data
+    names = frozenset(card.data.validation_names or ()) or None
+    source = open_split(data, split, seed=card.run.seed, validation_names=names)
+    given = read_groupings(groups, source.names) if groups else ()
+    if find_layout(data) == "pets":
+        return Subject(source, data.trimap_border, (by_breed(source.names), *given))
+    return Subject(source, None, given)
+
+
+def write_score(folder: Path, score: Score) -> None:
+    """Write the table of images as CSV, and everything as JSON.
+
+    Raises:
+        StorageError: A file could not be written.
+    """
+    everything = score.to_json()
+    rows = everything["images"]
+    write_bytes(
+        folder / SUMMARY, (json.dumps(everything, indent=2, allow_nan=False) + "\n").encode()
+    )
+    if isinstance(rows, list):
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_bytes(folder / TABLE, table.getvalue().encode())

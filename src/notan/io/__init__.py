@@ -1,0 +1,1 @@
+"""Bytes to arrays and back: images, masks, TIFF, video, whole-or-nothing writing, download."""

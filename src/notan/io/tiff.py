@@ -1,0 +1,496 @@
+"""TIFF files: their pages, and any part of one that is too large for the memory.
+
+The pages of a TIFF, each an image of its own.
+
+TIFF files too large to be decoded at once, read part by part.
+
+A TIFF keeps its pixels in strips or tiles that are compressed each for itself. One of them is put
+behind a header of its own and decoded as the small image that it then is, by the reader of all
+other images: so 16-bit grey, palettes, transparency and every compression mean here what they
+mean there, and no broken strip can take more memory than its claimed size, which is bounded.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from PIL import TiffImagePlugin
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COLORMAP,
+    COMPRESSION,
+    EXTRASAMPLES,
+    FILLORDER,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    JPEGTABLES,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    PREDICTOR,
+    REFERENCEBLACKWHITE,
+    ROWSPERSTRIP,
+    SAMPLEFORMAT,
+    SAMPLESPERPIXEL,
+    STRIPBYTECOUNTS,
+    STRIPOFFSETS,
+    TILEBYTECOUNTS,
+    TILELENGTH,
+    TILEOFFSETS,
+    TILEWIDTH,
+    YCBCRSUBSAMPLING,
+    ImageFileDirectory_v2,
+)
+
+from notan.errors import DataError
+from notan.io.images import (
+    MAX_PIXELS,
+    decode_image,
+    guarded,
+    guarded_image,
+    identified,
+    read_header,
+    refuse_size,
+    rgb,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Self
+
+    from PIL.ImageFile import ImageFile
+
+    from notan.types import RGBImage, Size
+
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MOST_PAGES = 10_000
+"""Pages that are looked for: a small file can claim millions, and each takes time to find."""
+
+_KIND = 254
+_COPY, _TRANSPARENCY = 1, 4
+"""Bits of NewSubfileType: a reduced copy of another page (as in a pyramid), a mask of one."""
+
+
+class TiffPages:
+    """Reads the pages of an open TIFF; going through them in their order is quickest.
+
+    Reduced copies and transparency masks are left out, so that a pyramid is one image.
+
+    Attributes:
+        name: What the file is called in messages.
+        numbers: Of the pages, within the file, from 0.
+        fault: Why no further page was found, where the file is damaged after some good ones.
+
+    Source: TIFF 6.0, Adobe 1992, page 36 (NewSubfileType). A chain of pages that leads back into
+        itself ends where it would begin again.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        """Find the pages; no pixel is decoded.
+
+        Args:
+            file: Must stay open for as long as pages are read.
+            name: What to call it in messages.
+
+        Raises:
+            DataError: It is no TIFF, its first page is damaged, or it has too many.
+        """
+        self.name = name
+        self.numbers: list[int] = []
+        self.fault: DataError | None = None
+        image = guarded(identified, file, name)
+        if not isinstance(image, TiffImagePlugin.TiffImageFile):
+            raise DataError(f"{name}: is a {image.format} image; wanted a TIFF with its pages")
+        self._image = image
+        self._find()
+
+    def size(self, number: int) -> Size:
+        """Return a page's (height, width), from its header.
+
+        Raises:
+            DataError: Damaged, or a size that must not be decoded.
+        """
+        self._go_to(number)
+        width, height = self._image.size
+        refuse_size((height, width), self._called(number))
+        return height, width
+
+    def read(self, number: int) -> RGBImage:
+        """Decode a page as uint8, (height, width, 3), RGB, upright.
+
+        Raises:
+            DataError: Damaged, too large, or of values out of range.
+        """
+        self.size(number)
+
+        def decode() -> RGBImage:
+            self._image.load()
+            return rgb(self._image, self._called(number))
+
+        return guarded_image(decode, self._called(number))
+
+    def _find(self) -> None:
+        number = 0
+        numbers: list[int] = []
+        while number <= MOST_PAGES:
+            try:
+                there = self._go_to(number)
+            except DataError as error:
+                # Of a lone page, the rest is mere rubbish behind its end, which programs do leave
+                self.fault = error if len(numbers) > 1 else None
+                break
+            if not there:
+                break
+            if not int(self._image.tag_v2.get(_KIND, 0) or 0) & (_COPY | _TRANSPARENCY):
+                numbers.append(number)
+            number += 1
+        else:
+            raise DataError(
+                f"{self.name}: has more than {MOST_PAGES:,} pages; split it into several files"
+            )
+        self.numbers = numbers or [0]
+
+    def _go_to(self, number: int) -> bool:
+        """Make a page the current one; False where the file ends before it."""
+
+        def seek() -> bool:
+            try:
+                self._image.seek(number)
+            except EOFError:
+                return False
+            return True
+
+        # A warning that became an error would leave Pillow's list of pages longer than the file's
+        return guarded_image(seek, self._called(number), once=True)
+
+    def _called(self, number: int) -> str:
+        return f"{self.name}, page {number + 1}"
+
+
+__all__ = ["TiffParts", "is_large_tiff"]
+
+ORIENTATION, FAX3, FAX4 = 274, 292, 293
+KEPT = (
+    BITSPERSAMPLE, COMPRESSION, PHOTOMETRIC_INTERPRETATION, FILLORDER, SAMPLESPERPIXEL, FAX3, FAX4,
+    PREDICTOR, COLORMAP, EXTRASAMPLES, SAMPLEFORMAT, JPEGTABLES, YCBCRSUBSAMPLING,
+    REFERENCEBLACKWHITE,
+)  # fmt: skip
+"""What says how a strip or tile is decoded; the rest is about the whole file."""
+
+CUT_PIXELS = 2**20
+"""About what is read at once of an image that is stored in one piece, uncompressed."""
+
+PARTS = 2**22
+"""More strips or tiles than any sensible file has."""
+
+PART_PIXELS = 2**24
+"""The largest strip or tile that is decoded: 50 MB of RGB."""
+
+CACHE_BYTES = 2**28
+"""Decoded parts that are kept: a row of tiles across 20,000 pixels takes 30 MB at 512x512."""
+
+ROWS_MIRRORED, COLUMNS_MIRRORED = (3, 4, 6, 7), (2, 3, 7, 8)
+"""Orientations; from 5 on, rows and columns change places afterwards."""
+
+GREY, RGB = 1, 2
+UNCOMPRESSED, SEPARATE, FLOAT = 1, 2, 3
+ADVICE = "save it as a tiled TIFF, 8 bits a channel, such as: vips tiffsave IN OUT.tif --tile"
+
+
+def is_large_tiff(path: Path) -> bool:
+    """Say whether a file is a TIFF with more pixels than are decoded at once.
+
+    Raises:
+        DataError: The file is missing or is no image.
+    """
+    return read_header(path, _is_large)
+
+
+def _is_large(image: ImageFile) -> bool:
+    return image.format == "TIFF" and math.prod(image.size) > MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a page's pixels lie.
+
+    Attributes:
+        size: (height, width) as stored.
+        part: (height, width) of a strip or tile.
+        planes: Times that the image's parts are stored, one channel each; 1: all in one.
+        offsets: The parts' places in the file, plane by plane, row by row.
+        counts: Their lengths in bytes.
+        tags: What a part's own header says, sizes aside.
+        orientation: 1 to 8, as EXIF counts.
+        tiled: Whether parts at the edges reach beyond the image.
+    """
+
+    size: Size
+    part: Size
+    planes: int
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+    tags: ImageFileDirectory_v2
+    orientation: int
+    tiled: bool
+
+    @property
+    def across(self) -> int:
+        """Parts side by side."""
+        return -(-self.size[1] // self.part[1])
+
+    @property
+    def down(self) -> int:
+        """Parts below each other."""
+        return -(-self.size[0] // self.part[0])
+
+
+class TiffParts:
+    """The first page of a TIFF, of which any part can be read: 8-bit RGB, upright.
+
+    What it takes is bounded by the parts asked for and by ``CACHE_BYTES``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the header and check that all that it points to is in the file.
+
+        Raises:
+            DataError: The file is missing, is no TIFF, is damaged, or is stored in a way that
+                cannot be read part by part; the message says how to store it instead.
+        """
+        self.path = path
+        self._layout = read_header(path, partial(_read_layout, name=str(path)))
+        self._kept: OrderedDict[int, RGBImage] = OrderedDict()
+        self._kept_bytes = 0
+        self._file = path.open("rb")
+        try:
+            self._refuse_missing_parts()
+        except DataError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def size(self) -> Size:
+        """(height, width) in pixels, upright."""
+        height, width = self._layout.size
+        return (width, height) if self._layout.orientation >= 5 else (height, width)
+
+    def read(self, top: int, left: int, height: int, width: int) -> RGBImage:
+        """Read a part that lies inside the image.
+
+        Returns:
+            uint8, (height, width, 3), RGB.
+
+        Raises:
+            DataError: The file is damaged there.
+        """
+        rows, columns = (top, top + height), (left, left + width)
+        if self._layout.orientation >= 5:
+            rows, columns = columns, rows
+        # from upright to stored: a side that the turn mirrors is counted from its other end
+        if self._layout.orientation in ROWS_MIRRORED:
+            rows = (self._layout.size[0] - rows[1], self._layout.size[0] - rows[0])
+        if self._layout.orientation in COLUMNS_MIRRORED:
+            columns = (self._layout.size[1] - columns[1], self._layout.size[1] - columns[0])
+        stored = self._stored(rows, columns)
+        if self._layout.orientation in ROWS_MIRRORED:
+            stored = stored[::-1]
+        if self._layout.orientation in COLUMNS_MIRRORED:
+            stored = stored[:, ::-1]
+        return stored.transpose(1, 0, 2) if self._layout.orientation >= 5 else stored
+
+    def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> RGBImage:
+        """Put a part together from the strips or tiles that it touches."""
+        high, wide = self._layout.part
+        result = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)
+        for row in range(rows[0] // high, -(-rows[1] // high)):
+            for column in range(columns[0] // wide, -(-columns[1] // wide)):
+                part = self._part(row * self._layout.across + column)
+                top, left = row * high, column * wide
+                first, begin = max(rows[0], top), max(columns[0], left)
+                last = min(rows[1], top + high)
+                end = min(columns[1], left + wide)
+                result[first - rows[0] : last - rows[0], begin - columns[0] : end - columns[0]] = (
+                    part[first - top : last - top, begin - left : end - left]
+                )
+        return result
+
+    def _part(self, number: int) -> RGBImage:
+        """Return a strip or tile, decoded or kept."""
+        part = self._kept.pop(number, None)
+        if part is None:
+            part = self._decode(number)
+            self._kept_bytes += part.nbytes
+        self._kept[number] = part
+        while self._kept_bytes > CACHE_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return part
+
+    def _decode(self, number: int) -> RGBImage:
+        layout = self._layout
+        height, width = layout.part
+        if not layout.tiled:
+            height = min(height, layout.size[0] - number * height)
+        each = layout.across * layout.down
+        planes = [
+            self._decode_one(number + plane * each, height, width)
+            for plane in range(min(layout.planes, 3))
+        ]
+        return planes[0] if len(planes) < 3 else np.stack([p[..., 0] for p in planes], axis=2)
+
+    def _decode_one(self, index: int, height: int, width: int) -> RGBImage:
+        """Decode one strip or tile as the small TIFF that it would be alone."""
+        count = self._layout.counts[index]
+        self._file.seek(self._layout.offsets[index])
+        content = self._file.read(count)
+        tags = ImageFileDirectory_v2(prefix=self._layout.tags.prefix)
+        for tag in self._layout.tags:
+            tags.tagtype[tag] = self._layout.tags.tagtype[tag]
+            tags[tag] = self._layout.tags[tag]
+        tags[IMAGEWIDTH], tags[IMAGELENGTH], tags[ROWSPERSTRIP] = width, height, height
+        tags[STRIPOFFSETS], tags[STRIPBYTECOUNTS] = 0, len(content)  # counted from the header's end
+        file = io.BytesIO()
+        tags.save(file)
+        file.write(content)
+        image = decode_image(file.getvalue(), f"{self.path} (part {index + 1})")
+        if image.shape[:2] != (height, width):
+            raise DataError(
+                f"{self.path}: part {index + 1} holds {image.shape[0]}x{image.shape[1]} pixels "
+                f"instead of {height}x{width}; the file is damaged: copy it again from its source"
+            )
+        return image
+
+    def _refuse_missing_parts(self) -> None:
+        """Refuse a file that is shorter than it says, before hours of work on it."""
+        length = self._file.seek(0, io.SEEK_END)
+        for number, (offset, count) in enumerate(
+            zip(self._layout.offsets, self._layout.counts, strict=True), 1
+        ):
+            if count < 1 or offset + count > length:
+                where = "nowhere" if count < 1 else f"to byte {offset + count:,}"
+                raise DataError(
+                    f"{self.path}: is damaged or cut short (part {number} of "
+                    f"{len(self._layout.offsets):,} reaches {where}, the file has {length:,} "
+                    "bytes); wanted a whole image file; copy it again from its source"
+                )
+
+
+def _read_layout(image: ImageFile, name: str) -> _Layout:
+    """Take the layout of the first page from its header."""
+    if image.format != "TIFF":
+        raise DataError(
+            f"{name}: a {image.format} file of {image.size[1]}x{image.size[0]} pixels (height x "
+            f"width) cannot be read part by part; {ADVICE}"
+        )
+    tags: ImageFileDirectory_v2 = image.tag_v2  # type: ignore[attr-defined]
+    size = (int(tags[IMAGELENGTH]), int(tags[IMAGEWIDTH]))
+    own = _own_tags(tags, name)
+    tiled = TILEWIDTH in tags
+    if tiled:
+        part = (int(tags[TILELENGTH]), int(tags[TILEWIDTH]))
+        offsets, counts = tags[TILEOFFSETS], tags[TILEBYTECOUNTS]
+    else:
+        part = (min(int(tags.get(ROWSPERSTRIP, size[0])), size[0]), size[1])
+        offsets, counts = tags[STRIPOFFSETS], tags[STRIPBYTECOUNTS]
+    planes = int(tags.get(SAMPLESPERPIXEL, 1)) if _is_separate(tags) else 1
+    if not tiled and own[COMPRESSION] == UNCOMPRESSED and len(offsets) == planes:
+        part, offsets, counts = _cut_strips(size, offsets, counts)
+    layout = _Layout(
+        size,
+        part,
+        planes,
+        tuple(offsets),
+        tuple(counts),
+        own,
+        orientation=_orientation(tags),
+        tiled=tiled,
+    )
+    _refuse_unbounded(layout, name)
+    return layout
+
+
+def _own_tags(tags: ImageFileDirectory_v2, name: str) -> ImageFileDirectory_v2:
+    """Return what a part's own header says, or refuse what cannot be decoded part by part."""
+    own = ImageFileDirectory_v2(prefix=tags.prefix)
+    for tag in KEPT:
+        if tag in tags:
+            own.tagtype[tag] = tags.tagtype[tag]
+            own[tag] = tags[tag]
+    own[COMPRESSION] = tags.get(COMPRESSION, UNCOMPRESSED)
+    own[PLANAR_CONFIGURATION] = 1
+    if FLOAT in _several(tags.get(SAMPLEFORMAT, 1)):
+        raise DataError(
+            f"{name}: its values are floats, and a part does not tell the range of all; {ADVICE}"
+        )
+    if _is_separate(tags):
+        colours = tags.get(PHOTOMETRIC_INTERPRETATION)
+        if colours not in (GREY, RGB):
+            raise DataError(f"{name}: its channels lie apart and are not RGB or grey; {ADVICE}")
+        own[PHOTOMETRIC_INTERPRETATION], own[SAMPLESPERPIXEL] = GREY, 1
+        for tag in (BITSPERSAMPLE, SAMPLEFORMAT):
+            if tag in own:
+                own[tag] = _several(own[tag])[0]
+        own.pop(EXTRASAMPLES, None)
+    return own
+
+
+def _cut_strips(
+    size: Size, offsets: Sequence[int], counts: Sequence[int]
+) -> tuple[Size, list[int], list[int]]:
+    """Cut strips that hold a whole plane each, uncompressed, into strips of some rows."""
+    height, width = size
+    rows = max(1, min(height, CUT_PIXELS // width))
+    places, lengths = [], []
+    for offset, count in zip(offsets, counts, strict=True):
+        row_bytes = count // height
+        for start in range(0, height, rows):
+            places.append(offset + start * row_bytes)
+            lengths.append(row_bytes * min(rows, height - start))
+    return (rows, width), places, lengths
+
+
+def _refuse_unbounded(layout: _Layout, name: str) -> None:
+    """Refuse parts that are no parts, too many or too large."""
+    height, width = layout.part
+    if min(height, width, *layout.size) < 1:
+        raise DataError(f"{name}: its header claims parts of {height}x{width} pixels; {ADVICE}")
+    if height * width > PART_PIXELS:
+        kind = "tile" if layout.tiled else "strip"
+        raise DataError(
+            f"{name}: one {kind} holds {height}x{width} pixels; at most {PART_PIXELS:,} are "
+            f"decoded at once; {ADVICE}"
+        )
+    wanted = layout.across * layout.down * layout.planes
+    if wanted > PARTS or not wanted == len(layout.offsets) == len(layout.counts):
+        raise DataError(
+            f"{name}: {layout.size[0]}x{layout.size[1]} pixels in parts of {height}x{width} make "
+            f"{wanted:,} parts, and the header names {len(layout.offsets):,} (at most {PARTS:,} "
+            f"are read); the file is damaged, or {ADVICE}"
+        )
+
+
+def _orientation(tags: ImageFileDirectory_v2) -> int:
+    value = tags.get(ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _is_separate(tags: ImageFileDirectory_v2) -> bool:
+    separate = tags.get(PLANAR_CONFIGURATION, 1) == SEPARATE
+    return bool(separate and tags.get(SAMPLESPERPIXEL, 1) > 1)
+
+
+def _several(value: object) -> tuple[object, ...]:
+    """Return a tag's value as a tuple: one number stands for itself."""
+    return value if isinstance(value, tuple) else (value,)

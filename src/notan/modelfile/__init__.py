@@ -1,0 +1,1 @@
+"""What travels in a model file: preprocessing, postprocessing, the card, the two containers."""

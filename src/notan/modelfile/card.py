@@ -1,0 +1,322 @@
+"""One safe file in and out: weights as safetensors, with the card as JSON in their metadata.
+
+Never a pickle. The card can be read without torch; an ONNX model (``.onnx``) holds the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from notan.config import Model, Run, TrimapBorder, first_problem
+from notan.config.sections import Fraction, Section
+from notan.errors import CheckpointError
+from notan.io.write import write_bytes
+from notan.modelfile.onnx import is_onnx, read_envelope
+from notan.modelfile.postprocess import Postprocessing
+from notan.modelfile.preprocess import Preprocessor
+from notan.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+FORMAT = 2
+KEY = "notan"
+LONGEST_HEADER = 100_000_000
+"""safetensors' own limit; a longer claim is a damaged or foreign file."""
+
+
+class DataCard(Section):
+    """Which images a model was trained and validated on."""
+
+    layout: str
+    training_images: int
+    training_fingerprint: str
+    validation_images: int
+    validation_fingerprint: str
+    training_hashes: tuple[str, ...] = ()
+    """Of each image trained on; evaluation refuses to score a model on what it has learned."""
+    validation_hashes: tuple[str, ...] = ()
+    validation_names: tuple[str, ...] | None = None
+    """The validation split, where it was made by us and not by the data's own layout."""
+    unlabelled_images: int = 0
+    """Images without masks that were learned from too."""
+    unlabelled_fingerprint: str | None = None
+    unlabelled_hashes: tuple[str, ...] = ()
+    median_size: tuple[int, int] | None = None
+    """(height, width) in pixels that half of the training images exceed; None in older cards."""
+
+
+class Parity(Section):
+    """How far the masks of an ONNX model agree with those of its checkpoint in float32.
+
+    Attributes:
+        runtime: What ran the file: ``onnxruntime`` or ``openvino``.
+        images: Which, in words.
+        mask_iou: Intersection over union of the two masks, over all pixels of all images.
+        worst_iou: That of the image where it is lowest.
+        largest_difference: Between the two calibrated probabilities of any pixel.
+    """
+
+    runtime: str
+    images: str
+    mask_iou: Fraction
+    worst_iou: Fraction
+    largest_difference: Fraction
+
+
+class Quantized(Section):
+    """How a network was brought to int8.
+
+    Attributes:
+        images: Which it was calibrated on, in words.
+        layers: Convolutions in int8.
+        float_layers: Names of the convolutions that stayed in float32.
+        share: Of the network's multiplications that are done in int8.
+    """
+
+    images: str
+    layers: int
+    float_layers: tuple[str, ...]
+    share: Fraction
+
+
+class Exported(Section):
+    """What export did to make an ONNX model.
+
+    Attributes:
+        checkpoint: SHA-256 of the weights it was made from.
+        precision: ``fp32``, ``half`` (weights stored in float16) or ``int8``.
+        opset: Version of ONNX's operators.
+        parity: One for each runtime that was there.
+        quantized: How, where the precision is ``int8``.
+    """
+
+    checkpoint: str
+    precision: Literal["fp32", "half", "int8"]
+    opset: int
+    parity: tuple[Parity, ...]
+    quantized: Quantized | None = None
+
+
+class Member(Section):
+    """One network of an ensemble.
+
+    Attributes:
+        name: What it was called when it was joined.
+        model: Settings to build it from.
+        weight: Its share of the mean, above 0.
+        temperature: What its logits are divided by.
+        bias: What is added to them then.
+        sha256: Of its weights, in the file that it came from.
+    """
+
+    name: str
+    model: Model
+    weight: Annotated[float, Field(gt=0.0, le=1.0)]
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    bias: float = 0.0
+    sha256: str = ""
+
+
+class Card(Section):
+    """All that a model file says of itself.
+
+    Attributes:
+        format: Version of this card.
+        model: Settings to build the network from; None for a module of the user's own, and for
+            an ensemble.
+        model_class: Name of the network's class.
+        members: The networks of an ensemble; none otherwise.
+        preprocess: How images become inputs, and masks come back.
+        trimap_border: What the trimap's border counted as; None where the masks had none.
+        postprocessing: How probabilities become a mask, as validation chose.
+        choices: What was tried for it, and why it was taken or not.
+        epoch: The epoch that these weights are from, counted from 1; of an ensemble, its members'
+            latest.
+        scores: Scores on the validation split, by name.
+        data: The images.
+        run: All settings of the training; of an ensemble, of its first member's.
+        versions: Of notan, PyTorch and Python.
+        parameters: Numbers that training changed; None in cards that do not say.
+        hardware: What the training ran on, in words.
+        precision: The arithmetic of the network and why, in words.
+        pretrained: What the encoder's weights were learned from before this training, in words;
+            None: nothing, it began from scratch.
+        exported: How an ONNX model was made; None in a checkpoint.
+        sha256: Of the weights; in an ONNX model of the whole network.
+    """
+
+    format: int = FORMAT
+    model: Model | None
+    model_class: str
+    members: tuple[Member, ...] = ()
+    preprocess: Preprocessor
+    trimap_border: TrimapBorder | None
+    postprocessing: Postprocessing = Postprocessing()
+    choices: tuple[str, ...] = ()
+    epoch: int
+    scores: dict[str, float]
+    data: DataCard
+    run: Run
+    versions: dict[str, str]
+    parameters: int | None = None
+    hardware: str = ""
+    precision: str = ""
+    pretrained: str | None = None
+    exported: Exported | None = None
+    sha256: str = ""
+
+    @property
+    def beginning(self) -> str:
+        """Where training began, as every score says it."""
+        return f"pretrained: {self.pretrained}" if self.pretrained else "from scratch"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A card with its weights."""
+
+    card: Card
+    weights: Mapping[str, Tensor]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Raises:
+        StorageError: The file could not be written; an older one is left as it was.
+    """
+    from safetensors.torch import save  # imports torch, which reading a card must not
+
+    # Copies: safetensors refuses tensors that share memory, and tied weights do
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in checkpoint.weights.items()}
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+    card = checkpoint.card.model_copy(update={"sha256": hash_weights(weights)})
+    metadata = {KEY: card.model_dump_json(), "format": "pt"}
+    write_bytes(path, save(weights, metadata=metadata))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint and check its weights against the card's SHA-256.
+
+    Raises:
+        CheckpointError: Missing, damaged, foreign or from a newer notan.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if is_onnx(path):
+        raise CheckpointError(
+            f"{path}: an ONNX model predicts, but its weights cannot be taken out again; give "
+            "the .safetensors checkpoint that it was made from"
+        )
+    card = read_card(path)
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: the weights cannot be read ({error})") from error
+    if hash_weights(weights) != card.sha256:
+        raise CheckpointError(
+            f"{path}: the weights are not those that were saved (SHA-256 differs): the file is "
+            "damaged; use another copy"
+        )
+    return Checkpoint(card, weights)
+
+
+def read_card(path: Path) -> Card:
+    """Read the card alone, without torch.
+
+    Of an ONNX model, which no library of its own checks, the whole network is checked against
+    the card's SHA-256.
+
+    Raises:
+        CheckpointError: Missing, damaged, foreign or from a newer notan.
+    """
+    if not is_onnx(path):
+        return _parse_card(path, _read_metadata(path).get(KEY))
+    envelope = read_envelope(path)
+    card = _parse_card(path, envelope.metadata.get(KEY))
+    if envelope.sha256 != card.sha256:
+        raise CheckpointError(
+            f"{path}: the network is not the one that was exported (SHA-256 differs): the file is "
+            "damaged or was changed; use another copy, or export again"
+        )
+    return card
+
+
+def _parse_card(path: Path, text: object) -> Card:
+    if not isinstance(text, str):
+        advice = "make one with notan export" if is_onnx(path) else "train with notan to get one"
+        raise CheckpointError(f"{path}: weights without a notan card; {advice}")
+    try:
+        fields = json.loads(text)
+        version = fields.get("format")
+        if isinstance(version, int) and version != FORMAT:
+            raise CheckpointError(
+                f"{path}: card format {version}; notan {__version__} reads {FORMAT}: the file was "
+                "written by a newer notan, or before 0.1.0"
+            )
+        return Card.model_validate(fields)
+    except ValidationError as error:
+        problem = first_problem(error, Card)
+        raise CheckpointError(f"{path}: the card cannot be read: {problem}") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: the card cannot be read ({reason})") from error
+
+
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, shapes, types and values, whatever the order."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(_bytes_type()).numpy().data)
+    return digest.hexdigest()
+
+
+def _bytes_type() -> Any:  # noqa: ANN401 - torch.dtype, without importing torch above
+    import torch
+
+    return torch.uint8
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """Read the JSON header of a safetensors file: 8 bytes of length, then the header."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: there is no such model file; train writes one as RUN/best.safetensors"
+        )
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else LONGEST_HEADER + 1
+            header = json.loads(file.read(length)) if length <= LONGEST_HEADER else None
+    except OSError as error:
+        raise CheckpointError(f"{path}: the file cannot be read ({error})") from error
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: {_foreign(start)}; a notan .safetensors file is wanted")
+    metadata = header.get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _foreign(start: bytes) -> str:
+    """Say what a file that is no safetensors file looks like."""
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return (
+            "this is a PyTorch pickle, which can run any code when opened, so it is not opened; if "
+            "you trust it, load it into its own network with torch.load(weights_only=True), and "
+            "predict from Python with Predictor(TorchBackend(network), Preprocessor())"
+        )
+    return "not a safetensors file, or a damaged one"

@@ -1,0 +1,298 @@
+"""Postprocessing: from a network's probability map to calibrated probabilities and a mask.
+
+What validation chose stands in it, and it is stored in the card, so that evaluation, prediction and
+every export decide alike. It works at the image's own size. NumPy and OpenCV only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from notan.config.sections import Fraction, Section
+from notan.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from notan.types import Mask, Probability
+
+FLOAT32_EPSILON = float(np.finfo(np.float32).eps)
+LEVELS = 2**16
+"""Bins that the Dice-optimal cut sorts probabilities into; a power of two, so edges are exact."""
+
+NO_FOREGROUND = 2.0
+"""A threshold that no probability reaches."""
+
+
+class Postprocessing(Section):
+    """How probabilities become a mask.
+
+    Attributes:
+        temperature: What logits are divided by; above 1 makes an overconfident network modest.
+        bias: What is added to them then; below 0 for a network that sees too much foreground.
+        threshold: Calibrated probability from which a pixel is foreground.
+        cut: ``threshold``: the one above; ``dice``: for each image the threshold whose mask has
+            the highest expected Dice under its own probabilities.
+        min_component_fraction: Foreground components below this share of the image become
+            background.
+        fill_holes_fraction: Holes in the foreground below this share of the image are filled.
+        keep_largest: Keep the largest foreground component alone.
+        review_below: A mask whose expected Dice is lower should be looked at; None: not known.
+    """
+
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    bias: float = 0.0
+    threshold: Fraction = 0.5
+    threshold_rule: Literal["threshold", "dice"] = "threshold"
+    min_component_fraction: Fraction = 0.0
+    fill_holes_fraction: Fraction = 0.0
+    keep_largest: bool = False
+    review_below: Fraction | None = None
+
+    def calibrate(self, probability: Probability) -> Probability:
+        """Apply temperature and bias to a map of the network's own probabilities.
+
+        Args:
+            probability: float32, (height, width), 0..1.
+
+        Source: Platt 1999; Guo et al. 2017, arXiv:1706.04599, who leave the bias out: a network
+            that was trained for Dice as well needs it. It is done at the image's own size, after
+            resizing; it keeps the order of the pixels, and so every cut is still possible.
+        """
+        if self.temperature == 1.0 and self.bias == 0.0:
+            return probability
+        return sigmoid(logit(probability) / np.float32(self.temperature) + np.float32(self.bias))
+
+    def mask(self, probability: Probability) -> Mask:
+        """Return the mask, bool (height, width), of a calibrated map."""
+        threshold = dice_threshold(probability) if self.threshold_rule == "dice" else self.threshold
+        return self.postprocess(probability >= threshold)
+
+    def postprocess(self, mask: Mask) -> Mask:
+        """Remove specks and fill holes as asked for.
+
+        Components of the foreground are 8-connected, holes 4-connected. A part of the background
+        that touches the image's edge is no hole.
+        """
+        if self.keep_largest or self.min_component_fraction:
+            labels, areas, _ = _components(mask, connectivity=8)
+            kept = areas >= self.min_component_fraction * mask.size
+            if self.keep_largest:
+                kept &= np.arange(len(areas)) == np.argmax(areas)
+            mask = mask & kept[labels]
+        if self.fill_holes_fraction:
+            labels, areas, touching = _components(~mask, connectivity=4)
+            filled = (areas < self.fill_holes_fraction * mask.size) & ~touching
+            mask = mask | filled[labels]
+        return mask
+
+    def with_threshold(self, threshold: float) -> Postprocessing:
+        """Return one with another threshold, without cut and tidying, which fitted the old one.
+
+        Raises:
+            ConfigError: The threshold is outside 0..1.
+        """
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"the threshold is {threshold}; it must be in 0..1")
+        return Postprocessing(
+            temperature=self.temperature,
+            bias=self.bias,
+            threshold=threshold,
+            review_below=self.review_below,
+        )
+
+    def in_words(self) -> str:
+        """Say the rule in a few words."""
+        words = [
+            "the Dice-optimal cut of each image"
+            if self.threshold_rule == "dice"
+            else f"threshold {self.threshold:g}"
+        ]
+        if self.temperature != 1.0:
+            words.append(f"temperature {self.temperature:g}")
+        if self.bias:
+            words.append(f"bias {self.bias:g}")
+        if self.keep_largest:
+            words.append("largest component only")
+        if self.min_component_fraction:
+            words.append(f"components under {self.min_component_fraction:.2%} of the image removed")
+        if self.fill_holes_fraction:
+            words.append(f"holes under {self.fill_holes_fraction:.2%} of the image filled")
+        return ", ".join(words)
+
+
+def sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
+    """Map logits to probabilities; the only place outside the losses that does."""
+    probabilities = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
+    return cast("Probability", probabilities)
+
+
+def logit(probability: Probability) -> npt.NDArray[np.float32]:
+    """Map probabilities back to logits; 0 and 1 to those of float32's nearest neighbours."""
+    inside = np.clip(probability, FLOAT32_EPSILON, 1 - FLOAT32_EPSILON)
+    return cast("npt.NDArray[np.float32]", np.log(inside / (1 - inside)))
+
+
+def expected_dice(probability: Probability, mask: Mask) -> float:
+    """Return the Dice that a mask is expected to have, if the probabilities are right.
+
+    Args:
+        probability: Calibrated, (height, width), 0..1.
+        mask: bool, (height, width), True = foreground.
+
+    Returns:
+        0..1. Of an empty mask, the chance that the image is empty.
+
+    Source: Dai and Li 2023 (RankSEG), arXiv:2206.13086: the expectation of 2 |Y and M| /
+        (|Y| + |M|) over truths Y whose pixels are independent. It is developed to second order
+        around the mean here, instead of summed over the number of foreground pixels; the rest falls
+        with the square of that number.
+    """
+    sums = MaskSums()
+    sums.add(probability, mask)
+    return sums.expected_dice()
+
+
+def dice_threshold(probability: Probability) -> float:
+    """Return the threshold whose mask has the highest expected Dice.
+
+    Args:
+        probability: Calibrated, (height, width), 0..1.
+
+    Returns:
+        A multiple of 1 / 65536; above 1 where an empty mask is best.
+
+    Source: Dai and Li 2023 (RankSEG), arXiv:2206.13086: the best mask of each size holds the
+        likeliest pixels, so only the number of pixels is to be found. Pixels are sorted into 65536
+        levels here, and a level is taken whole.
+    """
+    sums = LevelSums()
+    sums.add(probability)
+    return sums.threshold()
+
+
+class MaskSums:
+    """What the expected Dice of a mask needs, summed over the parts of an image."""
+
+    def __init__(self) -> None:
+        self.size, self.pixels = 0, 0
+        self.inside, self.whole, self.inside_spread, self.whole_spread = 0.0, 0.0, 0.0, 0.0
+        self.log_empty = 0.0
+
+    def add(self, probability: Probability, mask: Mask) -> None:
+        """Take a part in: its calibrated map and its mask, both (height, width)."""
+        chance = probability.astype(np.float64)
+        spread = chance * (1 - chance)
+        self.size += int(np.count_nonzero(mask))
+        self.pixels += mask.size
+        self.inside += chance[mask].sum()
+        self.whole += chance.sum()
+        self.inside_spread += spread[mask].sum()
+        self.whole_spread += spread.sum()
+        self.log_empty += _log_empty(chance)
+
+    def expected_dice(self) -> float:
+        """Return what ``expected_dice`` says of the whole image, 0..1."""
+        if not self.size:
+            return float(np.exp(self.log_empty))
+        return float(
+            _expectation(
+                np.asarray(self.size),
+                np.asarray(self.inside),
+                np.asarray(self.whole - self.inside),
+                np.asarray(self.inside_spread),
+                np.asarray(self.whole_spread - self.inside_spread),
+            )
+        )
+
+
+class LevelSums:
+    """What the Dice-optimal cut needs, summed over the parts of an image."""
+
+    def __init__(self) -> None:
+        self.size = np.zeros(LEVELS, np.int64)
+        self.inside, self.spread = np.zeros(LEVELS), np.zeros(LEVELS)
+        self.log_empty = 0.0
+
+    def add(self, probability: Probability) -> None:
+        """Take the calibrated map of a part in, (height, width)."""
+        levels = np.minimum((probability * np.float32(LEVELS)).astype(np.int64), LEVELS - 1).ravel()
+        chance = probability.astype(np.float64).ravel()
+        self.size += np.bincount(levels, minlength=LEVELS)
+        self.inside += np.bincount(levels, chance, minlength=LEVELS)
+        self.spread += np.bincount(levels, chance * (1 - chance), minlength=LEVELS)
+        self.log_empty += _log_empty(chance)
+
+    def threshold(self) -> float:
+        """Return what ``notan.modelfile.postprocess.dice_threshold`` says of the whole image."""
+        size, inside, spread = (
+            sums[::-1].cumsum() for sums in (self.size, self.inside, self.spread)
+        )
+        taken = np.flatnonzero(size)  # the masks that hold anything
+        expected = _expectation(
+            size[taken],
+            inside[taken],
+            inside[-1] - inside[taken],
+            spread[taken],
+            spread[-1] - spread[taken],
+        )
+        best = int(np.argmax(expected))
+        if expected[best] < float(np.exp(self.log_empty)):
+            return NO_FOREGROUND
+        return float(LEVELS - 1 - taken[best]) / LEVELS
+
+
+def _log_empty(chance: npt.NDArray[np.float64]) -> float:
+    """Return the logarithm of the chance that no pixel is foreground."""
+    return float(np.log1p(-np.minimum(chance, 1 - 1e-12)).sum())
+
+
+def _expectation(
+    size: npt.NDArray[np.int64],
+    inside: npt.NDArray[np.float64],
+    outside: npt.NDArray[np.float64],
+    inside_spread: npt.NDArray[np.float64],
+    outside_spread: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Return E[2 X / (size + X + Z)] to second order.
+
+    X and Z are the foreground's pixels inside the mask and outside it, with these means and
+    variances.
+    """
+    whole = size + inside + outside
+    value = 2 * inside / whole
+    curve = 2 * inside * outside_spread / whole**3 - 2 * (size + outside) * inside_spread / whole**3
+    return np.clip(value + curve, 0.0, 1.0)
+
+
+def label_components(
+    mask: Mask, connectivity: Literal[4, 8]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Mask, Mask, Mask]:
+    """Label the connected components of a mask; label 0 is outside.
+
+    Returns:
+        The labels, int32 (height, width), and of each label: its area (0 for the outside), whether
+        it touches the left or right edge, the upper edge, the lower edge.
+    """
+    _, labels, found, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=connectivity
+    )
+    left, top, width, height, area = found.T
+    area = area.astype(np.int64)
+    area[0] = 0
+    sides = (left == 0) | (left + width == mask.shape[1])
+    return labels.astype(np.int32), area, sides, top == 0, top + height == mask.shape[0]
+
+
+def _components(
+    mask: Mask, *, connectivity: Literal[4, 8]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Mask]:
+    """Return labels (0 is outside), each one's area, and whether it touches the image's edge."""
+    labels, areas, sides, top, bottom = label_components(mask, connectivity)
+    touching = sides | top | bottom
+    touching[0] = True
+    return labels, areas, touching

@@ -1,0 +1,350 @@
+"""Predictor: any image in, its probability map and mask at its own size out.
+
+What counts as one image from Python: a file, its bytes, a Pillow image or an array.
+
+Predictor: any image in, its probability map and mask at its own size out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from notan.errors import DivergedError, ShapeError
+from notan.io.images import decode_image, guarded_image, read_image, refuse_size, rgb
+from notan.modelfile.postprocess import Postprocessing, expected_dice, sigmoid
+from notan.prediction.backends.choose import open_model
+from notan.prediction.tiles import PixelsInMemory, Tiling
+from notan.prediction.tta import AugmentedBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import numpy.typing as npt
+    import torch
+
+    from notan.data.samples import Sample
+    from notan.modelfile.card import Card
+    from notan.modelfile.preprocess import Placement, Preprocessor
+    from notan.prediction.backends import Backend, Precision
+    from notan.prediction.tiles import Pixels
+    from notan.types import Mask, ModelInput, Probability, RGBImage
+
+ImageLike: TypeAlias = (
+    "str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
+)
+
+_WANTED = (
+    "uint8 of shape (height, width, 3) is wanted, RGB; (height, width) is taken as grey and "
+    "(height, width, 4) as RGBA, whose alpha is dropped"
+)
+
+
+def as_image(thing: ImageLike) -> RGBImage:
+    """Return whatever holds one image as 8-bit RGB, upright.
+
+    Files, bytes and Pillow images are turned by their EXIF orientation. An array has none: it is
+    taken as it stands, and its channels as red, green, blue (OpenCV reads blue first).
+
+    Args:
+        thing: A path, the bytes of a whole file, a Pillow image, or a uint8 array of shape
+            (height, width, 3) RGB, (height, width) grey or (height, width, 4) RGBA; alpha is
+            dropped and the colours beneath it are kept, as when files are read.
+
+    Returns:
+        uint8, (height, width, 3), RGB. An array that is so already is returned itself.
+
+    Raises:
+        ShapeError: It is none of these, or an array of another shape or type.
+        DataError: The file, the bytes or the image cannot be decoded.
+    """
+    if isinstance(thing, (str, Path)):
+        return read_image(Path(thing))
+    if isinstance(thing, (bytes, bytearray, memoryview)):
+        return decode_image(bytes(thing), "the bytes that were given")
+    if isinstance(thing, Image.Image):
+        return _from_pillow(thing)
+    if isinstance(thing, np.ndarray):
+        return _from_array(thing)
+    raise ShapeError(
+        f"a {type(thing).__name__} was given as an image; a path, the bytes of a file, a Pillow "
+        "image or a NumPy array is wanted; of a tensor, give tensor.cpu().numpy() as "
+        "(height, width, 3)"
+    )
+
+
+def _from_pillow(image: Image.Image) -> RGBImage:
+    name = str(getattr(image, "filename", "") or "the Pillow image that was given")
+    refuse_size((image.height, image.width), name)
+    return guarded_image(lambda: rgb(ImageOps.exif_transpose(image), name), name)
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> RGBImage:
+    if array.dtype != np.uint8 or array.size == 0 or array.ndim not in (2, 3):
+        raise _wrong(array)
+    if array.ndim == 2:
+        return np.repeat(array[..., np.newaxis], 3, axis=2)
+    if array.shape[2] not in (3, 4):
+        raise _wrong(array)
+    return array[..., :3]
+
+
+def _wrong(array: npt.NDArray[np.uint8]) -> ShapeError:
+    advice = ""
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (3, 4):
+        advice = "; channels come last: array.transpose(1, 2, 0)"
+    elif array.ndim == 4:
+        advice = "; give one image at a time, or several to predict_many"
+    elif array.dtype == np.bool_:
+        advice = "; of a bool array, give array.astype('uint8') * 255"
+    elif array.dtype == np.uint16:
+        advice = "; of 16 bits, give (array / 257).round().astype('uint8')"
+    elif np.issubdtype(array.dtype, np.floating):
+        advice = "; of values 0..1, give (array * 255).round().astype('uint8')"
+    return ShapeError(
+        f"an image of shape {array.shape} and type {array.dtype} was given; {_WANTED}{advice}"
+    )
+
+
+logger = logging.getLogger("notan")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        probability: float32, (height, width) of the image; the calibrated chance of foreground,
+            0..1.
+        postprocessing: How it becomes a mask.
+    """
+
+    probability: Probability
+    postprocessing: Postprocessing
+
+    @cached_property
+    def mask(self) -> Mask:
+        """bool, (height, width), True = foreground."""
+        return self.postprocessing.mask(self.probability)
+
+    @cached_property
+    def expected_dice(self) -> float:
+        """The Dice that the mask has if the probabilities are right, 0..1."""
+        return expected_dice(self.probability, self.mask)
+
+    @property
+    def needs_review(self) -> bool | None:
+        """Whether a person should look: less sure than on nine in ten validation images.
+
+        None where validation has not said how sure is usual.
+        """
+        bound = self.postprocessing.review_below
+        return None if bound is None else self.expected_dice < bound
+
+
+class Predictor:
+    """A backend with the preprocessing that its network was trained with."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        preprocessor: Preprocessor,
+        *,
+        postprocessing: Postprocessing | None = None,
+        card: Card | None = None,
+        tiling: Tiling | None = None,
+    ) -> None:
+        """Join a network and its preprocessing.
+
+        Args:
+            backend: Maps model inputs to logits.
+            preprocessor: Makes model inputs, and knows the way back.
+            postprocessing: How probabilities become masks; None: a threshold of 0.5.
+            card: The card of the model file, where there is one.
+            tiling: When and how an image is cut into tiles; None: where it is too large.
+        """
+        self.backend = backend
+        self.preprocessor = preprocessor
+        self.postprocessing = postprocessing or Postprocessing()
+        self.card = card
+        self.tiling = tiling or Tiling()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        backend: str = "auto",
+        model: torch.nn.Module | None = None,
+        threshold: float | None = None,
+        tiling: Tiling | None = None,
+        augment: Sequence[str] = (),
+    ) -> Predictor:
+        """Open a checkpoint or an ONNX model.
+
+        Args:
+            path: A ``.safetensors`` file that ``train`` wrote, or an ``.onnx`` one of ``export``.
+            device: Where to run; ``auto`` takes a GPU where there is one.
+            precision: ``fp32``; ``bf16`` is quicker on processors that know it.
+            threads: At most so many of the processor; None: the runtime's own choice.
+            backend: ``torch``, ``onnxruntime``, ``openvino``, or the one that fits: ``auto``.
+            model: A fresh instance, where the checkpoint is of a class of your own.
+            threshold: Instead of what validation chose; None: as it chose.
+            tiling: When and how an image is cut into tiles; None: where it is too large.
+            augment: Ask several views of each image: ``hflip``, ``vflip``, ``rot90``, ``scale``.
+
+        Raises:
+            ConfigError: The threshold is outside 0..1, there is no such view, or file and runtime
+                cannot do what was asked for.
+            CheckpointError: Missing, damaged, foreign, or of a network that was not given.
+            MissingExtraError: The runtime is not installed.
+        """
+        card, network = open_model(
+            Path(path),
+            runtime=backend,
+            device=device,
+            precision=precision,
+            threads=threads,
+            own_model=model,
+        )
+        if augment:
+            network = AugmentedBackend(network, augment, stride=card.preprocess.stride)
+        chosen = card.postprocessing
+        postprocessing = chosen if threshold is None else chosen.with_threshold(threshold)
+        return cls(
+            network, card.preprocess, postprocessing=postprocessing, card=card, tiling=tiling
+        )
+
+    @property
+    def augment(self) -> str | None:
+        """Say which views of each image are asked; None: the image alone."""
+        return self.backend.in_words() if isinstance(self.backend, AugmentedBackend) else None
+
+    def with_postprocessing(self, postprocessing: Postprocessing) -> Predictor:
+        """Return the same network and preprocessing with another postprocessing."""
+        return Predictor(
+            self.backend,
+            self.preprocessor,
+            postprocessing=postprocessing,
+            card=self.card,
+            tiling=self.tiling,
+        )
+
+    def __call__(self, image: ImageLike) -> Prediction:
+        """Segment one image, from 1x1 up.
+
+        Args:
+            image: A path, the bytes of a file, a Pillow image, or a uint8 array of shape
+                (height, width, 3) RGB, (height, width) grey or (height, width, 4) RGBA.
+
+        Raises:
+            ShapeError: Not such an image.
+            DataError: A file, bytes or image that cannot be decoded.
+        """
+        return next(self.predict_many([as_image(image)]))
+
+    def predict_many(
+        self, images: Iterable[RGBImage], *, batch_size: int = 1
+    ) -> Iterator[Prediction]:
+        """Segment images in their order, several at once where their inputs are of one size.
+
+        Args:
+            images: Read as they are needed, so a generator keeps the memory small.
+            batch_size: At most so many at once.
+
+        Raises:
+            ShapeError: Something that is no image.
+            DivergedError: The network returned NaN or infinity.
+        """
+        for in_tiles, group in itertools.groupby(images, key=self._is_cut):
+            if not in_tiles:
+                yield from self._predict_whole(group, batch_size)
+                continue
+            for image in group:
+                bands = self.predict_bands(PixelsInMemory(image), batch_size=batch_size)
+                yield Prediction(np.concatenate(list(bands)), self.postprocessing)
+
+    def predict_bands(self, pixels: Pixels, *, batch_size: int = 1) -> Iterator[Probability]:
+        """Segment an image of any size in tiles, holding no more than a row of them.
+
+        Args:
+            pixels: The image, of which any part can be read.
+            batch_size: At most so many tiles at once.
+
+        Yields:
+            The calibrated map from the top, float32, (rows, width): all rows together.
+
+        Raises:
+            ConfigError: The scale makes a single tile too large.
+            DataError: A part of the image cannot be read.
+            DivergedError: The network returned NaN or infinity.
+        """
+        trained = self.card.data.median_size if self.card else None
+        grid = self.tiling.grid(pixels.size, self.preprocessor, trained)
+        logger.info("%s", grid.in_words())
+        as_it_is = self.preprocessor.model_copy(update={"image_size": None})
+        plain = Predictor(self.backend, as_it_is)
+
+        def predict(tiles: Iterable[RGBImage]) -> Iterator[Probability]:
+            return (each.probability for each in plain._predict_whole(tiles, batch_size))
+
+        for band in grid.bands(predict, pixels):
+            yield self.postprocessing.calibrate(band)
+
+    def predict_samples(
+        self, samples: Iterable[Sample], *, batch_size: int = 1
+    ) -> Iterator[tuple[Sample, Prediction]]:
+        """Segment the images of samples, and give each sample back with its prediction.
+
+        Args:
+            samples: Read as they are needed.
+            batch_size: At most so many at once.
+
+        Raises:
+            DataError: A sample cannot be read.
+            DivergedError: The network returned NaN or infinity.
+        """
+        waiting: deque[Sample] = deque()
+
+        def images() -> Iterator[RGBImage]:
+            for sample in samples:
+                waiting.append(sample)
+                yield sample.image
+
+        for prediction in self.predict_many(images(), batch_size=batch_size):
+            yield waiting.popleft(), prediction
+
+    def _is_cut(self, image: RGBImage) -> bool:
+        """Say whether an image goes through in tiles; what is no image is refused elsewhere."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            return False
+        return self.tiling.cuts((image.shape[0], image.shape[1]), self.preprocessor)
+
+    def _predict_whole(self, images: Iterable[RGBImage], batch_size: int) -> Iterator[Prediction]:
+        """Segment images each at once, several together where their inputs are of one size."""
+        inputs = (self.preprocessor(image) for image in images)
+        for _, same_size in itertools.groupby(inputs, key=lambda pair: pair[1].padded):
+            while batch := list(itertools.islice(same_size, batch_size)):
+                yield from self._predict_batch(batch)
+
+    def _predict_batch(self, batch: Sequence[tuple[ModelInput, Placement]]) -> Iterator[Prediction]:
+        logits = self.backend(np.stack([array for array, _ in batch]))
+        if not np.isfinite(logits).all():
+            raise DivergedError(
+                "the network returned values that are no numbers; its weights are spoilt: "
+                "use another checkpoint"
+            )
+        for probability, (_, placement) in zip(sigmoid(logits[:, 0]), batch, strict=True):
+            calibrated = self.postprocessing.calibrate(placement.restore(probability))
+            yield Prediction(calibrated, self.postprocessing)

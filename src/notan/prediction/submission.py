@@ -1,0 +1,361 @@
+"""A file of predictions for a leaderboard: written, and checked.
+
+A leaderboard's file: masks as run lengths, of the images that a list names, in its order.
+
+What is wrong with a leaderboard's file, before the leaderboard says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import difflib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from notan.data.folders import PART_NAMES, SUFFIXES, image_files
+from notan.errors import ConfigError, DataError
+from notan.io.images import read_image, read_size
+from notan.io.write import replacing
+from notan.prediction.formats.rows import decode_rle, kaggle_rle, read_runs
+from notan.prediction.formats.writers import RLE_HEADER, write_rle_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from notan.prediction.predictor import Predictor
+    from notan.types import RGBImage, Size
+
+
+@dataclass(frozen=True)
+class NameList:
+    """The images that a leaderboard asks for.
+
+    Attributes:
+        path: The list's file.
+        lines: The names as they stand there, in order, each with the number of its line.
+    """
+
+    path: Path
+    lines: Mapping[str, int]
+
+    def at(self, name: str) -> str:
+        """Say where a name stands, to begin a message with."""
+        return f"{self.path}, line {self.lines[name]}: '{name}'"
+
+
+def read_list(path: Path) -> NameList:
+    """Read the first word of every line; lines that begin with ``#`` are comments.
+
+    Raises:
+        DataError: The list is missing, no text, empty, or names an image twice.
+
+    Source: the lists of the Oxford-IIIT Pet dataset, ``annotations/test.txt``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: the list cannot be read ({error}); wanted UTF-8 text, one image's name a line"
+        ) from error
+    if "\0" in text:
+        raise DataError(f"{path}: the list is no text; wanted UTF-8, one image's name a line")
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        name = next(iter(line.split()), "#")
+        if name.startswith("#"):
+            continue
+        if name in lines:
+            raise DataError(
+                f"{path}, line {number}: '{name}' stands on line {lines[name]} already; a mask is "
+                "submitted once: remove one of the lines"
+            )
+        lines[name] = number
+    if not lines:
+        raise DataError(f"{path}: the list is empty; at least one image's name was wanted")
+    return NameList(path, lines)
+
+
+def find_images(names: NameList, folder: Path) -> dict[str, Path]:
+    """Find the images of a list; they need no masks.
+
+    A name is a file's, with or without its suffix. Where no file has the name and the suffix is a
+    image's, the rest decides, for lists name ``a.jpg`` when the folder holds ``a.png``.
+
+    Args:
+        names: The list.
+        folder: Holds images itself, in ``images/``, or in ``images/`` of a part such as
+            ``test/``.
+
+    Returns:
+        The name as the list has it -> its file, in the list's order.
+
+    Raises:
+        DataError: The folder is missing, or an image is missing, there twice, or meant by two
+            names.
+    """
+    places = _places(folder)
+    by_name: defaultdict[str, list[Path]] = defaultdict(list)
+    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in (path for place in places for path in image_files(place)):
+        by_name[path.name].append(path)
+        by_stem[path.stem].append(path)
+    found = {name: by_name.get(name) or by_stem.get(name) or [] for name in names.lines}
+    for name, paths in found.items():
+        stem, dot, ending = name.rpartition(".")
+        if not paths and dot + ending.lower() in SUFFIXES:
+            found[name] = by_stem.get(stem, [])
+    _refuse_missing([name for name in found if not found[name]], names, by_stem, places)
+    taken: dict[Path, str] = {}
+    for name, paths in found.items():
+        if len(paths) > 1:
+            raise DataError(
+                f"{names.at(name)} may be {' or '.join(map(str, paths[:3]))}; name the folder of "
+                "the one that is meant with --data-path, or give the list the whole file name"
+            )
+        if paths[0] in taken:
+            raise DataError(
+                f"{names.at(name)} means {paths[0]}, as '{taken[paths[0]]}' on line "
+                f"{names.lines[taken[paths[0]]]} does; remove one of the lines"
+            )
+        taken[paths[0]] = name
+    return {name: paths[0] for name, paths in found.items()}
+
+
+def read_sizes(images: Mapping[str, Path]) -> dict[str, Size]:
+    """Return each image's upright (height, width) in pixels, from its file's header.
+
+    Raises:
+        DataError: A file is no image, or claims too large a size.
+    """
+    return {name: read_size(path) for name, path in images.items()}
+
+
+def write_submission(
+    predictor: Predictor,
+    images: Mapping[str, Path],
+    out: Path,
+    *,
+    batch_size: int = 1,
+    progress: Callable[[], object] = lambda: None,
+) -> None:
+    """Predict images and write ``image_id,encoded_mask``, whole or not at all.
+
+    A leaderboard scores every image, so one that cannot be read ends it. All headers are read
+    first, lest what is no image shows at the end of a long run.
+
+    Args:
+        predictor: The network, with the rule that makes masks.
+        images: The id to write -> the file, in the order of the rows.
+        out: The CSV file; masks are at the images' own size, upright.
+        batch_size: Images predicted at once.
+        progress: Called as each row is written.
+
+    Raises:
+        ConfigError: The file would take the place of an image or of a folder.
+        DataError: An image cannot be read.
+        DivergedError: The network returned NaN or infinity.
+        StorageError: The file could not be written.
+    """
+    refuse_to_replace(out, list(images.values()))
+    read_sizes(images)
+    with replacing(out) as file:
+        write_rle_csv(file, _rows(predictor, images, batch_size, progress))
+
+
+def refuse_to_replace(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse to write where a folder or an input lies.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; name the file to write with --out")
+    # the folder only: an output that is a link is itself replaced, not what it leads to
+    place = out.parent.resolve() / out.name
+    if place in {path.resolve() for path in inputs}:
+        raise ConfigError(f"{out}: is an input, which would be lost; choose another --out")
+
+
+def _rows(
+    predictor: Predictor,
+    files: Mapping[str, Path],
+    batch_size: int,
+    progress: Callable[[], object],
+) -> Iterator[tuple[str, str]]:
+    images: Iterator[RGBImage] = (read_image(path) for path in files.values())
+    predictions = predictor.predict_many(images, batch_size=batch_size)
+    for name, prediction in zip(files, predictions, strict=True):
+        yield name, kaggle_rle(prediction.mask)
+        progress()
+
+
+def _places(folder: Path) -> list[Path]:
+    """Return what may hold the images: the folder, its images/ and those of its parts."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; wanted the one with the images")
+    parts = [folder / part for parts in PART_NAMES.values() for part in parts]
+    places = [folder, *(place / "images" for place in (folder, *parts))]
+    return [place for place in places if place.is_dir()]
+
+
+def _refuse_missing(
+    missing: Sequence[str],
+    names: NameList,
+    by_stem: Mapping[str, Sequence[Path]],
+    places: Sequence[Path],
+) -> None:
+    if not missing:
+        return
+    name = missing[0]
+    close = difflib.get_close_matches(name, by_stem, n=1)
+    hint = f" (the nearest is {by_stem[close[0]][0].name})" if close else ""
+    others = f", nor of {len(missing) - 1} others" if len(missing) > 1 else ""
+    comma = "; a line holds one name, without commas" if "," in name else ""
+    folders = "; a name is that of a file, without folders" if "/" in name else ""
+    raise DataError(
+        f"{names.at(name)}: there is no image of this name in "
+        f"{', '.join(map(str, places))}{hint}{others}{comma}{folders}"
+    )
+
+
+MOST_LISTED = 20
+_LONGEST_FIELD = 2**31 - 1
+"""In characters: the most that the csv module takes on every system."""
+
+
+@dataclass
+class Findings:
+    """What a check found.
+
+    Attributes:
+        images: Names in the file, each counted once.
+        count: How many problems there are.
+        problems: The first ``MOST_LISTED`` of them, in words, with their lines.
+    """
+
+    images: int = 0
+    count: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, problem: str) -> None:
+        """Note a problem; a file may have a million, so that only the first are kept in words."""
+        self.count += 1
+        if len(self.problems) < MOST_LISTED:
+            self.problems.append(problem)
+
+    def in_words(self) -> str:
+        """Return the problems, one a line; then how many more there are."""
+        more = self.count - len(self.problems)
+        return "\n".join([*self.problems, *([f"... and {more} more"] if more else [])])
+
+
+def check_submission(
+    path: Path, names: NameList | None = None, sizes: Mapping[str, Size] | None = None
+) -> Findings:
+    """Look for everything that a leaderboard would refuse, or would score as another mask.
+
+    The header, two cells a row, each name once, and run lengths as ``decode_rle`` reads them. The
+    order of the rows is free. Runs that touch are one run in two words, and no problem.
+
+    Args:
+        path: The CSV file.
+        names: The names that it must hold, these and no others; None: any.
+        sizes: (height, width) in pixels of each name's image, which its runs must lie in; None:
+            not known.
+
+    Raises:
+        DataError: The file is missing, or is no text.
+    """
+    findings = Findings()
+    seen: dict[str, int] = {}
+    with _numbered_rows(path, findings) as rows:
+        for number, row in rows:
+            if number == 1 and not _is_data(row, findings):
+                continue
+            _check_row(number, row, seen, findings, names, sizes or {})
+    if names:
+        for name in names.lines:
+            if name not in seen:
+                findings.add(f"no row for '{name}', line {names.lines[name]} of {names.path}")
+    if not seen and not findings.count:
+        findings.add("there are no rows below the header")
+    findings.images = len(seen)
+    return findings
+
+
+@contextlib.contextmanager
+def _numbered_rows(path: Path, findings: Findings) -> Iterator[Iterator[tuple[int, Sequence[str]]]]:
+    """Open the table, of whatever length its cells are: those of a large mask pass csv's limit."""
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            yield _numbered(csv.reader(file, strict=True), findings)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); wanted UTF-8 text, as notan submit writes it"
+        ) from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _numbered(
+    reader: Iterator[list[str]], findings: Findings
+) -> Iterator[tuple[int, Sequence[str]]]:
+    """Number the rows from 1; behind one that is no CSV nothing can be told apart."""
+    number = 0
+    try:
+        for number, row in enumerate(reader, start=1):
+            yield number, row
+    except csv.Error as error:
+        findings.add(f"row {number + 1} is no CSV ({error}); nothing behind it was read")
+    if not number:
+        findings.add(f"the file is empty; wanted the header {','.join(RLE_HEADER)}")
+
+
+def _is_data(first: Sequence[str], findings: Findings) -> bool:
+    """Say whether the first row is data, because the header was left out."""
+    if tuple(first) == RLE_HEADER:
+        return False
+    wanted = ",".join(RLE_HEADER)
+    if first and first[0].startswith("\ufeff"):
+        findings.add(f"the file begins with a byte order mark; wanted the plain header {wanted}")
+        return False
+    findings.add(f"the header is '{_short(','.join(first))}'; wanted {wanted}")
+    return len(first) == len(RLE_HEADER) and first[1].replace(" ", "").isdigit()
+
+
+def _check_row(
+    number: int,
+    row: Sequence[str],
+    seen: dict[str, int],
+    findings: Findings,
+    names: NameList | None,
+    sizes: Mapping[str, Size],
+) -> None:
+    if len(row) != len(RLE_HEADER):
+        what = f"has {len(row)} cells ('{_short(','.join(row))}')" if row else "is empty"
+        findings.add(f"row {number} {what}; wanted a name and its run lengths")
+        return
+    name, text = row
+    where = f"row {number}, '{_short(name)}'"
+    if not name:
+        findings.add(f"row {number} has no name")
+    elif name in seen:
+        findings.add(f"{where}: stands in row {seen[name]} already")
+    elif names and name not in names.lines:
+        findings.add(f"{where}: is not in {names.path}")
+    seen.setdefault(name, number)
+    try:
+        if name in sizes:
+            decode_rle(text, sizes[name])
+        else:
+            read_runs(text)
+    except DataError as error:
+        findings.add(f"{where}: {error}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

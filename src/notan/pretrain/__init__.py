@@ -1,5 +1,0 @@
-"""Pretraining: an encoder learns from images without masks, by filling in what is hidden."""
-
-from notan.pretrain.start import pretrain, resume
-
-__all__ = ["pretrain", "resume"]

@@ -1,0 +1,423 @@
+"""Fine-tuning: encoders that begin with learned weights, and what of them is frozen.
+
+Weights that an encoder begins with: published ones, or those of a file of the user's.
+
+Two stages of a training: the decoder learns on an encoder that stays as it came, then both do.
+
+Source: Howard and Ruder 2018, ULMFiT, arXiv:1801.06146 (freezing first, smaller learning rates in
+layers further from the answer); Kumar et al. 2022, arXiv:2202.10054 (why: the first gradients, of
+a head that knows nothing, spoil features that are good already). There layers thaw one after the
+other; here the encoder does so at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from notan.errors import CheckpointError, ConfigError
+from notan.modelfile.card import KEY, load_checkpoint
+from notan.models.base import encoder_of
+from notan.models.build import ENCODERS, name_encoder
+from notan.models.encoder_adapters import is_foreign
+from notan.models.encoder_files import WeightsFile, read_weights
+from notan.models.encoder_names import fit_weights
+from notan.models.foreign_encoder import ForeignEncoder
+from notan.models.pretrained import PUBLISHED
+from notan.training.provenance import HASHES, require_unseen, seen_too
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from typing import Any
+
+    from torch import Tensor, nn
+
+    from notan.config import Run, Train
+    from notan.data.samples import Source
+    from notan.modelfile.card import Card, DataCard
+    from notan.modelfile.preprocess import Preprocessor
+    from notan.models.base import Encoder
+
+logger = logging.getLogger("notan")
+
+
+@dataclass(frozen=True)
+class EncoderStart:
+    """Where an encoder's weights came from; kept in the state, as a resume needs no file again.
+
+    Attributes:
+        words: For the card: which encoder, and what its weights were learned from.
+        training_hashes: Of images that they have learned with their masks.
+        validation_hashes: Of images that they were chosen on.
+        unlabelled_hashes: Of images that they have learned from without masks.
+    """
+
+    words: str
+    training_hashes: tuple[str, ...] = ()
+    validation_hashes: tuple[str, ...] = ()
+    unlabelled_hashes: tuple[str, ...] = ()
+
+    def seen_too(self, data: DataCard, validation: Source) -> DataCard:
+        """Add to a training's images those that the encoder has learned with their masks.
+
+        Raises:
+            DataError: Some of them would choose the model.
+        """
+        who = f"the model whose encoder is begun with ({self.words})"
+        require_unseen(self, validation, who=who, whose="the new model's")
+        return seen_too(data, self)
+
+    @classmethod
+    def from_state(cls, fields: Mapping[str, Any] | None) -> EncoderStart | None:
+        """Read what a state's JSON has kept of one."""
+        if fields is None:
+            return None
+        words, *hashes = (fields[name] for name in cls.__dataclass_fields__)
+        return cls(words, *map(tuple, hashes))
+
+
+def start_encoder(
+    network: nn.Module, run: Run, preprocessor: Preprocessor, *, own_model: bool
+) -> EncoderStart | None:
+    """Give a network's encoder the weights that a run asks for.
+
+    Where both are asked for, ``train.encoder_weights`` takes the place of the published ones.
+
+    Args:
+        network: What ``run.model`` builds, or the user's own.
+        run: ``train.pretrained`` and ``train.encoder_weights``.
+        preprocessor: How images will reach the encoder.
+        own_model: Whether the network is the user's own.
+
+    Returns:
+        None where the run asks for none.
+
+    Raises:
+        ConfigError: The network has no such encoder, or none with published weights.
+        CheckpointError: The file is missing, damaged, no weights, or another network's.
+        MissingExtraError: The package with the published weights is not installed.
+        StorageError: What was fetched cannot be kept.
+    """
+    path = run.train.encoder_weights
+    if not (run.train.pretrained or path):
+        return None
+    encoder = encoder_of(network)
+    if own_model or encoder is None:
+        raise ConfigError(
+            "train.pretrained and train.encoder_weights are for the encoders of notan's models; "
+            "give a module of your own its weights before it is trained"
+        )
+    name = name_encoder(run.model)
+    if path is None:
+        start = _start_published(name, encoder, run, preprocessor)
+    else:
+        start = _start_from_file(path, name, encoder, preprocessor)
+    logger.info("the encoder begins with %s", start.words)
+    return start
+
+
+def _start_published(
+    name: str, encoder: Encoder, run: Run, preprocessor: Preprocessor
+) -> EncoderStart:
+    if isinstance(encoder, ForeignEncoder):
+        words = encoder.load_published()
+        _require_input(encoder, run, preprocessor)
+        return EncoderStart(f"{name}, {words}")
+    if name not in PUBLISHED:
+        known = " or ".join(sorted(PUBLISHED))
+        raise ConfigError(
+            f"train.pretrained: the encoder of {run.model.name} is its own, and nobody has "
+            f"published weights of it; choose --encoder {known}"
+        )
+    if run.model.name == "resnet34_unet" and (run.model.width, run.model.residual) != STANDARD:
+        raise ConfigError(
+            "train.pretrained: the published weights are of a ResNet-34 of width 64 with standard "
+            f"blocks, and this one has model.width={run.model.width} and "
+            f"model.residual={run.model.residual}; leave both settings, or leave --pretrained"
+        )
+    published = PUBLISHED[name]
+    file = read_weights(published.where.find())
+    encoder.load_state_dict(fit_weights(file.path, file.weights, name, encoder))
+    return EncoderStart(f"{name}, {published.words}")
+
+
+def _require_input(encoder: ForeignEncoder, run: Run, preprocessor: Preprocessor) -> None:
+    """Refuse images that weights were not made for, unless the run itself asks for them."""
+    wanted = " ".join(
+        f"preprocess.{each}={list(getattr(encoder, each))}".replace(", ", ",")
+        for each in ("mean", "std")
+        if getattr(run.preprocess, each) is None
+        and getattr(encoder, each) != getattr(preprocessor, each)
+    )
+    if wanted:
+        raise ConfigError(
+            f"{encoder.called}: its weights were learned from images with another mean and "
+            f"deviation than this run has; give {wanted}"
+        )
+
+
+STANDARD = (64, "standard")
+"""Width and residual block of the ResNet-34 whose weights were published."""
+
+
+def _start_from_file(
+    path: Path, name: str, encoder: Encoder, preprocessor: Preprocessor
+) -> EncoderStart:
+    file = read_weights(path)
+    if KEY in file.metadata:
+        return _start_from_checkpoint(file, name, encoder, preprocessor)
+    if file.encoder not in (None, name):
+        raise CheckpointError(
+            f"{path}: these are weights of {file.encoder}, and the encoder of this run is {name}; "
+            f"{_choosing(file.encoder)}, or give other weights"
+        )
+    encoder.load_state_dict(fit_weights(path, file.weights, name, encoder))
+    published = PUBLISHED.get(name)
+    if published and file.sha256.startswith(published.where.checksum.digits):
+        return EncoderStart(f"{name}, {published.words}")
+    known = {how: hashes for how, hashes in file.images.items() if how in HASHES}
+    return EncoderStart(f"{name}, {file.origin or 'weights'} {_named(file)}", **known)
+
+
+def _start_from_checkpoint(
+    file: WeightsFile, name: str, encoder: Encoder, preprocessor: Preprocessor
+) -> EncoderStart:
+    """Take the encoder of a model that notan has trained, and remember its images."""
+    path, checkpoint = file.path, load_checkpoint(file.path)
+    card = checkpoint.card
+    if card.members:
+        raise CheckpointError(
+            f"{path}: an ensemble, which has more than one encoder; give one of its members"
+        )
+    theirs = name_encoder(card.model) if card.model else name
+    if theirs != name:
+        raise CheckpointError(
+            f"{path}: the encoder of this model is {theirs}, and that of this run is {name}; "
+            f"{_choosing(theirs)}, or give another model"
+        )
+    encoder.load_state_dict(fit_weights(path, _inner(checkpoint.weights), name, encoder))
+    _warn_of_other_input(path, card, preprocessor)
+    before = f", before that {card.pretrained}" if card.pretrained else ""
+    return EncoderStart(
+        f"{name}, trained with masks {_named(file)}{before}",
+        card.data.training_hashes,
+        card.data.validation_hashes,
+        card.data.unlabelled_hashes,
+    )
+
+
+def _inner(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a network's encoder, under the encoder's own names."""
+    return {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in weights.items()
+        if name.startswith("encoder.")
+    }
+
+
+def _warn_of_other_input(path: Path, card: Card, preprocessor: Preprocessor) -> None:
+    theirs, ours = ((each.mean, each.std) for each in (card.preprocess, preprocessor))
+    if theirs != ours:
+        logger.warning(
+            "%s: learned from images with preprocess.mean and .std = %s, and this run has %s; "
+            "give it those, so that the encoder sees what it knows",
+            *(path, theirs, ours),
+        )
+
+
+def _choosing(name: str) -> str:
+    """Say what makes a run's encoder the named one."""
+    known = name in ENCODERS or is_foreign(name)
+    return f"choose --encoder {name}" if known else f"choose --model {name} alone"
+
+
+def _named(file: WeightsFile) -> str:
+    return f"({file.path.name}, SHA-256 {file.sha256[:12]})"
+
+
+FREEZING = ("freeze_epochs", "frozen_stages", "freeze_encoder_batchnorm")
+"""Settings that keep what the encoder came with."""
+
+BY_STAGE = ("frozen_stages", "layer_lr_decay")
+"""Settings that need to know the encoder's stages one by one."""
+
+SETTINGS = (*FREEZING, "encoder_lr_multiplier", "layer_lr_decay")
+"""All that treat the encoder apart from the rest of the network."""
+
+
+class Freezing:
+    """Says what of a network's encoder learns, as a function of the epoch and nothing else.
+
+    Attributes:
+        encoder: None where nothing is ever frozen.
+        epochs: So many from the start leave all of the encoder as it came, batch norm's statistics
+            too.
+        stages: So many of its stages, the finest first, stay so in the epochs after them as well.
+        statistics: Whether batch norm's statistics stay in all of it.
+        frozen: Whether this is one of the epochs that leave all of it as it came.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | None = None,
+        epochs: int = 0,
+        *,
+        stages: int = 0,
+        statistics: bool = False,
+    ) -> None:
+        self.encoder = encoder
+        self.epochs = epochs
+        self.stages = stages
+        self.statistics = statistics
+        self.frozen = False
+
+    @contextlib.contextmanager
+    def during(self, epoch: int) -> Iterator[None]:
+        """Freeze what of the encoder is to stay as it came in an epoch, and free it after it.
+
+        Args:
+            epoch: Counted from 1.
+
+        Weights without gradients are left alone by the optimizer, weight decay included, and cost
+        no time going backwards. Those that the user froze are not touched.
+        """
+        self.frozen = self.encoder is not None and epoch <= self.epochs
+        if self.encoder is not None and epoch == self.epochs + 1 > 1:
+            logger.info("epoch %d: from here on the encoder learns too", epoch)
+        weights = [
+            weight
+            for module in self._held()
+            for weight in module.parameters()
+            if weight.requires_grad
+        ]
+        for weight in weights:
+            weight.requires_grad = False
+        try:
+            yield
+        finally:
+            self.frozen = False
+            for weight in weights:
+                weight.requires_grad = True
+
+    def _held(self) -> list[nn.Module]:
+        """Return the modules that are to stay as they came now."""
+        if self.encoder is None:
+            return []
+        if self.frozen:
+            return [self.encoder]
+        return [module for stage in self.encoder.stages()[: self.stages] for module in stage]
+
+    def warn_of_end(self, epochs: float) -> None:
+        """Say so where a training ends, after so many epochs, before the encoder has learned."""
+        if self.epochs and self.epochs >= epochs:
+            logger.warning(
+                "train.freeze_epochs = %d of %.3g epochs: the encoder will stay as it came to the "
+                "end, which suits a few dozen images; with more, freeze fewer epochs than you "
+                "train",
+                *(self.epochs, epochs),
+            )
+
+    def set_mode(self, model: nn.Module) -> None:
+        """Put a network into training mode, but for what is frozen."""
+        model.train()
+        if self.encoder is None:
+            return
+        for module in self._held():
+            module.eval()
+        if self.statistics:
+            for module in self.encoder.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def __str__(self) -> str:
+        parts = [f"as it came for {self.epochs} epochs"] if self.epochs else []
+        if self.stages:
+            many = f"{self.stages} finest stages as they"
+            parts += [f"its {many if self.stages > 1 else 'finest stage as it'} came"]
+        parts += ["with the statistics it came with"] if self.statistics else []
+        if self.encoder is None or not parts:
+            return ""
+        return f"encoder: {', then '.join(parts)}"
+
+
+def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing:
+    """Check the settings that treat the encoder apart, and say what they freeze.
+
+    Args:
+        run: All settings.
+        network: Its encoder has its weights already.
+        own_model: Whether it is a module of the user's, who knows what its weights are.
+
+    Raises:
+        ConfigError: The network has no encoder, or nothing beside it, or the encoder that is to
+            stay as it came knows nothing, or its stages are to learn apart and are not known.
+    """
+    settings = run.train
+    changed = _changed(settings, SETTINGS)
+    if not changed:
+        return Freezing()
+    encoder, what = encoder_of(network), ", ".join(changed)
+    if encoder is None:
+        raise ConfigError(
+            f"{what}: {type(network).__name__} has no encoder to treat apart; set self.encoder to "
+            "a notan.models.base.Encoder, or leave the setting out"
+        )
+    kept = _changed(settings, FREEZING)
+    learned = settings.pretrained or settings.encoder_weights is not None
+    if kept and not (learned or own_model):
+        raise ConfigError(
+            f"{', '.join(kept)}: the encoder starts from random weights, and frozen it would stay "
+            "so; start it from published ones (--encoder efficientnet_lite0 --pretrained) or a "
+            "file's (train.encoder_weights), or leave the setting out"
+        )
+    if settings.freeze_epochs and _is_all(encoder, network):
+        raise ConfigError(
+            f"{what}: {type(network).__name__} has no weights beside its encoder's, so nothing "
+            "would learn while that is frozen; leave train.freeze_epochs out"
+        )
+    _require_stages(encoder, _changed(settings, BY_STAGE), settings.frozen_stages)
+    freezing = Freezing(
+        encoder,
+        settings.freeze_epochs,
+        stages=settings.frozen_stages,
+        statistics=settings.freeze_encoder_batchnorm,
+    )
+    freezing.warn_of_end(settings.epochs)
+    return freezing
+
+
+def _require_stages(encoder: Encoder, asked: list[str], frozen: int) -> None:
+    """Refuse settings that go by the encoder's stages where those are unknown, or too few."""
+    stages = len(encoder.strides)
+    if asked and len(encoder.stages()) < stages:
+        raise ConfigError(
+            f"{', '.join(asked)}: it is not known which of the encoder's weights make which of its "
+            "feature maps; leave the setting out, train.encoder_lr_multiplier slows all of the "
+            "encoder down"
+        )
+    if frozen >= stages:
+        raise ConfigError(
+            f"train.frozen_stages = {frozen}: this encoder has {stages} stages, of which one at "
+            f"least must learn; give at most {stages - 1}, or keep all of it as it came by "
+            "train.freeze_epochs"
+        )
+
+
+def _changed(settings: Train, names: tuple[str, ...]) -> list[str]:
+    """Say which of some settings are not at their defaults."""
+    fields = type(settings).model_fields
+    return [
+        f"train.{name} = {value}"
+        for name in names
+        if (value := getattr(settings, name)) != fields[name].default
+    ]
+
+
+def _is_all(encoder: Encoder, network: nn.Module) -> bool:
+    inside = {id(weight) for weight in encoder.parameters()}
+    return all(id(weight) in inside for weight in network.parameters() if weight.requires_grad)

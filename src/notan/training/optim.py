@@ -1,0 +1,211 @@
+"""Throughput: how fast a training with a time limit goes, and how far."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from notan.models.base import encoder_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from notan.config import Train
+
+SHORTEST = 1e-9
+"""Seconds of a step, for a clock too coarse to see one."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How fast a training goes, and how far; noted at one step, it holds until the next note.
+
+    Attributes:
+        step: Steps since the start of the run when it was noted.
+        trained: Seconds that they took.
+        left: Seconds of further steps that are left.
+        step_seconds: What a step takes at present.
+    """
+
+    step: int
+    trained: float
+    left: float
+    step_seconds: float
+
+    @property
+    def steps(self) -> float:
+        """Steps of the whole training, at the present speed; at least one."""
+        return max(1.0, (self.trained + self.left) / self.step_seconds)
+
+    def share(self, steps: float) -> float:
+        """Return the share (0..1) of the training time that is over after so many steps."""
+        whole = max(self.trained + self.left, SHORTEST)
+        trained = self.trained + (steps - self.step) * self.step_seconds
+        return min(1.0, max(0.0, trained / whole))
+
+
+def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
+    """Return AdamW over all parameters, in groups of one learning rate each.
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+    """
+    return torch.optim.AdamW(
+        parameter_groups(model, settings),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def parameter_groups(model: nn.Module, settings: Train) -> list[dict[str, Any]]:
+    """Divide a network's weights by how fast they learn, and from when on.
+
+    Returns:
+        Groups, each with its ``params``, the ``factor`` of its learning rate, and the epochs before
+        it ``starts`` to learn; one where the settings treat no encoder apart. They keep the order
+        of the network's weights, by which a state knows whose moments are whose, so that a run may
+        go on with other rates.
+    """
+    encoder = encoder_of(model)
+    pace: dict[nn.Parameter, tuple[float, int]] = {}
+    for depth, stage in enumerate(reversed(encoder.stages() if encoder else [])):
+        factor = settings.encoder_lr_multiplier * settings.layer_lr_decay**depth
+        for module in stage:
+            pace |= dict.fromkeys(module.parameters(), (factor, settings.freeze_epochs))
+    return [
+        {"params": list(weights), "factor": factor, "starts": starts}
+        for (factor, starts), weights in groupby(
+            model.parameters(), key=lambda weight: pace.get(weight, (1.0, 0))
+        )
+    ]
+
+
+LONGEST_WARMUP = 0.1
+"""Share of a training with a time limit that the warm-up may take."""
+
+
+class Schedule:
+    """Sets the learning rates before each step, as a function of the steps done and nothing else.
+
+    Attributes:
+        lowered: What the guard has multiplied the learning rate by.
+        steps: Batches since the start of the run, used or skipped.
+        pace: How many steps there will be, where a time limit decides; None: the settings'
+            epochs do.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, settings: Train, steps_per_epoch: int
+    ) -> None:
+        self.optimizer = optimizer
+        self.settings = settings
+        self.steps_per_epoch = steps_per_epoch
+        self.lowered = 1.0
+        self.steps = 0
+        self.pace: Throughput | None = None
+        self.apply()
+
+    def advance(self) -> None:
+        """Go on to the next step."""
+        self.steps += 1
+        self.apply()
+
+    def apply(self) -> None:
+        """Set the learning rate of each of the optimizer's groups to its present one.
+
+        What starts late warms up when it starts: its moments are empty until then, and the first
+        steps of Adam are as long as any.
+        """
+        rate, epochs_done = self.present_rate, self.steps / self.steps_per_epoch
+        for group in self.optimizer.param_groups:
+            since = epochs_done - group["starts"]
+            warm = warm_up(self.settings, since) if group["starts"] else 1.0
+            group["lr"] = rate * group["factor"] * warm
+
+    @property
+    def present_rate(self) -> float:
+        """The learning rate of the next step, of what is not slowed down."""
+        return self.rate_after(self.steps / self.steps_per_epoch)
+
+    def rate_after(self, epochs_done: float) -> float:
+        """Return the learning rate after so many epochs, with fractions."""
+        rate = self.settings.learning_rate * self.lowered
+        if self.pace is None or self.settings.schedule == "exponential":
+            return rate * rate_factor(self.settings, epochs_done)
+        share = self.pace.share(epochs_done * self.steps_per_epoch)
+        warmup = self.settings.warmup_epochs * self.steps_per_epoch / self.pace.steps
+        return rate * cosine_factor(share, 1.0, min(warmup, LONGEST_WARMUP))
+
+
+def rate_factor(settings: Train, epochs_done: float) -> float:
+    """Return what the learning rate is multiplied by.
+
+    Args:
+        settings: ``exponential`` falls by ``gamma`` after each whole epoch; ``cosine`` rises
+            from near 0 over ``warmup_epochs``, then falls to 0 as half a cosine.
+        epochs_done: Since the start, with fractions.
+    """
+    if settings.schedule == "exponential":
+        return settings.gamma ** math.floor(epochs_done)
+    return cosine_factor(epochs_done, settings.epochs, min(settings.warmup_epochs, settings.epochs))
+
+
+def cosine_factor(done: float, whole: float, warmup: float) -> float:
+    """Return the cosine schedule's factor; the three are epochs, or shares of a training."""
+    if done < warmup:
+        return _rise(done, warmup)
+    remaining = max(whole - warmup, 1e-9)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / remaining)))
+
+
+def warm_up(settings: Train, epochs_done: float) -> float:
+    """Return the share of its learning rate that something has after so many epochs of learning.
+
+    It rises from near 0 over ``warmup_epochs`` where the schedule is ``cosine``, the only one that
+    warms up.
+    """
+    warmup = min(settings.warmup_epochs, settings.epochs)
+    if settings.schedule == "exponential" or epochs_done >= warmup:
+        return 1.0
+    return _rise(epochs_done, warmup)
+
+
+def _rise(done: float, warmup: float) -> float:
+    return max(done / warmup, 0.01)
+
+
+class WeightAverage:
+    """Keeps a second model whose weights follow the first one's slowly.
+
+    Attributes:
+        model: The averaged model, on the same device; never trained itself.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Start from a model's present weights.
+
+        Args:
+            model: The one that is trained.
+            decay: The share of the average that is kept at each step, below 1; 0.99 looks back
+                over about 100 steps. In the first steps it is less, so that the random start
+                is soon forgotten.
+        """
+        self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's weights after a step."""
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 10))
+        current = model.state_dict()
+        for name, average in self.model.state_dict().items():
+            if average.is_floating_point():
+                average.lerp_(current[name], 1 - decay)
+            else:
+                average.copy_(current[name])

@@ -1,0 +1,335 @@
+"""Training state: everything that an exact resume needs, in files that survive a crash.
+
+Training state: everything that an exact resume needs, in files that survive a crash.
+
+A state is a tree of tensors and plain values, written as safetensors with the plain part as JSON in
+the metadata and a SHA-256 over both; never a pickle. The newest two are kept, each written whole or
+not at all, so that one intact state is always there.
+
+Progress: where a training stands, and how all of it is put into a state and taken out again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from notan.config import run_to_toml
+from notan.errors import CheckpointError
+from notan.io.write import storage_errors, write_bytes
+from notan.modelfile.card import hash_weights
+from notan.training.steps import AverageMeter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from notan.training.build import Parts
+    from notan.training.guard import Guard
+    from notan.training.steps import Learned
+
+logger = logging.getLogger("notan")
+
+KEPT = 2
+TENSOR = "$tensor"
+FORMAT = "2"
+
+
+class StateFolder:
+    """The states of a run, newest first; ``last/`` in the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, step: int, tree: dict[str, Any]) -> None:
+        """Write a state and drop all but the newest two.
+
+        Args:
+            step: Optimizer steps since the start of the run; orders the files.
+            tree: Nested dicts and lists of tensors and JSON's plain values.
+
+        Raises:
+            StorageError: The state could not be written; the ones before are left as they were.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        plain = json.dumps(_take_out(tree, "", tensors))
+        metadata = {"format": FORMAT, "plain": plain, "sha256": _digest(plain, tensors)}
+        write_bytes(self.folder / f"{step:09d}.safetensors", save(tensors, metadata))
+        with storage_errors(self.folder):
+            for old in self.files()[KEPT:]:
+                old.unlink(missing_ok=True)
+
+    def load(self) -> dict[str, Any] | None:
+        """Read the newest intact state; None where there is none.
+
+        One that is damaged or of another version is named in a warning, and the one before taken.
+        """
+        for path in self.files():
+            try:
+                return _read(path)
+            except CheckpointError as error:
+                logger.warning("%s; going back to the state before it", error)
+        return None
+
+    def files(self) -> list[Path]:
+        """Return the states' files, newest first."""
+        return sorted(self.folder.glob("[0-9]*.safetensors"), reverse=True)
+
+    def clear(self) -> None:
+        """Remove all states.
+
+        Raises:
+            StorageError: One could not be removed.
+        """
+        with storage_errors(self.folder):
+            for path in self.files():
+                path.unlink()
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of Python's, NumPy's and PyTorch's random generators."""
+    kind, numbers, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - see seed_everything
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(numbers).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Set the random generators to what ``random_states`` returned, perhaps through JSON."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, words, *rest = states["numpy"]
+    np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's moments, each in its weight's own memory layout; settings stay.
+
+    The layout decides in which order vector instructions run over the numbers, and so the last
+    bit of the result.
+    """
+    moments_of = {int(key): value for key, value in state["state"].items()}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments_of})
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if torch.is_tensor(value):
+                same = value.shape == weight.shape
+                moments[name] = torch.empty_like(weight if same else value).copy_(value)
+
+
+def clone_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of a model's weights and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _take_out(node: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401
+    """Return a tree without its tensors, which are put aside under the paths to them."""
+    if torch.is_tensor(node):
+        tensors[name] = node.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {TENSOR: name}
+    if isinstance(node, dict):
+        return {str(key): _take_out(value, f"{name}/{key}", tensors) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_take_out(value, f"{name}/{number}", tensors) for number, value in enumerate(node)]
+    return node
+
+
+def _put_back(node: Any, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401
+    if isinstance(node, dict):
+        if TENSOR in node:
+            return tensors[node[TENSOR]]
+        return {key: _put_back(value, tensors) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_put_back(value, tensors) for value in node]
+    return node
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["format"] != FORMAT:
+            raise CheckpointError(f"{path}: the state was written by another version of notan")
+        plain = metadata["plain"]
+        if metadata["sha256"] != _digest(plain, tensors):
+            raise CheckpointError(f"{path}: the state is damaged (SHA-256 differs)")
+        tree: dict[str, Any] = _put_back(json.loads(plain), tensors)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: the state is damaged ({error})") from error
+    return tree
+
+
+def _digest(plain: str, tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(f"{hash_weights(tensors)} {plain}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation Dice so far.
+
+    Attributes:
+        dice: Mean over the validation images, at their own size.
+        epoch: The epoch it is from, counted from 1.
+        averaged: Whether the weight average scored it.
+        all_foreground_dice: What calling every pixel foreground would score.
+    """
+
+    dice: float
+    epoch: int
+    averaged: bool
+    all_foreground_dice: float
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        epoch: The epoch that is being trained, counted from 1.
+        batch: Batches of it that are done.
+        step: Batches since the start of the run.
+        seconds: Time spent on this epoch so far.
+        earlier_seconds: Time spent on the epochs before it.
+        means: Losses of this epoch so far.
+        best: The best epoch so far.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    earlier_seconds: float = 0.0
+    means: AverageMeter = field(default_factory=AverageMeter)
+    best: Best | None = None
+
+    def next_epoch(self) -> None:
+        """Go on to the first batch of the next epoch."""
+        self.earlier_seconds += self.seconds
+        self.epoch += 1
+        self.batch, self.seconds, self.means = 0, 0.0, AverageMeter()
+
+
+def capture(
+    parts: Parts, progress: Progress, guard: Guard | None, good: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return all that the rest of a training depends on, as a tree for a StateFolder.
+
+    Args:
+        parts: The weights and what changes them.
+        progress: The place in the training.
+        guard: What it has seen.
+        good: The weights that it would go back to.
+    """
+    return {
+        "run": run_to_toml(parts.run),
+        "images": fingerprints(parts),
+        "teacher": parts.teacher and parts.teacher.identity,
+        "encoder_start": parts.start and asdict(parts.start),
+        "unlabelled": parts.data_card.unlabelled_fingerprint,
+        **capture_learning(parts, progress, guard, good),
+    }
+
+
+def capture_learning(
+    parts: Learned, progress: Progress, guard: Guard | None, good: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return the part of a state that does not depend on what is learned; see ``capture``."""
+    return {
+        "progress": asdict(progress),
+        **weights_of(parts),
+        **optimization_state(parts),
+        "guard": guard and guard.state(),
+        "good": good,
+        "random": random_states(),
+    }
+
+
+def weights_of(parts: Learned) -> dict[str, Any]:
+    """Return copies of the weights and of their average."""
+    average = parts.average
+    return {
+        "model": clone_weights(parts.model),
+        "average": average and {"steps": average.steps, "model": clone_weights(average.model)},
+    }
+
+
+def fingerprints(parts: Parts) -> list[str]:
+    """Say which images are trained and validated on."""
+    return [parts.data_card.training_fingerprint, parts.data_card.validation_fingerprint]
+
+
+def optimization_state(parts: Learned) -> dict[str, Any]:
+    """Return the state of optimizer, schedule and scaler; the moments are copies."""
+    optimization = parts.optimization
+    return {
+        "optimizer": _copied(optimization.optimizer.state_dict()),
+        "schedule": {
+            "lowered": optimization.schedule.lowered,
+            "steps": optimization.schedule.steps,
+        },
+        "scaler": optimization.scaler.state_dict(),
+    }
+
+
+def restore(parts: Learned, tree: dict[str, Any], guard: Guard | None) -> Progress:
+    """Put a training back to where ``capture`` found it, to the last bit."""
+    restore_weights(parts, tree)
+    restore_optimizer(parts.optimization.optimizer, tree["optimizer"])
+    parts.optimization.scaler.load_state_dict(tree["scaler"])
+    schedule = parts.optimization.schedule
+    schedule.lowered, schedule.steps = tree["schedule"]["lowered"], tree["schedule"]["steps"]
+    schedule.apply()
+    if guard and tree["guard"]:
+        guard.restore(tree["guard"])
+    restore_random_states(tree["random"])
+    fields = tree["progress"]
+    best = fields["best"]
+    return Progress(
+        **{**fields, "means": AverageMeter(**fields["means"]), "best": best and Best(**best)}
+    )
+
+
+def restore_weights(parts: Learned, tree: dict[str, Any]) -> None:
+    """Put back what ``weights_of`` returned.
+
+    Raises:
+        CheckpointError: They are another network's.
+    """
+    try:
+        parts.model.load_state_dict(tree["model"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            "the state of this run does not fit the network; resume with the model settings, "
+            "or the module, that it was started with"
+        ) from error
+    if parts.average and tree["average"]:
+        parts.average.steps = tree["average"]["steps"]
+        parts.average.model.load_state_dict(tree["average"]["model"])
+
+
+def _copied(node: Any) -> Any:  # noqa: ANN401 - any tree
+    """Copy a tree, tensors too: an optimizer's own state goes on changing."""
+    if torch.is_tensor(node):
+        return node.detach().clone()
+    if isinstance(node, dict):
+        return {key: _copied(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_copied(value) for value in node]
+    return node

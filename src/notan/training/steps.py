@@ -1,0 +1,249 @@
+"""One step, one pass over the training images, and one over the validation images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from tqdm import tqdm
+
+from notan.errors import DivergedError
+from notan.metrics import Counts
+from notan.modelfile.postprocess import sigmoid
+from notan.training.fine_tuning import Freezing
+from notan.training.semi_supervised import add_agreement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torch import Tensor, nn
+
+    from notan.data.batches import Batch, BatchLoader, Target
+    from notan.data.samples import Source
+    from notan.losses import Loss, LossValue
+    from notan.prediction.backends import Array, Backend
+    from notan.runtime import Precision
+    from notan.training.optim import Schedule, WeightAverage
+    from notan.types import Images
+
+Criterion: TypeAlias = "Callable[[Images, Tensor, Tensor, Tensor | None], LossValue]"
+"""From a network's answer, targets, valid pixels and a teacher's word to what is made small."""
+
+THRESHOLD = 0.5
+"""Probability from which a pixel is foreground while training; its end chooses a better one."""
+
+ADVICE = "try a smaller --learning-rate, train.precision=fp32, or --detect-anomaly to find where"
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What a training step changes the network with.
+
+    Attributes:
+        optimizer: Holds the weights and their moments.
+        schedule: Advanced after every batch, used or skipped.
+        scaler: Scales float16's losses; does nothing in other arithmetic.
+        precision: Device and arithmetic of the network.
+        gradient_clip: Largest norm of the gradient of all weights together; None: any.
+        freezing: What it leaves as it is.
+    """
+
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    precision: Precision
+    gradient_clip: float | None
+    freezing: Freezing = field(default_factory=Freezing)
+
+
+class Learned(Protocol):
+    """What a loop changes, and what with."""
+
+    @property
+    def model(self) -> nn.Module:
+        """On its device."""
+
+    @property
+    def average(self) -> WeightAverage | None:
+        """The moving average of the weights, where one is kept."""
+
+    @property
+    def optimization(self) -> Optimization:
+        """Optimizer, schedule and arithmetic."""
+
+    @property
+    def training_batches(self) -> BatchLoader:
+        """Shuffled and varied."""
+
+    @property
+    def validation(self) -> Source:
+        """The images that are kept back."""
+
+    def describe(self) -> str:
+        """Say in a line what will learn from what, where."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of a pass over the validation images, each a mean over images.
+
+    Attributes:
+        losses: By name, at the model's size.
+        dice: At the images' own size.
+        iou: Likewise.
+        all_foreground_dice: What calling every pixel foreground would score.
+    """
+
+    losses: dict[str, float]
+    dice: float
+    iou: float
+    all_foreground_dice: float
+
+
+@dataclass
+class AverageMeter:
+    """Means of named losses, weighted by the number of images."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+
+    def add(self, value: LossValue, images: int) -> None:
+        """Count in the losses of a batch."""
+        for name, term in (("loss", value.total), *value.terms.items()):
+            self.sums[name] = self.sums.get(name, 0.0) + term.item() * images
+        self.images += images
+
+    def result(self) -> dict[str, float]:
+        """Return the mean of each loss by name; ``loss`` is the weighted sum."""
+        return {name: total / self.images for name, total in self.sums.items()}
+
+
+class Watcher(Protocol):
+    """Is asked about every step before the weights change, and told after it."""
+
+    def allows(self, batch: Batch, value: LossValue, gradient_norm: float) -> bool:
+        """Say whether to change the weights; if not, the batch is skipped."""
+
+    def after_step(self, batch: Batch, value: LossValue, *, taken: bool) -> None:
+        """Count a step, whether it was taken or skipped."""
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss: Criterion,
+    optimization: Optimization,
+    watcher: Watcher,
+) -> None:
+    """Train on every batch once.
+
+    Args:
+        model: Changed in place.
+        batches: In the order to train in.
+        loss: What to make small.
+        optimization: Optimizer, schedule and arithmetic.
+        watcher: Sees every step; what it raises ends the epoch.
+    """
+    for batch in batches:
+        optimization.freezing.set_mode(model)
+        train_step(model, batch, loss, optimization, watcher)
+
+
+def train_step(
+    model: nn.Module, batch: Batch, loss: Criterion, optimization: Optimization, watcher: Watcher
+) -> None:
+    """Take one step down the gradient of one batch's loss, if the watcher allows it."""
+    scaler, optimizer = optimization.scaler, optimization.optimizer
+    # An image of NaN would stay in batch norm's statistics long after its batch was skipped.
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    optimizer.zero_grad(set_to_none=True)
+    value = compute_loss(model, batch, loss, optimization.precision)
+    scaler.scale(value.total).backward()  # type: ignore[no-untyped-call]
+    scaler.unscale_(optimizer)
+    norm = _gradient_norm(model, optimization)
+    taken = watcher.allows(batch, value, norm)
+    if taken:
+        scaler.step(optimizer)
+    else:
+        with torch.no_grad():
+            for buffer, before in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+    scaler.update()
+    optimization.schedule.advance()
+    watcher.after_step(batch, value, taken=taken)
+
+
+def compute_loss(
+    model: nn.Module, batch: Batch, loss: Criterion, precision: Precision
+) -> LossValue:
+    """Run the network on a batch, on its device and in its arithmetic.
+
+    Images without masks go through it in one pass with the others, as in Tarvainen and Valpola
+    2017 (arXiv:1703.01780): in passes of their own, batch norm would normalise each kind by itself,
+    and the running statistics, which predict, would be those of neither.
+    """
+    device, unlabelled = precision.device, batch.unlabelled
+    images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    if unlabelled is not None:
+        varied = unlabelled.varied.to(device, memory_format=torch.channels_last, non_blocking=True)
+        images = torch.cat([images, varied])
+    targets = batch.targets.to(device, non_blocking=True)
+    valid = batch.valid.to(device, non_blocking=True)
+    with precision.autocast():
+        logits = model(images)
+    count = len(batch.images)
+    value = loss(logits[:count], targets, valid, batch.soft)
+    return value if unlabelled is None else add_agreement(value, logits[count:], unlabelled)
+
+
+def _gradient_norm(model: nn.Module, optimization: Optimization) -> float:
+    """Return the norm of all gradients, and clip them to the largest allowed."""
+    weights = [weight for weight in model.parameters() if weight.grad is not None]
+    norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    if optimization.gradient_clip is not None:
+        clip_grads_with_norm_(weights, optimization.gradient_clip, norm)
+    if optimization.scaler.is_enabled() and not torch.isfinite(norm):
+        return 0.0  # float16's scaler skips such a step itself and scales less from then on
+    return norm.item()
+
+
+def validate(backend: Backend, batches: Iterable[Batch], loss: Loss) -> Validation:
+    """Score every validation image at its own size, by the Predictor's own path.
+
+    Args:
+        backend: The network in evaluation mode.
+        batches: Images without augmentation.
+        loss: Computed at the model's size.
+
+    Raises:
+        DivergedError: The network's answer is no number.
+    """
+    means, counts, blind = AverageMeter(), list[Counts](), list[Counts]()
+    bar = tqdm(batches, desc="validating", unit="batch", leave=False, disable=None)
+    for batch in bar:
+        logits = backend(batch.images.numpy())
+        if not np.isfinite(logits).all():
+            names = tuple(truth.name for truth in batch.truths)
+            raise DivergedError(
+                f"the network answers {', '.join(names[:4])} with no numbers; {ADVICE}", names
+            )
+        means.add(loss(torch.from_numpy(logits), batch.targets, batch.valid), len(batch.truths))
+        counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths))
+        blind.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
+    return Validation(
+        means.result(),
+        dice=fmean(count.dice for count in counts),
+        iou=fmean(count.iou for count in counts),
+        all_foreground_dice=fmean(count.dice for count in blind),
+    )
+
+
+def _counts(probabilities: Array, truths: Iterable[Target]) -> Iterator[Counts]:
+    """Count each image's pixels at its own size."""
+    for probability, truth in zip(probabilities, truths, strict=True):
+        prediction = truth.placement.restore(probability) >= THRESHOLD
+        yield Counts.of(prediction, truth.mask, truth.ignore)

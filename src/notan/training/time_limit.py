@@ -1,0 +1,276 @@
+"""The time limit: the time in which a training ends, with all that comes before it and after it.
+
+A time limit buys three things: the start of the command, steps with validations between them, and
+the
+end: the last validation, the choice of threshold and the report. What the end will take is timed
+before the first step, on an image or two; what is left is for the steps. How fast those go is
+noted again and again, and the learning rate between two notes is a function of the steps alone, so
+that a training which is stopped goes on with the same rates.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from notan.training.optim import SHORTEST, Throughput
+
+if TYPE_CHECKING:
+    from notan.training.optim import Schedule
+    from notan.training.state import Progress
+
+MARGIN = 1.2
+"""Times what the end is expected to take: what is kept for it."""
+
+APART = 4.0
+"""Time of steps between two validations, over what one takes: they take a fifth of the time."""
+
+STRETCHES = 32
+"""Notes of the speed in a training, or a few more."""
+
+REPORTING = 0.5
+"""Time that a report takes to score images, over the time that the choice on them takes."""
+
+MOST_FOR_REPORT, MOST_FOR_CHOICE = 0.5, 0.75
+"""Shares of the time left after the start: an end that takes more goes without the report, or
+without the choice of threshold too."""
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What surrounds a training, which its time limit pays for too.
+
+    Attributes:
+        began: The moment at which the command began, by ``time.monotonic()``.
+        report_seconds: What a report will take after the training, beside scoring the validation
+            images; 0: there will be none.
+        leaving_seconds: What the process takes to end.
+    """
+
+    began: float = field(default_factory=lambda: time.monotonic())
+    report_seconds: float = 0.0
+    leaving_seconds: float = 0.0
+
+
+@dataclass
+class Spent:
+    """What a time limit has been spent on; saved in the state.
+
+    Attributes:
+        time_limit: The whole time limit that ``report`` and ``choice`` were decided for.
+        total: Seconds, those of earlier calls of the command included.
+        trained: Seconds of it on steps.
+        validated: What ``trained`` was at the last validation.
+        validating: Seconds that a validation takes: expected, then measured.
+        choosing: Seconds that the choice of threshold is expected to take; None: not yet timed.
+        report: Whether time is kept for the report.
+        choice: Whether time is kept for the choice of threshold.
+        rate: The learning rate with which the present epoch began.
+    """
+
+    time_limit: float = 0.0
+    total: float = 0.0
+    trained: float = 0.0
+    validated: float = 0.0
+    validating: float = 0.0
+    choosing: float | None = None
+    report: bool = True
+    choice: bool = True
+    rate: float = 0.0
+
+
+class TimeLimit:
+    """Divides a time among steps, validations and the end of a training."""
+
+    def __init__(self, seconds: float, overhead: Overhead, schedule: Schedule) -> None:
+        """Take what there is to divide.
+
+        Args:
+            seconds: From the beginning of the command to its end.
+            overhead: What goes on before and after the training.
+            schedule: Of the learning rate; gets the pace of the training at every note.
+        """
+        self.seconds = seconds
+        self.overhead = overhead
+        self.schedule = schedule
+        self.spent = Spent()
+        self._before = 0.0
+        self._moment = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``restore`` takes up."""
+        pace = self.schedule.pace
+        return {"spent": asdict(self.spent) | {"total": self.total}, "pace": pace and asdict(pace)}
+
+    def restore(self, state: dict[str, Any] | None, progress: Progress) -> None:
+        """Take up what an earlier call of the command has spent.
+
+        Args:
+            state: What ``state`` returned; None: that call had no time limit.
+            progress: Where it stood; what its epochs took counts then.
+        """
+        if state:
+            self.spent = Spent(**state["spent"])
+            self.schedule.pace = state["pace"] and Throughput(**state["pace"])
+            self.schedule.apply()
+        else:
+            earlier = progress.earlier_seconds
+            trained = earlier + progress.seconds
+            rate = self.schedule.present_rate
+            self.spent = Spent(total=trained, trained=trained, validated=earlier, rate=rate)
+        self._before = self.spent.total
+
+    @property
+    def total(self) -> float:
+        """Seconds that are spent."""
+        return self._before + time.monotonic() - self.overhead.began
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; below 0 where the time limit was too small."""
+        return self.seconds - self.total
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is known what the end will take."""
+        return self.spent.choosing is not None
+
+    def expect(self, choosing: float, validating: float) -> None:
+        """Say what the choice of threshold and a validation are expected to take, in seconds."""
+        self.spent.choosing, self.spent.validating = choosing, validating
+
+    def plan(self) -> None:
+        """Decide what the end consists of, once for each time limit."""
+        if self.spent.time_limit == self.seconds:
+            return
+        spent = self.spent
+        spent.time_limit, spent.report, spent.choice = self.seconds, True, True
+        spent.report = self.end <= MOST_FOR_REPORT * self.left
+        spent.choice = spent.report or self.end <= MOST_FOR_CHOICE * self.left
+
+    @property
+    def end(self) -> float:
+        """Seconds to keep for what comes after the last step."""
+        spent, report = self.spent, self.overhead.report_seconds
+        choosing = spent.choosing or 0.0
+        end = spent.validating + self.overhead.leaving_seconds
+        if spent.choice:
+            end += choosing
+        if spent.report and report > 0:
+            end += report + REPORTING * choosing
+        return MARGIN * end
+
+    def begin_steps(self, *, anew: bool) -> None:
+        """Begin an epoch's steps, or the rest of them: from here on time counts as theirs.
+
+        Args:
+            anew: Whether the epoch begins; the speed is noted then, as there was a validation or
+                a stop before it.
+        """
+        self._moment = time.monotonic()
+        if anew:
+            self.note()
+            self.spent.rate = self.schedule.present_rate
+
+    def history(self) -> dict[str, float]:
+        """Return what belongs into an epoch's line of the history."""
+        pace = self.schedule.pace
+        speed = {"time_limit/step_seconds": pace.step_seconds} if pace else {}
+        return {**speed, "time_limit/seconds": self.total, "time_limit/steps_left": self.steps_left}
+
+    def after_step(self) -> bool:
+        """Count a step's time, and note the speed when it is time to.
+
+        Returns:
+            Whether it was noted.
+        """
+        now = time.monotonic()
+        self.spent.trained += now - self._moment
+        self._moment = now
+        pace, steps = self.schedule.pace, self.schedule.steps
+        if pace is None or steps - pace.step >= min(pace.step, pace.steps / STRETCHES):
+            self.note()
+            return True
+        return False
+
+    def after_validation(self) -> None:
+        """Count what has been done since the last step as a validation."""
+        self.spent.validating = time.monotonic() - self._moment
+        self.spent.validated = self.spent.trained
+
+    def note(self) -> None:
+        """Note how fast the steps go and how many are left: the learning rate follows."""
+        schedule, trained = self.schedule, self.spent.trained
+        before, steps = schedule.pace, schedule.steps
+        since = (before.step, before.trained) if before else (0, 0.0)
+        if steps > since[0]:
+            step_seconds = max((trained - since[1]) / (steps - since[0]), SHORTEST)
+        elif before:
+            step_seconds = before.step_seconds
+        else:
+            return
+        most = schedule.settings.epochs * schedule.steps_per_epoch - steps
+        left = max(0.0, min(self._for_steps(step_seconds), most * step_seconds))
+        schedule.pace = Throughput(steps, trained, left, step_seconds)
+        schedule.apply()
+
+    def _for_steps(self, step_seconds: float) -> float:
+        """Return the seconds that are left for steps, beside the validations between them."""
+        time_left = self.left - self.end
+        validating = self.spent.validating
+        epoch = step_seconds * self.schedule.steps_per_epoch
+        between = epoch * max(1, math.ceil(self._apart / epoch))
+        since = self.spent.trained - self.spent.validated
+        validations = max(0, int((since + time_left) // (between + validating)))
+        return time_left - validations * validating
+
+    @property
+    def _apart(self) -> float:
+        """Seconds of steps that have to lie between two validations."""
+        return APART * self.spent.validating
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time for steps is over: one more would be too much. Never before the first.
+
+        Read before a step, or before an epoch.
+        """
+        pace = self.schedule.pace
+        return pace is not None and self.left - self.end < pace.step_seconds
+
+    @property
+    def wants_validation(self) -> bool:
+        """Whether validations would not take too much of the time if one were made now."""
+        return self.spent.trained - self.spent.validated >= self._apart
+
+    @property
+    def has_validated(self) -> bool:
+        """Whether no step was taken since the last validation."""
+        return self.spent.validated == self.spent.trained
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that still fit; 0: the training is over."""
+        pace = self.schedule.pace
+        if pace is None:
+            return 1
+        return 0 if self.is_over else max(1, int(pace.left / pace.step_seconds))
+
+    def in_words(self) -> str:
+        """Say how much is in the time limit, what it has been spent on and what fits."""
+        start = (
+            f"a time limit of {self.seconds:g} s: {self.total:.0f} s are spent, about "
+            f"{self.end:.0f} s are kept for the end"
+        )
+        pace = self.schedule.pace
+        if pace is None:
+            return start
+        return f"{start}; about {pace.steps:.0f} steps fit between them, {self.epochs:.1f} epochs"
+
+    @property
+    def epochs(self) -> float:
+        """Epochs that fit, as far as the speed is known; 0 before that."""
+        pace = self.schedule.pace
+        return pace.steps / self.schedule.steps_per_epoch if pace else 0.0

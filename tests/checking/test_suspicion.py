@@ -1,0 +1,141 @@
+"""The ranking, by a stub that knows the truth and by numbers made up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from notan.checking.suspicion import Explanation, Judgement, dilate, erode, judge_all, rank
+from notan.data.samples import Sample
+from notan.data.synthetic import DrawnSource
+from notan.modelfile.postprocess import Postprocessing
+from notan.prediction.predictor import Prediction
+
+if TYPE_CHECKING:
+    from notan.types import Mask
+
+IMAGES = [sample for sample in DrawnSource(24, size=(64, 64)) if 0.05 < sample.mask.mean() < 0.6]
+
+
+def sure(truth: Mask) -> Prediction:
+    """Predict as a network that knows the truth and is fairly sure of it."""
+    return Prediction(np.where(truth, 0.95, 0.05).astype(np.float32), Postprocessing())
+
+
+def judged(spoilt: dict[int, Mask], predicted: list[Mask] | None = None) -> list[Judgement]:
+    truths = predicted or [sample.mask for sample in IMAGES]
+    samples = [
+        replace(sample, mask=spoilt.get(place, sample.mask)) for place, sample in enumerate(IMAGES)
+    ]
+    return judge_all(zip(samples, map(sure, truths), strict=True))
+
+
+def test_planted_faults_come_first_with_their_names() -> None:
+    masks = [sample.mask for sample in IMAGES]
+    spoilt = {
+        0: ~masks[0],
+        3: np.roll(masks[3], (9, -6), axis=(0, 1)),
+        5: masks[8],
+        8: masks[5],
+    }
+    ranking = rank(judged(spoilt))
+    found = {each.judgement.name: each for each in ranking.suspects[:4]}
+    kinds = {IMAGES[0].name: "inverted", IMAGES[3].name: "shifted"}
+    kinds |= {IMAGES[5].name: "swapped", IMAGES[8].name: "swapped"}
+    assert {name: each.explanation and each.explanation.kind for name, each in found.items()} == (
+        kinds
+    )
+    assert {each.judgement.name for each in ranking.beyond_cut} == set(kinds)
+    assert "shifted by 9 down, 6 left" in found[IMAGES[3].name].in_words()
+
+
+def test_healthy_masks_are_all_beneath_the_cut_without_explanations() -> None:
+    ranking = rank(judged({}))
+    assert ranking.beyond_cut == ()
+    assert all(each.explanation is None for each in ranking.suspects)
+    assert len(ranking.suspects) == len(IMAGES)
+
+
+def test_a_network_that_draws_everything_fat_accuses_nobody_but_the_thin_mask() -> None:
+    masks = [sample.mask for sample in IMAGES]
+    fat = [dilate(mask, 2) for mask in masks]
+    thickest = max(range(len(masks)), key=lambda place: float(erode(masks[place], 5).mean()))
+    healthy = rank(judged({}, predicted=fat))
+    assert healthy.beyond_cut == ()
+    found = rank(judged({thickest: erode(masks[thickest], 5)}, predicted=fat)).suspects[0]
+    assert found.judgement.name == IMAGES[thickest].name
+    assert found.explanation
+    assert found.explanation.kind == "eroded"
+
+
+def made_up(name: str, dice: float, expected: float, *explanations: Explanation) -> Judgement:
+    return Judgement(name, dice, expected, {each.kind: each for each in explanations})
+
+
+HEALTHY = [made_up(f"h{place}", 0.9 - place / 1000, 0.9) for place in range(9)]
+
+
+def test_a_sure_disagreement_is_reported_in_words_without_an_explanation() -> None:
+    suspect = rank([*HEALTHY, made_up("odd", 0.2, 0.9)]).suspects[0]
+    assert suspect.judgement.name == "odd"
+    assert suspect.in_words() == (
+        "disagrees with the model (Dice 0.20, where the model expects 0.90 of itself)"
+    )
+
+
+def test_an_unsure_network_accuses_nobody() -> None:
+    ranking = rank([*HEALTHY, made_up("hard", 0.2, 0.25)])
+    assert ranking.beyond_cut == ()
+
+
+def test_a_network_that_has_lost_its_way_is_ranked_high_but_not_reported() -> None:
+    unsure = [made_up(f"u{place}", 0.9, 0.6) for place in range(9)]
+    ranking = rank([*unsure, made_up("lost", 0.0, 0.2)])
+    assert ranking.suspects[0].judgement.name == "lost"
+    assert ranking.suspects[0].score > ranking.typical.cut
+    assert ranking.beyond_cut == ()
+
+
+def test_a_gain_that_leaves_the_mask_in_disagreement_explains_nothing() -> None:
+    poor = Explanation("shifted", 0.05, 0.3, down=4)
+    suspect = rank([*HEALTHY, made_up("hard", 0.05, 0.1, poor)]).suspects[0]
+    assert suspect.explanation is None
+
+
+def test_it_takes_two_to_swap() -> None:
+    swap = Explanation("swapped", 0.1, 0.8, other="partner")
+    turned = Explanation("inverted", 0.1, 0.9)
+    shift = Explanation("shifted", 0.2, 0.8, down=4)
+    back = Explanation("swapped", 0.1, 0.8, other="odd")
+    odd = made_up("odd", 0.1, 0.9, swap, shift)
+    for partner, kind in (
+        (made_up("partner", 0.1, 0.9, turned, back), "shifted"),
+        (made_up("partner", 0.1, 0.9, back), "swapped"),
+    ):
+        ranked = {each.judgement.name: each for each in rank([*HEALTHY, odd, partner]).suspects}
+        found = ranked["odd"].explanation
+        assert found
+        assert found.kind == kind
+
+
+def test_the_order_of_equal_scores_is_that_of_the_names() -> None:
+    names = [each.judgement.name for each in rank([*reversed(HEALTHY)]).suspects]
+    assert names == [each.judgement.name for each in rank(HEALTHY).suspects]
+
+
+def test_what_is_ignored_counts_for_nothing() -> None:
+    sample = IMAGES[0]
+    ignore = np.zeros_like(sample.mask)
+    ignore[:20] = True
+    unsure = np.where(ignore, 0.5, np.where(sample.mask, 1, 0)).astype(np.float32)
+    spoilt = replace(sample, mask=sample.mask ^ ignore, ignore=ignore)
+    (judgement,) = judge_all([(spoilt, Prediction(unsure, Postprocessing()))])
+    assert judgement.dice == 1.0
+    assert judgement.expected_dice == 1.0
+
+
+def test_a_single_image_can_be_ranked() -> None:
+    sample = Sample("one", np.zeros((4, 4, 3), np.uint8), np.eye(4, dtype=bool))
+    assert rank(judge_all([(sample, sure(sample.mask))])).suspects[0].score == 0

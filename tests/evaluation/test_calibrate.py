@@ -1,0 +1,181 @@
+"""choose_postprocessing: what validation decides, and what it leaves alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.special import expit
+
+from notan.data.samples import Sample, Source
+from notan.evaluation.calibrate import FEWEST_TO_TRY, choose_postprocessing
+from notan.metrics import Counts
+from notan.modelfile.postprocess import Postprocessing
+from notan.modelfile.preprocess import Preprocessor
+from notan.prediction.predictor import Predictor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from notan.prediction.backends import Array
+    from notan.types import Mask
+
+SIDE = 48
+Blur = "Callable[[np.random.Generator], Array]"
+
+
+class Drawn(Source):
+    """Images whose red channel holds a network's logits, so that a stub can answer with them."""
+
+    def __init__(self, logits: Sequence[Array], masks: Sequence[Mask]) -> None:
+        self.samples = [
+            Sample(f"p{number}", _as_image(each), mask)
+            for number, (each, mask) in enumerate(zip(logits, masks, strict=True))
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        return [sample.name for sample in self.samples]
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def _as_image(logits: Array) -> np.ndarray:
+    red = np.clip(np.round(logits * 8 + 128), 0, 255).astype(np.uint8)
+    return np.repeat(red[..., None], 3, axis=2)
+
+
+def answers(inputs: Array) -> Array:
+    return ((inputs[:, :1] * 255 - 128) / 8).astype(np.float32)
+
+
+PLAIN = Predictor(answers, Preprocessor(image_size=None, mean=(0, 0, 0), std=(1, 1, 1), stride=1))
+
+
+def calibrated_images(number: int, *, sharper: float = 1.0, shift: float = 0.0) -> Drawn:
+    """Truths drawn from the probabilities themselves; the network's logits are then spoilt."""
+    logits, masks = [], []
+    for seed in range(number):
+        rng = np.random.default_rng(seed)
+        field = ndimage.gaussian_filter(rng.normal(size=(SIDE, SIDE)), 6)
+        true = 3 * field / field.std() - 1
+        masks.append(rng.random((SIDE, SIDE)) < expit(true))
+        logits.append(np.asarray(true * sharper + shift, dtype=np.float32))
+    return Drawn(logits, masks)
+
+
+def mean_dice(source: Drawn, postprocessing: Postprocessing) -> float:
+    predictor = PLAIN.with_postprocessing(postprocessing)
+    counts = [
+        Counts.of(prediction.mask, sample.mask)
+        for sample, prediction in predictor.predict_samples(source)
+    ]
+    return sum(count.dice for count in counts) / len(counts)
+
+
+@pytest.mark.parametrize("sharper", [0.5, 1.0, 2.5])
+def test_the_temperature_undoes_what_made_the_network_too_sure(sharper: float) -> None:
+    choice = choose_postprocessing(PLAIN, calibrated_images(12, sharper=sharper))
+    assert choice.postprocessing.temperature == pytest.approx(sharper, rel=0.1)
+    assert choice.postprocessing.bias == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("shift", [-1.5, 1.0])
+def test_the_bias_undoes_what_made_the_network_see_too_much_or_too_little(shift: float) -> None:
+    choice = choose_postprocessing(PLAIN, calibrated_images(12, shift=shift))
+    assert choice.postprocessing.bias == pytest.approx(-shift, abs=0.1)
+    assert choice.postprocessing.temperature == pytest.approx(1, rel=0.1)
+
+
+def test_the_threshold_follows_a_network_that_answers_too_low() -> None:
+    source = calibrated_images(12, shift=-2.0)
+    choice = choose_postprocessing(PLAIN, source)
+    plain, chosen = mean_dice(source, Postprocessing()), mean_dice(source, choice.postprocessing)
+    assert choice.plain_dice == pytest.approx(plain, abs=1e-9)
+    assert choice.dice == pytest.approx(chosen, abs=1e-9)
+    assert chosen > plain + 0.05
+    best = max(mean_dice(source, Postprocessing(threshold=each)) for each in np.arange(1, 20) / 20)
+    assert chosen >= best - 0.002
+    assert any(reason.startswith("threshold ") for reason in choice.reasons)
+
+
+def test_tidying_is_taken_where_it_helps_every_image() -> None:
+    logits, masks = [], []
+    for seed in range(FEWEST_TO_TRY + 2):
+        rng = np.random.default_rng(seed)
+        mask = np.zeros((SIDE, SIDE), np.bool_)
+        mask[10:30, 12 : 30 + seed] = True
+        seen = mask.copy()
+        seen[rng.integers(34, SIDE, 12), rng.integers(0, SIDE, 12)] = True  # specks
+        logits.append(np.where(seen, 6.0, -6.0).astype(np.float32))
+        masks.append(mask)
+    choice = choose_postprocessing(PLAIN, Drawn(logits, masks))
+    assert choice.postprocessing.min_component_fraction or choice.postprocessing.keep_largest
+    assert choice.dice > choice.plain_dice
+    assert any(reason.startswith("tidying: taken") for reason in choice.reasons)
+    assert any(reason.startswith("the Dice-optimal cut: not taken") for reason in choice.reasons)
+
+
+def test_nothing_is_taken_that_does_not_help_beyond_noise() -> None:
+    choice = choose_postprocessing(PLAIN, calibrated_images(12))
+    chosen = choice.postprocessing
+    assert (chosen.keep_largest, chosen.min_component_fraction, chosen.fill_holes_fraction) == (
+        False,
+        0,
+        0,
+    )
+
+
+def test_few_images_choose_nothing_and_it_is_said() -> None:
+    choice = choose_postprocessing(PLAIN, calibrated_images(4, shift=-2.0))
+    assert choice.postprocessing == Postprocessing(review_below=choice.postprocessing.review_below)
+    assert choice.reasons[0] == "4 validation images are too few to choose on: threshold 0.5"
+    assert choice.dice == choice.plain_dice
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+def test_masks_of_one_class_calibrate_nothing(foreground: bool) -> None:
+    masks = [np.full((SIDE, SIDE), foreground)] * 6
+    source = Drawn([np.zeros((SIDE, SIDE), np.float32)] * 6, masks)
+    choice = choose_postprocessing(PLAIN, source)
+    assert (choice.postprocessing.temperature, choice.postprocessing.bias) == (1, 0)
+    assert choice.reasons[0] == "no calibration: the validation masks hold one class only"
+    assert choice.dice == 1
+
+
+def test_ignored_pixels_choose_nothing() -> None:
+    source = calibrated_images(12, shift=-1.0)
+    chosen = choose_postprocessing(PLAIN, source).postprocessing
+    for number, sample in enumerate(source.samples):
+        ignored = np.zeros(sample.size, np.bool_)
+        ignored[:, : SIDE // 3] = True
+        spoilt = np.where(ignored, ~sample.mask, sample.mask)
+        kept = Sample(sample.name, sample.image, sample.mask, ignored)
+        source.samples[number] = Sample(kept.name, kept.image, spoilt, ignored)
+    again = choose_postprocessing(PLAIN, source).postprocessing
+    assert again.threshold == pytest.approx(chosen.threshold, abs=0.06)
+    assert again.temperature == pytest.approx(chosen.temperature, rel=0.1)
+
+
+def test_one_validation_image_in_ten_is_named_for_a_check() -> None:
+    source = calibrated_images(20)
+    predictor = PLAIN.with_postprocessing(choose_postprocessing(PLAIN, source).postprocessing)
+    named = [prediction.needs_review for _, prediction in predictor.predict_samples(source)]
+    assert sum(map(bool, named)) == 2
+    assert PLAIN(source.samples[0].image).needs_review is None
+
+
+def test_the_choice_can_be_stopped_between_images() -> None:
+    seen: list[int] = []
+
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        choose_postprocessing(PLAIN, calibrated_images(12), between=stop)
+    assert len(seen) == 15

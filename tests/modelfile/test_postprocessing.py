@@ -1,0 +1,217 @@
+"""Postprocessing: calibration, masks and their expected Dice, against slow references."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.special import expit
+
+from notan.modelfile.postprocess import (
+    Postprocessing,
+    dice_threshold,
+    expected_dice,
+    logit,
+    sigmoid,
+)
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from notan.types import Mask, Probability
+
+
+def random_map(seed: int, size: tuple[int, int], sharp: float = 2.0) -> Probability:
+    """Return smooth blobs of probability, as a network's are."""
+    rng = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(rng.normal(size=size), min(size) / 8)
+    field = (field - field.mean()) / (field.std() + 1e-9)
+    return np.asarray(expit(sharp * field), dtype=np.float32)
+
+
+def exact_expectation(probability: Probability, mask: Mask) -> float:
+    """Go through every truth there can be."""
+    chance, taken = probability.ravel().astype(float), mask.ravel()
+    total = 0.0
+    for truth in itertools.product((False, True), repeat=chance.size):
+        foreground = np.array(truth)
+        both = 2 * np.count_nonzero(foreground & taken)
+        whole = np.count_nonzero(foreground) + np.count_nonzero(taken)
+        total += float(np.prod(np.where(foreground, chance, 1 - chance))) * (
+            both / whole if whole else 1.0
+        )
+    return total
+
+
+def sampled_expectation(probability: Probability, mask: Mask, draws: int = 4000) -> float:
+    rng = np.random.default_rng(0)
+    truths = rng.random((draws, *probability.shape)) < probability
+    both = 2 * (truths & mask).sum(axis=(1, 2))
+    return float(np.mean(both / (truths.sum(axis=(1, 2)) + mask.sum())))
+
+
+def test_a_decision_of_nothing_is_a_threshold_of_a_half() -> None:
+    probability = random_map(0, (20, 30))
+    plain = Postprocessing()
+    assert plain.calibrate(probability) is probability
+    np.testing.assert_array_equal(plain.mask(probability), probability >= 0.5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), temperature=st.floats(0.3, 5.0), bias=st.floats(-3.0, 3.0))
+def test_calibration_moves_logits_and_keeps_the_order(
+    seed: int, temperature: float, bias: float
+) -> None:
+    probability = random_map(seed, (9, 11), sharp=2)
+    calibrated = Postprocessing(temperature=temperature, bias=bias).calibrate(probability)
+    expected = expit(np.log(probability / (1 - probability.astype(float))) / temperature + bias)
+    np.testing.assert_allclose(calibrated, expected, atol=3e-4)  # float32 near 1 is that coarse
+    order = np.argsort(probability.ravel(), kind="stable")
+    assert (np.diff(calibrated.ravel()[order]) >= 0).all()
+    assert calibrated.dtype == np.float32
+
+
+def test_certainty_stays_finite() -> None:
+    probability = np.array([[0.0, 1.0, 0.5]], np.float32)
+    assert np.isfinite(logit(probability)).all()
+    calibrated = Postprocessing(temperature=2.0).calibrate(probability)
+    assert 0 < calibrated[0, 0] < 0.001
+    assert 0.999 < calibrated[0, 1] < 1
+    np.testing.assert_allclose(
+        sigmoid(logit(random_map(1, (8, 8)))), random_map(1, (8, 8)), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_expected_dice_is_that_over_all_truths(seed: int) -> None:
+    probability = random_map(seed, (3, 4))
+    for threshold in (0.2, 0.5, 0.8):
+        mask = probability >= threshold
+        exact = exact_expectation(probability, mask)
+        assert expected_dice(probability, mask) == pytest.approx(exact, abs=0.03)
+    nothing = np.zeros((3, 4), np.bool_)
+    assert expected_dice(probability, nothing) == pytest.approx(
+        exact_expectation(probability, nothing), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_expected_dice_of_an_image_is_that_of_drawn_truths(seed: int) -> None:
+    probability = random_map(seed, (24, 30))
+    mask = probability >= 0.4
+    sampled = sampled_expectation(probability, mask)
+    assert expected_dice(probability, mask) == pytest.approx(sampled, abs=0.002)
+
+
+def test_sure_and_right_is_expected_to_be_perfect() -> None:
+    mask = np.zeros((10, 12), np.bool_)
+    mask[2:6, 3:9] = True
+    assert expected_dice(mask.astype(np.float32), mask) == 1
+    assert expected_dice(mask.astype(np.float32), ~mask) == 0
+    assert expected_dice(np.zeros((4, 4), np.float32), np.zeros((4, 4), np.bool_)) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_dice_optimal_cut_is_the_best_of_all_cuts(seed: int) -> None:
+    probability = random_map(seed, (17, 23), sharp=1.0 + seed) * np.float32(0.9)
+    chosen = expected_dice(probability, probability >= dice_threshold(probability))
+    best = max(expected_dice(probability, probability >= cut) for cut in np.unique(probability))
+    assert chosen == pytest.approx(best, abs=1e-4)
+
+
+def test_the_dice_optimal_cut_lies_at_half_the_dice_that_it_reaches() -> None:
+    """Lipton et al. 2014: so where a network is unsure everywhere, the cut is below a half."""
+    probability = random_map(3, (60, 60), sharp=1.0)
+    threshold = dice_threshold(probability)
+    reached = expected_dice(probability, probability >= threshold)
+    assert threshold == pytest.approx(reached / 2, abs=0.01)
+    mask = Postprocessing(threshold_rule="dice").mask(probability)
+    np.testing.assert_array_equal(mask, probability >= threshold)
+
+
+def test_where_foreground_is_unlikely_everywhere_the_best_mask_is_empty() -> None:
+    probability = np.full((5, 5), 0.001, np.float32)
+    assert not Postprocessing(threshold_rule="dice").mask(probability).any()
+    assert Postprocessing(threshold_rule="dice").mask(np.full((1, 1), 0.9, np.float32)).all()
+    assert Postprocessing(threshold_rule="dice").mask(np.ones((2, 2), np.float32)).all()
+
+
+def specks_and_holes() -> npt.NDArray[np.bool_]:
+    """A block of 20x20 with a hole of 2x2 and one of 4x4, a speck of 1 and one of 3x3."""
+    mask = np.zeros((40, 50), np.bool_)
+    mask[5:25, 5:25] = True
+    mask[8:10, 8:10] = False
+    mask[14:18, 14:18] = False
+    mask[30, 30] = True
+    mask[33:36, 40:43] = True
+    return mask
+
+
+def test_small_components_go_and_the_others_stay_as_they_are() -> None:
+    mask = specks_and_holes()
+    tidied = Postprocessing(min_component_fraction=4 / mask.size).postprocess(mask)
+    assert not tidied[30, 30]
+    np.testing.assert_array_equal(tidied[31:], mask[31:])
+    np.testing.assert_array_equal(tidied[:26], mask[:26])
+
+
+def test_small_holes_are_filled_and_large_ones_and_the_edge_are_not() -> None:
+    mask = specks_and_holes()
+    tidied = Postprocessing(fill_holes_fraction=5 / mask.size).postprocess(mask)
+    assert tidied[8:10, 8:10].all()
+    assert not tidied[14:18, 14:18].any()
+    assert Postprocessing(fill_holes_fraction=0.9).postprocess(mask)[14:18, 14:18].all()
+    corner = np.ones((10, 10), np.bool_)
+    corner[0, 0] = False
+    np.testing.assert_array_equal(
+        Postprocessing(fill_holes_fraction=0.5).postprocess(corner), corner
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), density=st.floats(0.0, 1.0))
+def test_the_largest_component_is_what_scipy_finds(seed: int, density: float) -> None:
+    mask = np.random.default_rng(seed).random((13, 17)) < density
+    labels, number = ndimage.label(mask, structure=np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=number + 1)[1:]
+    tidied = Postprocessing(keep_largest=True).postprocess(mask)
+    assert np.count_nonzero(tidied) == max(areas, default=0)
+    assert len(set(labels[tidied])) <= 1
+    assert not (tidied & ~mask).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), smallest=st.floats(0, 0.3), hole=st.floats(0, 0.3))
+def test_tidying_twice_changes_no_more_specks(seed: int, smallest: float, hole: float) -> None:
+    mask = random_map(seed, (21, 18), sharp=5) > 0.5
+    rule = Postprocessing(min_component_fraction=smallest, fill_holes_fraction=hole)
+    once = rule.postprocess(mask)
+    np.testing.assert_array_equal(rule.postprocess(once), once)
+
+
+def test_nothing_to_tidy_is_no_trouble() -> None:
+    everything = Postprocessing(
+        keep_largest=True, min_component_fraction=0.1, fill_holes_fraction=0.1
+    )
+    for mask in (np.zeros((3, 4), np.bool_), np.ones((3, 4), np.bool_), np.ones((1, 1), np.bool_)):
+        np.testing.assert_array_equal(everything.postprocess(mask), mask)
+
+
+def test_a_decision_says_itself() -> None:
+    assert Postprocessing().in_words() == "threshold 0.5"
+    words = Postprocessing(
+        threshold_rule="dice",
+        temperature=1.3,
+        keep_largest=True,
+        min_component_fraction=0.01,
+        fill_holes_fraction=0.001,
+    ).in_words()
+    assert words == (
+        "the Dice-optimal cut of each image, temperature 1.3, largest component only, "
+        "components under 1.00% of the image removed, holes under 0.10% of the image filled"
+    )
