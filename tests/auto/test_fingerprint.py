@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from notan.auto import fingerprint
+from notan.auto import look
 from notan.auto.look import take_fingerprint
 from notan.config import Data
 from notan.data.synthetic import DrawnSource, write_folder
@@ -60,7 +60,7 @@ def test_the_test_images_are_not_opened(tmp_path: Path) -> None:
 def test_of_many_images_a_spread_selection_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprint, "MOST_IMAGES", 4)
+    monkeypatch.setattr(look, "MOST_IMAGES", 4)
     write_folder(DrawnSource(13, size=(16, 16)), tmp_path)
     seen = take_fingerprint(Data(path=tmp_path), seed=0)
     assert (seen.training + seen.validation, seen.opened) == (13, 4)
@@ -140,7 +140,7 @@ def test_without_a_folder_the_flag_is_named() -> None:
 def test_the_three_real_folders_are_seen_as_they_are(
     pets_folder: Path, nuclei_folder: Path, road_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprint, "MOST_IMAGES", 40)
+    monkeypatch.setattr(look, "MOST_IMAGES", 40)
     seen = {
         folder: take_fingerprint(Data(path=folder), seed=0)
         for folder in (pets_folder, nuclei_folder, road_folder)

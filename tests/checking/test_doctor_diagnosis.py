@@ -170,8 +170,8 @@ def test_a_folder_without_any_image_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_border_rule_or_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no such border; did you mean 'foreground'"):
-        examine(tmp_path, trimap_border="figur")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="trimap_border; did you mean 'foreground'"):
+        examine(tmp_path, trimap_border="foregroud")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="there is no such layout; did you mean 'pets'"):
         examine(tmp_path, layout="pet")  # type: ignore[arg-type]
 

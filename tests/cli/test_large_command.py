@@ -13,7 +13,7 @@ from PIL import Image
 
 from image_files import photo, saved
 from notan.cli.main import main
-from notan.data import tiff_parts
+from notan.io import tiff
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A TIFF that counts as huge: 300 x 200 pixels, where 50,000 are decoded at once."""
-    monkeypatch.setattr(tiff_parts, "MAX_PIXELS", 50_000)
+    monkeypatch.setattr(tiff, "MAX_PIXELS", 50_000)
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, photo(300, 200), photometric="rgb", tile=(64, 64), compression="zlib")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_masks_that_differ_are_refused_and_nothing_is_written(
             parameter.data.neg_()
         return to_onnx(network, stride)
 
-    monkeypatch.setattr("notan.exporting.export.to_onnx", spoilt)
+    monkeypatch.setattr(sys.modules["notan.exporting.export"], "to_onnx", spoilt)
     with pytest.raises(ExportError, match=r"other masks than the checkpoint: IoU .* nothing was"):
         export(small_checkpoint, tmp_path / "spoilt.onnx")
     assert not list(tmp_path.iterdir())
@@ -187,7 +188,7 @@ def foreign(path: Path, content: bytes) -> None:  # noqa: ARG001 - each takes bo
     [
         (no_card, "weights without a notan card; make one with notan export"),
         (foreign, "weights without a notan card"),
-        (newer_card, "card format 99 is newer"),
+        (newer_card, "card format 99; notan"),
         (lambda path, content: path.write_bytes(content[:-7]), "cut short"),
         (lambda path, content: path.write_bytes(content[: len(content) // 2]), "cut short"),
         (lambda path, _: path.write_bytes(b""), "not an ONNX file"),

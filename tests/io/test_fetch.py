@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from notan import fetch as fetching
 from notan.errors import DataError, StorageError
+from notan.io import download as fetching
 from notan.io.download import Checksum, Place, cache_folder, fetch
 from shelf import Shelf, serving
 

@@ -80,9 +80,9 @@ def test_one_bit_and_colour_are_no_trimaps(tmp_path: Path) -> None:
 def test_an_unknown_border_rule_is_refused(tmp_path: Path) -> None:
     path = grey(tmp_path / "trimap.png", TRIMAP)
     with pytest.raises(
-        ConfigError, match="trimap_border = 'figur' is no rule; did you mean 'foreground'"
+        ConfigError, match="trimap_border = 'foregroud' is no rule; did you mean 'foreground'"
     ):
-        read_trimap(path, "figur")  # type: ignore[arg-type]
+        read_trimap(path, "foregroud")  # type: ignore[arg-type]
 
 
 # Real files

@@ -119,8 +119,8 @@ def test_the_summary_is_aligned_and_states_every_rule() -> None:
     summary = score_of(counts, Counts.of(NONE, NONE), rules=rules).summary()
     assert summary.splitlines()[:3] == [
         "2 images                  mean  95 % interval       pooled",
-        "Dice                      0.8750  0.7500 - 1.0000     0.7500",
-        "IoU                       0.8000  0.6000 - 1.0000     0.6000",
+        "Dice                    0.8750  0.7500 - 1.0000     0.7500",
+        "IoU                     0.8000  0.6000 - 1.0000     0.6000",
     ]
     for words in (
         "split test",

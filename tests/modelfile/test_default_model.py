@@ -66,7 +66,7 @@ def test_it_comes_with_the_package() -> None:
         (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     )
     listed = settings["tool"]["setuptools"]["package-data"]["notan"]
-    assert {"box/pets.onnx", "box/README.md"} <= {*listed}
+    assert {"modelfile/default/pets.onnx", "modelfile/default/README.md"} <= {*listed}
 
 
 def test_an_image_is_predicted_without_a_model(

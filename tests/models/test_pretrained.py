@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from forbidden import run_without
-from notan import fetch as fetching
 from notan.errors import CheckpointError, StorageError
+from notan.io import download as fetching
 from notan.io.download import Checksum
 from notan.models.pretrained import PUBLISHED, Package, Web
 from shelf import Shelf, serving

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from image_files import photo, saved
-from notan.data import pages as pages_module
 from notan.errors import DataError
+from notan.io import tiff as pages_module
 from notan.io.video import Video
 from notan.prediction.inputs import Found, Item, items_of
 from video_files import FRAMES, write_video
