@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types check-tests clean help
+.PHONY: demo test lint types check-tests check-gpu clean help
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ types: $(INSTALLED)  ## Types, strictly
 
 check-tests: $(INSTALLED)  ## The test suite alone
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+check-gpu: $(INSTALLED)  ## The tests that want a CUDA device; all others hide it
+	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
 
 clean:  ## Remove the environment and caches; runs and data stay
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -35,11 +35,14 @@ SMALL = {
 """Flags of a training that takes about a second."""
 
 
-def pytest_configure() -> None:
-    """Use one core, and in CI the same examples each time.
+def pytest_configure(config: pytest.Config) -> None:
+    """Use one core and no GPU, and in CI the same examples each time.
 
-    On a busy machine, threads that wait for each other cost seconds a step.
+    On a busy machine, threads that wait for each other cost seconds a step. GPUs round otherwise
+    than the CPU, so they are hidden, from subprocesses too, unless their tests were asked for.
     """
+    if "gpu" not in config.getoption("markexpr", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     hypothesis.settings.register_profile("ci", derandomize=True)
     if os.environ.get("CI"):
