@@ -26,7 +26,8 @@ import torch
 
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource
-from notan.modelfile.card import hash_weights, read_card
+from notan.modelfile.card import read_card
+from notan.modelfile.safetensors import hash_weights
 from notan.training import resume, train
 from notan.training.state import StateFolder
 from notan.training.trainer import Trainer

@@ -1,10 +1,17 @@
-"""The tree of errors: each class carries the exit code that it ends a command with.
+"""The errors of notan, and which optional packages bring what.
 
-The tree of errors: each class carries the exit code and the HTTP status it answers with.
+* NotanError               exit code 1
+  + ConfigError            2: a setting, flag or name that does not exist or does not fit
+  + DataError              3: an image, mask or data folder
+  + ShapeError             4: an array or tensor of another shape
+  + CheckpointError        5: a model file
+  + DivergedError          6: a training whose loss is no longer a number
+  + ExportError            7: an export
+  + MissingExtraError      8: an optional package
+  + StorageError           9: a file that could not be written
+* StoppedBySignal          128 and the signal's number; a KeyboardInterrupt
 
-A message says what was found, what was wanted and what to do, and names the file.
-
-Optional packages: which extra brings each, and none that calls home.
+A message says what was found, what was wanted and what to do, names the file, and is one line.
 """
 
 from __future__ import annotations
@@ -22,35 +29,30 @@ class NotanError(Exception):
     """Any error that notan raises on purpose; its text is one line written for the user."""
 
     exit_code: ClassVar[int] = 1
-    http_status: ClassVar[int] = 500
 
 
 class ConfigError(NotanError):
     """A setting, flag or name that does not exist or does not fit."""
 
     exit_code = 2
-    http_status = 400
 
 
 class DataError(NotanError):
     """An image, mask or data folder that is missing, unreadable or ambiguous."""
 
     exit_code = 3
-    http_status = 422
 
 
 class ShapeError(NotanError):
     """An array or tensor of another shape than the one asked for."""
 
     exit_code = 4
-    http_status = 422
 
 
 class CheckpointError(NotanError):
     """A checkpoint that is missing, damaged, untrusted or of another network."""
 
     exit_code = 5
-    http_status = 422
 
 
 class DivergedError(NotanError):
@@ -77,14 +79,12 @@ class MissingExtraError(NotanError):
     """An optional package that a feature needs and that is not installed."""
 
     exit_code = 8
-    http_status = 501
 
 
 class StorageError(NotanError):
     """A file that could not be written: full disk, no permission, not a folder."""
 
     exit_code = 9
-    http_status = 507
 
 
 class StoppedBySignal(KeyboardInterrupt):

@@ -114,6 +114,9 @@ def test_a_bare_word_is_text_and_a_toml_value_is_what_it_says() -> None:
     [
         ("model.widht=16", r"^model\.widht: there is no such setting; did you mean 'width'\?"),
         ("trian.epochs=1", r"^trian: there is no such setting; did you mean 'train'\?"),
+        ("data.border=ignore", r"^data\.border: there .*; did you mean 'trimap_border'\?"),
+        ("train.time_limit=60", r"^train\.time_limit: .*; did you mean 'time_limit_seconds'\?"),
+        ("train.ema=0.99", r"^train\.ema: there is no such setting; .*ema_decay, "),
         ("zzz=1", r"^zzz: there is no such setting; choose one of \(augment, data, device"),
         ("loss.bce_weight=1", r"^loss\.bce_weight: there is no such setting"),
         ("train.epochs=0", r"^train\.epochs: .*greater than or equal to 1 \(found 0\)"),

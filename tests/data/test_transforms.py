@@ -15,10 +15,10 @@ from notan.config import Augment
 from notan.data.samples import Sample
 from notan.data.transforms import (
     Blur,
+    BrightnessContrast,
     Colour,
     Geometry,
     GridDropout,
-    Light,
     Matrix,
     OwnPipeline,
     Transform,
@@ -65,7 +65,7 @@ def turned(image: RGBImage, mask: Mask) -> dict[str, Any]:
 
 TRANSFORMS: dict[type[Transform[Any]], Callable[[Augment], Transform[Any]]] = {
     Geometry: lambda augment: Geometry(augment, FIT),
-    Light: Light,
+    BrightnessContrast: BrightnessContrast,
     GridDropout: GridDropout,
     OwnPipeline: lambda _: OwnPipeline(turned, FIT),
     Colour: lambda _: Colour(),
@@ -121,7 +121,9 @@ def test_the_same_draw_gives_the_same_sample(
         assert result.ignore is sample.ignore
 
 
-@pytest.mark.parametrize("kind", [Geometry, Light, GridDropout], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [Geometry, BrightnessContrast, GridDropout], ids=lambda kind: kind.__name__
+)
 def test_another_draw_gives_another_sample(kind: type[Transform[Any]]) -> None:
     transform, sample = TRANSFORMS[kind](ALWAYS), random_sample((64, 64))
     results = {once(transform, sample, seed).image.tobytes() for seed in range(6)}
@@ -255,7 +257,7 @@ def test_shrinking_a_fine_chequerboard_gives_grey_and_not_stripes(seed: int, shr
 
 def test_light_scales_and_shifts_grey_levels_and_clips() -> None:
     sample = random_sample((8, 8), ignore=True)
-    light = Light(Augment())
+    light = BrightnessContrast(Augment())
     for contrast, offset in ((1.2, 51.0), (0.8, -51.0), (1.0, 0.0), (1.13, -7.7)):
         result = light.apply(sample, (contrast, offset))
         expected = np.clip(np.rint(sample.image.astype(float) * contrast + offset), 0, 255)
@@ -264,7 +266,9 @@ def test_light_scales_and_shifts_grey_levels_and_clips() -> None:
 
 
 def test_light_draws_from_its_ranges_as_often_as_it_is_told() -> None:
-    light = Light(Augment(brightness=0.2, contrast=0.1, brightness_contrast_probability=0.5))
+    light = BrightnessContrast(
+        Augment(brightness=0.2, contrast=0.1, brightness_contrast_probability=0.5)
+    )
     rng = np.random.default_rng(0)
     drawn = [light.draw(rng, (8, 8)) for _ in range(2000)]
     pairs = np.array([pair for pair in drawn if pair is not None])

@@ -18,13 +18,8 @@ from image_files import (
     png,
 )
 from notan.errors import DataError
-from notan.io.images import (
-    MAX_PIXELS,
-    decode_image,
-    read_image,
-    read_mask,
-    read_size,
-)
+from notan.io.images import MAX_PIXELS, decode_image, read_image, read_size
+from notan.io.masks import read_mask
 
 READERS = (read_image, read_size, read_mask)
 

@@ -20,12 +20,8 @@ from image_files import (
     saved,
 )
 from notan.errors import DataError
-from notan.io.images import (
-    decode_image,
-    read_image,
-    read_mask,
-    read_size,
-)
+from notan.io.images import decode_image, read_image, read_size
+from notan.io.masks import read_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable

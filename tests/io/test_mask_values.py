@@ -22,9 +22,7 @@ from image_files import (
     saved,
 )
 from notan.errors import DataError
-from notan.io.images import (
-    read_mask,
-)
+from notan.io.masks import read_mask
 
 if TYPE_CHECKING:
     from pathlib import Path

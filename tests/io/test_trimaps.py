@@ -16,12 +16,8 @@ from image_files import (
     saved,
 )
 from notan.errors import ConfigError, DataError
-from notan.io.images import (
-    read_image,
-    read_mask,
-    read_size,
-    read_trimap,
-)
+from notan.io.images import read_image, read_size
+from notan.io.masks import read_mask, read_trimap
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,9 +76,9 @@ def test_one_bit_and_colour_are_no_trimaps(tmp_path: Path) -> None:
 def test_an_unknown_border_rule_is_refused(tmp_path: Path) -> None:
     path = grey(tmp_path / "trimap.png", TRIMAP)
     with pytest.raises(
-        ConfigError, match="trimap_border = 'foregroud' is no rule; did you mean 'foreground'"
+        ConfigError, match="trimap_border = 'foregrund' is no rule; did you mean 'foreground'"
     ):
-        read_trimap(path, "foregroud")  # type: ignore[arg-type]
+        read_trimap(path, "foregrund")  # type: ignore[arg-type]
 
 
 # Real files

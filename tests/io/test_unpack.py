@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from notan.errors import DataError, StorageError
-from notan.io.download import Archive, is_unpacked, refuse_foreign, unpack
+from notan.io.download import unpack
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-IMAGES = Archive("images.tar.gz", "0" * 32)  # the checksum is looked at before, by the download
+KNOWN_HASH = "md5:00"  # checked before, by the download
 
 
 class Member(NamedTuple):
@@ -25,6 +25,7 @@ class Member(NamedTuple):
 
 
 CAT = Member("images/cat.jpg", bytes(range(256)) * 50)
+UNPACKED = ["images", "images/.archive", "images/cat.jpg"]
 
 
 def pack(*members: Member) -> bytes:
@@ -39,7 +40,7 @@ def pack(*members: Member) -> bytes:
 
 def put(content: bytes, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    path = folder / IMAGES.name
+    path = folder / "images.tar.gz"
     path.write_bytes(content)
     return path
 
@@ -48,19 +49,18 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def test_an_archive_is_unpacked_recorded_and_removed(tmp_path: Path) -> None:
-    assert not is_unpacked(IMAGES, tmp_path)
-    unpack(IMAGES, put(pack(Member("images", type=tarfile.DIRTYPE), CAT), tmp_path), tmp_path)
-    assert names_in(tmp_path) == [".unpacked.json", "images", "images/cat.jpg"]
+def test_an_archive_is_unpacked_marked_and_removed(tmp_path: Path) -> None:
+    path = put(pack(Member("images", type=tarfile.DIRTYPE), CAT), tmp_path)
+    assert unpack(path, KNOWN_HASH) == tmp_path / "images"
+    assert names_in(tmp_path) == UNPACKED
     assert (tmp_path / "images" / "cat.jpg").read_bytes() == CAT.content
-    assert is_unpacked(IMAGES, tmp_path)
-    assert not is_unpacked(Archive(IMAGES.name, "1" * 32), tmp_path)
+    assert (tmp_path / "images" / ".archive").read_text() == KNOWN_HASH
 
 
 def test_the_notes_that_macos_adds_are_left_out(tmp_path: Path) -> None:
     junk = (Member("._images", b"note"), Member("images/._cat.jpg", b"note"))
-    unpack(IMAGES, put(pack(*junk, CAT), tmp_path), tmp_path)
-    assert names_in(tmp_path) == [".unpacked.json", "images", "images/cat.jpg"]
+    unpack(put(pack(*junk, CAT), tmp_path), KNOWN_HASH)
+    assert names_in(tmp_path) == UNPACKED
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_an_unsafe_member_is_named_and_nothing_is_unpacked(
 ) -> None:
     path = put(pack(CAT, member), tmp_path / "pets")
     with pytest.raises(DataError, match=words):
-        unpack(IMAGES, path, tmp_path / "pets")
+        unpack(path, KNOWN_HASH)
     assert names_in(tmp_path) == ["pets", "pets/images.tar.gz"]
 
 
@@ -91,43 +91,41 @@ def test_an_unsafe_member_is_named_and_nothing_is_unpacked(
     [
         (pack(CAT)[:-100], "the archive is damaged"),
         (b"<html>not found</html>", "the archive is damaged"),
-        (pack(), "the archive is empty"),
-        (pack(Member("._images", b"note")), "the archive is empty"),
+        (pack(), "holds nothing; wanted a folder images/"),
+        (pack(Member("._images", b"note")), "holds nothing"),
+        (pack(CAT, Member("cats/tom.jpg", b"x")), "holds cats, images; wanted a folder images/"),
     ],
-    ids=["cut short", "no archive", "empty", "nothing but notes"],  # an archive holds its time
+    ids=[
+        "cut short",
+        "no archive",
+        "empty",
+        "nothing but notes",
+        "more than its folder",
+    ],  # an archive holds its time
 )
 def test_a_damaged_archive_leaves_nothing_unpacked(
     tmp_path: Path, content: bytes, words: str
 ) -> None:
     with pytest.raises(DataError, match=words):
-        unpack(IMAGES, put(content, tmp_path), tmp_path)
+        unpack(put(content, tmp_path), KNOWN_HASH)
     assert names_in(tmp_path) == ["images.tar.gz"]
 
 
 def test_what_a_crash_left_behind_is_replaced(tmp_path: Path) -> None:
-    unpack(IMAGES, put(pack(CAT), tmp_path), tmp_path)
-    (tmp_path / ".unpacking-images.tar.gz" / "images").mkdir(parents=True)
-    (tmp_path / "images" / "cat.jpg").write_bytes(b"half")
-    unpack(IMAGES, put(pack(CAT), tmp_path), tmp_path)
-    assert names_in(tmp_path) == [".unpacked.json", "images", "images/cat.jpg"]
+    unpack(put(pack(CAT), tmp_path), "md5:an older archive")
+    (tmp_path / ".unpacking-images" / "images").mkdir(parents=True)
+    (tmp_path / "images" / "older.jpg").write_bytes(b"older")
+    unpack(put(pack(CAT), tmp_path), KNOWN_HASH)
+    assert names_in(tmp_path) == UNPACKED
     assert (tmp_path / "images" / "cat.jpg").read_bytes() == CAT.content
 
 
 def test_what_the_user_put_there_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "cats").write_text("mine")
-    path = put(pack(CAT, Member("cats/tom.jpg", b"x")), tmp_path)
-    refuse_foreign(IMAGES, tmp_path)  # its own name tells nothing of "cats"
-    with pytest.raises(DataError, match=r"cats is already there .* move it away"):
-        unpack(IMAGES, path, tmp_path)
-    assert names_in(tmp_path) == ["cats", "images.tar.gz"]
-    assert (tmp_path / "cats").read_text() == "mine"
-
-
-@pytest.mark.parametrize("record", ["", "[]", '{"images.tar.gz": 1}', '{"images.tar.gz": {}}'])
-def test_a_damaged_record_claims_nothing(tmp_path: Path, record: str) -> None:
-    (tmp_path / ".unpacked.json").write_text(record)
     (tmp_path / "images").mkdir()
-    assert not is_unpacked(IMAGES, tmp_path)
+    path = put(pack(CAT), tmp_path)
+    with pytest.raises(DataError, match=r"images is already there .* move it away"):
+        unpack(path, KNOWN_HASH)
+    assert names_in(tmp_path) == ["images", "images.tar.gz"]
 
 
 def test_a_full_disk_leaves_the_archive_and_nothing_else(
@@ -138,5 +136,5 @@ def test_a_full_disk_leaves_the_archive_and_nothing_else(
 
     monkeypatch.setattr("tarfile.TarFile.extract", full)
     with pytest.raises(StorageError, match="No space left on device"):
-        unpack(IMAGES, put(pack(CAT), tmp_path), tmp_path)
+        unpack(put(pack(CAT), tmp_path), KNOWN_HASH)
     assert names_in(tmp_path) == ["images.tar.gz"]

@@ -23,12 +23,12 @@ from notan.modelfile.card import (
     FORMAT,
     KEY,
     Checkpoint,
-    hash_weights,
     load_checkpoint,
     read_card,
     save_checkpoint,
 )
 from notan.modelfile.postprocess import Postprocessing
+from notan.modelfile.safetensors import hash_weights
 from notan.models.build import build_model
 from notan.prediction.predictor import Predictor
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import notan
 from image_files import photo, saved
 from notan.cli.main import main
 from notan.config import load_run
@@ -66,7 +67,9 @@ def test_it_comes_with_the_package() -> None:
         (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     )
     listed = settings["tool"]["setuptools"]["package-data"]["notan"]
-    assert {"modelfile/default/pets.onnx", "modelfile/default/README.md"} <= {*listed}
+    package = Path(notan.__file__).parent
+    files = {path for pattern in listed for path in package.glob(pattern)}
+    assert {DEFAULT_MODEL, DEFAULT_MODEL.with_name("README.md")} <= files
 
 
 def test_an_image_is_predicted_without_a_model(

@@ -13,7 +13,7 @@ from notan.comparison import join
 from notan.data.synthetic import DrawnSource
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.evaluation.evaluate import evaluate
-from notan.io.download import Checksum
+from notan.io.digest import hash_file
 from notan.modelfile.card import Card, load_checkpoint, read_card, save_checkpoint
 from notan.models.build import build_encoder
 from notan.models.encoder_files import read_weights, save_encoder
@@ -130,9 +130,9 @@ def test_a_resnet_is_fetched_and_its_names_are_torchvisions(
     path = tmp_path / "encoders" / "resnet.pth"
     path.parent.mkdir()
     torch.save({**encoder.state_dict(), "fc.weight": torch.ones(9, 512)}, path)
-    digits = Checksum("sha256", "0" * 8).of(path)
+    known_hash = f"sha256:{hash_file(path)[:8]}"
     monkeypatch.setenv("NOTAN_CACHE", str(tmp_path))
-    there = Published(Web("https://here.invalid/resnet.pth", Checksum("sha256", digits)), "nothing")
+    there = Published(Web("https://here.invalid/resnet.pth", known_hash), "nothing")
     monkeypatch.setattr("notan.training.fine_tuning.PUBLISHED", {"resnet34": there})
     run = tiny(model__encoder="resnet34", train__pretrained=True, preprocess__image_size=64)
     assert same(encoder_of(parts_of(run)), encoder.state_dict())

@@ -9,7 +9,6 @@ The search for wrong masks in a data folder: gather, cross-validate, rank.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -26,6 +25,7 @@ from notan.checking.suspicion import Ranking, judge_all, rank
 from notan.data.folders import mask_labels, trimap_labels
 from notan.data.samples import FileSource, Pair, Part, choose_folds, choose_validation
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
+from notan.io.digest import hash_file, sha256
 from notan.io.write import write_bytes
 from notan.modelfile.card import read_card
 from notan.prediction.formats import mask_image, write_png
@@ -471,12 +471,8 @@ def claim(path: Path, plan: Plan, source: FileSource) -> None:
 
 
 def _digest(source: FileSource) -> str:
-    digest = hashlib.sha256()
-    for pair in source.pairs:
-        for path in (pair.image, pair.mask):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        digest.update(pair.name.encode())
-    return digest.hexdigest()
+    files = ((hash_file(pair.image), hash_file(pair.mask), pair.name) for pair in source.pairs)
+    return sha256(*(" ".join(file) for file in files))
 
 
 def _kept(

@@ -7,7 +7,6 @@ Join: from the model files of the members to the file of an ensemble.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from notan.data.samples import fingerprint
 from notan.errors import ConfigError, DataError
 from notan.evaluation.calibrate import choose_postprocessing
 from notan.evaluation.evaluate import find_seen, open_subject
+from notan.io.digest import sha256
 from notan.metrics.statistics import compare_paired
 from notan.modelfile.card import (
     Card,
@@ -381,7 +381,7 @@ def _data(cards: Sequence[Card], source: Source) -> DataCard:
     chosen = {each for card in cards for each in card.data.validation_hashes}
     unlabelled = {each for card in cards for each in card.data.unlabelled_hashes}
     prints = sorted({card.data.training_fingerprint for card in cards})
-    all_prints = hashlib.sha256("\n".join(prints).encode()).hexdigest()[:16]
+    all_prints = sha256("\n".join(prints))[:16]
     # one member that does not say is enough: nothing is known then
     known = all(card.data.training_hashes for card in cards)
     return first.model_copy(

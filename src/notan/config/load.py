@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound=BaseModel)
 
 NONE = "none"
-"""How recipes and overrides take a value back, as TOML has no word for it."""
+"""How recipes and overrides say None, for which TOML has no word."""
 
 
 def load_run(
@@ -65,7 +65,7 @@ def load_settings(
 def asked_settings(
     *, flags: Mapping[str, object] | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, object]:
-    """Return what flags and overrides ask for and nothing else: dotted name -> value, as in a Run.
+    """Return only the settings that flags and overrides give: dotted name -> checked value.
 
     Args:
         flags: As for ``load_run``.

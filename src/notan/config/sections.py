@@ -1,4 +1,4 @@
-"""Run and its sections: every setting, its type, its bounds and its default, in one place."""
+"""Run and its sections: every setting of a training, with its type, bounds and default."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ class Data(Section):
     path: Path | None = None
     """The data folder."""
     layout: Literal["auto", "pets", "folder"] = "auto"
-    """``pets``: the Oxford-IIIT Pet layout; ``folder``: images/ + masks/; ``auto``: look."""
+    """``pets``: the Oxford-IIIT Pet layout; ``folder``: images/ and masks/; ``auto``: whichever
+    the folder has."""
     trimap_border: TrimapBorder = "foreground"
-    """What the trimap's border (value 3) counts as; data without trimaps have no border."""
+    """What the trimap border (value 3) counts as; masks other than trimaps have none."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """The share of training images set aside where the data have no validation part."""
+    """Fraction of the training images set aside for validation, where the data have no
+    validation part."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    """Decides which those are; None: the run's seed does."""
+    """Seed of that split; None: the run's seed."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Train on the first so many training images only, for trying things out."""
+    """Train on the first so many training images only; None: on all."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read and augment images; None: none on a CPU, up to 8 beside a GPU."""
 
@@ -52,13 +54,13 @@ class Preprocess(Section):
     image_size: ImageSize = (256, 256)
     """(height, width) that every image is resized to; one number means a square."""
     keep_aspect_ratio: bool = False
-    """Only shrink images that are larger than ``image_size``, until they fit, with the
-    proportions they have; smaller ones keep their pixels."""
+    """Shrink images larger than ``image_size`` until they fit, both sides by the same factor, and
+    leave smaller ones as they are."""
     mean: PerChannel | None = None
-    """Mean of the red, green and blue channel (0..1) to subtract; None: what the encoder's
-    published weights were trained with, ImageNet's for most."""
+    """Mean of the red, green and blue channel (0..1) to subtract; None: that of the data the
+    encoder's published weights were trained on, ImageNet's for most."""
     std: PerChannel | None = None
-    """Standard deviation to divide by; None: likewise."""
+    """Standard deviation of each channel to divide by; None: as for ``mean``."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Preprocess:
@@ -68,27 +70,30 @@ class Preprocess(Section):
 
 
 class Augment(Section):
-    """How training images are varied; the values are the reference recipe's."""
+    """Augmentation of the training images; the defaults are the reference recipe's."""
 
     enabled: bool = True
     scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Zoom by up to this fraction, in or out."""
+    """Zoom in or out by up to this fraction."""
     scale_probability: Fraction = 0.5
     flip_probability: Fraction = 0.5
+    """Mirror left to right."""
     affine_scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """The affine step's own zoom, at every image."""
+    """Zoom of the affine transform, which every image goes through."""
     translate: Fraction = 0.1
-    """Shift by up to this fraction of height and width."""
+    """Shift by up to this fraction of the height and of the width."""
     rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 30.0
     """Rotate by up to so many degrees, either way."""
     crop_area: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
-    """The random resized crop keeps at least this share of the area."""
+    """The random resized crop keeps at least this fraction of the area."""
     crop_probability: Fraction = 0.5
     brightness: Fraction = 0.2
+    """Add up to this fraction of full scale to every pixel, or subtract it."""
     contrast: Fraction = 0.2
+    """Multiply every pixel by 1, give or take up to this fraction."""
     brightness_contrast_probability: Fraction = 0.5
     grid_dropout_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
-    """Side of each hole of the grid dropout, as a share of the grid's unit."""
+    """Side of each hole of the grid dropout, as a fraction of the grid's unit."""
     grid_dropout_probability: Fraction = 0.5
 
 
@@ -102,11 +107,11 @@ class Model(Section):
     name: str = "unet"
     """``unet``, ``resnet34_unet`` or ``attention_unet``."""
     encoder: str | None = None
-    """What ``unet`` and ``attention_unet`` go down with: ``resnet34``, ``efficientnet_lite0``,
-    or another package's, ``timm:NAME`` or ``smp:NAME``; None: what they have of their own."""
+    """Encoder of ``unet`` and ``attention_unet``: ``resnet34``, ``efficientnet_lite0``, or one of
+    another package, ``timm:NAME`` or ``smp:NAME``; None: their own."""
     width: Annotated[int, Field(ge=1, le=512)] = 64
-    """Channels of the finest level; every other level is a multiple of it. 16 where an encoder is
-    named, as only the way up has them then."""
+    """Channels of the finest level; the other levels have multiples of it. Default 16 where an
+    encoder is named, as only the decoder has them then."""
     residual: Literal["standard", "report"] = "standard"
     """The residual block of ``resnet34_unet``: He et al.'s, or the reference report's."""
 
@@ -119,7 +124,7 @@ class Model(Section):
 
 
 class LossTerms(Section):
-    """The weight of each term of the loss, and the terms' own settings."""
+    """Weight of each term of the loss, and the terms' own settings."""
 
     bce: Weight = 1.0
     dice: Weight = 1.0
@@ -127,16 +132,17 @@ class LossTerms(Section):
     tversky: Weight = 0.0
     lovasz: Weight = 0.0
     teacher: Weight = 1.0
-    """Of the teacher's probabilities, where ``train.teacher`` names one."""
+    """Weight of the teacher's probabilities, where ``train.teacher`` names one."""
     consistency: Weight = 1.0
-    """Of what the average says of images without masks, where ``train.unlabelled`` names some."""
+    """Weight of the agreement with the EMA of the weights on images without masks, where
+    ``train.unlabelled`` names some."""
     focal_gamma: Weight = 2.0
     tversky_alpha: Weight = 0.3
     tversky_beta: Weight = 0.7
 
     @property
     def weights(self) -> dict[str, float]:
-        """The terms that count, with their weights."""
+        """The terms whose weight is above 0, with their weights."""
         names = ("bce", "dice", "focal", "tversky", "lovasz")
         return {name: weight for name in names if (weight := float(getattr(self, name))) > 0}
 
@@ -151,61 +157,63 @@ class Train(Section):
     epochs: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    """Peak learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     schedule: Literal["exponential", "cosine"] = "exponential"
-    """``exponential``: times ``gamma`` each epoch; ``cosine``: warm-up, then down to zero."""
+    """``exponential``: the rate is multiplied by ``gamma`` after each epoch; ``cosine``: it rises
+    during the warm-up, then falls to zero."""
     gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
-    """Epochs over which the cosine schedule rises to the learning rate."""
+    """Epochs in which the cosine schedule rises to the peak learning rate."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many epochs without a better validation Dice; None: never."""
     time_limit_seconds: Annotated[float, Field(gt=0.0)] | None = None
-    """Seconds in which the whole training ends, from the start of the command to the report; time
-    before a resume counts too. The learning rate comes down by then: where a time limit is given,
-    ``schedule`` is cosine and ``epochs`` has no limit unless they are said. None: no time limit."""
+    """Seconds that the whole training may take, from the start of the command to the report, time
+    before a resume included. With a time limit, ``schedule`` is cosine by default, so that the
+    learning rate has come down by then, and ``epochs`` is unlimited. None: no time limit."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; ``auto``: bf16 where a GPU has it, else fp32."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 5.0
-    """Largest norm of the gradient of all weights together; None: any."""
+    """Largest norm of the gradient over all weights; None: no clipping."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Keep a moving average of the weights too, and save whichever scores better. 0.99 where
-    images without masks are named, as it is the average that answers them."""
+    """Decay of an exponential moving average (EMA) of the weights; whichever scores better is
+    saved. Default 0.99 with ``unlabelled``, as the EMA labels those images; None: no EMA."""
     pretrained: bool = False
     """Start the encoder from its published weights; False: from scratch."""
     encoder_weights: Path | None = None
     """A file that the encoder starts from in place of the published weights: a state dict of
     PyTorch, what ``save_encoder`` wrote, or a checkpoint of notan's with the same encoder."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs at the start in which the encoder stays as it came and the rest of the network
-    learns."""
+    """Epochs at the start in which the encoder is frozen and only the decoder learns."""
     frozen_stages: Annotated[int, Field(ge=0)] = 0
-    """So many of the encoder's stages, the finest first, stay as they came to the end. They know
-    edges and colours already, and going back through the largest features takes the most time."""
+    """So many of the encoder's stages, the finest first, are frozen throughout. They detect edges
+    and colours already, and their backward pass takes the most time."""
     encoder_lr_multiplier: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Learning rate of the encoder's coarsest stage, as a multiple of the decoder's."""
     layer_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Each finer stage of the encoder learns at this multiple of the rate of the one below it."""
+    """Each finer stage of the encoder learns at this multiple of the next coarser one's rate."""
     freeze_encoder_batchnorm: bool = False
-    """Normalise the encoder's features with the statistics that came with its weights, which
-    batches of a few images are too small to replace; False: with those of each batch."""
+    """Keep the batch norm statistics that came with the encoder's weights, as small batches are
+    too noisy to replace them; False: use each batch's own."""
     teacher: Path | None = None
-    """A model file to learn from beside the true masks; None: from the masks alone."""
+    """A model file whose probabilities are learned beside the masks; None: the masks alone."""
     unlabelled: Path | None = None
-    """A folder of images without masks to learn from too; None: from those with masks alone."""
+    """A folder of images without masks to learn from too; None: none."""
     consistency_steps: Annotated[int, Field(ge=0)] = 100
-    """Steps over which ``loss.consistency`` rises from next to nothing."""
+    """Steps in which the weight ``loss.consistency`` rises from near 0 to its value."""
     loss_guard: bool = True
-    """Watch for losses that are no numbers or that jump, skip them, go back if they persist."""
+    """Skip steps whose loss is NaN, infinite or jumps, and roll back if that persists."""
     max_rollbacks: Annotated[int, Field(ge=0)] = 5
-    """How often the guard may go back to good weights, each time at a quarter of the rate."""
+    """How often the loss guard may roll back to good weights, each time at a quarter of the
+    learning rate."""
     checkpoint_every_seconds: Annotated[float, Field(ge=0.0)] = 60.0
     """Write the state for --resume every so many seconds, at the next step's end."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
-    """And every so many steps; None: by the clock alone."""
+    """Also every so many steps; None: by the clock alone."""
     deterministic: bool = False
-    """Repeatable arithmetic on a GPU too, slower; on a CPU it always is."""
+    """Repeatable arithmetic on a GPU too, which is slower; a CPU's always is."""
     detect_anomaly: bool = False
-    """Stop at the operation that made a NaN; slow."""
+    """Stop at the operation that made a NaN (PyTorch's anomaly mode); slow."""
     log_images: Annotated[int, Field(ge=0)] = 4
     """Validation images shown in TensorBoard."""
     tensorboard: bool = True
@@ -236,6 +244,6 @@ class Run(Section):
     loss: LossTerms = LossTerms()
     train: Train = Train()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Decides weights, order, augmentation and split."""
+    """Seed of the first weights, the order of the images, augmentation and split."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""

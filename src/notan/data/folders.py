@@ -1,17 +1,8 @@
-"""From a data folder to the sources of a split, whatever layout the folder has.
+"""Data folders: which layout one has, and the source of each of its splits.
 
-Any folder of pairs: images/ and masks/, matched by stem, alone or inside train/ val/ test/.
-
-The Oxford-IIIT Pet dataset in its own layout, with its official lists and trimaps.
-
-Source: Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012.
-
-From a data folder to the sources of a split, whatever layout the folder has.
-
-Look over files before a long run: every mask is read once, every image's size compared.
-
-A mask that cannot be read, or can be read in two ways, ends the run in its first seconds instead
-of in its third hour.
+Two layouts are known: ``images/`` and ``masks/`` matched by stem, alone or inside ``train/``,
+``val/`` and ``test/``; and the Oxford-IIIT Pet dataset's own, with its official lists and trimaps
+(Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012).
 """
 
 from __future__ import annotations
@@ -20,41 +11,32 @@ import difflib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
 from notan.data.samples import FileSource, Labels, Pair, choose_validation, require_same_size
 from notan.errors import ConfigError, DataError, nearest
-from notan.io.images import read_mask, read_size, read_trimap
+from notan.io.images import read_size
+from notan.io.masks import read_mask, read_trimap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from notan.config import Data, TrimapBorder
 
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".pgm",
-        ".ppm",
-        ".pbm",
-        ".tga",
-        ".jp2",
-        ".avif",
-    ]
-)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm",
+    ".ppm", ".pbm", ".tga", ".jp2", ".avif",
+))  # fmt: skip
 """File names that count as images; what is inside decides how they are decoded."""
+
+THREADS = 4
+"""That read files at once; decoding leaves Python's lock, more would wait for the disk."""
 
 PART_NAMES = {
     "train": ("train", "training"),
@@ -95,7 +77,7 @@ def folder_source(folder: Path) -> FileSource:
 
 
 def mask_labels(path: Path) -> Labels:
-    """Read a two-class mask by the one rule of ``notan.io.images``.
+    """Read a two-class mask by the one rule of ``notan.io.masks``.
 
     Raises:
         DataError: The file is unreadable or its values are ambiguous.
@@ -189,7 +171,7 @@ def pets_source(folder: Path, split: str, trimap_border: TrimapBorder) -> FileSo
 
 
 def trimap_labels(path: Path, *, trimap_border: TrimapBorder) -> Labels:
-    """Read a trimap: 1 is foreground, 2 is background, 3 (the border) is what ``border`` says.
+    """Read a trimap: 1 is foreground, 2 background, and 3, the border, what the rule says.
 
     Raises:
         DataError: The file is unreadable or holds other values.
@@ -391,7 +373,6 @@ def _own_part(folder: Path, split: str) -> FileSource:
     return folder_source(part)
 
 
-THREADS = 4
 SILENT_ENCODINGS = ("empty", "full")
 """Readings that fit every other one, since such a mask holds a single value."""
 
@@ -399,8 +380,11 @@ USUAL_ENCODINGS = frozenset({"0/1", "0/255", "0/65535"})
 """Readings of the kind 0/k that may stand side by side."""
 
 
-def look_over(source: FileSource) -> Mapping[str, int]:
-    """Read every mask of a source and say how often each encoding was found.
+def survey_masks(source: FileSource) -> Mapping[str, int]:
+    """Read every mask of a source once and say how often each encoding was found.
+
+    A mask that cannot be read, or can be read in two ways, ends a run in its first seconds instead
+    of in its third hour.
 
     Args:
         source: Pairs of files; images are opened for their size only.
@@ -418,14 +402,30 @@ def look_over(source: FileSource) -> Mapping[str, int]:
         require_same_size(pair, read_size(pair.image), labels.mask.shape)
         return labels.encoding
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        work = pool.map(encoding_of, source.pairs)
-        bar = tqdm(
-            work, total=len(source), desc="looking over masks", leave=False, delay=1, disable=None
-        )
-        encodings = list(bar)
-    _require_agreement(source, encodings)
+    encodings = in_threads(encoding_of, source.pairs, "reading masks")
+    odd = odd_encodings(encodings)
+    for pair, encoding in zip(source.pairs, encodings, strict=True):
+        if encoding in odd:
+            others = sorted({e for e in encodings if e not in (*SILENT_ENCODINGS, encoding)})
+            raise DataError(
+                f"{pair.mask}: its values are {encoding}, other masks of the folder have "
+                f"{', '.join(others)}; foreground must be one value throughout (more classes than "
+                "two?)"
+            )
     return Counter(encodings)
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:
+    """Do the same with each of many files, several at once, and show how far it is.
+
+    Args:
+        work: Is called for each item; what it raises ends it all.
+        items: For example paths.
+        what: Names the work on the bar, which shows after a second.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = pool.map(work, items)
+        return list(tqdm(results, total=len(items), desc=what, leave=False, delay=1, disable=None))
 
 
 def odd_encodings(encodings: Iterable[str]) -> frozenset[str]:
@@ -436,16 +436,3 @@ def odd_encodings(encodings: Iterable[str]) -> frozenset[str]:
     """
     plain = {encoding for encoding in encodings if encoding.startswith("0/")}
     return frozenset(plain - USUAL_ENCODINGS) if len(plain) > 1 else frozenset()
-
-
-def _require_agreement(source: FileSource, encodings: list[str]) -> None:
-    """Refuse masks whose single foreground values differ: those are more than two classes."""
-    odd = odd_encodings(encodings)
-    for pair, encoding in zip(source.pairs, encodings, strict=True):
-        if encoding in odd:
-            others = sorted({e for e in encodings if e not in (*SILENT_ENCODINGS, encoding)})
-            raise DataError(
-                f"{pair.mask}: its values are {encoding}, other masks of the folder have "
-                f"{', '.join(others)}; foreground must be one value throughout (more classes than "
-                "two?)"
-            )

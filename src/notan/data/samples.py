@@ -1,15 +1,7 @@
-"""Samples and their sources: one image with its mask, where they come from, how they are split.
-
-Sample, one image with its mask, and Source, a sequence of samples.
-
-FileSource: pairs of an image file and a mask file, read when asked for.
-
-A seeded split where the data bring none of their own.
-"""
+"""Samples and their sources: one image with its mask, where they come from, how they are split."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from statistics import median_low
@@ -18,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from notan.errors import DataError, ShapeError
+from notan.io.digest import sha256
 from notan.io.images import read_image, read_size
 
 if TYPE_CHECKING:
@@ -63,7 +56,7 @@ class Sample:
 
 def short_hash(content: bytes) -> str:
     """Return 12 hexadecimal digits of SHA-256: two of a million images share them by 1 in 500."""
-    return hashlib.sha256(content).hexdigest()[:12]
+    return sha256(content)[:12]
 
 
 class Source(ABC):
@@ -201,7 +194,7 @@ class FileSource(Source):
         Raises:
             DataError: A file cannot be read.
         """
-        return [hash_file(pair.image) for pair in self.pairs]
+        return [hash_ends(pair.image) for pair in self.pairs]
 
     def sizes(self) -> list[Size]:
         """Return the (height, width) of each image, from its file's header.
@@ -220,7 +213,7 @@ class FileSource(Source):
         return FileSource([pair for pair in self.pairs if pair.name in names], self.read_labels)
 
 
-def hash_file(path: Path) -> str:
+def hash_ends(path: Path) -> str:
     """Return a short hash of an image's file, from its size and its two ends.
 
     Raises:
@@ -259,7 +252,7 @@ def require_same_size(pair: Pair, image: tuple[int, ...], mask: tuple[int, ...])
 
 def fingerprint(source: Source) -> str:
     """Return a short SHA-256 of a source's names, the same for the same selection of images."""
-    return hashlib.sha256("\n".join(source.names).encode()).hexdigest()[:16]
+    return sha256("\n".join(source.names))[:16]
 
 
 def choose_validation(names: Sequence[str], *, fraction: float, seed: int) -> frozenset[str]:
@@ -275,11 +268,7 @@ def choose_validation(names: Sequence[str], *, fraction: float, seed: int) -> fr
         seed: Another seed makes another split.
     """
     count = min(max(1, round(len(names) * fraction)), len(names) - 1)
-    return frozenset(sorted(names, key=lambda name: _lot(name, seed))[:count])
-
-
-def _lot(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return frozenset(sorted(names, key=lambda name: sha256(f"{seed}:{name}"))[:count])
 
 
 def choose_folds(names: Sequence[str], count: int, *, seed: int) -> tuple[frozenset[str], ...]:
@@ -292,5 +281,5 @@ def choose_folds(names: Sequence[str], count: int, *, seed: int) -> tuple[frozen
         count: How many parts, at least 2.
         seed: Another seed makes other parts.
     """
-    drawn = sorted(names, key=lambda name: _lot(name, seed))
+    drawn = sorted(names, key=lambda name: sha256(f"{seed}:{name}"))
     return tuple(frozenset(drawn[first::count]) for first in range(count))

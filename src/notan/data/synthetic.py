@@ -54,9 +54,7 @@ PALETTE: Colours = np.array(
     ],
     dtype=np.float32,
 )
-NEAREST_PAIR = (
-    75.0  # closer colours (distance in RGB) make foregrounds that people cannot see either
-)
+NEAREST_PAIR = 75.0  # colours closer in RGB make foregrounds that people cannot see either
 
 
 class Grid(NamedTuple):

@@ -1,7 +1,7 @@
-"""Augmentation: each transform draws its random numbers in one method and works in another.
+"""Augmentation: each transform draws its random numbers in one method and applies them in another.
 
 So every variation can be replayed and tested. All geometry is composed into one matrix and done
-in one warp of the original pixels, in half the time of one resampling a step.
+in one warp of the original pixels, in half the time of a resampling at each step.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def augment(
 
 
 def build_transforms(settings: Augment, fit: Fit) -> tuple[Transform[Any], ...]:
-    """Return the transforms of a training: geometry, then light, then grid dropout.
+    """Return the transforms of a training: geometry, brightness and contrast, grid dropout.
 
     Args:
         settings: Ranges and probabilities.
@@ -63,7 +63,7 @@ def build_transforms(settings: Augment, fit: Fit) -> tuple[Transform[Any], ...]:
     """
     if not settings.enabled:
         return ()
-    return (Geometry(settings, fit), Light(settings), GridDropout(settings))
+    return (Geometry(settings, fit), BrightnessContrast(settings), GridDropout(settings))
 
 
 class Geometry(Transform[Matrix]):
@@ -130,7 +130,7 @@ class Geometry(Transform[Matrix]):
         )
 
 
-class Light(Transform["tuple[float, float] | None"]):
+class BrightnessContrast(Transform["tuple[float, float] | None"]):
     """Brightness and contrast; image only."""
 
     def __init__(self, settings: Augment) -> None:
@@ -138,7 +138,7 @@ class Light(Transform["tuple[float, float] | None"]):
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[float, float] | None:
         """Draw (contrast factor, brightness offset in grey levels), or None for no change."""
-        del size  # light is the same at every size
+        del size  # the same at every size
         if rng.random() >= self.settings.brightness_contrast_probability:
             return None
         contrast = 1 + rng.uniform(-self.settings.contrast, self.settings.contrast)
@@ -314,7 +314,7 @@ def build_strong() -> tuple[Transform[Any], ...]:
         arXiv:2001.04086).
     """
     settings = Augment().model_copy(update=STRENGTH)
-    return (Light(settings), Colour(), Blur(), GridDropout(settings))
+    return (BrightnessContrast(settings), Colour(), Blur(), GridDropout(settings))
 
 
 class Colour(Transform["float | None"]):

@@ -1,138 +1,64 @@
-"""Files from the network, resumed and checked, and archives that are unpacked safely.
+"""Files and archives from the network: checked against a published hash, whole or not at all.
 
-Fetching files from the network: resumed when broken off, checked, whole or not at all.
-
-Only the standard library talks to the network, and only when something is asked for.
-
-Unpacking published archives: nothing but plain files, and whole or not at all.
+pooch talks to the network, and only when something is asked for. What it lacks is added here:
+hashes of which only the first digits are published, errors of one line that say what to do, and
+archives that cannot write outside their own folder.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import http.client
-import json
+import io
+import logging
 import os
-import re
 import shutil
-import sys
 import tarfile
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 import zlib
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO
 
-from tqdm import tqdm
+import pooch
 
-from notan.errors import ConfigError, DataError, StorageError
-from notan.io.write import storage_errors, write_bytes
+from notan.errors import ConfigError, DataError
+from notan.io.digest import hash_file
+from notan.io.write import set_usual_permissions, storage_errors
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-    from typing import NoReturn
+    from _typeshed import ReadableBuffer
+
+logger = logging.getLogger("notan")
 
 CACHE = "NOTAN_CACHE"
-"""The environment variable that says where fetched files are kept."""
+"""The environment variable that says where downloaded files are kept."""
 
 TIMEOUT_SECONDS = 30.0  # without a single byte, not for the whole transfer
-RETRY_WAITS_SECONDS = (1.0, 2.0, 4.0)
-WORTHWHILE_BYTES = 2**20  # a connection that brought this much starts the count of retries anew
-CHUNK_BYTES = 2**18
+RETRY_WAITS_SECONDS = (1.0, 2.0, 3.0)
+"""Between attempts, as pooch waits too."""
+
+CHUNK_BYTES = 2**18  # pooch's own 1 KiB makes a Python call of every packet
 PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP statuses that may be gone at the next attempt."""
 
+MARKER = ".archive"
+"""The file in an unpacked folder that names the archive it came from, by its hash."""
 
-class _BrokenTransferError(Exception):
-    """A transfer that stopped and may be tried again."""
-
-
-@dataclass(frozen=True)
-class Checksum:
-    """What a file's publisher says its content hashes to.
-
-    Attributes:
-        algorithm: ``md5`` or ``sha256``.
-        digits: The hexadecimal digits, or as many of the first ones as are published.
-    """
-
-    algorithm: Literal["md5", "sha256"]
-    digits: str
-
-    def of(self, path: Path) -> str:
-        """Return as many digits of a file's own checksum.
-
-        Raises:
-            DataError: It cannot be read.
-        """
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, self._begin).hexdigest()
-        except OSError as error:
-            raise DataError(f"{path}: could not be read ({error.strerror or error})") from error
-        return digest[: len(self.digits)]
-
-    def _begin(self) -> hashlib._Hash:
-        # MD5 guards no secret here: it is what some publishers give
-        return hashlib.new(self.algorithm, usedforsecurity=False)
-
-    def __str__(self) -> str:
-        """Name the algorithm as messages do."""
-        return {"md5": "MD5", "sha256": "SHA-256"}[self.algorithm]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a fetched file goes.
-
-    Attributes:
-        path: The file.
-        unpacked: Whether it is an archive that will be unpacked beside itself.
-        chosen_by: The flag or variable that would choose another place, for messages.
-    """
-
-    path: Path
-    unpacked: bool = False
-    chosen_by: str = "--out"
-
-    @property
-    def part(self) -> Path:
-        """The file while it is not whole."""
-        return self.path.with_name(f"{self.path.name}.part")
-
-    def storage_errors(self) -> AbstractContextManager[None]:
-        """Turn the system's refusals to write into a StorageError that says what to do."""
-        return storage_errors(self.part, chosen_by=self.chosen_by)
-
-
-class _Span(NamedTuple):
-    """What an answer brings: from which byte on, and up to how many in all, if the server says."""
-
-    start: int
-    total: int | None
+pooch.get_logger().setLevel(logging.WARNING)  # its log would repeat ours
 
 
 def cache_folder() -> Path:
-    """Return where fetched files are kept for later runs; it need not exist yet.
+    """Return where downloaded files are kept for later runs; it need not exist yet.
 
-    ``NOTAN_CACHE`` where that is set, else ``notan`` in the user's folder for such files:
-    ``XDG_CACHE_HOME``, ``~/.cache``, on macOS ``~/Library/Caches``, on Windows ``LOCALAPPDATA``.
+    ``NOTAN_CACHE`` where that is set, else ``notan`` in the platform's folder for such files,
+    such as ``~/.cache`` or ``XDG_CACHE_HOME`` on Linux.
     """
-    if chosen := os.environ.get(CACHE):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        usual = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        usual = Path.home() / "Library" / "Caches"
-    else:
-        usual = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(usual) / "notan"
+    chosen = os.environ.get(CACHE)
+    return Path(chosen).expanduser() if chosen else Path(pooch.os_cache("notan"))
 
 
-def checked_address(base_url: str) -> str:
+def check_url(base_url: str) -> str:
     """Return an address that others are joined to, with a slash at its end.
 
     Raises:
@@ -150,13 +76,34 @@ def checked_address(base_url: str) -> str:
     return base_url.rstrip("/") + "/"
 
 
-def fetch(url: str, place: Place, checksum: Checksum, *, progress: bool = True) -> Path:
-    """Fetch a file and check it; what a broken transfer has left is gone on with.
+def hash_matches(path: Path, known_hash: str) -> bool:
+    """Say whether a file has a published hash.
+
+    Args:
+        path: The file.
+        known_hash: ``algorithm:digits``, such as ``md5:5c4f...``; of the digits, as many of the
+            first ones as are published.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    algorithm, _, digits = known_hash.partition(":")
+    return hash_file(path, algorithm).startswith(digits)
+
+
+def download(
+    url: str, path: Path, known_hash: str, *, chosen_by: str = "--out", progress: bool = True
+) -> Path:
+    """Download a file and check it, unless it is there already.
+
+    Whatever ends it early, Ctrl-C too, leaves no part of the file behind; a broken transfer is
+    tried again from its start.
 
     Args:
         url: An http or https address.
-        place: Where it goes; it takes the place of what is there.
-        checksum: What it must hash to.
+        path: Where it goes; a file there that has another hash is replaced.
+        known_hash: What it must hash to, as for ``hash_matches``.
+        chosen_by: The flag or variable that would choose another place, for messages.
         progress: Show a bar on stderr.
 
     Returns:
@@ -166,275 +113,241 @@ def fetch(url: str, place: Place, checksum: Checksum, *, progress: bool = True) 
         DataError: The network fails for good, or what came is not what was published.
         StorageError: The disk is full, or the place cannot be written.
     """
-    part, folder = place.part, place.path.parent
-    with storage_errors(folder, chosen_by=place.chosen_by):
-        folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc=place.path.name, unit="B", unit_scale=True, disable=not progress) as bar:
-        _transfer_patiently(url, place, bar)
-    found = checksum.of(part)
-    with place.storage_errors():
-        if found == checksum.digits:
-            return part.replace(place.path)
-        part.unlink()
-    raise DataError(
-        f"{url}: the {checksum} checksum of what came is {found}, wanted {checksum.digits}; it was "
-        "deleted. Run the same command again, and if that does not help the file was changed at "
-        "its source"
-    )
+    import requests  # slow to import, and rarely wanted
 
-
-def _transfer_patiently(url: str, place: Place, bar: tqdm[NoReturn]) -> None:
-    """Fetch the rest of a file, trying again where the last connection broke off."""
-    waits = iter(RETRY_WAITS_SECONDS)
-    part = place.part
-    furthest = _size(part)
-    while True:
+    if path.is_file():
+        if hash_matches(path, known_hash):
+            return path
+        logger.warning("%s: damaged or cut short (its hash differs)", path)
+    logger.info("downloading %s to %s", url, path)
+    with storage_errors(path, chosen_by=chosen_by):
+        path.unlink(missing_ok=True)
+        files = pooch.create(
+            path.parent,
+            base_url="",
+            registry={path.name: None},  # checked in the transfer, against all known digits
+            urls={path.name: url},
+            retry_if_failed=len(RETRY_WAITS_SECONDS),
+        )
         try:
-            _transfer(url, place, bar)
-        except _BrokenTransferError as error:
-            if _size(part) - furthest >= WORTHWHILE_BYTES:
-                waits = iter(RETRY_WAITS_SECONDS)
-            furthest = max(furthest, _size(part))
-            wait = next(waits, None)
-            if wait is None:
-                raise DataError(
-                    f"{url}: the download failed ({error}); "
-                    "check the network and run the same command again: it resumes where it stopped"
-                ) from error
-            time.sleep(wait)
-        else:
-            return
+            files.fetch(path.name, downloader=_Transfer(known_hash, progress=progress))
+        except requests.RequestException as error:
+            raise _failure(url, error) from error
+        set_usual_permissions(path)
+    return path
 
 
-def _transfer(url: str, place: Place, bar: tqdm[NoReturn]) -> None:
-    """Fetch the rest of a file over one connection.
-
-    A file changed on the server between two connections is not asked about (If-Range): the
-    checksum of the whole notices it, and everything else too.
-    """
-    part = place.part
-    have = _size(part)
-    response = _open(url, have)
-    if response is None:
-        return
-    with response:
-        span = _span(response, have, place)
-        bar.reset(span.total)
-        bar.initial = bar.n = span.start
-        _require_space(place, span)
-        _receive(response, place, span, bar)
-    if span.total is not None and _size(part) < span.total:
-        raise _BrokenTransferError(
-            f"the connection closed after {_size(part)} of {span.total} bytes"
-        )
-
-
-def _open(url: str, have: int) -> http.client.HTTPResponse | None:
-    """Ask for a file from byte ``have`` on; None says that there is nothing more to come."""
-    # The scheme was checked when the address came in, and the opener knows no other.
-    request = urllib.request.Request(url, headers={"User-Agent": "notan"})  # noqa: S310
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        response = _opener().open(request, timeout=TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            return None  # the part is complete, or is not of this file: the checksum decides
-        if error.code in PASSING_STATUSES:
-            raise _BrokenTransferError(f"the server answered {error.code}") from error
-        raise DataError(
-            f"{url}: the server answered {error.code} {error.reason}; "
-            "check the address, the file may have moved"
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _BrokenTransferError(_one_line(error)) from error
-    return cast("http.client.HTTPResponse", response)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener for http and https alone, so that no redirect leads to a file or to FTP."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-def _span(response: http.client.HTTPResponse, have: int, place: Place) -> _Span:
-    """Read from an answer's head which part of the file it brings."""
-    length = response.headers.get("Content-Length", "")
-    coming = int(length) if length.isdigit() else None
-    start = 0
-    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-        start = have
-        stated = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-        if stated is None or int(stated[1]) != have:
-            with place.storage_errors():
-                place.part.unlink(missing_ok=True)
-            raise _BrokenTransferError("the server sent another part of the file than asked for")
-    return _Span(start, None if coming is None else start + coming)
-
-
-def _receive(
-    response: http.client.HTTPResponse, place: Place, span: _Span, bar: tqdm[NoReturn]
-) -> None:
-    """Write an answer's body behind what is there, or over it if it brings the whole file."""
-    with place.storage_errors(), place.part.open("ab" if span.start else "wb") as file:
-        while chunk := _read(response):
-            file.write(chunk)
-            bar.update(len(chunk))
-
-
-def _read(response: http.client.HTTPResponse) -> bytes:
-    try:
-        return response.read1(CHUNK_BYTES)  # what has come so far, to lose nothing if it breaks
-    except (OSError, http.client.HTTPException) as error:
-        raise _BrokenTransferError(_one_line(error)) from error
-
-
-def _require_space(place: Place, span: _Span) -> None:
-    """Refuse a download that cannot fit: the rest of the file and all that will come out of it."""
-    if span.total is None:
-        return
-    needed = span.total - span.start
-    if place.unpacked:
-        needed += span.total  # images are packed about as large as they are
-    folder = place.path.parent
-    with place.storage_errors():
-        free = shutil.disk_usage(folder).free
-    if free < needed:
-        aim = "download and unpack" if place.unpacked else "download"
-        raise StorageError(
-            f"{folder}: {_amount(free)} are free and about {_amount(needed)} are needed to "
-            f"{aim}; free some space or choose another place with {place.chosen_by}"
-        )
-
-
-def _amount(size: int) -> str:
-    return tqdm.format_sizeof(size, "B")
-
-
-def _one_line(error: Exception) -> str:
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    return " ".join(str(reason).split()) or type(error).__name__
-
-
-def _size(path: Path) -> int:
-    """Return a file's size in bytes; 0 if there is none."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-MARKER = ".unpacked.json"
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One published archive.
-
-    Attributes:
-        name: Its file name, such as ``images.tar.gz``.
-        md5: The checksum its publisher gives, 32 hexadecimal digits.
-    """
-
-    name: str
-    md5: str
-
-    @property
-    def stem(self) -> str:
-        """The name without its endings: the folder that such an archive usually holds."""
-        return self.name.split(".")[0]
-
-
-def is_unpacked(archive: Archive, folder: Path) -> bool:
-    """Say whether this very archive was unpacked into the folder and is still there."""
-    record = _read_marker(folder).get(archive.name)
-    return (
-        record is not None
-        and record["md5"] == archive.md5
-        and all((folder / entry).exists() for entry in record["entries"])
-    )
-
-
-def refuse_foreign(archive: Archive, folder: Path, entries: list[str] | None = None) -> None:
-    """Refuse to write over what this program did not put there.
+def download_bytes(url: str, most: int) -> bytes:
+    """Return what an http or https address holds; broken transfers are tried again.
 
     Args:
-        archive: The archive about to be unpacked.
-        folder: Where to.
-        entries: The names it will put into the folder; by default the one its own name suggests,
-            which is enough to notice the clash before a long download.
+        url: The address.
+        most: Bytes that are taken at most.
 
     Raises:
-        DataError: An entry is there already and is not from an earlier unpacking.
+        ConfigError: It is not an http or https address.
+        DataError: The network fails for good, or more comes than is taken.
     """
-    record = _read_marker(folder).get(archive.name)
-    own = record["entries"] if record else []
-    for entry in entries or [archive.stem]:
-        if entry not in own and (folder / entry).exists():
+    import requests
+
+    check_url(url)
+    for wait in (*RETRY_WAITS_SECONDS, None):
+        content = _BoundedBytes(url, most)
+        try:
+            _Transfer(None, progress=False)(url, content)
+        except requests.RequestException as error:
+            if wait is None:
+                raise _failure(url, error) from error
+            time.sleep(wait)
+        else:
+            break
+    return content.getvalue()
+
+
+def _failure(url: str, error: BaseException) -> DataError:
+    """Say in one line what lies at the bottom of an error of requests."""
+    while error.__context__ is not None:
+        error = error.__context__
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, http.client.IncompleteRead):
+        reason = "the connection closed too soon"
+    return DataError(
+        f"{url}: the download failed ({reason}); check the address and the network, and run the "
+        "same command again"
+    )
+
+
+class _BoundedBytes(io.BytesIO):
+    """Bytes in memory, up to a number of them."""
+
+    def __init__(self, url: str, most: int) -> None:
+        super().__init__()
+        self.url, self.most = url, most
+
+    def write(self, chunk: ReadableBuffer) -> int:
+        """Take what came, or raise DataError where it is too much."""
+        if super().write(chunk) and self.tell() > self.most:
             raise DataError(
-                f"{folder / entry} is already there and was not completed by this command, so it "
-                f"is left alone; use it as it is, or move it away to fetch {archive.name} afresh"
+                f"{self.url}: holds more than {self.most:,} bytes; download it to a file"
+            )
+        return self.tell()
+
+
+class _Transfer(pooch.HTTPDownloader):  # type: ignore[misc]  # pooch has no types
+    """One attempt; raises DataError where another one would end alike."""
+
+    def __init__(self, known_hash: str | None, *, progress: bool) -> None:
+        # Unasked, servers may label a .tar.gz as compressed on its way and have it unpacked here
+        headers = {"User-Agent": "notan", "Accept-Encoding": "identity"}
+        super().__init__(progress, CHUNK_BYTES, timeout=TIMEOUT_SECONDS, headers=headers)
+        self.known_hash = known_hash
+
+    def __call__(
+        self, url: str, output_file: str | BinaryIO, files: pooch.Pooch | None = None
+    ) -> None:
+        """Download to a file that pooch has made, and check what came; or to an open one."""
+        import requests
+
+        try:
+            super().__call__(url, output_file, files)
+        except requests.HTTPError as error:
+            answer = error.response
+            if answer is None or answer.status_code in PASSING_STATUSES:
+                raise
+            raise DataError(
+                f"{url}: the server answered {answer.status_code} {answer.reason}; "
+                "check the address, the file may have moved"
+            ) from error
+        if self.known_hash is None or not isinstance(output_file, str):
+            return
+        algorithm, _, digits = self.known_hash.partition(":")
+        found = hash_file(Path(output_file), algorithm)[: len(digits)]
+        if found != digits:
+            raise DataError(
+                f"{url}: the {algorithm.upper()} of what came is {found}, wanted {digits}; it was "
+                "deleted. Run the same command again, and if that does not help the file was "
+                "changed at its source"
             )
 
 
-def unpack(archive: Archive, path: Path, folder: Path) -> None:
-    """Unpack a verified archive into a folder and remove it.
+def download_archive(url: str, folder: Path, known_hash: str, *, progress: bool = True) -> Path:
+    """Download an archive that holds one folder of its own name, and unpack it.
 
-    Everything is unpacked beside its place first and moved there at the end, so that a half
-    unpacked folder never looks complete. Files whose names begin with ``._`` are macOS's notes
-    about other files, not data, and are left out.
+    An archive that lies in ``folder`` already is checked and not downloaded; one that was unpacked
+    already is not even that. It is removed after unpacking.
 
     Args:
-        archive: What it is.
-        path: Where it lies.
-        folder: Where its contents go.
+        url: An http or https address; it ends with the archive's name, such as ``images.tar.gz``.
+        folder: Where ``images/`` goes; made if missing.
+        known_hash: What the archive must hash to, as for ``hash_matches``.
+        progress: Show a bar on stderr.
+
+    Returns:
+        The unpacked folder.
 
     Raises:
-        DataError: The archive is damaged or empty, holds a link, a device or a path that leads
-            out of the folder, or would replace something of the user's. Nothing is unpacked then.
+        DataError: The network fails for good, the archive is not what was published or unsafe, or
+            its folder is there already and is not from an earlier call.
         StorageError: The disk is full, or the place cannot be written.
     """
-    waiting = folder / f".unpacking-{archive.name}"
+    archive = folder / url.rpartition("/")[2]
+    target = _unpacked(archive)
+    if _marker(target) == known_hash:
+        return target
+    _refuse_foreign(target)
+    if archive.is_file() and not hash_matches(archive, known_hash):
+        raise DataError(
+            f"{archive}: its hash is not {known_hash}; delete it and run the same command again"
+        )
+    download(url, archive, known_hash, progress=progress)
+    return unpack(archive, known_hash)
+
+
+def unpack(archive: Path, known_hash: str) -> Path:
+    """Unpack a checked archive beside itself and remove it.
+
+    A folder is filled beside its place and moved there at the end, so that a half unpacked one
+    never looks complete. Files whose names begin with ``._`` are macOS's notes about other files,
+    not data, and are left out.
+
+    Args:
+        archive: A tar file, compressed or not; ``images.tar.gz`` must hold ``images/`` alone.
+        known_hash: Is left in the folder, to know it again.
+
+    Returns:
+        The unpacked folder.
+
+    Raises:
+        DataError: The archive is damaged, holds something else, a link, a device or a path that
+            leads out of the folder, or would replace something of the user's. Nothing is unpacked
+            then.
+        StorageError: The disk is full, or the place cannot be written.
+    """
+    target = _unpacked(archive)
+    _refuse_foreign(target)
+    waiting = archive.with_name(f".unpacking-{target.name}")
     shutil.rmtree(waiting, ignore_errors=True)
     try:
-        with storage_errors(folder):
-            waiting.mkdir(parents=True)
-            _extract(path, waiting)
-            _move_in(archive, waiting, folder)
-            path.unlink()
+        with storage_errors(target):
+            waiting.mkdir()
+            _extract(archive, waiting)
+            found = sorted(entry.name for entry in waiting.iterdir())
+            if found != [target.name]:
+                raise DataError(
+                    f"{archive}: holds {', '.join(found) or 'nothing'}; wanted a folder "
+                    f"{target.name}/ and nothing else; delete the archive"
+                )
+            (waiting / target.name / MARKER).write_text(known_hash)
+            if target.exists():
+                shutil.rmtree(target)
+            (waiting / target.name).replace(target)
+            archive.unlink()
     finally:
         shutil.rmtree(waiting, ignore_errors=True)
+    return target
 
 
-def _extract(path: Path, waiting: Path) -> None:
+def _unpacked(archive: Path) -> Path:
+    """Return the folder that an archive is unpacked to."""
+    return archive.with_name(archive.name.partition(".")[0])
+
+
+def _marker(folder: Path) -> str | None:
+    """Return the hash of the archive that a folder came from; None of a folder of the user's."""
     try:
-        with tarfile.open(path, "r:*") as tar:
+        return (folder / MARKER).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Refuse to write over what was not unpacked here."""
+    if target.exists() and _marker(target) is None:
+        raise DataError(
+            f"{target} is already there and was not completed by this command, so it is left "
+            "alone; use it as it is, or move it away to download it afresh"
+        )
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    """Extract the members of an archive, or refuse it at the first unsafe one."""
+    try:
+        with tarfile.open(archive, "r:*") as tar:
             # A second guard beside our own; Python before 3.11.4 does not have it.
             tar.extraction_filter = getattr(tarfile, "data_filter", None)
             for member in tar:
-                _refuse_unsafe(member, path)
+                _refuse_unsafe(member, archive)
                 if not Path(member.name).name.startswith("._"):
                     # Owners, modes and times of the publisher's machine mean nothing here.
-                    tar.extract(member, waiting, set_attrs=False)
+                    tar.extract(member, folder, set_attrs=False)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(
-            f"{path}: the archive is damaged ({error}) although its checksum is right; "
+            f"{archive}: the archive is damaged ({error}) although its hash is right; "
             "delete it and report this to its publisher"
         ) from error
 
 
-def _refuse_unsafe(member: tarfile.TarInfo, path: Path) -> None:
+def _refuse_unsafe(member: tarfile.TarInfo, archive: Path) -> None:
     """Refuse a member that is not a plain file or folder inside the archive's own tree."""
     place = PureWindowsPath(member.name)  # knows both slashes and drive letters
     if place.anchor or ".." in place.parts:
@@ -444,47 +357,6 @@ def _refuse_unsafe(member: tarfile.TarInfo, path: Path) -> None:
     else:
         return
     raise DataError(
-        f"{path}: its member {member.name!r} {found}; only plain files and folders are "
+        f"{archive}: its member {member.name!r} {found}; only plain files and folders are "
         "unpacked, so nothing was; do not use this archive"
     )
-
-
-def _move_in(archive: Archive, waiting: Path, folder: Path) -> None:
-    """Move the finished entries into place.
-
-    The record is written first: it claims nothing while an entry is missing, and after a crash
-    it lets the next attempt replace what this one had already moved.
-    """
-    entries = sorted(entry.name for entry in waiting.iterdir())
-    if not entries:
-        raise DataError(f"{waiting.parent / archive.name}: the archive is empty; delete it")
-    refuse_foreign(archive, folder, entries)
-    for entry in entries:
-        _remove(folder / entry)
-    records = _read_marker(folder)
-    records[archive.name] = {"md5": archive.md5, "entries": entries}
-    write_bytes(folder / MARKER, json.dumps(records, indent=2).encode())
-    for entry in entries:
-        (waiting / entry).replace(folder / entry)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _read_marker(folder: Path) -> dict[str, Any]:
-    """Read which archives were unpacked; an absent or damaged record says: none."""
-    try:
-        records = json.loads((folder / MARKER).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(records, dict):
-        return {}
-    return {
-        name: record
-        for name, record in records.items()
-        if isinstance(record, dict) and {"md5", "entries"} <= record.keys()
-    }

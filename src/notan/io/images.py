@@ -1,14 +1,7 @@
-"""Images as bytes to arrays: what a file holds is decided here, once, from its content.
+"""Images from bytes to arrays, by Pillow: what a file holds is decided once, from its header.
 
-Pillow, kept on a leash: formats by signature, sizes before pixels, every failure a DataError.
-
-Everything here may be called from many threads at once.
-
-Reading image and mask files: by content, upright, checked for size before they are decoded.
-
-Every reader here raises DataError, and only that, for a file it cannot read, and may be called
-from many threads at once. How a mask's values are understood is written in
-``notan.io.masks``.
+Formats are told by signature, sizes are refused before pixels are decoded, and whatever a broken
+file makes Pillow raise becomes a DataError. All of it may be called from many threads at once.
 
 A file's name says nothing about its format: real data sets hold GIF and PNG files called ``.jpg``.
 Of a file with several frames or pages the first one is read. The EXIF orientation is taken from
@@ -24,25 +17,12 @@ import struct
 import threading
 import warnings
 import zlib
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
-from notan.config import TrimapBorder
-from notan.errors import ConfigError, DataError, nearest
-from notan.io.masks import (
-    Bytes,
-    Grey,
-    MaskReading,
-    describe_values,
-    mask_from_bits,
-    mask_from_colours,
-    mask_from_grey,
-    mask_from_palette,
-    refuse_varying_alpha,
-    values_of,
-)
+from notan.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +30,7 @@ if TYPE_CHECKING:
 
     from PIL.ImageFile import ImageFile
 
-    from notan.types import Mask, RGBImage, Size
+    from notan.types import RGBImage, Size
 
 # Pillow's own limit for a warning: 256 MiB of RGB. A few kilobytes on disk can claim much more,
 # and memory for the claim would be taken before the fraud shows.
@@ -91,11 +71,109 @@ _ONE_AT_A_TIME = threading.Lock()
 _T = TypeVar("_T")
 
 
-class Decoded(NamedTuple):
-    """A decoded first frame, and whether its format changes pixels to save bytes."""
+def read_image(path: Path) -> RGBImage:
+    """Read an image file as 8-bit RGB, upright.
 
-    image: Image.Image
-    lossy: bool
+    Transparency is dropped and the colours beneath it are kept. 16-bit grey is divided by 257, so
+    that its full range becomes 0..255; nothing is clipped. Float images may hold 0..1 or 0..255.
+
+    Args:
+        path: A PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000 or AVIF file of any name.
+
+    Returns:
+        uint8, (height, width, 3), RGB.
+
+    Raises:
+        DataError: The file is missing, unreadable, too large or of values out of range.
+    """
+    return read_header(path, lambda image: to_rgb(decode(image, str(path)), str(path)))
+
+
+def decode_image(content: bytes | BinaryIO, name: str) -> RGBImage:
+    """Read an image from the bytes of its file, or an open file, as ``read_image`` does.
+
+    Args:
+        content: The whole file; or open for reading, wherever it stands.
+        name: What to call it in messages.
+
+    Returns:
+        uint8, (height, width, 3), RGB.
+
+    Raises:
+        DataError: As for ``read_image``.
+    """
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    return guarded(lambda: to_rgb(decode(identify(file, name), name), name), name)
+
+
+def convert_image(image: Image.Image, name: str) -> RGBImage:
+    """Turn an image of Pillow's, opened by the caller, into an array as ``read_image`` does.
+
+    Args:
+        image: Of any mode; its EXIF orientation is applied.
+        name: What to call it in messages.
+
+    Returns:
+        uint8, (height, width, 3), RGB.
+
+    Raises:
+        DataError: As for ``read_image``.
+    """
+    refuse_size((image.height, image.width), name)
+    return guarded(lambda: to_rgb(ImageOps.exif_transpose(image), name), name)
+
+
+def read_size(path: Path) -> Size:
+    """Read an image's upright size from its header, without decoding a pixel.
+
+    Returns:
+        (height, width) in pixels, as ``read_image`` would return it.
+
+    Raises:
+        DataError: The file is missing, is no image or claims too large a size.
+    """
+    with opened(path) as file:
+        return decode_size(file, str(path))
+
+
+def decode_size(file: BinaryIO, name: str) -> Size:
+    """Read the upright size of an image in an open file, as ``read_size`` does.
+
+    Raises:
+        DataError: As for ``read_size``.
+    """
+
+    def upright_size() -> Size:
+        image = identify(file, name)
+        width, height = image.size
+        refuse_size((height, width), name)
+        return (width, height) if _turn(image) in _SIDEWAYS else (height, width)
+
+    return guarded(upright_size, name)
+
+
+def read_format(path: Path) -> str:
+    """Read which format a file really has, whatever its name says: ``"PNG"``, ``"JPEG"`` ...
+
+    Raises:
+        DataError: The file is missing, or is no image.
+    """
+    return read_header(path, lambda image: image.format or "unknown")
+
+
+def read_header(path: Path, work: Callable[[ImageFile], _T]) -> _T:
+    """Do something with an image whose header was read, whatever size that claims.
+
+    Args:
+        path: An image of any of the formats that are read.
+        work: Is given the image, whose file closes afterwards; it may decode it.
+
+    Raises:
+        DataError: The file is missing, is no image, or is broken.
+    """
+    name = str(path)
+    with opened(path) as file:
+        return guarded(lambda: work(identify(file, name)), name)
 
 
 @contextlib.contextmanager
@@ -121,13 +199,8 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     )
 
 
-def guarded(work: Callable[[BinaryIO, str], _T], file: BinaryIO, name: str) -> _T:
-    """Run Pillow on a file; whatever a broken one raises becomes a DataError."""
-    return guarded_image(lambda: work(file, name), name)
-
-
-def guarded_image(work: Callable[[], _T], name: str, *, once: bool = False) -> _T:
-    """Run Pillow on an image that is open already, as ``guarded`` does.
+def guarded(work: Callable[[], _T], name: str, *, once: bool = False) -> _T:
+    """Run Pillow; whatever a broken file makes it raise becomes a DataError.
 
     Args:
         work: What to do.
@@ -158,62 +231,7 @@ def _without_warnings(work: Callable[[], _T]) -> _T:
         return work()
 
 
-def decode(file: BinaryIO, name: str) -> Decoded:
-    """Decode the first frame, turn it upright and bring rare modes to RGB."""
-    image = header(file, name)
-    lossy = image.format in _LOSSY_FORMATS or image.info.get("compression") in _LOSSY_IN_TIFF
-    turn = _turn(image)
-    image.load()
-    return Decoded(_common_mode(image if turn is None else image.transpose(turn)), lossy)
-
-
-def decode_rgb(file: BinaryIO, name: str) -> RGBImage:
-    """Decode the first frame as uint8, (height, width, 3), RGB, upright."""
-    return rgb(decode(file, name).image, name)
-
-
-def _common_mode(image: Image.Image) -> Image.Image:
-    """Leave only the modes 1, L, LA, P, RGB, RGBA, F and those that begin with I."""
-    if image.mode in ("PA", "RGBa"):
-        return image.convert("RGBA")
-    is_common = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "F")
-    return image if is_common or image.mode.startswith("I") else image.convert("RGB")
-
-
-def upright_size(file: BinaryIO, name: str) -> Size:
-    """Return (height, width) of the first frame as it is decoded, from the header alone."""
-    image = header(file, name)
-    width, height = image.size
-    return (width, height) if _turn(image) in _SIDEWAYS else (height, width)
-
-
-def header(file: BinaryIO, name: str) -> ImageFile:
-    """Read a header and refuse a size that must not be decoded."""
-    image = identified(file, name)
-    refuse_size((image.size[1], image.size[0]), name)
-    return image
-
-
-def refuse_size(size: Size, name: str) -> None:
-    """Refuse a (height, width) that must not be decoded.
-
-    Raises:
-        DataError: No pixels, or more than ``MAX_PIXELS``.
-    """
-    height, width = size
-    if width < 1 or height < 1:
-        raise DataError(
-            f"{name}: its header claims {height}x{width} pixels (height x width); wanted at least "
-            "1x1; make the file again, or leave it out"
-        )
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{name}: its header claims {height}x{width} (height x width), {width * height:,} "
-            f"pixels; {_TOO_LARGE}"
-        )
-
-
-def identified(file: BinaryIO, name: str) -> ImageFile:
+def identify(file: BinaryIO, name: str) -> ImageFile:
     """Find the format by its signature and read the header.
 
     ``Image.open`` would do the same, but it warns of large sizes on stderr, and silencing it
@@ -235,6 +253,46 @@ def identified(file: BinaryIO, name: str) -> ImageFile:
     )
 
 
+def refuse_size(size: Size, name: str) -> None:
+    """Refuse a (height, width) that must not be decoded.
+
+    Raises:
+        DataError: No pixels, or more than ``MAX_PIXELS``.
+    """
+    height, width = size
+    if width < 1 or height < 1:
+        raise DataError(
+            f"{name}: its header claims {height}x{width} pixels (height x width); wanted at least "
+            "1x1; make the file again, or leave it out"
+        )
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{name}: its header claims {height}x{width} (height x width), {width * height:,} "
+            f"pixels; {_TOO_LARGE}"
+        )
+
+
+def is_lossy(image: ImageFile) -> bool:
+    """Say whether a format changes pixels to save bytes; some can also leave them."""
+    return image.format in _LOSSY_FORMATS or image.info.get("compression") in _LOSSY_IN_TIFF
+
+
+def decode(image: ImageFile, name: str) -> Image.Image:
+    """Decode the pixels after a header, turn them upright and bring rare modes to RGB.
+
+    Returns:
+        Of the modes 1, L, LA, P, RGB, RGBA, F and those that begin with I.
+    """
+    refuse_size((image.height, image.width), name)
+    turn = _turn(image)
+    image.load()
+    upright = image if turn is None else image.transpose(turn)
+    if upright.mode in ("PA", "RGBa"):
+        return upright.convert("RGBA")
+    is_common = upright.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "F")
+    return upright if is_common or upright.mode.startswith("I") else upright.convert("RGB")
+
+
 def _turn(image: ImageFile) -> Image.Transpose | None:
     """Return the turn that the header's EXIF asks for."""
     if image.format == "TIFF":
@@ -247,191 +305,25 @@ def _turn(image: ImageFile) -> Image.Transpose | None:
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
-def rgb(image: Image.Image, name: str) -> RGBImage:
-    """Bring any mode of Pillow to 8-bit RGB."""
+def to_rgb(image: Image.Image, name: str) -> RGBImage:
+    """Bring any mode of Pillow to 8-bit RGB, (height, width, 3).
+
+    Raises:
+        DataError: Float or 16-bit values out of range.
+    """
     if image.mode.startswith("I") or image.mode == "F":
-        grey = _eight_bits(np.asarray(image), name)
-        return np.repeat(grey[..., np.newaxis], 3, axis=2)
+        grey = np.asarray(image)
+        low, high = float(grey.min()), float(grey.max())
+        is_float = grey.dtype.kind == "f"
+        if not (low >= 0 and high <= (255 if is_float else 65535)):  # so written, NaN is refused
+            wanted = "0..1 or 0..255" if is_float else "0..65535"
+            raise DataError(
+                f"{name}: its grey values reach from {low:g} to {high:g}; wanted {wanted}; "
+                "scale them and save the image as 8-bit PNG"
+            )
+        scale = 1 / 257 if not is_float else 255 if high <= 1 else 1
+        levels = np.round(grey * np.float32(scale)).astype(np.uint8)
+        return np.repeat(levels[..., np.newaxis], 3, axis=2)
     # Pillow warns of palettes with transparency unless they pass through RGBA
     through = image.convert("RGBA") if image.mode == "P" else image
     return np.array(through.convert("RGB"))
-
-
-def _eight_bits(grey: Grey, name: str) -> Bytes:
-    """Scale 16-bit or float grey, (height, width), to 0..255."""
-    low, high = float(grey.min()), float(grey.max())
-    is_float = grey.dtype.kind == "f"
-    limit = 255 if is_float else 65535
-    if not (low >= 0 and high <= limit):  # so written, NaN is refused too
-        wanted = "0..1 or 0..255" if is_float else "0..65535"
-        raise DataError(
-            f"{name}: its grey values reach from {low:g} to {high:g}; wanted {wanted}; "
-            "scale them and save the image as 8-bit PNG"
-        )
-    scale = 1 / 257 if not is_float else 255 if high <= 1 else 1
-    return np.round(grey * np.float32(scale)).astype(np.uint8)
-
-
-__all__ = [
-    "MAX_PIXELS",
-    "MaskReading",
-    "decode_image",
-    "read_format",
-    "read_header",
-    "read_image",
-    "read_mask",
-    "read_size",
-    "read_trimap",
-]
-
-
-def read_image(path: Path) -> RGBImage:
-    """Read an image file as 8-bit RGB, upright.
-
-    Transparency is dropped and the colours beneath it are kept. 16-bit grey is divided by 257, so
-    that its full range becomes 0..255; nothing is clipped. Float images may hold 0..1 or 0..255.
-
-    Args:
-        path: A PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000 or AVIF file of any name.
-
-    Returns:
-        uint8, (height, width, 3), RGB.
-
-    Raises:
-        DataError: The file is missing, unreadable, too large or of values out of range.
-    """
-    with opened(path) as file:
-        return guarded(decode_rgb, file, str(path))
-
-
-def decode_image(content: bytes, name: str) -> RGBImage:
-    """Read an image from the bytes of its file, as ``read_image`` does.
-
-    Args:
-        content: The whole file.
-        name: What to call it in messages.
-
-    Returns:
-        uint8, (height, width, 3), RGB.
-
-    Raises:
-        DataError: As for ``read_image``.
-    """
-    return guarded(decode_rgb, io.BytesIO(content), name)
-
-
-def read_size(path: Path) -> Size:
-    """Read an image's upright size from its header, without decoding a pixel.
-
-    Returns:
-        (height, width) in pixels, as ``read_image`` would return it.
-
-    Raises:
-        DataError: The file is missing, is no image or claims too large a size.
-    """
-    with opened(path) as file:
-        return guarded(upright_size, file, str(path))
-
-
-def read_format(path: Path) -> str:
-    """Read which format a file really has, whatever its name says: ``"PNG"``, ``"JPEG"`` ...
-
-    Raises:
-        DataError: The file is missing, or is no image.
-    """
-    with opened(path) as file:
-        return guarded(identified, file, str(path)).format or "unknown"
-
-
-def read_header(path: Path, work: Callable[[ImageFile], _T]) -> _T:
-    """Take something from an image's header, whatever size it claims; no pixel is decoded.
-
-    Args:
-        path: An image of any of the formats that are read.
-        work: Is given the opened header, which closes afterwards.
-
-    Raises:
-        DataError: The file is missing, is no image, or its header is broken.
-    """
-    with opened(path) as file:
-        return guarded(lambda file, name: work(identified(file, name)), file, str(path))
-
-
-def read_mask(path: Path) -> MaskReading:
-    """Read a mask of two classes, upright, by the rule written in ``notan.io.masks``.
-
-    Returns:
-        The mask, bool, (height, width), True = foreground; and the encoding that was found.
-
-    Raises:
-        DataError: The file is unreadable, or its values can mean more than one thing.
-    """
-    name = str(path)
-    with opened(path) as file:
-        image, lossy = guarded(decode, file, name)
-    if image.mode == "1":
-        return mask_from_bits(np.array(image))
-    if image.mode == "P":
-        return mask_from_palette(np.asarray(image), _palette(image), name=name)
-    grey_or_colour = _without_alpha(image, name)
-    if grey_or_colour.ndim == 3:
-        return mask_from_colours(grey_or_colour, name=name, lossy=lossy)
-    return mask_from_grey(grey_or_colour, name=name, lossy=lossy)
-
-
-def read_trimap(path: Path, trimap_border: TrimapBorder) -> tuple[Mask, Mask | None]:
-    """Read a trimap of the Oxford-IIIT pets: 1 = pet, 2 = background, 3 = border.
-
-    Args:
-        path: The trimap; grey values or palette indices.
-        trimap_border: ``"foreground"``: the border belongs to the pet; ``"background"``: it does
-            not; ``"ignore"``: it does not, and is left out of loss and score.
-
-    Returns:
-        The mask, bool, (height, width), True = foreground; and the ignored pixels, bool, of the
-        same shape, or None when nothing is ignored.
-
-    Raises:
-        DataError: The file is unreadable or holds values other than 1, 2 and 3.
-        ConfigError: There is no such border rule.
-    """
-    if trimap_border not in get_args(TrimapBorder):
-        raise ConfigError(
-            f"trimap_border = '{trimap_border}' is no "
-            f"rule{nearest(trimap_border, get_args(TrimapBorder))}"
-        )
-    name = str(path)
-    with opened(path) as file:
-        image = guarded(decode, file, name).image
-    labels: Grey = np.asarray(image) if image.mode in ("P", "1") else _without_alpha(image, name)
-    if labels.ndim == 3:
-        raise DataError(
-            f"{name}: a {image.mode} image; wanted a trimap of 1 (pet), 2 (background) and "
-            "3 (border) in grey or palette; check that this is the trimap and not its image"
-        )
-    values = values_of(labels)
-    if not {1, 2, 3}.issuperset(values):
-        raise DataError(
-            f"{name}: holds {describe_values(values)}; a trimap holds 1 (pet), 2 (background) and "
-            "3 (border) only; read a mask of two classes as a folder of images and masks"
-        )
-    is_border = labels == 3
-    mask = labels != 2 if trimap_border == "foreground" else labels == 1
-    return mask, is_border if trimap_border == "ignore" else None
-
-
-def _palette(image: Image.Image) -> Bytes:
-    """Return the palette as uint8, (256, 3); a short one is filled up with black."""
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    flat = np.array(image.getpalette("RGB") or [], dtype=np.uint8)
-    colours.reshape(-1)[: flat.size] = flat
-    return colours
-
-
-def _without_alpha(image: Image.Image, name: str) -> Grey:
-    """Return grey as (height, width) or colour as (height, width, 3), if alpha is constant."""
-    pixels: Grey = np.asarray(image)
-    if image.mode not in ("LA", "RGBA"):
-        return pixels
-    refuse_varying_alpha(pixels[..., -1], name=name)
-    return pixels[..., 0] if image.mode == "LA" else pixels[..., :3]

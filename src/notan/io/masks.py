@@ -1,4 +1,4 @@
-"""Which pixels of a mask are foreground: one written rule for the many ways two classes are stored.
+"""Masks from files: one written rule for the many ways in which two classes are stored.
 
 The rule looks at the values that a mask really holds. It accepts what can mean one thing only,
 says what it decided, and refuses the rest: a mask read the wrong way round trains a wrong model
@@ -34,15 +34,20 @@ is foreground. Anything else is refused.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from notan.errors import DataError
+from notan.config import TrimapBorder
+from notan.errors import ConfigError, DataError, nearest
+from notan.io.images import decode, is_lossy, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+
+    from PIL import Image
 
     from notan.types import Mask
 
@@ -56,6 +61,17 @@ CHROMA_NOISE = 8
 LISTED_VALUES = 8
 
 SAVE_AGAIN = "save it as a PNG of 0 (background) and 255 (foreground)"
+
+FEW_VALUES = {
+    1: ("one value alone does not tell foreground from background", SAVE_AGAIN),
+    2: ("neither is 0, so it is open which one is the foreground", SAVE_AGAIN),
+    3: (
+        "three values look like three classes",
+        "read an Oxford-IIIT trimap (1 pet, 2 background, 3 border) as a trimap with a rule for "
+        f"its border; otherwise merge the classes into two and {SAVE_AGAIN}",
+    ),
+}
+"""How many values that no exact rule knows -> why they are refused, and what to do."""
 
 
 class MaskReading(NamedTuple):
@@ -72,108 +88,79 @@ class MaskReading(NamedTuple):
     encoding: str
 
 
-class _Tally(NamedTuple):
+class _Counts(NamedTuple):
     """The different values of a mask, ascending, and how many pixels hold each."""
 
     values: Grey
     counts: npt.NDArray[np.int64]
 
 
-def mask_from_bits(bits: Mask) -> MaskReading:
-    """Read a mask of one bit per pixel; never refuses.
+def read_mask(path: Path) -> MaskReading:
+    """Read a mask of two classes, upright, by the rule at the top of this file.
 
-    Args:
-        bits: bool, (height, width).
-    """
-    if bits.all():
-        return MaskReading(bits, "full")
-    return MaskReading(bits, "bool" if bits.any() else "empty")
-
-
-def mask_from_grey(grey: Grey, *, name: str, lossy: bool = False) -> MaskReading:
-    """Read a mask of grey values.
-
-    Args:
-        grey: (height, width); uint8, uint16, int32 or float32.
-        name: The file, for the message of a refusal.
-        lossy: Whether the file's compression may have changed values.
+    Returns:
+        The mask, bool, (height, width), True = foreground; and the encoding that was found.
 
     Raises:
-        DataError: The values can mean more than one thing; the message lists them.
+        DataError: The file is unreadable, or its values can mean more than one thing.
     """
-    tally = _tally(grey)
-    _refuse_odd_numbers(tally, name)
-    full = _full(tally)
-    encoding = _exact_encoding(tally, full)
-    if lossy and encoding not in ("empty", "full", f"0/{_number(full)}"):
-        return _soft(grey, tally, full, name, lossy=True)
-    if encoding is not None:
-        return MaskReading(grey > 0, encoding)
-    _refuse_few_values(tally, name)
-    return _soft(grey, tally, full, name, lossy=False)
+    name = str(path)
+    image, lossy = read_header(path, lambda header: (decode(header, name), is_lossy(header)))
+    if image.mode == "1":
+        bits = np.array(image)
+        return MaskReading(bits, "full" if bits.all() else "bool" if bits.any() else "empty")
+    if image.mode == "P":
+        return _from_palette(image, name)
+    pixels = _without_alpha(image, name)
+    return (_from_grey if pixels.ndim == 2 else _from_colours)(pixels, name, lossy=lossy)
 
 
-def mask_from_palette(indices: Bytes, colours: Bytes, *, name: str) -> MaskReading:
-    """Read a mask of palette indices.
+def read_trimap(path: Path, trimap_border: TrimapBorder) -> tuple[Mask, Mask | None]:
+    """Read a trimap of the Oxford-IIIT pets: 1 = pet, 2 = background, 3 = border.
 
     Args:
-        indices: uint8, (height, width).
-        colours: uint8, (256, 3), RGB of each index.
-        name: The file, for the message of a refusal.
+        path: The trimap; grey values or palette indices.
+        trimap_border: ``"foreground"``: the border belongs to the pet; ``"background"``: it does
+            not; ``"ignore"``: it does not, and is left out of loss and score.
+
+    Returns:
+        The mask, bool, (height, width), True = foreground; and the ignored pixels, bool, of the
+        same shape, or None when nothing is ignored.
 
     Raises:
-        DataError: More than two indices, or colours and indices disagree.
+        DataError: The file is unreadable or holds values other than 1, 2 and 3.
+        ConfigError: There is no such border rule.
     """
-    used = _tally(indices).values
-    seen = colours[used]
-    is_grey = bool((seen == seen[:, :1]).all())
-    # a palette that is black all over says nothing; there the indices are the labels
-    if is_grey and len(np.unique(seen[:, 0])) == len(used):
-        return mask_from_grey(colours[indices, 0], name=name)
-    labels = used.tolist()
-    if labels == [1]:
-        return MaskReading(indices > 0, "full")
-    if len(labels) != 2 or labels[0] != 0:
-        found = f"palette indices {_listing(labels)}"
-        raise _refusal(name, found, "two classes are index 0 and one other", SAVE_AGAIN)
-    if seen[0].any() and not seen[1].any():
-        found = f"palette index {labels[1]} in black and index 0 in {_hex(seen[0])}"
-        raise _refusal(name, found, "colour and index disagree on the foreground", SAVE_AGAIN)
-    return MaskReading(indices > 0, f"palette 0/{labels[1]}")
+    if trimap_border not in get_args(TrimapBorder):
+        raise ConfigError(
+            f"trimap_border = '{trimap_border}' is no "
+            f"rule{nearest(trimap_border, get_args(TrimapBorder))}"
+        )
+    name = str(path)
+    image = read_header(path, lambda header: decode(header, name))
+    labels: Grey = np.asarray(image) if image.mode in ("P", "1") else _without_alpha(image, name)
+    if labels.ndim == 3:
+        raise DataError(
+            f"{name}: a {image.mode} image; wanted a trimap of 1 (pet), 2 (background) and "
+            "3 (border) in grey or palette; check that this is the trimap and not its image"
+        )
+    values = _count(labels).values.tolist()
+    if not {1, 2, 3}.issuperset(values):
+        raise DataError(
+            f"{name}: holds {_describe(values)}; a trimap holds 1 (pet), 2 (background) and "
+            "3 (border) only; read a mask of two classes as a folder of images and masks"
+        )
+    is_border = labels == 3
+    mask = labels != 2 if trimap_border == "foreground" else labels == 1
+    return mask, is_border if trimap_border == "ignore" else None
 
 
-def mask_from_colours(rgb: Bytes, *, name: str, lossy: bool = False) -> MaskReading:
-    """Read a mask of red, green and blue.
-
-    Args:
-        rgb: uint8, (height, width, 3).
-        name: The file, for the message of a refusal.
-        lossy: Whether the file's compression may have changed values.
-
-    Raises:
-        DataError: More colours than black and one other, or a refused grey.
-    """
-    red, green, blue = (rgb[..., channel] for channel in range(3))
-    brightest = np.maximum(np.maximum(red, green), blue)
-    spread = int((brightest - np.minimum(np.minimum(red, green), blue)).max())
-    if spread == 0:
-        return mask_from_grey(red, name=name, lossy=lossy)
-    if lossy and spread <= CHROMA_NOISE:
-        mean = (red.astype(np.uint16) + green + blue + 1) // 3
-        return mask_from_grey(mean.astype(np.uint8), name=name, lossy=True)
-    return _black_and_colour(rgb, brightest > 0, name)
-
-
-def refuse_varying_alpha(alpha: Bytes, *, name: str) -> None:
-    """Refuse a mask whose transparency differs from pixel to pixel: it may be the real mask.
-
-    Args:
-        alpha: uint8, (height, width).
-        name: The file, for the message.
-
-    Raises:
-        DataError: The transparency is not constant.
-    """
+def _without_alpha(image: Image.Image, name: str) -> Grey:
+    """Return grey as (height, width) or colour as (height, width, 3); refuse varying alpha."""
+    pixels: Grey = np.asarray(image)
+    if image.mode not in ("LA", "RGBA"):
+        return pixels
+    alpha = pixels[..., -1]
     if alpha.min() != alpha.max():
         raise _refusal(
             name,
@@ -181,32 +168,94 @@ def refuse_varying_alpha(alpha: Bytes, *, name: str) -> None:
             "either the colours or the transparency may be the mask",
             f"keep the one that is meant, without transparency, and {SAVE_AGAIN}",
         )
+    return pixels[..., 0] if image.mode == "LA" else pixels[..., :3]
 
 
-def values_of(grey: Grey) -> list[float]:
-    """Return the different values of a mask, ascending."""
-    values: list[float] = _tally(grey).values.tolist()
-    return values
+def _from_grey(grey: Grey, name: str, *, lossy: bool = False) -> MaskReading:
+    """Read a mask of grey values, (height, width): uint8, uint16, int32 or float32."""
+    counts = _count(grey)
+    values = counts.values.tolist()
+    _refuse_odd_numbers(counts.values, name)
+    full = _full(counts.values)
+    encoding = None
+    if values == [0]:
+        encoding = "empty"
+    elif values in ([1], [full]):
+        encoding = "full"
+    elif len(values) == 2 and values[0] == 0:
+        encoding = f"0/{_number(values[1])}"
+    if encoding in ("empty", "full", f"0/{full}") or (encoding and not lossy):
+        return MaskReading(grey > 0, encoding)
+    if len(values) in FEW_VALUES and not lossy:
+        raise _refusal(name, _describe(values), *FEW_VALUES[len(values)])
+    if lossy and values[-1] in (1, 2):
+        why = "after lossy compression that is either noise or a ruined mask of 0 and 1"
+        raise _refusal(name, _describe(values), why, f"from the original mask, {SAVE_AGAIN}")
+    if not _has_soft_edges(counts, full, lossy=lossy):
+        why = "that looks like instance labels, several classes, a probability map or an image"
+        todo = f"choose which values are the foreground, or cut at a threshold, and {SAVE_AGAIN}"
+        raise _refusal(name, _describe(values), why, todo)
+    return MaskReading(grey > full / 2, "soft edges, cut at half")
 
 
-def describe_values(values: Sequence[float]) -> str:
-    """Say which values a mask holds: the first eight, and how many there are if more."""
-    word = "value" if len(values) == 1 else "values"
-    return f"{word} {_listing(values)}"
+def _from_palette(image: Image.Image, name: str) -> MaskReading:
+    """Read a mask of palette indices: by the colours where they are greys, else by the index."""
+    indices = np.asarray(image)
+    colours = np.zeros((256, 3), dtype=np.uint8)  # a short palette is filled up with black
+    flat = np.array(image.getpalette("RGB") or [], dtype=np.uint8)
+    colours.reshape(-1)[: flat.size] = flat
+    labels = _count(indices).values.tolist()
+    seen = colours[labels]
+    # a palette that is black all over says nothing; there the indices are the labels
+    if (seen == seen[:, :1]).all() and len(np.unique(seen[:, 0])) == len(labels):
+        return _from_grey(colours[indices, 0], name)
+    if labels == [1]:
+        return MaskReading(indices > 0, "full")
+    if len(labels) != 2 or labels[0] != 0:
+        found = f"palette indices {_listing(labels)}"
+        raise _refusal(name, found, "two classes are index 0 and one other", SAVE_AGAIN)
+    if seen[0].any() and not seen[1].any():
+        found = f"palette index {labels[1]} in black and index 0 in #{seen[0].tobytes().hex()}"
+        raise _refusal(name, found, "colour and index disagree on the foreground", SAVE_AGAIN)
+    return MaskReading(indices > 0, f"palette 0/{labels[1]}")
 
 
-def _tally(grey: Grey) -> _Tally:
+def _from_colours(rgb: Bytes, name: str, *, lossy: bool) -> MaskReading:
+    """Read a mask of red, green and blue, uint8, (height, width, 3)."""
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    brightest = np.maximum(np.maximum(red, green), blue)  # ten times as fast as rgb.max(axis=2)
+    spread = int((brightest - np.minimum(np.minimum(red, green), blue)).max())
+    if spread == 0:
+        return _from_grey(red, name, lossy=lossy)
+    if lossy and spread <= CHROMA_NOISE:
+        mean = (red.astype(np.uint16) + green + blue + 1) // 3
+        return _from_grey(mean.astype(np.uint8), name, lossy=True)
+    lit = brightest > 0
+    row, column = np.unravel_index(int(lit.argmax()), lit.shape)
+    # comparing with one colour is far cheaper than sorting colours
+    if not lit.all() and (rgb[lit] == rgb[row, column]).all():
+        return MaskReading(lit, "black/colour")
+    codes = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    colours = [f"#{code:06x}" for code in np.unique(codes).tolist()]
+    raise _refusal(
+        name,
+        f"{'colour' if len(colours) == 1 else 'colours'} {_listing(colours)}",
+        "two classes are black (background) and one other colour (foreground)",
+        f"choose which colours are the foreground and {SAVE_AGAIN}",
+    )
+
+
+def _count(grey: Grey) -> _Counts:
     """Count values; by histogram where the type is narrow, ten times faster than sorting."""
     if grey.dtype in (np.uint8, np.uint16):
         histogram = np.bincount(grey.ravel())
         values = np.flatnonzero(histogram)
-        return _Tally(values, histogram[values])
-    return _Tally(*np.unique(grey, return_counts=True))
+        return _Counts(values, histogram[values])
+    return _Counts(*np.unique(grey, return_counts=True))
 
 
-def _full(tally: _Tally) -> int:
+def _full(values: Grey) -> int:
     """Return the value that stands for all foreground (see the module's text)."""
-    values = tally.values
     if not np.array_equal(values, np.round(values)):
         return 1
     top = int(values[-1])
@@ -215,21 +264,8 @@ def _full(tally: _Tally) -> int:
     return 255 if top <= 255 else 65535
 
 
-def _exact_encoding(tally: _Tally, full: int) -> str | None:
-    """Name the encoding of a mask of at most two values, or None when there is none."""
-    values = tally.values.tolist()
-    if values == [0]:
-        return "empty"
-    if values in ([1], [full]):
-        return "full"
-    if len(values) == 2 and values[0] == 0:
-        return f"0/{_number(values[1])}"
-    return None
-
-
-def _refuse_odd_numbers(tally: _Tally, name: str) -> None:
+def _refuse_odd_numbers(values: Grey, name: str) -> None:
     """Refuse what no mask holds: NaN, infinity, negatives, fractions beyond 1."""
-    values = tally.values
     if not np.isfinite(values).all():
         why = "not all of them are numbers"
     elif values[0] < 0:
@@ -238,44 +274,12 @@ def _refuse_odd_numbers(tally: _Tally, name: str) -> None:
         why = "fractions are understood within 0..1 only"
     else:
         return
-    raise _refusal(name, describe_values(values.tolist()), why, SAVE_AGAIN)
+    raise _refusal(name, _describe(values.tolist()), why, SAVE_AGAIN)
 
 
-def _refuse_few_values(tally: _Tally, name: str) -> None:
-    """Refuse one to three values that no exact rule knows."""
-    values = tally.values.tolist()
-    if len(values) > 3:
-        return
-    todo = SAVE_AGAIN
-    if len(values) == 3:
-        why = "three values look like three classes"
-        todo = (
-            "read an Oxford-IIIT trimap (1 pet, 2 background, 3 border) as a trimap with a rule "
-            f"for its border; otherwise merge the classes into two and {SAVE_AGAIN}"
-        )
-    elif len(values) == 2:
-        why = "neither is 0, so it is open which one is the foreground"
-    else:
-        why = "one value alone does not tell foreground from background"
-    raise _refusal(name, describe_values(values), why, todo)
-
-
-def _soft(grey: Grey, tally: _Tally, full: int, name: str, *, lossy: bool) -> MaskReading:
-    """Cut a mask with soft edges at half of full, or refuse it."""
-    found = describe_values(tally.values.tolist())
-    if lossy and tally.values[-1] in (1, 2):
-        why = "after lossy compression that is either noise or a ruined mask of 0 and 1"
-        raise _refusal(name, found, why, f"from the original mask, {SAVE_AGAIN}")
-    if not _has_soft_edges(tally, full, lossy=lossy):
-        why = "that looks like instance labels, several classes, a probability map or an image"
-        todo = f"choose which values are the foreground, or cut at a threshold, and {SAVE_AGAIN}"
-        raise _refusal(name, found, why, todo)
-    return MaskReading(grey > full / 2, "soft edges, cut at half")
-
-
-def _has_soft_edges(tally: _Tally, full: int, *, lossy: bool) -> bool:
+def _has_soft_edges(counted: _Counts, full: int, *, lossy: bool) -> bool:
     """Say whether the values crowd at both ends, as two classes with blurred edges do."""
-    values, counts = tally
+    values, counts = counted
     low = int(counts[values <= NEAR_END_FRACTION * full].sum())
     high = int(counts[values >= (1 - NEAR_END_FRACTION) * full].sum())
     between = int(counts.sum()) - low - high
@@ -287,28 +291,17 @@ def _has_soft_edges(tally: _Tally, full: int, *, lossy: bool) -> bool:
     return between < high and low + high >= NEAR_END_SHARE * counts.sum()
 
 
-def _black_and_colour(rgb: Bytes, lit: Mask, name: str) -> MaskReading:
-    """Read black and one other colour, or refuse; comparing is far cheaper than sorting colours."""
-    row, column = np.unravel_index(int(lit.argmax()), lit.shape)
-    other = rgb[row, column]
-    if not lit.all() and (rgb[lit] == other).all():
-        return MaskReading(lit, "black/colour")
-    codes = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
-    colours = [f"#{code:06x}" for code in np.unique(codes).tolist()]
-    word = "colour" if len(colours) == 1 else "colours"
-    raise _refusal(
-        name,
-        f"{word} {_listing(colours)}",
-        "two classes are black (background) and one other colour (foreground)",
-        f"choose which colours are the foreground and {SAVE_AGAIN}",
-    )
-
-
 def _refusal(name: str, found: str, why: str, todo: str) -> DataError:
+    """Return the error of a mask that can mean more than one thing, or nothing."""
     return DataError(f"{name}: not a mask of two classes: it holds {found}; {why}; {todo}")
 
 
+def _describe(values: Sequence[float]) -> str:
+    return f"{'value' if len(values) == 1 else 'values'} {_listing(values)}"
+
+
 def _listing(values: Sequence[float | str]) -> str:
+    """Name the first eight values, and how many there are if more."""
     shown = [value if isinstance(value, str) else _number(value) for value in values]
     text = ", ".join(shown[:LISTED_VALUES])
     return text if len(shown) <= LISTED_VALUES else f"{text}, ... ({len(shown)} values)"
@@ -317,7 +310,3 @@ def _listing(values: Sequence[float | str]) -> str:
 def _number(value: float) -> str:
     """Write a whole number without a point and others with three digits."""
     return str(int(value)) if float(value).is_integer() else f"{value:.3g}"
-
-
-def _hex(colour: Bytes) -> str:
-    return "#" + "".join(f"{channel:02x}" for channel in colour.tolist())

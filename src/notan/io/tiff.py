@@ -1,66 +1,36 @@
 """TIFF files: their pages, and any part of one that is too large for the memory.
 
-The pages of a TIFF, each an image of its own.
-
-TIFF files too large to be decoded at once, read part by part.
-
-A TIFF keeps its pixels in strips or tiles that are compressed each for itself. One of them is put
-behind a header of its own and decoded as the small image that it then is, by the reader of all
-other images: so 16-bit grey, palettes, transparency and every compression mean here what they
-mean there, and no broken strip can take more memory than its claimed size, which is bounded.
+A TIFF keeps its pixels in strips or tiles that are compressed each for itself. To read a part, one
+of them is put behind a header of its own and decoded as the small image that it then is, by the
+reader of all other images: so 16-bit grey, palettes, transparency and every compression mean here
+what they mean there, and no broken strip can take more memory than its claimed size, which is
+bounded.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import TiffImagePlugin
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    COLORMAP,
-    COMPRESSION,
-    EXTRASAMPLES,
-    FILLORDER,
-    IMAGELENGTH,
-    IMAGEWIDTH,
-    JPEGTABLES,
-    PHOTOMETRIC_INTERPRETATION,
-    PLANAR_CONFIGURATION,
-    PREDICTOR,
-    REFERENCEBLACKWHITE,
-    ROWSPERSTRIP,
-    SAMPLEFORMAT,
-    SAMPLESPERPIXEL,
-    STRIPBYTECOUNTS,
-    STRIPOFFSETS,
-    TILEBYTECOUNTS,
-    TILELENGTH,
-    TILEOFFSETS,
-    TILEWIDTH,
-    YCBCRSUBSAMPLING,
-    ImageFileDirectory_v2,
-)
+from PIL import TiffImagePlugin as Tiff
 
 from notan.errors import DataError
 from notan.io.images import (
     MAX_PIXELS,
     decode_image,
     guarded,
-    guarded_image,
-    identified,
+    identify,
     read_header,
     refuse_size,
-    rgb,
-)
+    to_rgb,
+)  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -72,9 +42,35 @@ TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MOST_PAGES = 10_000
 """Pages that are looked for: a small file can claim millions, and each takes time to find."""
 
-_KIND = 254
-_COPY, _TRANSPARENCY = 1, 4
+SUBFILE_TYPE, ORIENTATION, FAX3, FAX4 = 254, 274, 292, 293
+COPY, TRANSPARENCY = 1, 4
 """Bits of NewSubfileType: a reduced copy of another page (as in a pyramid), a mask of one."""
+
+GREY, RGB = 1, 2
+UNCOMPRESSED, SEPARATE, FLOAT = 1, 2, 3
+KEPT = (
+    Tiff.BITSPERSAMPLE, Tiff.COMPRESSION, Tiff.PHOTOMETRIC_INTERPRETATION, Tiff.FILLORDER,
+    Tiff.SAMPLESPERPIXEL, FAX3, FAX4, Tiff.PREDICTOR, Tiff.COLORMAP, Tiff.EXTRASAMPLES,
+    Tiff.SAMPLEFORMAT, Tiff.JPEGTABLES, Tiff.YCBCRSUBSAMPLING, Tiff.REFERENCEBLACKWHITE,
+)  # fmt: skip
+"""What says how a strip or tile is decoded; the rest is about the whole file."""
+
+CUT_PIXELS = 2**20
+"""About what is read at once of an image that is stored in one piece, uncompressed."""
+
+PARTS = 2**22
+"""More strips or tiles than any sensible file has."""
+
+PART_PIXELS = 2**24
+"""The largest strip or tile that is decoded: 50 MB of RGB."""
+
+CACHE_BYTES = 2**28
+"""Decoded parts that are kept: a row of tiles across 20,000 pixels takes 30 MB at 512x512."""
+
+ROWS_MIRRORED, COLUMNS_MIRRORED = (3, 4, 6, 7), (2, 3, 7, 8)
+"""Orientations; from 5 on, rows and columns change places afterwards."""
+
+ADVICE = "save it as a tiled TIFF, 8 bits a channel, such as: vips tiffsave IN OUT.tif --tile"
 
 
 class TiffPages:
@@ -104,8 +100,8 @@ class TiffPages:
         self.name = name
         self.numbers: list[int] = []
         self.fault: DataError | None = None
-        image = guarded(identified, file, name)
-        if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        image = guarded(lambda: identify(file, name), name)
+        if not isinstance(image, Tiff.TiffImageFile):
             raise DataError(f"{name}: is a {image.format} image; wanted a TIFF with its pages")
         self._image = image
         self._find()
@@ -128,28 +124,27 @@ class TiffPages:
             DataError: Damaged, too large, or of values out of range.
         """
         self.size(number)
+        called = self._called(number)
 
         def decode() -> RGBImage:
             self._image.load()
-            return rgb(self._image, self._called(number))
+            return to_rgb(self._image, called)
 
-        return guarded_image(decode, self._called(number))
+        return guarded(decode, called)
 
     def _find(self) -> None:
-        number = 0
+        """Find the pages that are images of their own."""
         numbers: list[int] = []
-        while number <= MOST_PAGES:
+        for number in range(MOST_PAGES + 1):
             try:
-                there = self._go_to(number)
+                if not self._go_to(number):
+                    break
             except DataError as error:
-                # Of a lone page, the rest is mere rubbish behind its end, which programs do leave
+                # After a lone page, programs do leave rubbish behind its end
                 self.fault = error if len(numbers) > 1 else None
                 break
-            if not there:
-                break
-            if not int(self._image.tag_v2.get(_KIND, 0) or 0) & (_COPY | _TRANSPARENCY):
+            if not int(self._image.tag_v2.get(SUBFILE_TYPE, 0) or 0) & (COPY | TRANSPARENCY):
                 numbers.append(number)
-            number += 1
         else:
             raise DataError(
                 f"{self.name}: has more than {MOST_PAGES:,} pages; split it into several files"
@@ -167,52 +162,19 @@ class TiffPages:
             return True
 
         # A warning that became an error would leave Pillow's list of pages longer than the file's
-        return guarded_image(seek, self._called(number), once=True)
+        return guarded(seek, self._called(number), once=True)
 
     def _called(self, number: int) -> str:
         return f"{self.name}, page {number + 1}"
 
 
-__all__ = ["TiffParts", "is_large_tiff"]
-
-ORIENTATION, FAX3, FAX4 = 274, 292, 293
-KEPT = (
-    BITSPERSAMPLE, COMPRESSION, PHOTOMETRIC_INTERPRETATION, FILLORDER, SAMPLESPERPIXEL, FAX3, FAX4,
-    PREDICTOR, COLORMAP, EXTRASAMPLES, SAMPLEFORMAT, JPEGTABLES, YCBCRSUBSAMPLING,
-    REFERENCEBLACKWHITE,
-)  # fmt: skip
-"""What says how a strip or tile is decoded; the rest is about the whole file."""
-
-CUT_PIXELS = 2**20
-"""About what is read at once of an image that is stored in one piece, uncompressed."""
-
-PARTS = 2**22
-"""More strips or tiles than any sensible file has."""
-
-PART_PIXELS = 2**24
-"""The largest strip or tile that is decoded: 50 MB of RGB."""
-
-CACHE_BYTES = 2**28
-"""Decoded parts that are kept: a row of tiles across 20,000 pixels takes 30 MB at 512x512."""
-
-ROWS_MIRRORED, COLUMNS_MIRRORED = (3, 4, 6, 7), (2, 3, 7, 8)
-"""Orientations; from 5 on, rows and columns change places afterwards."""
-
-GREY, RGB = 1, 2
-UNCOMPRESSED, SEPARATE, FLOAT = 1, 2, 3
-ADVICE = "save it as a tiled TIFF, 8 bits a channel, such as: vips tiffsave IN OUT.tif --tile"
-
-
-def is_large_tiff(path: Path) -> bool:
-    """Say whether a file is a TIFF with more pixels than are decoded at once.
+def is_large_tiff(file: BinaryIO, name: str) -> bool:
+    """Say whether an open file is a TIFF with more pixels than are decoded at once.
 
     Raises:
-        DataError: The file is missing or is no image.
+        DataError: It is no image, or its header is broken.
     """
-    return read_header(path, _is_large)
-
-
-def _is_large(image: ImageFile) -> bool:
+    image = guarded(lambda: identify(file, name), name)
     return image.format == "TIFF" and math.prod(image.size) > MAX_PIXELS
 
 
@@ -234,21 +196,16 @@ class _Layout:
     size: Size
     part: Size
     planes: int
-    offsets: tuple[int, ...]
-    counts: tuple[int, ...]
-    tags: ImageFileDirectory_v2
+    offsets: Sequence[int]
+    counts: Sequence[int]
+    tags: Tiff.ImageFileDirectory_v2
     orientation: int
     tiled: bool
 
     @property
-    def across(self) -> int:
-        """Parts side by side."""
-        return -(-self.size[1] // self.part[1])
-
-    @property
-    def down(self) -> int:
-        """Parts below each other."""
-        return -(-self.size[0] // self.part[0])
+    def grid(self) -> Size:
+        """Parts below each other and side by side, in each plane."""
+        return -(-self.size[0] // self.part[0]), -(-self.size[1] // self.part[1])
 
 
 class TiffParts:
@@ -265,9 +222,9 @@ class TiffParts:
                 cannot be read part by part; the message says how to store it instead.
         """
         self.path = path
-        self._layout = read_header(path, partial(_read_layout, name=str(path)))
-        self._kept: OrderedDict[int, RGBImage] = OrderedDict()
-        self._kept_bytes = 0
+        self._layout = read_header(path, lambda image: _read_layout(image, str(path)))
+        part_bytes = 3 * math.prod(self._layout.part)
+        self._part = lru_cache(maxsize=max(1, CACHE_BYTES // part_bytes))(self._decode)
         self._file = path.open("rb")
         try:
             self._refuse_missing_parts()
@@ -280,6 +237,7 @@ class TiffParts:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        self._part.cache_clear()
 
     @property
     def size(self) -> Size:
@@ -296,20 +254,19 @@ class TiffParts:
         Raises:
             DataError: The file is damaged there.
         """
-        rows, columns = (top, top + height), (left, left + width)
-        if self._layout.orientation >= 5:
-            rows, columns = columns, rows
+        orientation = self._layout.orientation
+        sides = [(top, top + height), (left, left + width)]
+        if orientation >= 5:
+            sides.reverse()
+        mirrored = [orientation in kinds for kinds in (ROWS_MIRRORED, COLUMNS_MIRRORED)]
         # from upright to stored: a side that the turn mirrors is counted from its other end
-        if self._layout.orientation in ROWS_MIRRORED:
-            rows = (self._layout.size[0] - rows[1], self._layout.size[0] - rows[0])
-        if self._layout.orientation in COLUMNS_MIRRORED:
-            columns = (self._layout.size[1] - columns[1], self._layout.size[1] - columns[0])
+        rows, columns = (
+            (whole - last, whole - first) if mirror else (first, last)
+            for (first, last), whole, mirror in zip(sides, self._layout.size, mirrored, strict=True)
+        )
         stored = self._stored(rows, columns)
-        if self._layout.orientation in ROWS_MIRRORED:
-            stored = stored[::-1]
-        if self._layout.orientation in COLUMNS_MIRRORED:
-            stored = stored[:, ::-1]
-        return stored.transpose(1, 0, 2) if self._layout.orientation >= 5 else stored
+        stored = stored[:: -1 if mirrored[0] else 1, :: -1 if mirrored[1] else 1]
+        return stored.transpose(1, 0, 2) if orientation >= 5 else stored
 
     def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> RGBImage:
         """Put a part together from the strips or tiles that it touches."""
@@ -317,33 +274,20 @@ class TiffParts:
         result = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)
         for row in range(rows[0] // high, -(-rows[1] // high)):
             for column in range(columns[0] // wide, -(-columns[1] // wide)):
-                part = self._part(row * self._layout.across + column)
-                top, left = row * high, column * wide
-                first, begin = max(rows[0], top), max(columns[0], left)
-                last = min(rows[1], top + high)
-                end = min(columns[1], left + wide)
-                result[first - rows[0] : last - rows[0], begin - columns[0] : end - columns[0]] = (
-                    part[first - top : last - top, begin - left : end - left]
-                )
+                part = self._part(row * self._layout.grid[1] + column)
+                top, left = row * high - rows[0], column * wide - columns[0]
+                place = result[max(top, 0) : top + high, max(left, 0) : left + wide]
+                part = part[max(-top, 0) :, max(-left, 0) :]
+                place[:] = part[: place.shape[0], : place.shape[1]]
         return result
 
-    def _part(self, number: int) -> RGBImage:
-        """Return a strip or tile, decoded or kept."""
-        part = self._kept.pop(number, None)
-        if part is None:
-            part = self._decode(number)
-            self._kept_bytes += part.nbytes
-        self._kept[number] = part
-        while self._kept_bytes > CACHE_BYTES and len(self._kept) > 1:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
-        return part
-
     def _decode(self, number: int) -> RGBImage:
+        """Decode a strip or tile; of planes that lie apart, the first three together."""
         layout = self._layout
         height, width = layout.part
         if not layout.tiled:
             height = min(height, layout.size[0] - number * height)
-        each = layout.across * layout.down
+        each = math.prod(layout.grid)
         planes = [
             self._decode_one(number + plane * each, height, width)
             for plane in range(min(layout.planes, 3))
@@ -352,15 +296,13 @@ class TiffParts:
 
     def _decode_one(self, index: int, height: int, width: int) -> RGBImage:
         """Decode one strip or tile as the small TIFF that it would be alone."""
-        count = self._layout.counts[index]
         self._file.seek(self._layout.offsets[index])
-        content = self._file.read(count)
-        tags = ImageFileDirectory_v2(prefix=self._layout.tags.prefix)
-        for tag in self._layout.tags:
-            tags.tagtype[tag] = self._layout.tags.tagtype[tag]
-            tags[tag] = self._layout.tags[tag]
-        tags[IMAGEWIDTH], tags[IMAGELENGTH], tags[ROWSPERSTRIP] = width, height, height
-        tags[STRIPOFFSETS], tags[STRIPBYTECOUNTS] = 0, len(content)  # counted from the header's end
+        content = self._file.read(self._layout.counts[index])
+        tags = _copy(self._layout.tags, self._layout.tags)
+        tags[Tiff.IMAGEWIDTH] = width
+        tags[Tiff.IMAGELENGTH] = tags[Tiff.ROWSPERSTRIP] = height
+        tags[Tiff.STRIPBYTECOUNTS] = len(content)
+        tags[Tiff.STRIPOFFSETS] = 0  # Pillow counts from the header's end
         file = io.BytesIO()
         tags.save(file)
         file.write(content)
@@ -394,19 +336,20 @@ def _read_layout(image: ImageFile, name: str) -> _Layout:
             f"{name}: a {image.format} file of {image.size[1]}x{image.size[0]} pixels (height x "
             f"width) cannot be read part by part; {ADVICE}"
         )
-    tags: ImageFileDirectory_v2 = image.tag_v2  # type: ignore[attr-defined]
-    size = (int(tags[IMAGELENGTH]), int(tags[IMAGEWIDTH]))
+    tags: Tiff.ImageFileDirectory_v2 = image.tag_v2  # type: ignore[attr-defined]
+    size = (int(tags[Tiff.IMAGELENGTH]), int(tags[Tiff.IMAGEWIDTH]))
     own = _own_tags(tags, name)
-    tiled = TILEWIDTH in tags
+    tiled = Tiff.TILEWIDTH in tags
     if tiled:
-        part = (int(tags[TILELENGTH]), int(tags[TILEWIDTH]))
-        offsets, counts = tags[TILEOFFSETS], tags[TILEBYTECOUNTS]
+        part = (int(tags[Tiff.TILELENGTH]), int(tags[Tiff.TILEWIDTH]))
+        offsets, counts = tags[Tiff.TILEOFFSETS], tags[Tiff.TILEBYTECOUNTS]
     else:
-        part = (min(int(tags.get(ROWSPERSTRIP, size[0])), size[0]), size[1])
-        offsets, counts = tags[STRIPOFFSETS], tags[STRIPBYTECOUNTS]
-    planes = int(tags.get(SAMPLESPERPIXEL, 1)) if _is_separate(tags) else 1
-    if not tiled and own[COMPRESSION] == UNCOMPRESSED and len(offsets) == planes:
+        part = (min(int(tags.get(Tiff.ROWSPERSTRIP, size[0])), size[0]), size[1])
+        offsets, counts = tags[Tiff.STRIPOFFSETS], tags[Tiff.STRIPBYTECOUNTS]
+    planes = int(tags.get(Tiff.SAMPLESPERPIXEL, 1)) if _is_separate(tags) else 1
+    if not tiled and own[Tiff.COMPRESSION] == UNCOMPRESSED and len(offsets) == planes:
         part, offsets, counts = _cut_strips(size, offsets, counts)
+    orientation = tags.get(ORIENTATION, 1)
     layout = _Layout(
         size,
         part,
@@ -414,35 +357,31 @@ def _read_layout(image: ImageFile, name: str) -> _Layout:
         tuple(offsets),
         tuple(counts),
         own,
-        orientation=_orientation(tags),
+        orientation=orientation if orientation in range(1, 9) else 1,
         tiled=tiled,
     )
     _refuse_unbounded(layout, name)
     return layout
 
 
-def _own_tags(tags: ImageFileDirectory_v2, name: str) -> ImageFileDirectory_v2:
+def _own_tags(tags: Tiff.ImageFileDirectory_v2, name: str) -> Tiff.ImageFileDirectory_v2:
     """Return what a part's own header says, or refuse what cannot be decoded part by part."""
-    own = ImageFileDirectory_v2(prefix=tags.prefix)
-    for tag in KEPT:
-        if tag in tags:
-            own.tagtype[tag] = tags.tagtype[tag]
-            own[tag] = tags[tag]
-    own[COMPRESSION] = tags.get(COMPRESSION, UNCOMPRESSED)
-    own[PLANAR_CONFIGURATION] = 1
-    if FLOAT in _several(tags.get(SAMPLEFORMAT, 1)):
+    own = _copy(tags, KEPT)
+    own[Tiff.COMPRESSION] = tags.get(Tiff.COMPRESSION, UNCOMPRESSED)
+    own[Tiff.PLANAR_CONFIGURATION] = 1
+    if _first(tags.get(Tiff.SAMPLEFORMAT, 1)) == FLOAT:
         raise DataError(
             f"{name}: its values are floats, and a part does not tell the range of all; {ADVICE}"
         )
     if _is_separate(tags):
-        colours = tags.get(PHOTOMETRIC_INTERPRETATION)
+        colours = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION)
         if colours not in (GREY, RGB):
             raise DataError(f"{name}: its channels lie apart and are not RGB or grey; {ADVICE}")
-        own[PHOTOMETRIC_INTERPRETATION], own[SAMPLESPERPIXEL] = GREY, 1
-        for tag in (BITSPERSAMPLE, SAMPLEFORMAT):
+        own[Tiff.PHOTOMETRIC_INTERPRETATION], own[Tiff.SAMPLESPERPIXEL] = GREY, 1
+        for tag in (Tiff.BITSPERSAMPLE, Tiff.SAMPLEFORMAT):
             if tag in own:
-                own[tag] = _several(own[tag])[0]
-        own.pop(EXTRASAMPLES, None)
+                own[tag] = _first(own[tag])
+        own.pop(Tiff.EXTRASAMPLES, None)
     return own
 
 
@@ -472,7 +411,7 @@ def _refuse_unbounded(layout: _Layout, name: str) -> None:
             f"{name}: one {kind} holds {height}x{width} pixels; at most {PART_PIXELS:,} are "
             f"decoded at once; {ADVICE}"
         )
-    wanted = layout.across * layout.down * layout.planes
+    wanted = math.prod(layout.grid) * layout.planes
     if wanted > PARTS or not wanted == len(layout.offsets) == len(layout.counts):
         raise DataError(
             f"{name}: {layout.size[0]}x{layout.size[1]} pixels in parts of {height}x{width} make "
@@ -481,16 +420,21 @@ def _refuse_unbounded(layout: _Layout, name: str) -> None:
         )
 
 
-def _orientation(tags: ImageFileDirectory_v2) -> int:
-    value = tags.get(ORIENTATION, 1)
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+def _copy(tags: Tiff.ImageFileDirectory_v2, wanted: Iterable[int]) -> Tiff.ImageFileDirectory_v2:
+    """Return the wanted ones among tags, of the types that they have in the file."""
+    copy = Tiff.ImageFileDirectory_v2(prefix=tags.prefix)
+    for tag in wanted:
+        if tag in tags:
+            copy.tagtype[tag] = tags.tagtype[tag]
+            copy[tag] = tags[tag]
+    return copy
 
 
-def _is_separate(tags: ImageFileDirectory_v2) -> bool:
-    separate = tags.get(PLANAR_CONFIGURATION, 1) == SEPARATE
-    return bool(separate and tags.get(SAMPLESPERPIXEL, 1) > 1)
+def _is_separate(tags: Tiff.ImageFileDirectory_v2) -> bool:
+    separate = tags.get(Tiff.PLANAR_CONFIGURATION, 1) == SEPARATE
+    return bool(separate and tags.get(Tiff.SAMPLESPERPIXEL, 1) > 1)
 
 
-def _several(value: object) -> tuple[object, ...]:
-    """Return a tag's value as a tuple: one number stands for itself."""
-    return value if isinstance(value, tuple) else (value,)
+def _first(value: object) -> object:
+    """Return the first of a tag's values; one number stands for itself."""
+    return value[0] if isinstance(value, tuple) else value

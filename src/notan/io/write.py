@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            _give_usual_permissions(temporary)
+            set_usual_permissions(Path(temporary))
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -89,8 +89,8 @@ def holds_something(folder: Path) -> bool:
     return any(folder.iterdir())
 
 
-def _give_usual_permissions(temporary: str) -> None:
-    """Undo mkstemp's owner-only mode, so that the file is as readable as any other."""
+def set_usual_permissions(path: Path) -> None:
+    """Undo the owner-only mode of a temporary file, so that it is as readable as any other."""
     mask = os.umask(0)
     os.umask(mask)
-    Path(temporary).chmod(0o666 & ~mask)
+    path.chmod(0o666 & ~mask)

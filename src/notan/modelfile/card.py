@@ -1,25 +1,25 @@
-"""One safe file in and out: weights as safetensors, with the card as JSON in their metadata.
+"""The card: all that a model file says of itself, as JSON in the metadata of its container.
 
-Never a pickle. The card can be read without torch; an ONNX model (``.onnx``) holds the same one.
+A checkpoint is a safetensors file with a card, an exported model an ONNX file with the same one.
+The card is read without torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
 from notan.config import Model, Run, TrimapBorder, first_problem
 from notan.config.sections import Fraction, Section
 from notan.errors import CheckpointError
-from notan.io.write import write_bytes
-from notan.modelfile.onnx import is_onnx, read_envelope
+from notan.modelfile import onnx, safetensors
+from notan.modelfile.onnx import is_onnx
 from notan.modelfile.postprocess import Postprocessing
 from notan.modelfile.preprocess import Preprocessor
+from notan.modelfile.safetensors import hash_weights, read_weights, write_weights
 from notan.version import __version__
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 KEY = "notan"
-LONGEST_HEADER = 100_000_000
-"""safetensors' own limit; a longer claim is a damaged or foreign file."""
+"""The card's name in the metadata."""
 
 
 class DataCard(Section):
@@ -195,14 +194,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         StorageError: The file could not be written; an older one is left as it was.
     """
-    from safetensors.torch import save  # imports torch, which reading a card must not
-
     # Copies: safetensors refuses tensors that share memory, and tied weights do
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in checkpoint.weights.items()}
-    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+    weights = {
+        name: tensor.detach().cpu().clone().contiguous()
+        for name, tensor in checkpoint.weights.items()
+    }
     card = checkpoint.card.model_copy(update={"sha256": hash_weights(weights)})
-    metadata = {KEY: card.model_dump_json(), "format": "pt"}
-    write_bytes(path, save(weights, metadata=metadata))
+    write_weights(path, weights, {KEY: card.model_dump_json()})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -211,19 +209,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: Missing, damaged, foreign or from a newer notan.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if is_onnx(path):
         raise CheckpointError(
             f"{path}: an ONNX model predicts, but its weights cannot be taken out again; give "
             "the .safetensors checkpoint that it was made from"
         )
     card = read_card(path)
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: the weights cannot be read ({error})") from error
+    weights = read_weights(path)
     if hash_weights(weights) != card.sha256:
         raise CheckpointError(
             f"{path}: the weights are not those that were saved (SHA-256 differs): the file is "
@@ -242,10 +234,10 @@ def read_card(path: Path) -> Card:
         CheckpointError: Missing, damaged, foreign or from a newer notan.
     """
     if not is_onnx(path):
-        return _parse_card(path, _read_metadata(path).get(KEY))
-    envelope = read_envelope(path)
-    card = _parse_card(path, envelope.metadata.get(KEY))
-    if envelope.sha256 != card.sha256:
+        return _parse_card(path, safetensors.read_metadata(path).get(KEY))
+    metadata, found = onnx.read_metadata(path)
+    card = _parse_card(path, metadata.get(KEY))
+    if found != card.sha256:
         raise CheckpointError(
             f"{path}: the network is not the one that was exported (SHA-256 differs): the file is "
             "damaged or was changed; use another copy, or export again"
@@ -272,51 +264,3 @@ def _parse_card(path: Path, text: object) -> Card:
     except (ValueError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: the card cannot be read ({reason})") from error
-
-
-def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, shapes, types and values, whatever the order."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(_bytes_type()).numpy().data)
-    return digest.hexdigest()
-
-
-def _bytes_type() -> Any:  # noqa: ANN401 - torch.dtype, without importing torch above
-    import torch
-
-    return torch.uint8
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    """Read the JSON header of a safetensors file: 8 bytes of length, then the header."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: there is no such model file; train writes one as RUN/best.safetensors"
-        )
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else LONGEST_HEADER + 1
-            header = json.loads(file.read(length)) if length <= LONGEST_HEADER else None
-    except OSError as error:
-        raise CheckpointError(f"{path}: the file cannot be read ({error})") from error
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: {_foreign(start)}; a notan .safetensors file is wanted")
-    metadata = header.get("__metadata__", {})
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _foreign(start: bytes) -> str:
-    """Say what a file that is no safetensors file looks like."""
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        return (
-            "this is a PyTorch pickle, which can run any code when opened, so it is not opened; if "
-            "you trust it, load it into its own network with torch.load(weights_only=True), and "
-            "predict from Python with Predictor(TorchBackend(network), Preprocessor())"
-        )
-    return "not a safetensors file, or a damaged one"

@@ -1,4 +1,4 @@
-"""The ONNX model's envelope: its text metadata and its hash, read without any ONNX library.
+"""The container of an ONNX model: its text metadata and its hash, without any ONNX library.
 
 Source: onnx.proto (ModelProto.metadata_props is field 14, StringStringEntryProto holds key = 1 and
     value = 2) and the Protocol Buffers encoding, protobuf.dev/programming-guides/encoding: a
@@ -8,11 +8,10 @@ Source: onnx.proto (ModelProto.metadata_props is field 14, StringStringEntryProt
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from notan.errors import CheckpointError
+from notan.io.digest import sha256
 from notan.io.write import replacing
 
 if TYPE_CHECKING:
@@ -20,12 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SUFFIX = ".onnx"
-METADATA, KEY, VALUE = 14, 1, 2
+GRAPH, METADATA, KEY, VALUE = 7, 14, 1, 2
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 HIGHEST = 26
 """The highest field number of ModelProto as of ONNX 1.23; a higher one means another format."""
 
-GRAPH = 7
 LONGEST_VARINT = 10
 
 
@@ -33,26 +31,16 @@ class _BrokenError(Exception):
     """The bytes are no row of fields."""
 
 
-@dataclass(frozen=True)
-class Envelope:
-    """What stands around a model.
-
-    Attributes:
-        metadata: Text by key.
-        sha256: Of every outermost field but the metadata, in their order.
-    """
-
-    metadata: dict[str, str]
-    sha256: str
-
-
 def is_onnx(path: Path) -> bool:
     """Say whether a path names an ONNX model."""
     return path.suffix.lower() == SUFFIX
 
 
-def read_envelope(path: Path) -> Envelope:
+def read_metadata(path: Path) -> tuple[dict[str, str], str]:
     """Read and hash an ONNX model.
+
+    Returns:
+        Its text by key, and the SHA-256 of every outermost field but the text, in their order.
 
     Raises:
         CheckpointError: Missing, unreadable, cut short, or no ONNX file.
@@ -67,7 +55,7 @@ def read_envelope(path: Path) -> Envelope:
     except OSError as error:
         raise CheckpointError(f"{path}: the file cannot be read ({error})") from error
     try:
-        return _open(memoryview(content))
+        return _parse(memoryview(content))
     except _BrokenError as error:
         raise CheckpointError(
             f"{path}: not an ONNX file, or one that is damaged or cut short ({error}); "
@@ -95,11 +83,11 @@ def write_onnx(path: Path, model: bytes, metadata: dict[str, str]) -> None:
 
 def hash_model(model: bytes) -> str:
     """Return the SHA-256 of a serialized model, whatever its metadata say."""
-    return _open(memoryview(model)).sha256
+    return _parse(memoryview(model))[1]
 
 
-def _open(content: memoryview) -> Envelope:
-    digest, metadata, has_graph = hashlib.sha256(), {}, False
+def _parse(content: memoryview) -> tuple[dict[str, str], str]:
+    metadata, hashed, has_graph = {}, list[memoryview](), False
     for number, whole, value in _fields(content):
         if not 1 <= number <= HIGHEST:
             raise _BrokenError(f"a field {number}, which no ONNX file has")
@@ -111,10 +99,10 @@ def _open(content: memoryview) -> Envelope:
             except UnicodeDecodeError as error:
                 raise _BrokenError("metadata that are no text") from error
         else:
-            digest.update(whole)
+            hashed.append(whole)
     if not has_graph:
         raise _BrokenError("it holds no network")
-    return Envelope(metadata, digest.hexdigest())
+    return metadata, sha256(*hashed)
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:

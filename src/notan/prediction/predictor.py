@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from notan.errors import DivergedError, ShapeError
-from notan.io.images import decode_image, guarded_image, read_image, refuse_size, rgb
+from notan.io.images import convert_image, decode_image, read_image
 from notan.modelfile.postprocess import Postprocessing, expected_dice, sigmoid
 from notan.prediction.backends.choose import open_model
 from notan.prediction.tiles import PixelsInMemory, Tiling
@@ -71,7 +71,8 @@ def as_image(thing: ImageLike) -> RGBImage:
     if isinstance(thing, (bytes, bytearray, memoryview)):
         return decode_image(bytes(thing), "the bytes that were given")
     if isinstance(thing, Image.Image):
-        return _from_pillow(thing)
+        name = str(getattr(thing, "filename", "") or "the Pillow image that was given")
+        return convert_image(thing, name)
     if isinstance(thing, np.ndarray):
         return _from_array(thing)
     raise ShapeError(
@@ -79,12 +80,6 @@ def as_image(thing: ImageLike) -> RGBImage:
         "image or a NumPy array is wanted; of a tensor, give tensor.cpu().numpy() as "
         "(height, width, 3)"
     )
-
-
-def _from_pillow(image: Image.Image) -> RGBImage:
-    name = str(getattr(image, "filename", "") or "the Pillow image that was given")
-    refuse_size((image.height, image.width), name)
-    return guarded_image(lambda: rgb(ImageOps.exif_transpose(image), name), name)
 
 
 def _from_array(array: npt.NDArray[np.uint8]) -> RGBImage:

@@ -343,7 +343,7 @@ def _is_large(found: Found) -> bool:
         with found.path.open("rb") as file:
             if file.read(4) not in TIFF_SIGNATURES:
                 return False
-        return is_large_tiff(found.path)
+            return is_large_tiff(file, str(found.path))
     except (OSError, ValueError, DataError):
         return False
 

@@ -45,7 +45,7 @@ from notan.config import (
 )
 from notan.data.batches import Batch, BatchLoader, SampleDataset, find_unlabelled
 from notan.data.folders import looks_like_folder, looks_like_pets, open_split
-from notan.data.samples import Sample, Source, choose_validation, fingerprint, hash_file
+from notan.data.samples import Sample, Source, choose_validation, fingerprint, hash_ends
 from notan.data.transforms import Geometry
 from notan.errors import CheckpointError, ConfigError, DataError, DivergedError, NotanError
 from notan.io.images import read_image, read_size
@@ -163,7 +163,7 @@ class ImageFiles(Source):
         Raises:
             DataError: A file cannot be read.
         """
-        return [hash_file(path) for path in self.paths]
+        return [hash_ends(path) for path in self.paths]
 
     def only(self, names: frozenset[str]) -> ImageFiles:
         """Return the images of these names, in this source's order."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from notan.data.batches import BatchLoader, SampleDataset
-from notan.data.folders import find_layout, look_over, makes_validation, open_split
+from notan.data.folders import find_layout, makes_validation, open_split, survey_masks
 from notan.data.samples import FileSource, fingerprint, median_size
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
@@ -259,7 +259,7 @@ def _open_sources(
 
 def _open_and_survey(run: Run, split: str) -> FileSource:
     source = open_split(run.data, split, seed=run.seed)
-    found = look_over(source)
+    found = survey_masks(source)
     readings = ", ".join(f"{encoding} ({count})" for encoding, count in found.items())
     logger.info(f"{split} masks read as: {readings}")
     return source

@@ -178,7 +178,7 @@ def _start_from_file(
         )
     encoder.load_state_dict(fit_weights(path, file.weights, name, encoder))
     published = PUBLISHED.get(name)
-    if published and file.sha256.startswith(published.where.checksum.digits):
+    if published and f"sha256:{file.sha256}".startswith(published.where.known_hash):
         return EncoderStart(f"{name}, {published.words}")
     known = {how: hashes for how, hashes in file.images.items() if how in HASHES}
     return EncoderStart(f"{name}, {file.origin or 'weights'} {_named(file)}", **known)

@@ -9,7 +9,6 @@ Consistency: a network learns to answer images without masks as its own average 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from notan.data.batches import UnlabelledImages, find_unlabelled, fingerprint_un
 from notan.data.folders import has_test, open_split
 from notan.data.transforms import build_geometry, build_strong
 from notan.errors import ConfigError, DataError
+from notan.io.digest import sha256
 from notan.losses import LossValue, bce
 from notan.modelfile.card import load_checkpoint
 from notan.models.base import stride_of
@@ -86,7 +86,7 @@ class Teacher:
         """What tells this teacher from any that answers otherwise."""
         postprocessing, members = self.card.postprocessing, self.card.members
         told = f"{self.card.sha256} {postprocessing.temperature} {postprocessing.bias} {members!r}"
-        return hashlib.sha256(told.encode()).hexdigest()
+        return sha256(told)
 
     def seen_too(self, data: DataCard) -> DataCard:
         """Add to a student's images those of its teacher, which it knows at second hand."""

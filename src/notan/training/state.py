@@ -11,7 +11,6 @@ Progress: where a training stands, and how all of it is put into a state and tak
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
@@ -25,8 +24,9 @@ from safetensors.torch import save
 
 from notan.config import run_to_toml
 from notan.errors import CheckpointError
+from notan.io.digest import sha256
 from notan.io.write import storage_errors, write_bytes
-from notan.modelfile.card import hash_weights
+from notan.modelfile.safetensors import hash_weights
 from notan.training.steps import AverageMeter
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _digest(plain: str, tensors: dict[str, torch.Tensor]) -> str:
-    return hashlib.sha256(f"{hash_weights(tensors)} {plain}".encode()).hexdigest()
+    return sha256(f"{hash_weights(tensors)} {plain}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 DEFAULT_MODEL = Path(__file__).with_name("pets.onnx")
-"""An ONNX model; runs where OpenVINO or ONNX Runtime is installed."""
+"""An ONNX model."""
 
 WHAT_IT_KNOWS = (
     "the default model, which has seen 300 photographs of cats and dogs of three breeds: for "
