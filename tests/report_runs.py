@@ -7,6 +7,9 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from notan.metrics import Score
+from notan.metrics.counts import MEASURES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -27,11 +30,14 @@ METRICS = (
     "dice iou precision recall specificity accuracy boundary_f surface_dice average_precision brier"
 )
 
+COUNTS = ("true_positive", "false_positive", "false_negative", "true_negative")
+NOT_DEFINED: dict[str, float | None] = {"mean": None, "low": None, "high": None, "images": 0}
+
 GROUPS = {
     "foreground size": {
-        "small": {"images": 2, "mean_dice": 0.5, "low": 0.4, "high": 0.65},
-        "medium": {"images": 3, "mean_dice": 0.7, "low": 0.6, "high": 0.75},
-        "large": {"images": 1, "mean_dice": 0.9, "low": None, "high": None},
+        "small": {"images": 2, "mean": 0.5, "low": 0.4, "high": 0.65},
+        "medium": {"images": 3, "mean": 0.7, "low": 0.6, "high": 0.75},
+        "large": {"images": 1, "mean": 0.9, "low": None, "high": None},
     },
 }
 RULES = {
@@ -40,25 +46,24 @@ RULES = {
     "size": "original size",
     "weights": "from scratch",
     "empty": "an empty image predicted empty scores 1",
-    "tolerance": 2.0,
+    "tolerance": "2",
 }
 
 
 def full_score(names: Sequence[str], split: str = "validation") -> dict[str, Any]:
-    """Return a score.json with every part, of made-up numbers."""
+    """Return a score.json with every part, of made-up numbers, as a score is written."""
     number = len(names)
     dice = [0.35 + 0.6 * math.sqrt((index + 1) / (number + 1)) for index in range(number)]
     mean = sum(dice) / number
     interval = {"mean": mean, "low": mean - 0.05, "high": mean + 0.04, "images": number}
-    nothing = {"mean": None, "low": None, "high": None, "images": 0}
     thresholds = [step / 20 for step in range(1, 20)]
-    return {
+    content = {
         "mean_dice": mean,
         "mean_iou": mean - 0.1,
         "pooled_dice": mean + 0.01,
         "pooled_iou": mean - 0.09,
         "empty_images": 1,
-        "means": {**dict.fromkeys(METRICS.split(), interval), "hausdorff95": nothing},
+        "means": {**dict.fromkeys(METRICS.split(), interval), "hausdorff95": NOT_DEFINED},
         "pooled": {**dict.fromkeys(("dice", "iou", "precision", "recall"), mean), "ece": 0.031},
         "reliability": [reliability_bin(tenth / 10) for tenth in range(10)],
         "threshold_sweep": {
@@ -77,13 +82,15 @@ def full_score(names: Sequence[str], split: str = "validation") -> dict[str, Any
         "rules": {**RULES, "split": split},
         "images": [image_row(name, value) for name, value in zip(names, dice, strict=True)],
     }
+    written: dict[str, Any] = json.loads(Score.model_validate(content).model_dump_json())
+    return written
 
 
 def reliability_bin(start: float) -> dict[str, float]:
     """Return the pixels of a tenth of the probabilities, of an over-cautious model."""
     return {
-        "from": start,
-        "to": start + 0.1,
+        "low": start,
+        "high": start + 0.1,
         "pixels": 50 if start else 100,
         "mean_probability": start + 0.05,
         "foreground_fraction": min(1.0, 1.2 * start),
@@ -96,8 +103,8 @@ def image_row(name: str, dice: float) -> dict[str, Any]:
         "name": name,
         "height": 40,
         "width": 48,
-        "dice": dice,
-        "iou": dice - 0.1,
+        **dict.fromkeys(MEASURES, dice),
+        **dict.fromkeys(COUNTS, 480),
         "expected_dice": min(1.0, dice + 0.1 * math.sin(9 * dice)),
         "needs_review": dice < 0.5,
     }

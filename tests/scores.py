@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.metrics import Counts, Grouping, ImageScore, Score, ScoreRules, Tally
+from notan.metrics import Counts, Grouping, Score, ScoreRules, Tally
 
 if TYPE_CHECKING:
     from notan.types import Mask, Probability
@@ -25,18 +26,23 @@ def random_probability(seed: int) -> Probability:
 
 
 def score_of(*counts: Counts, rules: ScoreRules = RULES) -> Score:
-    images = (
-        ImageScore(name=f"image {index}", counts=count, height=6, width=8)
-        for index, count in enumerate(counts)
-    )
-    return Score(tuple(images), rules)
+    """The score of images in one row whose pixels are counted so."""
+    tally = Tally(rules)
+    for index, each in enumerate(counts):
+        numbers = list(asdict(each).values())
+        prediction, truth = (
+            np.repeat(kinds, numbers)[None]
+            for kinds in ((True, True, False, False), (True, False, True, False))
+        )
+        tally.add(f"image {index}", prediction, prediction.astype(np.float32), truth)
+    return tally.score()
 
 
 def tallied(
     *pairs: tuple[Probability, Mask],
     ignore: Mask | None = None,
     expected: tuple[float, ...] = (),
-    review_below: float = 0.5,
+    review_below: float | None = 0.5,
     groupings: tuple[Grouping, ...] = (),
 ) -> Score:
     """The score of probabilities against truths, at a threshold of 0.5."""
@@ -50,7 +56,9 @@ def tallied(
             truth,
             ignore,
             expected_dice=expects,
-            needs_review=None if expects is None else expects < review_below,
+            needs_review=None
+            if expects is None or review_below is None
+            else expects < review_below,
         )
     return tally.score(groupings)
 

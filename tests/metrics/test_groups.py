@@ -9,7 +9,7 @@ import pytest
 from notan.config import Data
 from notan.data.folders import open_split
 from notan.errors import DataError
-from notan.metrics import Counts, ImageScore
+from notan.metrics import Counts
 from notan.metrics.groups import by_breed, by_foreground_size, read_groupings
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 NAMES = ("a", "b", "c")
 
 
-def images_with(*foregrounds: int) -> list[ImageScore]:
+def images_with(*foregrounds: int) -> dict[str, Counts]:
     """Images of 100 pixels, called by their number, with so many pixels of foreground."""
-    return [
-        ImageScore(str(index), Counts(foreground, 0, 0, 100 - foreground), 10, 10)
+    return {
+        str(index): Counts(foreground, 0, 0, 100 - foreground)
         for index, foreground in enumerate(foregrounds)
-    ]
+    }
 
 
 def members(group_of: Mapping[str, str]) -> dict[str, list[str]]:
@@ -48,12 +48,11 @@ def test_foregrounds_are_small_medium_or_large_by_thirds_of_the_images() -> None
 
 
 def test_the_share_is_of_the_pixels_that_count() -> None:
-    half_ignored = ImageScore("half", Counts(20, 0, 0, 30), 10, 10)
-    grouping = by_foreground_size([*images_with(10, 39, 41, 60), half_ignored])
+    images = {**images_with(10, 39, 41, 60), "half": Counts(20, 0, 0, 30)}
+    grouping = by_foreground_size(images)
     assert grouping is not None
     assert (grouping.group_of["half"], grouping.group_of["1"]) == ("medium", "small")
-    ignored = ImageScore("ignored", Counts(0, 0, 0, 0), 10, 10)
-    grouping = by_foreground_size([*images_with(10, 20, 30), ignored])
+    grouping = by_foreground_size({**images_with(10, 20, 30), "ignored": Counts(0, 0, 0, 0)})
     assert grouping is not None
     assert grouping.group_of["ignored"] == "no foreground"
 

@@ -13,8 +13,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from notan.errors import ConfigError, DataError
-from notan.metrics import Counts, Grouping, Score, ScoreRules, Tolerance
-from notan.metrics.groups import MEASURES
+from notan.metrics import Counts, Grouping, Score, ScoreRules, Tally, Tolerance
+from notan.metrics.counts import MEASURES
 from notan.metrics.probabilities import (
     THRESHOLDS,
     ProbabilityHistogram,
@@ -33,37 +33,36 @@ def test_every_mean_is_over_the_images_that_define_it_with_its_interval() -> Non
         values = [value for row in rows if (value := row[name]) is not None]
         assert mean == mean_interval(values)
         assert mean.low < mean.mean < mean.high
-    undefined = {name for name, mean in score.means.items() if mean.number == 9}
+    undefined = {name for name, mean in score.means.items() if mean.images == 9}
     assert undefined == {"hausdorff95", "average_precision"}
     assert score.means["dice"].mean == score.mean_dice
 
 
-def test_pooled_values_are_those_of_the_images_as_one() -> None:
+def test_pooled_are_those_of_the_images_as_one() -> None:
     pairs = random_pairs(4)
     score = tallied(*pairs)
     as_one = tallied(tuple(np.concatenate(side) for side in zip(*pairs, strict=True)))  # type: ignore[arg-type]
-    assert score.pooled_values == pytest.approx(as_one.pooled_values)
-    assert as_one.pooled_values["brier"] == as_one.means["brier"].mean
-    assert as_one.pooled_values["dice"] == score.pooled_dice
+    assert score.pooled == pytest.approx(as_one.pooled)
+    assert as_one.pooled["brier"] == as_one.means["brier"].mean
+    assert as_one.pooled["dice"] == score.pooled_dice
 
 
 def test_the_sweep_is_the_mean_over_images_at_each_threshold() -> None:
     pairs = random_pairs(5)
     score = tallied(*pairs)
     dice = [dice_at_thresholds(ProbabilityHistogram.of(Ranking.of(*pair))) for pair in pairs]
-    assert score.sweep is not None
-    assert score.sweep.mean_dice == pytest.approx(np.mean(dice, axis=0))
-    assert score.sweep.mean_dice[THRESHOLDS.index(0.5)] == pytest.approx(score.mean_dice)
+    assert score.threshold_sweep.mean_dice == pytest.approx(np.mean(dice, axis=0))
+    assert score.threshold_sweep.mean_dice[THRESHOLDS.index(0.5)] == pytest.approx(score.mean_dice)
 
 
 def test_groups_have_the_mean_of_their_images() -> None:
     pairs = random_pairs(6)
     place = {f"image {index}": "left" if index < 4 else "right" for index in range(6)}
     score = tallied(*pairs, groupings=(Grouping("place", place, "a test"),))
-    dice = [image.counts.dice for image in score.images]
+    dice = [image.dice for image in score.images]
     groups = score.groups["place"]
     assert groups == {"left": mean_interval(dice[:4]), "right": mean_interval(dice[4:])}
-    assert score.to_json()["groups"]["place"]["left"]["mean_dice"] == fmean(dice[:4])  # type: ignore[index]
+    assert groups["left"].mean == fmean(dice[:4])
     assert "by place: left " in score.summary()
     assert f"right {fmean(dice[4:]):.4f} (2)" in score.summary()
 
@@ -89,7 +88,7 @@ def test_of_two_groupings_with_one_name_the_later_counts() -> None:
 def test_what_the_model_expected_is_set_against_what_it_reached() -> None:
     expected = (0.9, 0.2, 0.6, 0.4, 0.7)
     score = tallied(*random_pairs(5), expected=expected)
-    dice = [image.counts.dice for image in score.images]
+    dice = [image.dice for image in score.images]
     found = score.expected
     assert found is not None
     assert found.rank_correlation == pytest.approx(spearmanr(expected, dice).statistic)
@@ -97,13 +96,12 @@ def test_what_the_model_expected_is_set_against_what_it_reached() -> None:
     assert found.flagged_mean_dice == pytest.approx(fmean([dice[1], dice[3]]))
     assert found.other_mean_dice == pytest.approx(fmean([dice[0], dice[2], dice[4]]))
     assert "2 to check" in score.summary()
-    assert score.to_json()["images"][1]["needs_review"] is True  # type: ignore[index]
+    assert score.images[1].needs_review is True
 
 
 def test_a_model_that_expects_nothing_has_no_such_section() -> None:
     score = tallied(*random_pairs(3))
     assert score.expected is None
-    assert score.to_json()["expected"] is None
     assert "expected Dice" not in score.summary()
 
 
@@ -157,40 +155,38 @@ def test_the_card_of_many_groups_and_faults_stays_short() -> None:
     assert len(score.summary().splitlines()) == 26  # and one more for test-time augmentation
 
 
-def test_a_score_as_json_holds_everything_in_plain_types() -> None:
+def test_a_score_is_read_back_from_its_json_whole() -> None:
     score = tallied(*random_pairs(4), (random_probability(8), NONE), expected=(0.1,) * 5)
-    plain = score.to_json()
-    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    plain = json.loads(score.model_dump_json())
     assert list(plain) == [
         *("mean_dice", "mean_iou", "pooled_dice", "pooled_iou", "empty_images"),
         *("means", "pooled", "reliability", "threshold_sweep", "groups", "expected"),
         *("undefined", "rules", "images"),
     ]
-    assert plain["mean_dice"] == score.mean_dice
-    assert plain["empty_images"] == 1
-    assert list(plain["means"]) == list(MEASURES)  # type: ignore[call-overload]
-    assert set(plain["reliability"][0]) == {  # type: ignore[index]
-        *("from", "to", "pixels", "mean_probability", "foreground_fraction")
-    }
-    sweep = plain["threshold_sweep"]
-    assert isinstance(sweep, dict)
-    assert len(sweep["thresholds"]) == len(sweep["mean_dice"]) == 99
-    images = plain["images"]
-    assert isinstance(images, list)
-    assert list(images[0]) == [
+    assert list(plain["means"]) == list(MEASURES)
+    assert list(plain["means"]["dice"]) == ["mean", "low", "high", "images"]
+    assert len(plain["threshold_sweep"]["mean_dice"]) == 99
+    assert list(plain["images"][0]) == [
         *("name", "height", "width", *MEASURES, "expected_dice", "needs_review"),
         *("true_positive", "false_positive", "false_negative", "true_negative"),
     ]
-    assert images[0]["name"] == "image 0"
-    assert images[0]["dice"] == score.images[0].counts.dice
-    assert (images[0]["height"], images[0]["width"]) == (6, 8)
+    again = Score.model_validate_json(score.model_dump_json())
+    assert again.model_dump_json() == score.model_dump_json()
+    assert again.summary() == score.summary()
+    assert (again.rules, again.images) == (score.rules, score.images)
+
+
+def test_what_a_newer_version_adds_to_a_score_is_passed_over() -> None:
+    score = tallied(*random_pairs(3))
+    plain = {**json.loads(score.model_dump_json()), "new": 1}
+    plain["images"][0]["new"] = plain["means"]["dice"]["new"] = plain["rules"]["new"] = 1
+    assert Score.model_validate(plain).summary() == score.summary()
 
 
 def test_the_rules_in_the_json_say_how_every_number_was_taken() -> None:
     score = tallied(*random_pairs(4))
-    rules = score.to_json()["rules"]
-    assert isinstance(rules, dict)
-    assert rules.pop("groups") == {"foreground size": score.all_groupings["foreground size"].rule}
+    rules = json.loads(score.model_dump_json())["rules"]
+    assert list(rules.pop("groups")) == ["foreground size"]
     assert rules == {
         "trimap_border": "foreground",
         "threshold": 0.5,
@@ -225,7 +221,7 @@ def test_empty_images_are_counted_by_their_truth() -> None:
 
 def test_a_score_of_no_images_is_refused() -> None:
     with pytest.raises(DataError, match="nothing to score: split 'val' holds no image"):
-        Score((), RULES)
+        Tally(RULES).score()
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_an_interval_contains_its_mean_and_stays_among_the_values(values: list[f
     assert interval.mean - 1e-12 <= interval.high
     assert min(values) - 1e-12 <= interval.low
     assert interval.high <= max(values) + 1e-12
-    assert interval.number == len(values)
+    assert interval.images == len(values)
 
 
 def test_an_interval_is_about_what_the_normal_approximation_says() -> None:
@@ -79,7 +79,7 @@ def test_a_higher_confidence_makes_a_wider_interval() -> None:
 
 def test_one_image_has_a_mean_and_no_interval() -> None:
     interval = mean_interval([0.7])
-    assert (interval.mean, interval.number) == (0.7, 1)
+    assert (interval.mean, interval.images) == (0.7, 1)
     assert math.isnan(interval.low)
     assert math.isnan(interval.high)
 

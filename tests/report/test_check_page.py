@@ -17,8 +17,6 @@ from notan.report.check import (
     MOST_THUMBNAILS,
     TITLES,
     check_page,
-    reason_of,
-    title_of,
 )
 
 VOID = {"meta", "img", "wbr"}
@@ -76,7 +74,7 @@ def test_a_clean_folder_gets_a_clean_verdict(clean: Path) -> None:
 def test_a_sick_folder_gets_an_error_and_its_findings(page: str) -> None:
     assert 'class="verdict error"' in page
     for kind in ("unreadable-image", "inverted-mask", "size-mismatch", "ambiguous-mask"):
-        assert title_of(kind) in page
+        assert TITLES[kind] in page
     assert "cannot be shown" in page
 
 
@@ -135,9 +133,10 @@ def test_no_finding_at_all_is_said(clean: Path) -> None:
     assert "nothing to report" in check_page(Diagnosis(clean, "folder", "foreground", (), ()))
 
 
-def test_an_unknown_kind_has_a_title_all_the_same() -> None:
-    assert title_of("strange-new-thing") == "Strange new thing"
-    assert reason_of("strange-new-thing") == ""
+def test_an_unknown_kind_has_a_title_all_the_same(clean: Path) -> None:
+    finding = Finding("strange-new-thing", "note", "a message", ())
+    text = check_page(Diagnosis(clean, "folder", "foreground", (finding,), ()))
+    assert "<h3>Strange new thing</h3>" in text
 
 
 def test_every_kind_that_the_doctor_names_has_a_title() -> None:

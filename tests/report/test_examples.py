@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from notan.metrics import ImageScore
 from notan.prediction.formats import PREDICTION, TRUTH
-from notan.report.run import as_jpeg, choose, error_map, fitted
-from notan.report.score_file import Image
+from notan.report.examples import choose, error_map
+from notan.report.page import as_jpeg, fitted
+from report_runs import image_row
 
 GREY = np.full((2, 2, 3), 100, np.uint8)
 MASK = np.array([[True, True], [False, False]])
@@ -36,7 +38,10 @@ def test_the_two_kinds_of_error_differ_in_lightness_and_not_in_red_and_green_alo
 
 @given(dice=st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_no_image_is_shown_twice_and_the_order_is_by_dice(dice: list[float]) -> None:
-    images = [Image(name=str(number), dice=value) for number, value in enumerate(dice)]
+    images = [
+        ImageScore.model_validate(image_row(str(number), value))
+        for number, value in enumerate(dice)
+    ]
     chosen = choose(images)
     names = [image.name for _, image in chosen]
     assert len(names) == len(set(names)) == min(9, len(dice))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,8 @@ NAMES = [f"drawn-00{number}" for number in range(24, 30)]
 
 
 def content(run: Path, **arguments: Any) -> dict[str, Any]:
-    return content_of(gather(run, **arguments))
+    found: dict[str, Any] = json.loads(content_of(gather(run, **arguments)))
+    return found
 
 
 def notices(run: Path) -> str:

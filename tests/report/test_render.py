@@ -1,4 +1,4 @@
-"""The page that a report writes, the figures beside it, and all of it as JSON."""
+"""The page that a report writes, the charts beside it, and all of it as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from notan.modelfile.card import Checkpoint, load_checkpoint, read_card, save_ch
 from notan.modelfile.postprocess import Postprocessing
 from notan.report.charts import CAPTIONS
 from notan.report.run import write_report
-from report_runs import forget_data, full_score, keep_score
+from report_runs import NOT_DEFINED, forget_data, full_score, keep_score
 
 PLACES = ("worst", "worst", "worst", "best", "best", "best")
 NAMES = [f"drawn-00{number}" for number in range(24, 30)]
@@ -32,8 +32,9 @@ def finished(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture
-def run(small_checkpoint: Path, tmp_path: Path) -> Path:
-    """A run without a report, each test's own to spoil."""
+def run(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run without a report, each test's own to spoil; drawing PNGs is half of the time."""
+    monkeypatch.setattr("notan.report.run.to_png", lambda _: b"")
     return Path(shutil.copytree(small_checkpoint.parent, tmp_path / "run"))
 
 
@@ -126,29 +127,30 @@ def test_a_kept_score_is_shown_with_all_that_it_holds(run: Path) -> None:
     assert kept(run)["score_file"].endswith("evaluate-val/score.json")
 
 
-def test_a_score_of_todays_keys_alone_is_enough(run: Path) -> None:
-    whole = full_score(NAMES)
-    needed = ("mean_dice", "mean_iou", "rules")
-    rows = [{"name": row["name"], "dice": row["dice"]} for row in whole["images"]]
-    keep_score(run, {**{name: whole[name] for name in needed}, "images": rows})
+def test_a_score_without_expectations_groups_and_counted_pixels_has_no_such_charts(
+    run: Path,
+) -> None:
+    score = {**full_score(NAMES), "reliability": [], "groups": {}, "expected": None}
+    for row in score["images"]:
+        row["expected_dice"] = row["needs_review"] = None
+    keep_score(run, score)
     text = written(run)
     assert "Reliability" not in text
-    assert "Threshold</strong>" not in text
-    assert not {"reliability", "threshold", "expected-dice", "groups-1"} & figures_of(run)
-    assert f"{whole['mean_dice']:.3f}" in text
+    assert "Does it know?" not in text
+    assert not {"reliability", "expected-dice", "groups-1"} & figures_of(run)
+    assert f"{score['mean_dice']:.3f}" in text
 
 
 def test_numbers_that_are_not_defined_are_dashes(run: Path) -> None:
     score = full_score(NAMES)
     score["pooled"] = dict.fromkeys(score["pooled"])
-    score["means"] = {"dice": {"mean": None, "low": None, "high": None, "images": 0}}
-    score["reliability"] = [dict(score["reliability"][0], pixels=0, figure_fraction=None)]
-    score["threshold_sweep"]["mean_dice"] = [None] * 19
-    score["groups"] = {"breed": {"cat": {"images": 0, "mean_dice": None}}}
-    score["expected"] = None
+    score["means"] = dict.fromkeys(score["means"], NOT_DEFINED)
+    score["groups"] = {"breed": {"cat": {**NOT_DEFINED, "mean": 0.5, "images": 1}}}
     keep_score(run, score)
-    assert "\N{EN DASH}" in written(run)
-    assert not {"reliability", "groups-1"} & figures_of(run)
+    text = written(run)
+    assert "\N{EN DASH}" in text
+    assert "nan" not in re.sub(r'base64,[^"]*', "", text)
+    assert "groups-1" in figures_of(run)
 
 
 def test_one_image_alone_is_shown(run: Path) -> None:
@@ -187,7 +189,10 @@ def test_without_its_data_a_run_keeps_its_curves(run: Path) -> None:
     assert kept(run)["score"] is None
 
 
-def test_no_threshold_is_marked_where_each_image_has_its_own(run: Path) -> None:
+def test_no_threshold_is_marked_where_each_image_has_its_own(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notan.report.run.training_charts", lambda *_: ())
     assert "used: 0.5" in written_with(run, Postprocessing(threshold=0.5))
     assert "used: 0.5" not in written_with(run, Postprocessing(threshold_rule="dice"))
 

@@ -192,7 +192,7 @@ def _score(
     write_images: bool,
 ) -> tuple[Score, Path]:
     from notan.evaluation.evaluate import evaluate as score_all
-    from notan.evaluation.evaluate import open_subject, write_score
+    from notan.evaluation.evaluate import open_data, write_score
     from notan.io.write import fresh_folder
     from notan.metrics import Tolerance
     from notan.modelfile.card import read_card
@@ -203,7 +203,7 @@ def _score(
     tolerance = Tolerance.parse(task.tolerance) if task.tolerance is not None else None
     augment = parse_augment(task.tta) if task.tta is not None else ()
     card = read_card(task.model)
-    subject = open_subject(
+    data = open_data(
         card,
         task.split,
         data_path=task.data_path,
@@ -227,13 +227,13 @@ def _score(
 
     score = score_all(
         predictor,
-        subject.source,
+        data.source,
         split=task.split,
-        trimap_border=subject.trimap_border,
+        trimap_border=data.trimap_border,
         batch_size=batch_size,
-        witness=write if write_images else None,
+        on_prediction=write if write_images else None,
         tolerance=tolerance,
-        groupings=subject.groupings,
+        groupings=data.groupings,
         allow_training_images=task.allow_training_images,
     )
     write_score(folder, score)

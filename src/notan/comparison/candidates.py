@@ -170,11 +170,11 @@ def common_trimap_border(
     )
 
 
-def common_validation(candidates: Sequence[Candidate], split: str) -> frozenset[str] | None:
-    """Return the validation images that notan set aside, None where the data have their own.
+def check_validation(candidates: Sequence[Candidate], split: str) -> None:
+    """Refuse models that notan set different validation images aside for.
 
     Raises:
-        ConfigError: The models set aside different ones, and the split is made of them.
+        ConfigError: They did, and the split is made of those images.
     """
     choices = {candidate.card.data.validation_names for candidate in candidates}
     if len(choices) > 1 and split not in ("test", "all"):
@@ -182,8 +182,6 @@ def common_validation(candidates: Sequence[Candidate], split: str) -> frozenset[
             f"--split {split}: the models set different images aside for validation, so some "
             "were trained on what others are scored on; compare them on --split test"
         )
-    names = candidates[0].card.data.validation_names
-    return frozenset(names) if names is not None else None
 
 
 def notes_on(candidates: Sequence[Candidate], trimap_border: TrimapBorder | None) -> list[str]:

@@ -25,15 +25,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from notan.comparison.candidates import (
+    check_validation,
     common_trimap_border,
-    common_validation,
     group_seeds,
     notes_on,
     open_candidates,
 )
-from notan.config import load_run
-from notan.data.folders import find_layout, open_split
-from notan.evaluation.evaluate import evaluate
+from notan.evaluation.evaluate import evaluate, open_data
 from notan.metrics import EMPTY_RULE, Counts
 from notan.metrics.score import BORDER_WORDS
 from notan.metrics.statistics import Interval, PairedComparison, compare_paired, holm, mean_interval
@@ -91,7 +89,7 @@ def in_words(compared: PairedComparison, p_value: float, first: str, second: str
         first: What to call the first.
         second: What to call the second.
     """
-    difference, number = compared.difference, compared.difference.number
+    difference, number = compared.difference, compared.difference.images
     if compared.ties == number:
         images = "the one image" if number == 1 else f"each of these {number} images"
         return f"no difference: {first} and {second} score the same on {images}"
@@ -381,7 +379,7 @@ class Result:
     @property
     def dice(self) -> list[float]:
         """Of every image."""
-        return [image.counts.dice for image in self.score.images]
+        return [image.dice for image in self.score.images]
 
     def to_json(self) -> dict[str, object]:
         """Return what is said of this model alone."""
@@ -434,7 +432,7 @@ def measure(
         split=split,
         trimap_border=trimap_border,
         batch_size=batch_size,
-        witness=keep,
+        on_prediction=keep,
         allow_training_images=allow_training_images,
     )
     return Result(
@@ -626,21 +624,19 @@ def compare(
             it.
     """
     candidates = open_candidates(models)
-    first = candidates[0].card.run
-    flags = {
-        "data.path": data_path or first.data.path,
-        "data.layout": first.data.layout,
-        "data.trimap_border": common_trimap_border(candidates, trimap_border),
-    }
-    data = load_run(flags=flags).data
-    names = common_validation(candidates, split)
-    source = open_split(data, split, seed=first.seed, validation_names=names)
-    rule = data.trimap_border if find_layout(data) == "pets" else None
+    check_validation(candidates, split)
+    card = candidates[0].card
+    data = open_data(
+        card,
+        split,
+        data_path=data_path or card.run.data.path,
+        trimap_border=common_trimap_border(candidates, trimap_border),
+    )
     return compare_on(
         candidates,
-        source,
+        data.source,
         split=split,
-        trimap_border=rule,
+        trimap_border=data.trimap_border,
         device=device,
         batch_size=batch_size,
         allow_training_images=allow_training_images,

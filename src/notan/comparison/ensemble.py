@@ -21,7 +21,7 @@ from notan.comparison.candidates import distinct_names, model_file
 from notan.data.samples import fingerprint
 from notan.errors import ConfigError, DataError
 from notan.evaluation.calibrate import choose_postprocessing
-from notan.evaluation.evaluate import find_seen, open_subject
+from notan.evaluation.evaluate import find_seen, open_data
 from notan.io.digest import sha256
 from notan.metrics.statistics import compare_paired
 from notan.modelfile.card import (
@@ -267,7 +267,7 @@ def _validation(parts: Sequence[Part], data_path: Path | None) -> Source:
     """Open the first member's validation images, which none may have been trained on."""
     card = parts[0].card
     path = data_path or card.run.data.path
-    source = open_subject(card, "val", data_path=path).source
+    source = open_data(card, "val", data_path=path).source
     for part in parts:
         trained = find_seen(part.card, source).trained
         if trained:

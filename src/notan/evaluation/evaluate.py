@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from notan.config import load_run
 from notan.data.folders import find_layout, open_split
-from notan.errors import DataError
+from notan.errors import ConfigError, DataError
 from notan.io.write import write_bytes
-from notan.metrics import ScoreRules, Tally, Tolerance
+from notan.metrics import ImageScore, Score, ScoreRules, Tally, Tolerance
 from notan.metrics.groups import by_breed, read_groupings
+from notan.metrics.score import NOT_KNOWN
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from notan.config import TrimapBorder
     from notan.data.samples import Sample, Source
-    from notan.metrics import Grouping, Score
+    from notan.metrics import Grouping
     from notan.modelfile.card import Card
     from notan.prediction.predictor import Prediction, Predictor
 
@@ -33,7 +35,7 @@ SPOILT = "NOT A TEST"
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationData:
     """Images to score a model on.
 
     Attributes:
@@ -47,13 +49,6 @@ class Subject:
     groupings: tuple[Grouping, ...]
 
 
-class Witness(Protocol):
-    """Sees every sample with its prediction, for example to write images."""
-
-    def __call__(self, sample: Sample, prediction: Prediction) -> None:
-        """Look at one of them."""
-
-
 def evaluate(
     predictor: Predictor,
     source: Source,
@@ -61,7 +56,7 @@ def evaluate(
     split: str,
     trimap_border: TrimapBorder | None = None,
     batch_size: int = 1,
-    witness: Witness | None = None,
+    on_prediction: Callable[[Sample, Prediction], None] | None = None,
     tolerance: Tolerance | None = None,
     groupings: tuple[Grouping, ...] = (),
     allow_training_images: bool = False,
@@ -74,7 +69,7 @@ def evaluate(
         split: What the score says it is of.
         trimap_border: What the score says the trimap's border counted as; None: there is none.
         batch_size: Images to predict at once.
-        witness: Called with each sample and its prediction.
+        on_prediction: Called with each sample and its prediction, for example to write images.
         tolerance: How far a boundary may lie off; None: ``Tolerance``'s own.
         groupings: Ways to divide the images, beside the one by the foreground's size.
         allow_training_images: Score images that the model was trained on, and mark the score.
@@ -88,6 +83,7 @@ def evaluate(
     seen = find_seen(predictor.card, source)
     if seen.trained and not allow_training_images:
         raise DataError(seen.refusal())
+    card = predictor.card
     rules = ScoreRules(
         trimap_border=trimap_border or "none",
         threshold=predictor.postprocessing.threshold,
@@ -95,8 +91,8 @@ def evaluate(
         postprocessing=predictor.postprocessing.in_words(),
         tolerance=tolerance or Tolerance(),
         seen=seen.in_words(),
-        trained_trimap_border=predictor.card.trimap_border if predictor.card else None,
-        weights=predictor.card.beginning if predictor.card else ScoreRules.weights,
+        trained_trimap_border=card.trimap_border if card else None,
+        weights=card.beginning if card else "from scratch",
         augment=predictor.augment,
     )
     tally = Tally(rules)
@@ -113,8 +109,8 @@ def evaluate(
             expected_dice=prediction.expected_dice,
             needs_review=prediction.needs_review,
         )
-        if witness:
-            witness(sample, prediction)
+        if on_prediction:
+            on_prediction(sample, prediction)
     return tally.score(groupings)
 
 
@@ -125,7 +121,7 @@ class Seen:
     Attributes:
         images: How many there are.
         trained: The names of those that it was trained on, perhaps under other names.
-        chosen: The names of those that its epoch, threshold and tidying were chosen on.
+        chosen: The names of those that its epoch, threshold and postprocessing were chosen on.
         known: Whether the model's card says what it has seen.
         unmasked: The names of those that it has learned from without their masks.
     """
@@ -138,21 +134,17 @@ class Seen:
 
     def in_words(self) -> str:
         """Say what that means for a score."""
-        trained, chosen, unmasked = (
-            f"{len(names)} of {self.images}" for names in (self.trained, self.chosen, self.unmasked)
-        )
+        number = f"of {self.images} of these images"
         if self.trained:
-            return f"{SPOILT}: the model was trained on {trained} of these images"
+            return f"{SPOILT}: the model was trained on {len(self.trained)} {number}"
         if self.chosen:
-            return f"flattering: epoch and threshold were chosen on {chosen} of these images"
+            return f"flattering: epoch and threshold were chosen on {len(self.chosen)} {number}"
         if self.unmasked:
             return (
-                f"perhaps flattering: the model has learned from {unmasked} of these images, "
+                f"perhaps flattering: the model has learned from {len(self.unmasked)} {number}, "
                 "without their masks"
             )
-        if self.known:
-            return "the model has seen none of these images"
-        return ScoreRules.seen
+        return "the model has seen none of these images" if self.known else NOT_KNOWN
 
     def refusal(self) -> str:
         """Say why a score would mean nothing, and what to do."""
@@ -184,14 +176,14 @@ def find_seen(card: Card | None, source: Source) -> Seen:
     return Seen(len(source), trained, chosen, known=True, unmasked=unmasked)
 
 
-def open_subject(
+def open_data(
     card: Card,
     split: str,
     *,
     data_path: Path | None,
     trimap_border: TrimapBorder | None = None,
     groups: Path | None = None,
-) -> Subject:
+) -> EvaluationData:
     """Open a part of a data folder as the model knows it: border rule, layout, validation split.
 
     Args:
@@ -215,8 +207,8 @@ def open_subject(
     source = open_split(data, split, seed=card.run.seed, validation_names=names)
     given = read_groupings(groups, source.names) if groups else ()
     if find_layout(data) == "pets":
-        return Subject(source, data.trimap_border, (by_breed(source.names), *given))
-    return Subject(source, None, given)
+        return EvaluationData(source, data.trimap_border, (by_breed(source.names), *given))
+    return EvaluationData(source, None, given)
 
 
 def write_score(folder: Path, score: Score) -> None:
@@ -225,14 +217,27 @@ def write_score(folder: Path, score: Score) -> None:
     Raises:
         StorageError: A file could not be written.
     """
-    everything = score.to_json()
-    rows = everything["images"]
-    write_bytes(
-        folder / SUMMARY, (json.dumps(everything, indent=2, allow_nan=False) + "\n").encode()
-    )
-    if isinstance(rows, list):
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        write_bytes(folder / TABLE, table.getvalue().encode())
+    write_bytes(folder / SUMMARY, (score.model_dump_json(indent=2) + "\n").encode())
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, fieldnames=list(ImageScore.model_fields))
+    writer.writeheader()
+    writer.writerows(image.model_dump() for image in score.images)
+    write_bytes(folder / TABLE, table.getvalue().encode())
+
+
+def read_score(path: Path) -> Score:
+    """Read what ``write_score`` wrote.
+
+    Raises:
+        DataError: The file cannot be read, or is no score.
+    """
+    try:
+        return Score.model_validate_json(path.read_bytes())
+    except (OSError, ConfigError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); evaluate again") from error
+    except ValidationError as error:
+        problem = error.errors(include_input=False)[0]
+        place = ".".join(map(str, problem["loc"])) or "the file"
+        raise DataError(
+            f"{path}: this is no score: {place}: {problem['msg']}; evaluate again"
+        ) from error

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from notan.config import load_run
-from notan.data.folders import open_split
 from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError, ExportError, explaining_extras
+from notan.evaluation.evaluate import open_data
 from notan.exporting.onnx import OPSET, Quantizer, store_half, to_onnx
 from notan.modelfile.card import KEY, Exported, Parity, load_checkpoint
 from notan.modelfile.onnx import SUFFIX, hash_model, is_onnx, write_onnx
@@ -140,14 +139,7 @@ def _open(card: Card, data_path: Path | None, split: str) -> Source | None:
     path = data_path or card.run.data.path
     if path is None or (data_path is None and not path.is_dir()):
         return None
-    flags = {
-        "data.path": path,
-        "data.trimap_border": card.trimap_border,
-        "data.layout": card.run.data.layout,
-    }
-    names = frozenset(card.data.validation_names or ()) or None
-    data = load_run(flags=flags).data
-    return open_split(data, split, seed=card.run.seed, validation_names=names)
+    return open_data(card, split, data_path=path).source
 
 
 def _some(source: Source, most: int, words: str) -> ImageSet:

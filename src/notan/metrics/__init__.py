@@ -5,8 +5,8 @@ and a false alarm on an empty image scores 0.
 """
 
 from notan.metrics.boundary import BoundaryScore, Tolerance
-from notan.metrics.counts import Counts
-from notan.metrics.groups import Grouping, ImageScore
+from notan.metrics.counts import Counts, ImageScore
+from notan.metrics.groups import Grouping
 from notan.metrics.score import EMPTY_RULE, Score, ScoreRules, Tally
 
 __all__ = [

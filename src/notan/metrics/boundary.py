@@ -133,13 +133,10 @@ class BoundaryScore:
         if ignore is not None:
             prediction = np.where(ignore, truth, prediction)
         if not prediction.any() or not truth.any():
-            both = not prediction.any() and not truth.any()
-            return cls(1.0, 1.0, 0.0) if both else cls(0.0, 0.0, None)
+            both_empty = not prediction.any() and not truth.any()
+            return cls(1.0, 1.0, 0.0) if both_empty else cls(0.0, 0.0, None)
+        predicted, actual = boundary_distances(prediction, truth)
         near = tolerance.pixels((truth.shape[0], truth.shape[1]))
-        return cls._from_distances(*boundary_distances(prediction, truth), near)
-
-    @classmethod
-    def _from_distances(cls, predicted: Distances, actual: Distances, near: float) -> BoundaryScore:
         right, found = (int(np.count_nonzero(side <= near)) for side in (predicted, actual))
         precision, recall = right / len(predicted), found / len(actual)
         both = precision + recall

@@ -1,16 +1,35 @@
-"""Counts: how many pixels fell on each side, and the scores made of them."""
+"""Pixels of a predicted mask counted against the true one, and the scores made of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from notan.errors import ShapeError
 
 if TYPE_CHECKING:
     from notan.types import Mask
+
+COUNTED = ("dice", "iou", "precision", "recall", "specificity", "accuracy")
+"""The measures that follow from the counts alone."""
+
+MEASURES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "precision": "precision",
+    "recall": "recall",
+    "specificity": "specificity",
+    "accuracy": "accuracy",
+    "boundary_f": "boundary F",
+    "surface_dice": "surface Dice",
+    "hausdorff95": "Hausdorff 95, pixels",
+    "average_precision": "average precision",
+    "brier": "Brier",
+}
+"""What is measured of each image, and how a summary names it."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +38,9 @@ class Counts:
 
     Attributes:
         true_positive: Foreground, and predicted so.
-        false_positive: Ground, predicted as foreground.
+        false_positive: Background, predicted as foreground.
         false_negative: Foreground, predicted as background.
-        true_negative: Ground, and predicted so.
+        true_negative: Background, and predicted so.
     """
 
     true_positive: int
@@ -59,12 +78,8 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """Pool two counts, as if their images were one."""
-        return Counts(
-            self.true_positive + other.true_positive,
-            self.false_positive + other.false_positive,
-            self.false_negative + other.false_negative,
-            self.true_negative + other.true_negative,
-        )
+        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
+        return Counts(*(mine + theirs for mine, theirs in pairs))
 
     @property
     def pixels(self) -> int:
@@ -95,8 +110,8 @@ class Counts:
     @property
     def iou(self) -> float:
         """TP / (TP + FP + FN), in 0..1; 1 when truth and prediction are both empty."""
-        errors = self.false_positive + self.false_negative
-        return _ratio(self.true_positive, self.true_positive + errors, otherwise=1.0)
+        union = self.foreground + self.false_positive
+        return _ratio(self.true_positive, union, otherwise=1.0)
 
     @property
     def precision(self) -> float:
@@ -107,9 +122,8 @@ class Counts:
     @property
     def recall(self) -> float:
         """TP / (TP + FN), in 0..1; of an empty mask, 1 if nothing was predicted, else 0."""
-        return _ratio(
-            self.true_positive, self.foreground, otherwise=float(self.prediction_is_empty)
-        )
+        alone = float(self.prediction_is_empty)
+        return _ratio(self.true_positive, self.foreground, otherwise=alone)
 
     @property
     def specificity(self) -> float:
@@ -119,8 +133,57 @@ class Counts:
     @property
     def accuracy(self) -> float:
         """(TP + TN) / all, in 0..1; 1 when every pixel is ignored. High on mostly empty data."""
-        right = self.true_positive + self.true_negative
-        return _ratio(right, right + self.false_positive + self.false_negative, otherwise=1.0)
+        return _ratio(self.true_positive + self.true_negative, self.pixels, otherwise=1.0)
+
+
+class ImageScore(BaseModel):
+    """The scores of one image, at the size that was scored: a row of images.csv and score.json.
+
+    Attributes:
+        name: The sample's name.
+        height: Of the scored masks, in pixels.
+        width: Of the scored masks, in pixels.
+        dice: Like the five after it, of ``Counts``.
+        boundary_f: Like the two after it, of ``BoundaryScore``.
+        average_precision: Of the probabilities, 0..1; None where there is no foreground.
+        brier: Mean squared error of the probabilities, 0..1; None where every pixel is ignored.
+        expected_dice: The Dice that the model itself expected, 0..1; None: it did not say.
+        needs_review: Whether the model asked for a second look; None: it did not say.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    height: int
+    width: int
+    dice: float = Field(ge=0, le=1)
+    iou: float
+    precision: float
+    recall: float
+    specificity: float
+    accuracy: float
+    boundary_f: float
+    surface_dice: float
+    hausdorff95: float | None
+    average_precision: float | None
+    brier: float | None
+    expected_dice: float | None
+    needs_review: bool | None
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+
+    @property
+    def counts(self) -> Counts:
+        """The counted pixels, to be pooled."""
+        return Counts(
+            self.true_positive, self.false_positive, self.false_negative, self.true_negative
+        )
+
+    def numbers(self) -> dict[str, float | None]:
+        """Return each of ``MEASURES``; None where it is undefined or was not taken."""
+        return {measure: getattr(self, measure) for measure in MEASURES}
 
 
 def _ratio(part: int, whole: int, *, otherwise: float) -> float:

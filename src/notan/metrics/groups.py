@@ -1,17 +1,12 @@
-"""Scores of single images, and groups of images: by a table of the user, or by foreground size.
+"""Images put into groups, so that a mean cannot hide a kind of image that is segmented badly.
 
-ImageScore: everything that is measured of one image.
-
-Grouping: images put into groups, so that a mean cannot hide who is served badly.
-
-Groups that the owner of the images knows: a CSV with a row for each image.
+The groups are by the foreground's size, by the breed of Oxford's pets, or by a CSV of the user.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -21,79 +16,10 @@ import numpy as np
 from notan.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from notan.metrics.boundary import BoundaryScore
     from notan.metrics.counts import Counts
-
-MEASURES = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "precision": "precision",
-    "recall": "recall",
-    "specificity": "specificity",
-    "accuracy": "accuracy",
-    "boundary_f": "boundary F",
-    "surface_dice": "surface Dice",
-    "hausdorff95": "Hausdorff 95, pixels",
-    "average_precision": "average precision",
-    "brier": "Brier",
-}
-"""What is measured of each image, and how a person reads it."""
-
-
-@dataclass(frozen=True)
-class ImageScore:
-    """The scores of one image, at the size that was scored.
-
-    Attributes:
-        name: The sample's name.
-        counts: Its pixels.
-        height: Of the scored masks, in pixels.
-        width: Of the scored masks, in pixels.
-        boundary: How far the boundaries lie apart; None: not measured.
-        average_precision: Of the probabilities, 0..1; None: not measured, or there is no
-            foreground.
-        brier: Mean squared error of the probabilities, 0..1; None: not measured, or every pixel
-            is ignored.
-        expected_dice: The Dice that the model itself expected, 0..1; None: it did not say.
-        needs_review: Whether the model asked for a second look; None: it did not say.
-    """
-
-    name: str
-    counts: Counts
-    height: int
-    width: int
-    boundary: BoundaryScore | None = None
-    average_precision: float | None = None
-    brier: float | None = None
-    expected_dice: float | None = None
-    needs_review: bool | None = None
-
-    @property
-    def foreground_share(self) -> float | None:
-        """The foreground's share of the counted pixels, 0..1; None where all are ignored."""
-        counts = self.counts
-        return counts.foreground / counts.pixels if counts.pixels else None
-
-    def numbers(self) -> dict[str, float | None]:
-        """Return each of ``MEASURES``; None where it is undefined or was not taken."""
-        counts, boundary = self.counts, self.boundary
-        return {
-            "dice": counts.dice,
-            "iou": counts.iou,
-            "precision": counts.precision,
-            "recall": counts.recall,
-            "specificity": counts.specificity,
-            "accuracy": counts.accuracy,
-            "boundary_f": boundary.boundary_f if boundary else None,
-            "surface_dice": boundary.surface_dice if boundary else None,
-            "hausdorff95": boundary.hausdorff95 if boundary else None,
-            "average_precision": self.average_precision,
-            "brier": self.brier,
-        }
-
 
 FOREGROUND_SIZE = "foreground size"
 FEWEST_FOREGROUNDS = 3
@@ -128,7 +54,7 @@ def by_breed(names: Iterable[str]) -> Grouping:
     return Grouping("breed", groups, "the image's name without its number")
 
 
-def by_foreground_size(images: Sequence[ImageScore]) -> Grouping | None:
+def by_foreground_size(counts: Mapping[str, Counts]) -> Grouping | None:
     """Group images into thirds by the foreground's share of their counted pixels.
 
     Images of equal share are never parted, so that the thirds may differ in number. Images
@@ -137,7 +63,8 @@ def by_foreground_size(images: Sequence[ImageScore]) -> Grouping | None:
     Returns:
         The grouping; None where too few images have a foreground, or all shares are one.
     """
-    shares = {each.name: each.foreground_share or 0.0 for each in images}
+    # of an image of which every pixel is ignored the share is 0
+    shares = {name: each.foreground / max(1, each.pixels) for name, each in counts.items()}
     present = [share for share in shares.values() if share]
     if len(present) < FEWEST_FOREGROUNDS or min(present) == max(present):
         return None
@@ -177,7 +104,7 @@ def read_groupings(path: Path, names: Sequence[str]) -> tuple[Grouping, ...]:
             lacks an image or names one twice.
     """
     header, rows = _read(path)
-    columns = _columns(path, header)
+    _check_columns(path, header)
     place = header.index(NAME_COLUMN) if NAME_COLUMN in header else 0
     row_of = _rows_by_image(path, rows, place, frozenset(names))
     missing = [name for name in names if name not in row_of]
@@ -193,7 +120,7 @@ def read_groupings(path: Path, names: Sequence[str]) -> tuple[Grouping, ...]:
             dict(sorted(((n, row_of[n][index] or BLANK) for n in names), key=lambda pair: pair[1])),
             f"column of {path.name}",
         )
-        for index, column in enumerate(columns)
+        for index, column in enumerate(header)
         if index != place
     )
 
@@ -202,11 +129,13 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header, and each row that is not blank with its line."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_numbered(file))
+            reader = csv.reader(file, strict=True)
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; check --groups") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); {WANTED}") from error
+    rows = [(line, cells) for line, cells in rows if any(cells)]
     if not rows:
         raise DataError(f"{path}: the file is empty; {WANTED}")
     (_, header), *body = rows
@@ -216,42 +145,31 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, body
 
 
-def _numbered(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(file, strict=True)
-    for row in reader:
-        cells = [cell.strip() for cell in row]
-        if any(cells):
-            yield reader.line_num, cells
-
-
-def _columns(path: Path, header: list[str]) -> list[str]:
-    """Return the header if its names are clear and there is one to group by."""
+def _check_columns(path: Path, header: list[str]) -> None:
+    """Raise DataError unless the columns' names are clear and there is one to group by."""
     if len(header) < 2:
         raise DataError(
             f"{path}: the only column is '{header[0]}'; {WANTED}, and at least one column beside "
             "the images' names"
         )
-    twice = [name for name, count in Counter(header).items() if count > 1]
+    twice = [name for name in header if header.count(name) > 1]
     if twice or "" in header:
         fault = f"two columns are called '{twice[0]}'" if twice else "a column has no name"
         raise DataError(f"{path}: {fault}; {WANTED}")
-    return header
 
 
 def _rows_by_image(
     path: Path, rows: list[tuple[int, list[str]]], place: int, names: frozenset[str]
 ) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    line_of: dict[str, int] = {}
+    """Return the row of each of the images that has one; no image may have two."""
+    found: dict[str, tuple[int, list[str]]] = {}
     for line, row in rows:
-        written = row[place]
-        name = written if written in names else PurePath(written).stem
-        if name not in names:
-            continue
+        name = row[place] if row[place] in names else PurePath(row[place]).stem
         if name in found:
             raise DataError(
-                f"{path}: line {line} names the image {name} again, after line {line_of[name]}; "
+                f"{path}: line {line} names the image {name} again, after line {found[name][0]}; "
                 "one row for each image was wanted"
             )
-        found[name], line_of[name] = row, line
-    return found
+        if name in names:
+            found[name] = line, row
+    return {name: row for name, (_, row) in found.items()}

@@ -1,16 +1,7 @@
-"""Probabilities against masks: counted by level, then calibration, ranking and the threshold sweep.
+"""What a model's probabilities are worth: calibration, ranking and the choice of a threshold.
 
-Ranking: one image's probabilities in order, foreground and background apart.
-
-ProbabilityHistogram: foreground and background pixels counted by their probability.
-
-Everything about probabilities is read from it (``notan.metrics.probabilities``), for one image or
-for all pooled, without keeping any image's probabilities.
-
-What a model's probabilities are worth: reliability, ECE, Brier, average precision, thresholds.
-
-All of it is of the probability of foreground, pixel by pixel, and is read from a
-``ProbabilityHistogram``.
+All of it is of the probability of foreground, pixel by pixel. Of one image it is exact; pooled over
+images it is read from a ``ProbabilityHistogram``, so that no image's probabilities are kept.
 """
 
 from __future__ import annotations
@@ -23,6 +14,8 @@ import numpy as np
 from notan.errors import ShapeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from notan.types import Mask, Probability
@@ -146,7 +139,8 @@ class ProbabilityHistogram:
     def of(cls, ranking: Ranking) -> ProbabilityHistogram:
         """Count one image's pixels, exactly."""
         foreground, background = (
-            _counts(kind) for kind in (ranking.foreground, ranking.background)
+            np.diff(np.searchsorted(kind, EDGES), append=len(kind))
+            for kind in (ranking.foreground, ranking.background)
         )
         probability = _sums(ranking.foreground) + _sums(ranking.background)
         errors = (1 - ranking.foreground.astype(np.float64), ranking.background.astype(np.float64))
@@ -174,25 +168,17 @@ class ProbabilityHistogram:
             True and false positives at each of ``THRESHOLDS``: exactly the pixels for which
             ``probability >= threshold``.
         """
-        return _from_top(self.foreground)[THRESHOLD_BINS], _from_top(self.background)[
-            THRESHOLD_BINS
-        ]
-
-
-def _counts(ordered: Sorted) -> Whole:
-    """Return how many of a kind's probabilities each bin holds."""
-    return np.diff(np.searchsorted(ordered, EDGES), append=len(ordered))
+        true, false = (
+            np.cumsum(each[::-1])[::-1][THRESHOLD_BINS]
+            for each in (self.foreground, self.background)
+        )
+        return true, false
 
 
 def _sums(ordered: Sorted) -> Real:
     """Return the sum of a kind's probabilities in each tenth."""
     parts = np.split(ordered, np.searchsorted(ordered, EDGES[TENTH_BINS[1:]]))
     return np.asarray([part.sum(dtype=np.float64) for part in parts])
-
-
-def _from_top(counts: Whole) -> Whole:
-    """Return, for each bin, how many lie in it or above."""
-    return np.cumsum(counts[::-1])[::-1]
 
 
 @dataclass(frozen=True)
@@ -287,17 +273,21 @@ def dice_at_thresholds(histogram: ProbabilityHistogram) -> Real:
 class ThresholdSweep:
     """Mean per-image Dice at each threshold: how much hangs on the choice.
 
-    Of the plain threshold, without tidying. To look at, not to choose from: a threshold is chosen
-    on the validation split.
+    Of the plain threshold, without other postprocessing. To look at, not to choose from: a
+    threshold is chosen on the validation split.
 
     Attributes:
-        mean_dice: One for each of ``THRESHOLDS``, each image alike.
+        thresholds: ``THRESHOLDS``.
+        mean_dice: One for each, each image alike.
+        area: Under the curve (trapezoids) over the width of its thresholds, 0..1.
     """
 
+    thresholds: tuple[float, ...]
     mean_dice: tuple[float, ...]
+    area: float
 
-    @property
-    def area(self) -> float:
-        """Area under the curve (trapezoids) over the width of its thresholds, 0..1."""
-        ends = (self.mean_dice[0] + self.mean_dice[-1]) / 2
-        return (sum(self.mean_dice[1:-1]) + ends) / (len(self.mean_dice) - 1)
+    @classmethod
+    def of(cls, mean_dice: Sequence[float]) -> ThresholdSweep:
+        """Put a curve over ``THRESHOLDS`` with its area."""
+        area = float(np.trapezoid(mean_dice)) / (len(mean_dice) - 1)
+        return cls(THRESHOLDS, tuple(mean_dice), area)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BeforeValidator
 
 from notan.errors import ShapeError
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Differences: TypeAlias = npt.NDArray[np.float64]
+
+Undefined = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number that may be NaN, for which JSON has null."""
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -38,16 +42,16 @@ class Interval:
     """A mean over images, and the range that it would likely fall in with other images.
 
     Attributes:
-        mean: Over the images.
+        mean: Over the images; NaN where there are none.
         low: Lower end of the interval; NaN where there are too few images for one.
         high: Upper end, likewise.
-        number: How many images.
+        images: How many.
     """
 
-    mean: float
-    low: float
-    high: float
-    number: int
+    mean: Undefined
+    low: Undefined
+    high: Undefined
+    images: int
 
 
 @dataclass(frozen=True)

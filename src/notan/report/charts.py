@@ -1,12 +1,6 @@
-"""Charts, drawn by matplotlib and put into a page as SVG.
+"""Charts, drawn by matplotlib: SVG in the page's own ink, and PNG on white.
 
-How a chart becomes part of a page: SVG in the page's own ink, and PNG on white.
-
-The charts of a report, each from plain numbers.
-
-The Figure objects are matplotlib's; ``notan.report.charts`` puts them into a page.
-
-The chart of a comparison: every model's mean and every pair's difference, with intervals.
+Those of a training and of a score, and the one of a comparison.
 """
 
 from __future__ import annotations
@@ -30,8 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
     from notan.comparison import Comparison
+    from notan.metrics import ImageScore, Score
+    from notan.metrics.probabilities import ReliabilityBin, ThresholdSweep
     from notan.metrics.statistics import Interval
-    from notan.report.score_file import Bin, Group, Image, ScoreFile, Sweep
 
 INK, QUIET, LINE, CARD = "#22242a", "#666b75", "#e3e0d8", "#fffffe"
 """Text, lesser text, grid and background: colours of the page, which the SVG takes from it."""
@@ -98,8 +93,9 @@ def to_svg(figure: Figure, name: str) -> str:
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        # arranged once, not for each format: that is half of what drawing a chart costs
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    _keep_layout(figure)
+    figure.set_layout_engine("none")
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
@@ -116,13 +112,8 @@ def to_png(figure: Figure) -> bytes:
     file = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(file, format="png", dpi=DOTS_PER_INCH, facecolor="white")
-    _keep_layout(figure)
-    return file.getvalue()
-
-
-def _keep_layout(figure: Figure) -> None:
-    """Arrange a chart once, not for each format: that is half of what drawing it costs."""
     figure.set_layout_engine("none")
+    return file.getvalue()
 
 
 def put_legend(axes: Axes) -> None:
@@ -139,9 +130,9 @@ CAPTIONS = {
     "dice-sorted": ("Every image, sorted", "A steep left end means a few bad failures."),
     "reliability": (
         "Reliability",
-        "Where the model says 0.8, is 0.8 of the pixels figure? On the dashed line it is.",
+        "Where the model says 0.8, is 0.8 of the pixels foreground? On the dashed line it is.",
     ),
-    "threshold": ("Threshold", "Mean Dice if pixels were figure from another probability on."),
+    "threshold": ("Threshold", "Mean Dice if pixels were foreground from another probability on."),
     "expected-dice": (
         "Does it know?",
         "What the model expects of its own mask, against what it scores.",
@@ -160,6 +151,25 @@ def caption_of(name: str) -> tuple[str, str]:
     return CAPTIONS[name if name in CAPTIONS else name.rpartition("-")[0]]
 
 
+TRAINING: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
+    "loss": (
+        "loss",
+        {"train/loss": ("training", BLUE, "-"), "validation/loss": ("validation", RED, "-")},
+    ),
+    "dice": (
+        "validation score",
+        {
+            "validation/dice": ("Dice", RED, "-"),
+            "validation/iou": ("IoU", ORANGE, "-"),
+            "validation/average_dice": ("Dice, averaged weights", RED, ":"),
+            "validation/average_iou": ("IoU, averaged weights", ORANGE, ":"),
+        },
+    ),
+    "learning-rate": ("learning rate", {"learning_rate": ("", GREEN, "-")}),
+}
+"""Of each chart its axis, and of each value in it the label, colour and line."""
+
+
 def training_charts(
     history: Sequence[Mapping[str, float]], best_epoch: int | None
 ) -> Iterator[tuple[str, Figure]]:
@@ -172,71 +182,32 @@ def training_charts(
     Yields:
         Name and chart.
     """
-    if not history:
-        return
-    yield (
-        "loss",
-        _curves(
-            history,
-            best_epoch,
-            "loss",
-            {
-                "train/loss": ("training", BLUE, "-"),
-                "validation/loss": ("validation", RED, "-"),
-            },
-        ),
-    )
-    yield (
-        "dice",
-        _curves(
-            history,
-            best_epoch,
-            "validation score",
-            {
-                "validation/dice": ("Dice", RED, "-"),
-                "validation/iou": ("IoU", ORANGE, "-"),
-                "validation/average_dice": ("Dice, averaged weights", RED, ":"),
-                "validation/average_iou": ("IoU, averaged weights", ORANGE, ":"),
-            },
-        ),
-    )
-    yield (
-        "learning-rate",
-        _curves(history, best_epoch, "learning rate", {"learning_rate": ("", GREEN, "-")}),
-    )
-
-
-def _curves(
-    history: Sequence[Mapping[str, float]],
-    best_epoch: int | None,
-    what: str,
-    styles: Mapping[str, tuple[str, str, str]],
-) -> Figure:
-    figure, axes = new_chart("epoch", what)
     epochs = [epoch["epoch"] for epoch in history]
-    marker = "o" if len(epochs) == 1 else None
-    for name, (label, colour, line) in styles.items():
-        values = [epoch.get(name, np.nan) for epoch in history]
-        if np.isfinite(values).any():
-            axes.plot(epochs, values, line, color=colour, label=label, marker=marker)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    if best_epoch is not None:
-        axes.axvline(best_epoch, color=QUIET, linewidth=1, linestyle="--", zorder=0.9)
-        axes.annotate(
-            f" best: {best_epoch} ",
-            (best_epoch, 1.0),
-            xycoords=("data", "axes fraction"),
-            ha="right" if best_epoch > (epochs[0] + epochs[-1]) / 2 else "left",
-            va="bottom",
-            fontsize=8,
-            color=INK,
-        )
-    if axes.get_legend_handles_labels()[1]:
-        put_legend(axes)
-    return figure
+    for chart, (what, styles) in TRAINING.items() if epochs else ():
+        figure, axes = new_chart("epoch", what)
+        for name, (label, colour, line) in styles.items():
+            values = [epoch.get(name, np.nan) for epoch in history]
+            if np.isfinite(values).any():
+                marker = "o" if len(epochs) == 1 else None
+                axes.plot(epochs, values, line, color=colour, label=label, marker=marker)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        if best_epoch is not None:
+            axes.axvline(best_epoch, color=QUIET, linewidth=1, linestyle="--", zorder=0.9)
+            axes.annotate(
+                f" best: {best_epoch} ",
+                (best_epoch, 1.0),
+                xycoords=("data", "axes fraction"),
+                ha="right" if best_epoch > (epochs[0] + epochs[-1]) / 2 else "left",
+                va="bottom",
+                fontsize=8,
+                color=INK,
+            )
+        if axes.get_legend_handles_labels()[1]:
+            put_legend(axes)
+        yield chart, figure
 
 
-def score_charts(score: ScoreFile, threshold: object = None) -> Iterator[tuple[str, Figure]]:
+def score_charts(score: Score, threshold: float | None = None) -> Iterator[tuple[str, Figure]]:
     """Draw what a score says: each chart only where its numbers are there.
 
     Args:
@@ -249,16 +220,13 @@ def score_charts(score: ScoreFile, threshold: object = None) -> Iterator[tuple[s
     dice = [image.dice for image in score.images]
     yield "dice-histogram", _histogram(dice)
     yield "dice-sorted", _sorted_strip(dice)
-    if any(_is_point(each) for each in score.reliability):
+    if score.reliability:
         yield "reliability", _reliability(score.reliability)
-    if score.threshold_sweep:
-        yield "threshold", _sweep(score.threshold_sweep, threshold)
-    known = [image for image in score.images if image.expected_dice is not None]
-    if known:
-        yield "expected-dice", _expected(known)
+    yield "threshold", _sweep(score.threshold_sweep, threshold)
+    if score.expected:
+        yield "expected-dice", _expected(score.images)
     for number, (grouping, groups) in enumerate(score.groups.items(), start=1):
-        if any(group.mean_dice is not None for group in groups.values()):
-            yield f"groups-{number}", _groups(grouping, groups)
+        yield f"groups-{number}", _groups(grouping, groups)
 
 
 def _histogram(dice: Sequence[float]) -> Figure:
@@ -282,25 +250,17 @@ def _sorted_strip(dice: Sequence[float]) -> Figure:
     return figure
 
 
-def _is_point(each: Bin) -> bool:
-    return each.pixels > 0 and None not in (each.mean_probability, each.foreground_fraction)
-
-
-def _reliability(bins: Sequence[Bin]) -> Figure:
-    figure, axes = new_chart("probability that the model gives", "share that is figure")
-    points = [
-        (each.mean_probability or 0.0, each.foreground_fraction or 0.0)
-        for each in bins
-        if _is_point(each)
-    ]
+def _reliability(bins: Sequence[ReliabilityBin]) -> Figure:
+    figure, axes = new_chart("probability that the model gives", "share that is foreground")
     share = np.array([each.pixels for each in bins]) / sum(each.pixels for each in bins)
     axes.plot([0, 1], [0, 1], "--", color=QUIET, linewidth=1, label="perfect")
-    starts, widths = [each.start for each in bins], [each.end - each.start for each in bins]
+    starts, widths = [each.low for each in bins], [each.high - each.low for each in bins]
     axes.bar(
         starts, share, widths, align="edge", color=SKY, alpha=0.45, label="share of the pixels"
     )
     axes.plot(
-        *np.transpose(points),
+        [each.mean_probability for each in bins],
+        [each.foreground_fraction for each in bins],
         "o-",
         color=BLUE,
         markersize=4,
@@ -311,30 +271,32 @@ def _reliability(bins: Sequence[Bin]) -> Figure:
     return figure
 
 
-def _sweep(sweep: Sweep, threshold: object) -> Figure:
+def _sweep(sweep: ThresholdSweep, threshold: float | None) -> Figure:
     figure, axes = new_chart("threshold", "mean Dice")
-    values = [np.nan if value is None else value for value in sweep.mean_dice]
-    number = min(len(sweep.thresholds), len(values))
-    axes.plot(sweep.thresholds[:number], values[:number], color=BLUE)
+    axes.plot(sweep.thresholds, sweep.mean_dice, color=BLUE)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    if isinstance(threshold, int | float):
+    if threshold is not None:
         label = f"used: {threshold:g}"
         axes.axvline(threshold, color=RED, linewidth=1.4, linestyle="--", label=label)
         put_legend(axes)
     return figure
 
 
-def _expected(images: Sequence[Image]) -> Figure:
+def _expected(images: Sequence[ImageScore]) -> Figure:
     figure, axes = new_chart("Dice that the model expects", "true Dice")
     axes.plot([0, 1], [0, 1], "--", color=QUIET, linewidth=1)
     for flagged, colour, marker, label in (
         (False, BLUE, "o", "trusted"),
         (True, RED, "^", "please check"),
     ):
-        points = [each for each in images if bool(each.needs_review) is flagged]
+        points = [
+            (each.expected_dice, each.dice)
+            for each in images
+            if each.expected_dice is not None and bool(each.needs_review) is flagged
+        ]
         axes.scatter(
-            [each.expected_dice or 0.0 for each in points],
-            [each.dice for each in points],
+            [expected for expected, _ in points],
+            [dice for _, dice in points],
             s=20,
             color=colour,
             marker=marker,
@@ -347,19 +309,28 @@ def _expected(images: Sequence[Image]) -> Figure:
     return figure
 
 
-def _groups(grouping: str, groups: Mapping[str, Group]) -> Figure:
+def _groups(grouping: str, groups: Mapping[str, Interval]) -> Figure:
     figure, axes = new_chart("mean Dice", _plain(grouping))
-    shown = [(name, group) for name, group in groups.items() if group.mean_dice is not None]
-    shown = shown[:MOST_GROUPS]
-    for place, (_, group) in enumerate(shown):
-        if group.low is not None and group.high is not None:
-            axes.plot([group.low, group.high], [place, place], color=SKY, linewidth=5, alpha=0.7)
-        axes.plot([group.mean_dice or 0.0], [place], "o", color=BLUE, markersize=6)
-    names = [f"{_plain(name)} ({group.images})" for name, group in shown]
-    axes.set_yticks(range(len(shown)), names)
-    axes.set(xlim=(0, 1.02), ylim=(len(shown) - 0.5, -0.5))
+    shown = list(groups.items())[:MOST_GROUPS]
+    rows = [(f"{_plain(name)} ({group.images})", group) for name, group in shown]
+    _draw_intervals(axes, rows, SKY, BLUE, linewidth=5)
+    axes.set_xlim(0, 1.02)
     figure.set_figheight(max(1.6, 0.8 + 0.3 * len(shown)))
     return figure
+
+
+def _draw_intervals(
+    axes: Axes, rows: Sequence[tuple[str, Interval]], line: str, dot: str, *, linewidth: float
+) -> None:
+    """Draw a dot with its interval in each row, the first on top."""
+    for place, (_, interval) in enumerate(rows):
+        if not math.isnan(interval.low):
+            ends = [interval.low, interval.high]
+            alpha = 0.7 if linewidth > 2 else 1.0  # of a broad line, so that the dot stands out
+            axes.plot(ends, [place, place], color=line, linewidth=linewidth, alpha=alpha)
+        axes.plot([interval.mean], [place], "o", color=dot, markersize=6)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
 def _plain(text: str) -> str:
@@ -382,22 +353,15 @@ def compare_chart(comparison: Comparison) -> str:
     with mpl.rc_context({**STYLE, "text.parse_math": False}):  # a dollar in a name is a dollar
         figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
         upper, lower = figure.subplots(2, gridspec_kw={"height_ratios": heights})
-        _draw(upper, means, "mean Dice")
-        _draw(lower, differences, "difference in Dice")
+        for axes, rows, title in (
+            (upper, means, "mean Dice"),
+            (lower, differences, "difference in Dice"),
+        ):
+            _draw_intervals(axes, rows, INK, ORANGE, linewidth=1.5)
+            axes.set_xlabel(title)
+            axes.grid(visible=False, axis="y")
+            axes.spines["left"].set_visible(False)
         lower.axvline(0, color=INK, linewidth=1, linestyle=":")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has it
         return to_svg(figure, "compare")
-
-
-def _draw(axes: Axes, rows: Sequence[tuple[str, Interval]], title: str) -> None:
-    """Draw a dot with its interval in each row, the first on top."""
-    for place, (_, interval) in enumerate(rows):
-        if not math.isnan(interval.low):
-            axes.plot([interval.low, interval.high], [place, place], color=INK, linewidth=1.5)
-        axes.plot([interval.mean], [place], "o", color=ORANGE, markersize=6)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(title)
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)

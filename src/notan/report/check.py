@@ -1,17 +1,7 @@
-"""The page of a check.
-
-What each kind of finding is called on the page, and why it matters.
-
-The part of the data doctor's page about masks that cross-validated networks doubt.
-
-Small images of the files that findings name, ready to stand inside a page.
-
-The data doctor's page: findings with thumbnails and each split's numbers, in one HTML file.
-"""
+"""The data doctor's page: findings with thumbnails and each split's numbers, in one HTML file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -22,13 +12,13 @@ from notan.checking.suspicion import KINDS
 from notan.errors import DataError
 from notan.io.images import read_image
 from notan.prediction.formats import TRUTH, mask_image, overlay_image
-from notan.report.run import TIMES, as_jpeg, fill, fitted
+from notan.report.page import TIMES, fill, fitted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from notan.checking import Diagnosis, Finding, SplitStatistics
+    from notan.checking import Diagnosis, SplitStatistics
     from notan.checking.label_errors import LabelSearch
     from notan.checking.suspicion import Suspect
     from notan.config import TrimapBorder
@@ -102,51 +92,8 @@ REASONS = {
 }
 
 
-def title_of(kind: str) -> str:
-    """Return a kind's heading; an unknown kind's own name serves as well."""
-    return TITLES.get(kind, kind.replace("-", " ").capitalize())
-
-
-def reason_of(kind: str) -> str:
-    """Return why a kind matters, or nothing where its heading says it."""
-    return REASONS.get(kind, "")
-
-
 MOST_ROWS = 12
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """One doubted mask, as the page shows it.
-
-    Attributes:
-        suspect: What is held against it.
-        state: warning or note where it is reported, else none.
-        images: JPEGs of the image, of the given mask on it and of the prediction.
-    """
-
-    suspect: Suspect
-    state: str
-    images: tuple[str, ...]
-
-
-def label_rows(search: LabelSearch) -> list[LabelRow]:
-    """Return the most suspicious masks beside held-out predictions.
-
-    Args:
-        search: What was found. The files of the first 12 are read again.
-    """
-    ranking = search.ranking
-    return [
-        LabelRow(
-            suspect,
-            ("warning" if suspect.explanation else "note")
-            if ranking.is_beyond_cut(suspect)
-            else "none",
-            tuple(as_jpeg(image) for image in _images(search, suspect)),
-        )
-        for suspect in ranking.suspects[:MOST_ROWS]
-    ]
+"""Doubted masks that the page shows."""
 
 
 def _images(search: LabelSearch, suspect: Suspect) -> Iterator[RGBImage]:
@@ -183,34 +130,23 @@ class Thumbnails:
         )
         self._mask_of = dict(diagnosis.pairs)
 
-    def of(self, path: Path) -> str | None:
-        """Return a JPEG as base64 text, or None when the file cannot be shown.
+    def of(self, path: Path) -> RGBImage | None:
+        """Return a small image, or None when the file cannot be shown.
 
         Args:
             path: An image, shown with its mask where it has one, or a lone mask.
         """
-        pixels = self._lone_mask(path) if path.parent.name in MASK_FOLDERS else self._sample(path)
-        return None if pixels is None else as_jpeg(pixels)
-
-    def _lone_mask(self, path: Path) -> RGBImage | None:
-        mask = self._mask(path)
-        return self._raw(path) if mask is None else _grey(fit(mask_image(mask)))
-
-    def _sample(self, path: Path) -> RGBImage | None:
-        try:
-            image = read_image(path)
-        except DataError:
+        if path.parent.name in MASK_FOLDERS:
+            return self._mask_alone(path)
+        image = _read(path)
+        if image is None:
             return None
         mask_path = self._mask_of.get(path)
-        if mask_path is None:
-            return fit(image)
-        mask = self._mask(mask_path)
-        if mask is None:
-            raw = self._raw(mask_path)
-            return fit(image) if raw is None else _beside(fit(image), raw)
-        if mask.shape != image.shape[:2]:
-            return _beside(fit(image), _grey(fit(mask_image(mask))))
-        return _tinted(fit(image), fit(mask_image(mask)) > 127)
+        mask = self._mask(mask_path) if mask_path else None
+        if mask is not None and mask.shape == image.shape[:2]:
+            return _tinted(fit(image), fit(mask_image(mask)) > 127)
+        alone = self._mask_alone(mask_path) if mask_path else None
+        return fit(image) if alone is None else _beside(fit(image), alone)
 
     def _mask(self, path: Path) -> Mask | None:
         try:
@@ -218,15 +154,24 @@ class Thumbnails:
         except DataError:
             return None
 
-    def _raw(self, path: Path) -> RGBImage | None:
-        """Show a mask that cannot be understood as it is, its values spread to be seen."""
-        try:
-            image = read_image(path)
-        except DataError:
+    def _mask_alone(self, path: Path) -> RGBImage | None:
+        """Show a mask without its image; one that cannot be understood with its values spread."""
+        mask = self._mask(path)
+        if mask is not None:
+            return np.repeat(fit(mask_image(mask))[..., None], 3, axis=2)
+        raw = _read(path)
+        if raw is None:
             return None
-        low, high = int(image.min()), int(image.max())
-        spread = (image.astype(np.float32) - low) * (255 / max(1, high - low))
+        low, high = int(raw.min()), int(raw.max())
+        spread = (raw.astype(np.float32) - low) * (255 / max(1, high - low))
         return fit(spread.astype(np.uint8))
+
+
+def _read(path: Path) -> RGBImage | None:
+    try:
+        return read_image(path)
+    except DataError:
+        return None
 
 
 def fit(image: RGBImage) -> RGBImage:
@@ -239,10 +184,6 @@ def _tinted(image: RGBImage, mask: Mask) -> RGBImage:
     tinted = image.copy()
     tinted[mask] = (0.65 * image[mask] + 0.35 * np.array(TRUTH)).astype(np.uint8)
     return overlay_image(tinted, np.zeros_like(mask), truth=mask)
-
-
-def _grey(mask: RGBImage) -> RGBImage:
-    return np.repeat(mask[..., None], 3, axis=2)
 
 
 def _beside(one: RGBImage, other: RGBImage) -> RGBImage:
@@ -264,28 +205,9 @@ WITHOUT_THUMBNAILS = frozenset(
     {"mask-encoding", "ignored-file", "label-unjudged", "label-disagreement"}
     | {f"label-{kind}" for kind in KINDS}  # the section about labels shows them
 )
-MARKS = {"error": "✕", "warning": "!", "clean": "✓"}
 
-
-@dataclass(frozen=True)
-class Group:
-    """The findings of one kind, as the page shows them.
-
-    Attributes:
-        severity: error, warning or note.
-        title: What the kind is called.
-        reason: Why it matters; may be empty.
-        messages: One for each finding.
-        frames: For each finding the caption and JPEG of its files; None cannot be shown.
-        shortened: Whether there are more files than frames show.
-    """
-
-    severity: str
-    title: str
-    reason: str
-    messages: tuple[str, ...]
-    frames: tuple[tuple[tuple[str, str | None], ...], ...]
-    shortened: bool
+Frame = list[tuple[str, "RGBImage | None"]]
+"""The names of a finding's files with their thumbnails; None cannot be shown."""
 
 
 def check_page(diagnosis: Diagnosis, search: LabelSearch | None = None) -> str:
@@ -299,52 +221,41 @@ def check_page(diagnosis: Diagnosis, search: LabelSearch | None = None) -> str:
     Returns:
         HTML that refers to nothing outside itself.
     """
-    state = next((each for each in ("error", "warning") if diagnosis.count(each)), "clean")
-    counts = [(each, diagnosis.count(each)) for each in SEVERITIES]
+    suspects = search.ranking.suspects[:MOST_ROWS] if search else ()
     return fill(
         "check.html",
         diagnosis=diagnosis,
-        state=state,
-        mark=MARKS[state],
-        counts=[(severity, count, number_of(count, severity)) for severity, count in counts],
-        groups=list(_groups(diagnosis)),
+        state=next((each for each in ("error", "warning") if diagnosis.count(each)), "clean"),
+        severities=SEVERITIES,
+        number_of=number_of,
+        groups=diagnosis.grouped(),
+        frames=_frames(diagnosis),
         sizes=_sizes,
+        titles=TITLES,
+        reasons=REASONS,
         most_messages=MOST_MESSAGES,
         most_open=MOST_OPEN,
         most_thumbnails=MOST_THUMBNAILS,
         search=search,
-        rows=label_rows(search) if search else [],
+        doubted=[(each, list(_images(search, each))) for each in suspects] if search else [],
     )
 
 
-def _groups(diagnosis: Diagnosis) -> Iterator[Group]:
+def _frames(diagnosis: Diagnosis) -> dict[tuple[str, str], list[Frame]]:
+    """Read the files of each finding, until there are enough of its kind."""
     thumbnails = Thumbnails(diagnosis)
-    for (severity, kind), findings in diagnosis.grouped().items():
-        shown = () if kind in WITHOUT_THUMBNAILS else findings
-        frames = tuple(_frames(diagnosis, thumbnails, shown))
-        full = sum(len(frame) for frame in frames) == MOST_THUMBNAILS
-        yield Group(
-            severity=severity,
-            title=title_of(kind),
-            reason=reason_of(kind),
-            messages=tuple(diagnosis.brief(each.message) for each in findings),
-            frames=frames,
-            shortened=full and sum(len(each.files) for each in findings) > MOST_THUMBNAILS,
-        )
-
-
-def _frames(
-    diagnosis: Diagnosis, thumbnails: Thumbnails, findings: Sequence[Finding]
-) -> Iterator[tuple[tuple[str, str | None], ...]]:
-    """Read the files of each finding, until there are enough."""
     image_of = {mask: image for image, mask in diagnosis.pairs}
-    left = MOST_THUMBNAILS
-    for finding in findings:
-        # a sample is shown once, by its image, whichever of its two files is meant
-        paths = list(dict.fromkeys(image_of.get(path, path) for path in finding.files))[:left]
-        left -= len(paths)
-        if paths:
-            yield tuple((_caption(diagnosis, path), thumbnails.of(path)) for path in paths)
+    frames: dict[tuple[str, str], list[Frame]] = {}
+    for group, findings in diagnosis.grouped().items():
+        left = 0 if group[1] in WITHOUT_THUMBNAILS else MOST_THUMBNAILS
+        shown = frames.setdefault(group, [])
+        for finding in findings:
+            # a sample is shown once, by its image, whichever of its two files is meant
+            paths = list(dict.fromkeys(image_of.get(path, path) for path in finding.files))[:left]
+            left -= len(paths)
+            if paths:
+                shown.append([(_caption(diagnosis, path), thumbnails.of(path)) for path in paths])
+    return frames
 
 
 def _caption(diagnosis: Diagnosis, path: Path) -> str:

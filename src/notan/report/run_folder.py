@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from notan.config import load_run
 from notan.errors import CheckpointError, ConfigError, DataError
+from notan.evaluation.evaluate import SUMMARY, read_score
 from notan.modelfile.card import read_card
-from notan.report.score_file import StoredScore, read_score, score_files
 from notan.run_folder import BEST, HISTORY, INCIDENTS, SETTINGS, is_in_use
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from notan.config import Run
+    from notan.metrics import Score
     from notan.modelfile.card import Card
 
 Epoch = dict[str, float]
+
+SCORE_FOLDERS = ("evaluate-*", "inference-*")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class RunFolder:
         card: Of the best checkpoint; None while there is none.
         history: An epoch's values by name, in the order of the epochs.
         incidents: What the guard saw and did.
-        scores: Of any split, the newest first.
+        scores: Of any split by their files, the newest first.
         in_use: Whether a training is writing here at this moment.
         notices: What is missing or cannot be read, in sentences.
     """
@@ -44,7 +46,7 @@ class RunFolder:
     card: Card | None
     history: tuple[Epoch, ...]
     incidents: tuple[dict[str, Any], ...]
-    scores: tuple[StoredScore, ...]
+    scores: dict[Path, Score]
     in_use: bool
     notices: tuple[str, ...]
 
@@ -68,11 +70,11 @@ class RunFolder:
         """Whether a time limit has ended the training."""
         return bool(self.history) and self.history[-1].get("time_limit/steps_left") == 0
 
-    def is_outdated(self, stored: StoredScore) -> bool:
-        """Say whether a score is older than the best checkpoint, so of earlier weights."""
-        if stored.path is None or not self.best.is_file():
+    def is_outdated(self, score: Path | None) -> bool:
+        """Say whether a score's file is older than the best checkpoint, so of earlier weights."""
+        if score is None or not self.best.is_file():
             return False
-        return stored.path.stat().st_mtime_ns < self.best.stat().st_mtime_ns
+        return score.stat().st_mtime_ns < self.best.stat().st_mtime_ns
 
 
 def read_run_folder(folder: Path) -> RunFolder:
@@ -93,29 +95,28 @@ def read_run_folder(folder: Path) -> RunFolder:
         run=run,
         settings=settings.read_text(encoding="utf-8"),
         card=card,
-        history=tuple(_numbers(line) for line in history),
+        history=tuple(
+            {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+            for line in history
+        ),
         incidents=tuple(_lines(folder / INCIDENTS, notices)),
-        scores=tuple(_scores(folder, notices)),
+        scores=_scores(folder, notices),
         in_use=is_in_use(folder),
         notices=tuple(notices),
     )
 
 
 def _settings_of(folder: Path) -> Path:
+    """Return the settings of a run; where there is none, say what is there instead."""
+    if (folder / SETTINGS).is_file():
+        return folder / SETTINGS
     if not folder.exists():
-        raise ConfigError(
-            f"{folder}: there is no such folder; give one that notan train made, such as runs/unet"
-        )
-    if not folder.is_dir():
-        raise ConfigError(
-            f"{folder}: this is a file; the run folder is wanted, perhaps {folder.parent}"
-        )
-    if not (folder / SETTINGS).is_file():
-        raise ConfigError(
-            f"{folder}: there is no run here ({SETTINGS} is missing); give a folder that "
-            "notan train made"
-        )
-    return folder / SETTINGS
+        fault = "there is no such folder; give one that notan train made, such as runs/unet"
+    elif not folder.is_dir():
+        fault = f"this is a file; the run folder is wanted, perhaps {folder.parent}"
+    else:
+        fault = f"there is no run here ({SETTINGS} is missing); give a folder that notan train made"
+    raise ConfigError(f"{folder}: {fault}")
 
 
 def _card(path: Path, notices: list[str]) -> Card | None:
@@ -155,13 +156,13 @@ def _lines(path: Path, notices: list[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def _numbers(line: dict[str, Any]) -> Epoch:
-    return {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
-
-
-def _scores(folder: Path, notices: list[str]) -> Iterable[StoredScore]:
-    for path in score_files(folder):
+def _scores(folder: Path, notices: list[str]) -> dict[Path, Score]:
+    """Read what evaluate and inference left, the newest first."""
+    found = [path for name in SCORE_FOLDERS for path in folder.glob(f"{name}/{SUMMARY}")]
+    scores = {}
+    for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path), reverse=True):
         try:
-            yield read_score(path)
+            scores[path] = read_score(path)
         except DataError as error:
             notices.append(f"A score is left out: {error}.")
+    return scores

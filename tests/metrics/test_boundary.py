@@ -105,7 +105,7 @@ def test_nuclei_agree_with_brute_force(nuclei_folder: Path) -> None:
 
 
 @given(mask_pairs())
-def test_the_border_is_the_mask_without_its_erosion(masks: tuple[Mask, Mask]) -> None:
+def test_the_boundary_is_the_mask_without_its_erosion(masks: tuple[Mask, Mask]) -> None:
     mask, _ = masks
     np.testing.assert_array_equal(boundary_pixels(mask), mask & ~binary_erosion(mask))
     assert boundary_pixels(mask).any() == mask.any()
@@ -208,7 +208,7 @@ def test_a_tolerance_in_percent_is_of_the_diagonal_and_at_least_a_pixel() -> Non
     assert Tolerance(2.5, percent=False).in_words() == "2.5 pixels"
 
 
-def test_the_tolerance_decides_from_where_a_border_counts_as_near() -> None:
+def test_the_tolerance_decides_from_where_a_boundary_counts_as_near() -> None:
     truth = np.zeros((30, 30), np.bool_)
     truth[10:20, 10:20] = True
     shifted = np.roll(truth, 2, axis=1)

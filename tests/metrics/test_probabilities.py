@@ -183,12 +183,11 @@ def test_an_empty_image_scores_one_at_thresholds_without_a_false_alarm() -> None
 
 
 def test_the_area_of_the_sweep_is_its_mean_height() -> None:
-    assert ThresholdSweep((0.7,) * 99).area == pytest.approx(0.7)
-    rising = tuple(threshold for threshold in THRESHOLDS)
-    assert ThresholdSweep(rising).area == pytest.approx(0.5)
+    assert ThresholdSweep.of((0.7,) * 99).area == pytest.approx(0.7)
+    assert ThresholdSweep.of(THRESHOLDS).area == pytest.approx(0.5)
     curve = np.random.default_rng(0).random(99)
     area = np.trapezoid(curve, THRESHOLDS) / 0.98
-    assert ThresholdSweep(tuple(curve.tolist())).area == pytest.approx(area)
+    assert ThresholdSweep.of(curve.tolist()).area == pytest.approx(area)
 
 
 def test_real_masks_agree_with_scikit_learn(pets_folder: Path, nuclei_folder: Path) -> None:
