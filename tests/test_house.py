@@ -106,7 +106,7 @@ def test_every_dependency_is_pinned_by_the_constraints_and_explained() -> None:
         "notan.modelfile.onnx",
         "notan.evaluation.evaluate",
         "notan.prediction.predictor",
-        "notan.prediction.backends.choose",
+        "notan.prediction.backends",
         "notan.prediction.formats",
         "notan.prediction.submission",
         "notan.io.images",

@@ -44,6 +44,7 @@ def test_a_huge_tiff_is_streamed_beside_other_images(
     out = tmp_path / "out"
     predict(small_checkpoint, large, small, "--out", out)
     assert "2 of 2 images" in capsys.readouterr().out
+    assert [row["name"] for row in rows(out)] == ["slide", "small"]
     mask = tifffile.imread(out / "masks" / "slide.tif")
     assert mask.shape == (300, 200)
     assert set(np.unique(mask)) <= {0, 255}
@@ -95,11 +96,15 @@ def test_a_huge_tiff_that_is_broken_is_named_and_leaves_nothing(
     small_checkpoint: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     large.write_bytes(large.read_bytes()[:-2000])
+    small = saved(tmp_path / "small.png", Image.fromarray(photo()))
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
-        predict(small_checkpoint, large, "--out", out)
+        predict(small_checkpoint, large, small, "--out", out)
     assert stop.value.code == 3
-    assert "slide.tif: is damaged or cut short" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 of 2 images could not be read" in said
+    assert "slide.tif: is damaged or cut short" in said
+    assert [row["name"] for row in rows(out)] == ["small"]
     assert "slide.tif" in (out / "failed.csv").read_text()
     assert not list(out.rglob("*.tif"))
 

@@ -265,7 +265,7 @@ def test_without_resume_everything_is_predicted_again(
         (
             {"predict.json": "[1]"},
             2,
-            "this folder was begun otherwise: ",
+            "this folder was begun otherwise: model was not said",
         ),
         ({"predict.json": "no json"}, 3, "nobody knows how this folder was made"),
         ({"predictions.csv": "name;image\nx;y\n"}, 3, "cannot be read as the table"),

@@ -102,7 +102,7 @@ def test_the_threshold_follows_a_network_that_answers_too_low() -> None:
     assert any(reason.startswith("threshold ") for reason in choice.reasons)
 
 
-def test_tidying_is_taken_where_it_helps_every_image() -> None:
+def test_a_rule_for_components_is_taken_where_it_helps_every_image() -> None:
     logits, masks = [], []
     for seed in range(FEWEST_TO_TRY + 2):
         rng = np.random.default_rng(seed)
@@ -115,8 +115,10 @@ def test_tidying_is_taken_where_it_helps_every_image() -> None:
     choice = choose_postprocessing(PLAIN, Drawn(logits, masks))
     assert choice.postprocessing.min_component_fraction or choice.postprocessing.keep_largest
     assert choice.dice > choice.plain_dice
-    assert any(reason.startswith("tidying: taken") for reason in choice.reasons)
-    assert any(reason.startswith("the Dice-optimal cut: not taken") for reason in choice.reasons)
+    assert any(reason.startswith("components and holes: taken") for reason in choice.reasons)
+    assert any(
+        reason.startswith("the Dice-optimal threshold: not taken") for reason in choice.reasons
+    )
 
 
 def test_nothing_is_taken_that_does_not_help_beyond_noise() -> None:

@@ -25,8 +25,7 @@ from notan.modelfile.card import (
     save_checkpoint,
 )
 from notan.models.unet import UNet
-from notan.prediction.backends import rebuild
-from notan.prediction.backends.choose import portable_backend
+from notan.prediction.backends import onnx_backend, rebuild
 from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -190,7 +189,7 @@ def test_a_quantized_layer_computes_what_its_rounded_numbers_say(
         layer.weight.copy_(torch.from_numpy(np.round(weights / scale) * scale))
         expected = layer(torch.from_numpy(rounded.astype(np.float32))).numpy()
     (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
-    found = portable_backend(tmp_path / "a.onnx", runtime)(INPUTS[0])
+    found = onnx_backend(tmp_path / "a.onnx", runtime)(INPUTS[0])
     np.testing.assert_allclose(found, expected, atol=3 * step * float(scale.max()))
 
 
@@ -204,7 +203,7 @@ def test_the_largest_numbers_are_added_without_loss_on_every_processor(
     largest[..., 0, 0] = 0
     candidate, _ = next(Quantizer(to_onnx(layer, 1), [largest], "ones").candidates())
     (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
-    found = portable_backend(tmp_path / "a.onnx", runtime)(largest)
+    found = onnx_backend(tmp_path / "a.onnx", runtime)(largest)
     expected = layer(torch.from_numpy(largest)).detach().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -252,7 +251,7 @@ def test_each_layer_more_in_float32_brings_the_logits_nearer(
     errors = []
     for candidate, _ in steps.candidates():
         (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
-        found = portable_backend(tmp_path / "a.onnx", "onnxruntime")(INPUTS[0])
+        found = onnx_backend(tmp_path / "a.onnx", "onnxruntime")(INPUTS[0])
         errors.append(float(((found - expected) ** 2).mean()))
     assert 0 < errors[0] < 1e-3
     assert errors == sorted(errors, reverse=True)

@@ -154,17 +154,17 @@ def specks_and_holes() -> npt.NDArray[np.bool_]:
 
 def test_small_components_go_and_the_others_stay_as_they_are() -> None:
     mask = specks_and_holes()
-    tidied = Postprocessing(min_component_fraction=4 / mask.size).postprocess(mask)
-    assert not tidied[30, 30]
-    np.testing.assert_array_equal(tidied[31:], mask[31:])
-    np.testing.assert_array_equal(tidied[:26], mask[:26])
+    changed = Postprocessing(min_component_fraction=4 / mask.size).postprocess(mask)
+    assert not changed[30, 30]
+    np.testing.assert_array_equal(changed[31:], mask[31:])
+    np.testing.assert_array_equal(changed[:26], mask[:26])
 
 
 def test_small_holes_are_filled_and_large_ones_and_the_edge_are_not() -> None:
     mask = specks_and_holes()
-    tidied = Postprocessing(fill_holes_fraction=5 / mask.size).postprocess(mask)
-    assert tidied[8:10, 8:10].all()
-    assert not tidied[14:18, 14:18].any()
+    changed = Postprocessing(fill_holes_fraction=5 / mask.size).postprocess(mask)
+    assert changed[8:10, 8:10].all()
+    assert not changed[14:18, 14:18].any()
     assert Postprocessing(fill_holes_fraction=0.9).postprocess(mask)[14:18, 14:18].all()
     corner = np.ones((10, 10), np.bool_)
     corner[0, 0] = False
@@ -179,22 +179,22 @@ def test_the_largest_component_is_what_scipy_finds(seed: int, density: float) ->
     mask = np.random.default_rng(seed).random((13, 17)) < density
     labels, number = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=number + 1)[1:]
-    tidied = Postprocessing(keep_largest=True).postprocess(mask)
-    assert np.count_nonzero(tidied) == max(areas, default=0)
-    assert len(set(labels[tidied])) <= 1
-    assert not (tidied & ~mask).any()
+    changed = Postprocessing(keep_largest=True).postprocess(mask)
+    assert np.count_nonzero(changed) == max(areas, default=0)
+    assert len(set(labels[changed])) <= 1
+    assert not (changed & ~mask).any()
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 999), smallest=st.floats(0, 0.3), hole=st.floats(0, 0.3))
-def test_tidying_twice_changes_no_more_specks(seed: int, smallest: float, hole: float) -> None:
+def test_postprocessing_twice_changes_nothing_more(seed: int, smallest: float, hole: float) -> None:
     mask = random_map(seed, (21, 18), sharp=5) > 0.5
     rule = Postprocessing(min_component_fraction=smallest, fill_holes_fraction=hole)
-    once = rule.postprocess(mask)
-    np.testing.assert_array_equal(rule.postprocess(once), once)
+    changed = rule.postprocess(mask)
+    np.testing.assert_array_equal(rule.postprocess(changed), changed)
 
 
-def test_nothing_to_tidy_is_no_trouble() -> None:
+def test_an_empty_and_a_full_mask_are_no_trouble() -> None:
     everything = Postprocessing(
         keep_largest=True, min_component_fraction=0.1, fill_holes_fraction=0.1
     )
@@ -202,7 +202,7 @@ def test_nothing_to_tidy_is_no_trouble() -> None:
         np.testing.assert_array_equal(everything.postprocess(mask), mask)
 
 
-def test_a_decision_says_itself() -> None:
+def test_a_postprocessing_says_itself() -> None:
     assert Postprocessing().in_words() == "threshold 0.5"
     words = Postprocessing(
         threshold_rule="dice",
@@ -212,6 +212,6 @@ def test_a_decision_says_itself() -> None:
         fill_holes_fraction=0.001,
     ).in_words()
     assert words == (
-        "the Dice-optimal cut of each image, temperature 1.3, largest component only, "
+        "the Dice-optimal threshold of each image, temperature 1.3, largest component only, "
         "components under 1.00% of the image removed, holes under 0.10% of the image filled"
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import io
+import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +13,14 @@ import pytest
 from PIL import Image
 
 from image_files import photo, saved
-from notan.errors import DataError, ShapeError
+from notan.errors import ConfigError, DataError, ShapeError
 from notan.modelfile.preprocess import Preprocessor
-from notan.prediction.predictor import Predictor, as_image
+from notan.prediction import inputs
+from notan.prediction.inputs import as_image
+from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -114,7 +120,7 @@ def test_what_cannot_be_decoded_is_named(tmp_path: Path) -> None:
 
 def test_a_pillow_image_of_too_large_a_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("notan.io.images.MAX_PIXELS", 599)
-    with pytest.raises(DataError, match=r"the Pillow image that was given: .* 600 pixels"):
+    with pytest.raises(DataError, match=r"the Pillow image: .* 600 pixels"):
         as_image(Image.fromarray(photo()))
 
 
@@ -126,6 +132,129 @@ def test_the_predictor_takes_all_of_them(tmp_path: Path, small_checkpoint: Path)
         np.testing.assert_array_equal(predictor(thing).probability, wanted)
 
 
-def test_a_file_like_object_is_refused_with_what_is_wanted() -> None:
-    with pytest.raises(ShapeError, match=r"a BytesIO was given.*the bytes of a file"):
-        as_image(io.BytesIO(b"x"))  # type: ignore[arg-type]
+def test_a_binary_file_object_is_read_to_its_end(tmp_path: Path) -> None:
+    path = sideways(tmp_path / "a.png")
+    upright = as_image(path)
+    np.testing.assert_array_equal(as_image(io.BytesIO(path.read_bytes())), upright)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(as_image(file), upright)
+
+
+def test_a_file_object_that_holds_no_image_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ShapeError, match=r"read\(\) gave a str; .* mode 'rb'"):
+        as_image(io.StringIO("text"))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="the file object that was given: begins with b'text'"):
+        as_image(io.BytesIO(b"text"))
+    closed = io.BytesIO(b"text")
+    closed.close()
+    with pytest.raises(DataError, match="the file object that was given: could not be read"):
+        as_image(closed)
+    (tmp_path / "cut.png").write_bytes(sideways(tmp_path / "a.png").read_bytes()[:99])
+    with (
+        (tmp_path / "cut.png").open("rb") as file,
+        pytest.raises(DataError, match=r"cut\.png: is damaged or cut short"),
+    ):
+        as_image(file)
+    monkeypatch.setattr(inputs, "MAX_BYTES", 3)
+    with pytest.raises(DataError, match="holds more than 3 bytes; give its path"):
+        as_image(io.BytesIO(b"text"))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32", "bfloat16"])
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_a_torch_tensor_may_have_its_channels_first_or_last(
+    kind: str, channels_first: bool
+) -> None:
+    torch = pytest.importorskip("torch")
+    levels = photo() // 255 * 255 if kind == "bfloat16" else photo()
+    tensor = torch.from_numpy(levels)
+    if kind != "uint8":
+        tensor = (tensor / 255).to(getattr(torch, kind)).requires_grad_()
+    if channels_first:
+        tensor = tensor.permute(2, 0, 1)
+    np.testing.assert_array_equal(as_image(tensor), levels)
+
+
+def test_a_grey_tensor_is_taken_as_grey() -> None:
+    torch = pytest.importorskip("torch")
+    grey = photo()[..., 0]
+    for tensor in (torch.from_numpy(grey), torch.from_numpy(grey)[None]):
+        np.testing.assert_array_equal(as_image(tensor), np.dstack([grey] * 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda torch: torch.zeros(1, 3, 8, 9), "several to predict_many"),
+        (lambda torch: torch.full((3, 8, 9), 255.0), "floats from 255 to 255 was given; 0..1"),
+        (lambda torch: torch.full((3, 8, 9), torch.nan), "floats from nan to nan was given"),
+        (lambda torch: torch.zeros(3, 8, 9) - 2, "before any normalising"),
+        (lambda torch: torch.zeros(3, 8, 9, dtype=torch.int64), "type int64 was given; uint8"),
+        (lambda torch: torch.zeros(2, 8, 9), r"shape \(2, 8, 9\)"),
+        (lambda torch: torch.zeros(3, 0, 9), r"shape \(0, 9, 3\)"),
+    ],
+)
+def test_another_tensor_is_refused_with_advice(make: Any, words: str) -> None:
+    with pytest.raises(ShapeError, match=words):
+        as_image(make(pytest.importorskip("torch")))
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Serves one image, and answers that are none."""
+
+    content: bytes = b""
+
+    def do_GET(self) -> None:
+        self.send_response(404 if self.path == "/gone.png" else 200)
+        claimed = len(self.content) + (9 if self.path == "/broken.png" else 0)
+        self.send_header("Content-Length", str(claimed))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Say nothing."""
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server on this machine that has ``a.png``; broken transfers are tried again at once."""
+    monkeypatch.setattr("notan.io.download.RETRY_WAITS_SECONDS", (0.0,))
+    monkeypatch.setattr(Answers, "content", sideways(tmp_path / "a.png").read_bytes())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_address_is_downloaded(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upright = as_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(as_image(f"{address}/a.png"), upright)
+    with pytest.raises(DataError, match=r"/gone\.png: the server answered 404"):
+        as_image(f"{address}/gone.png")
+    with pytest.raises(DataError, match=r"/broken\.png: the download failed \(the connection"):
+        as_image(f"{address}/broken.png")
+    monkeypatch.setattr(Answers, "content", b"<html>")
+    with pytest.raises(DataError, match=r"127\.0\.0\.1.*/a\.png: begins with b'<html>'"):
+        as_image(f"{address}/a.png")
+    monkeypatch.setattr(inputs, "MAX_BYTES", 3)
+    with pytest.raises(DataError, match="holds more than 3 bytes"):
+        as_image(f"{address}/a.png")
+
+
+def test_an_address_without_a_network_is_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("notan.io.download.RETRY_WAITS_SECONDS", ())
+    with socket.socket() as free:  # bound and not listening, so that it refuses
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/a.png"
+        with pytest.raises(DataError, match=r"a\.png: the download failed .*check the address"):
+            as_image(url)
+    with pytest.raises(ConfigError, match="is not an address to download from"):
+        as_image("http:///a.png")

@@ -144,7 +144,7 @@ class Keyboard(io.BytesIO):
 def test_standard_input_without_an_image_is_refused(
     stream: io.BytesIO, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs_module, "MOST_BYTES", 10)
+    monkeypatch.setattr(inputs_module, "MAX_BYTES", 10)
     with pytest.raises(DataError, match=words):
         find_inputs([Path("-")], standard_input=stream)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ from image_files import photo, saved
 from notan.errors import DataError
 from notan.io import tiff as pages_module
 from notan.io.video import Video
+from notan.prediction import inputs
 from notan.prediction.inputs import Found, Item, items_of
 from video_files import FRAMES, write_video
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from notan.types import RGBImage
 
 
@@ -302,3 +306,26 @@ def test_what_is_no_image_on_standard_input_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_gone_by_its_turn_is_a_failure(tmp_path: Path) -> None:
     (said,) = opened(tmp_path / "gone.jpg").values()
     assert "gone.jpg: there is no such file" in str(said)
+
+
+def test_a_file_is_opened_once_and_closed_when_it_was_read_or_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[BinaryIO] = []
+
+    @contextlib.contextmanager
+    def counted(path: Path) -> Iterator[BinaryIO]:
+        with path.open("rb") as file:
+            files.append(file)
+            yield file
+
+    monkeypatch.setattr(inputs, "opened", counted)
+    still = saved(tmp_path / "a.png", Image.fromarray(photo()))
+    one_page, pages = pages_tiff(tmp_path / "b.tif", 1), pages_tiff(tmp_path / "c.tif", 3)
+    for path in (still, one_page, pages):
+        assert all(isinstance(image, np.ndarray) for image in opened(path).values())
+    assert [file.closed for file in files] == [True, True, True]
+    (left_out,) = items_of(Found("a", still))
+    assert not files[-1].closed
+    left_out.close()
+    assert files[-1].closed

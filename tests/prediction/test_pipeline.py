@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from image_files import saved
 from notan.errors import DataError, DivergedError, ShapeError, StorageError
 from notan.modelfile.preprocess import Preprocessor
-from notan.prediction.inputs import Item
-from notan.prediction.pipeline import DECODING, LEAST, ByteBudget, Outcome, Pipeline
+from notan.prediction.formats import Writers
+from notan.prediction.inputs import Found, Item, items_of
+from notan.prediction.pipeline import DECODING, LEAST, Pipeline
 from notan.prediction.predictor import Predictor
 from notan.prediction.table import PredictionTable
 
@@ -35,7 +38,8 @@ def image(number: int, size: Size = (8, 9)) -> RGBImage:
 
 def item(number: int, *, size: Size = (8, 9), in_order: bool = False) -> Item:
     name = f"p{number:03d}"
-    return Item(name, Path(f"{name}.png"), size, lambda: image(number, size), in_order)
+    path = Path(f"{name}.png")
+    return Item(name, path, size, lambda: image(number, size), in_order=in_order)
 
 
 def broken(number: int) -> Item:
@@ -45,10 +49,11 @@ def broken(number: int) -> Item:
     return Item(f"p{number:03d}", Path(f"p{number:03d}.png"), None, read)
 
 
-class Shelf:
+class Shelf(Writers):
     """Keeps what is written; may fail at an image or be told that some are there."""
 
     def __init__(self, *, fail_at: str = "", there: tuple[str, ...] = ()) -> None:
+        super().__init__(["mask"], Path())
         self.masks: dict[str, Any] = {}
         self.fail_at = fail_at
         self.there = set(there)
@@ -60,14 +65,15 @@ class Shelf:
         assert path == Path(f"{name}.png")
         self.masks[name] = prediction.mask
 
-    def has(self, name: str) -> bool:
+    def has(self, name: str, *, is_large: bool = False) -> bool:
         return name in self.there or name in self.masks
 
 
-def run(items: Any, folder: Path, shelf: Shelf | None = None, **options: Any) -> Outcome:
-    table = options.pop("table", None) or PredictionTable()
+def run(items: Any, folder: Path, shelf: Shelf | None = None, **options: Any) -> PredictionTable:
+    table: PredictionTable = options.pop("table", None) or PredictionTable(folder)
     predictor = options.pop("predictor", None) or red_is_foreground()
-    return Pipeline(predictor, shelf or Shelf(), table, folder=folder, **options).run(items)
+    Pipeline(predictor, shelf or Shelf(), table, **options).run(items)
+    return table
 
 
 def names(folder: Path) -> list[str]:
@@ -166,7 +172,7 @@ def test_what_is_done_is_not_read_again(tmp_path: Path) -> None:
     def never() -> RGBImage:
         pytest.fail("an image that is done was read again")
 
-    done = [Item(f"p00{n}", Path(f"p00{n}.png"), (8, 9), never, n == 0) for n in (0, 1)]
+    done = [Item(f"p00{n}", Path(f"p00{n}.png"), (8, 9), never, in_order=n == 0) for n in (0, 1)]
     shelf = Shelf(there=("p000", "p001"))
     outcome = run(done, tmp_path, shelf, table=PredictionTable.read(tmp_path))
     assert (outcome.kept, outcome.predicted) == (2, 0)
@@ -179,10 +185,11 @@ def test_what_is_half_done_is_done_again(tmp_path: Path, missing: str) -> None:
     table = PredictionTable.read(tmp_path)
     again = item(1)
     if missing == "row":
-        table = PredictionTable(row for row in table.rows if row.name != "p001")
+        table = PredictionTable(tmp_path, (row for row in table.rows if row.name != "p001"))
     if missing == "image":  # the row is of another file of that name
         table = PredictionTable(
-            type(row)(**{**vars(row), "image": "elsewhere/" + row.image}) for row in table.rows
+            tmp_path,
+            (type(row)(**{**vars(row), "image": "elsewhere/" + row.image}) for row in table.rows),
         )
     shelf = Shelf(there=("p000",) if missing == "output" else ("p000", "p001"))
     outcome = run([again], tmp_path, shelf, table=table)
@@ -202,7 +209,7 @@ def test_decoded_bytes_are_bounded_however_many_images_there_are(
     tmp_path: Path, batch_size: int
 ) -> None:
     """While the network is busy, no more is decoded than the budget before it, beside a chunk."""
-    size, fits = (600, 500), 3
+    size, fits = (900, 700), 3
     bound = fits + fits + 1  # waiting, and in the chunk that the network has
     read_so_far, too_many = 0, threading.Event()
     assert DECODING * size[0] * size[1] > LEAST
@@ -216,14 +223,14 @@ def test_decoded_bytes_are_bounded_however_many_images_there_are(
 
     def busy(inputs: Any) -> Any:
         if read_so_far <= bound:
-            assert not too_many.wait(0.5)
+            assert not too_many.wait(0.05)
         return inputs[:, :1]
 
-    items = (Item(f"{n}", Path(f"{n}.png"), size, read) for n in range(30))
+    items = (Item(f"{n}", Path(f"{n}.png"), size, read) for n in range(12))
     budget = fits * DECODING * size[0] * size[1]
     predictor = Predictor(busy, PLAIN)
     run(items, tmp_path, Anything(), predictor=predictor, budget=budget, batch_size=batch_size)
-    assert read_so_far == 30
+    assert read_so_far == 12
 
 
 class Anything(Shelf):
@@ -274,18 +281,17 @@ def test_progress_is_told_of_every_item(tmp_path: Path) -> None:
     assert sorted(seen) == ["p000", "p001", "p002"]
 
 
-def test_the_budget_lets_one_in_whatever_its_size_and_nobody_after_its_end() -> None:
-    budget = ByteBudget(10)
-    assert budget.take(50)
-    waiter: list[bool] = []
-    thread = threading.Thread(target=lambda: waiter.append(budget.take(1)))
-    thread.start()
-    budget.give(50)
-    thread.join(timeout=60)
-    assert waiter == [True]
-    assert budget.take(9)
-    thread = threading.Thread(target=lambda: waiter.append(budget.take(1)))
-    thread.start()
-    budget.close()
-    thread.join(timeout=60)
-    assert waiter == [True, False]
+def test_files_that_wait_are_closed_when_it_ends_early(tmp_path: Path) -> None:
+    items = [
+        next(items_of(Found(f"p{n}", saved(tmp_path / f"p{n}.png", Image.fromarray(image(n))))))
+        for n in range(9)
+    ]
+
+    def interrupted(inputs: Any) -> Any:
+        raise KeyboardInterrupt(inputs.shape)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(items, tmp_path, Anything(), predictor=Predictor(interrupted, PLAIN))
+    for each in items:
+        with pytest.raises(DataError, match="closed file"):
+            each.read()

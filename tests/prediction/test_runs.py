@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
@@ -37,6 +37,7 @@ def naive(text: str, size: Size) -> Mask:
     return mask
 
 
+@settings(deadline=None)
 @given(MASKS)
 def test_run_lengths_are_read_the_same_by_a_naive_reader_and_by_ours(mask: Mask) -> None:
     text, size = kaggle_rle(mask), mask.shape
@@ -53,6 +54,7 @@ def test_runs_go_down_the_columns_and_count_from_1() -> None:
     assert kaggle_rle(np.zeros((2, 3), np.bool_)) == ""
 
 
+@settings(deadline=None)
 @given(MASKS)
 def test_pycocotools_reads_and_writes_the_same_counts(mask: Mask) -> None:
     ours = coco_rle(mask)
@@ -61,6 +63,7 @@ def test_pycocotools_reads_and_writes_the_same_counts(mask: Mask) -> None:
     assert ours == {"size": theirs["size"], "counts": theirs["counts"].decode()}
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_long_and_ragged_counts_are_those_of_pycocotools(seed: int) -> None:
     random = np.random.default_rng(seed)

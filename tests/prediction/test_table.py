@@ -12,17 +12,19 @@ import pytest
 from notan.cli.main import main
 from notan.modelfile.postprocess import Postprocessing
 from notan.prediction.predictor import Prediction
-from notan.prediction.table import PredictionTable
+from notan.prediction.table import PredictionTable, Row
 
 if TYPE_CHECKING:
     from notan.types import Probability
 
 
-def table_of(*probabilities: Probability, review_below: float | None = 0.8) -> PredictionTable:
-    table = PredictionTable()
+def table_of(
+    *probabilities: Probability, review_below: float | None = 0.8, folder: Path = Path()
+) -> PredictionTable:
+    table = PredictionTable(folder)
     for number, probability in enumerate(probabilities):
         prediction = Prediction(probability, Postprocessing(review_below=review_below))
-        table.add(f"p{number}", Path(f"in/p{number}.jpg"), prediction)
+        table.put(Row.of(f"p{number}", Path(f"in/p{number}.jpg"), prediction))
     return table
 
 
@@ -35,7 +37,7 @@ def half(sure: float, size: tuple[int, int] = (6, 8)) -> Probability:
 
 def test_unsure_masks_are_named_the_least_sure_first() -> None:
     table = table_of(half(0.9), half(0.6), half(0.99), half(0.7))
-    assert [row.needs_review for row in table.rows] == [False, True, False, True]
+    assert [row.needs_review for row in table.rows] == ["no", "yes", "no", "yes"]
     assert table.summary() == (
         f"please check, by expected Dice: p1 ({table.rows[1].expected_dice:.2f}), "
         f"p3 ({table.rows[3].expected_dice:.2f}); all in predictions.csv"
@@ -50,8 +52,8 @@ def test_sure_masks_need_no_words() -> None:
 
 
 def test_a_model_that_was_never_told_asks_for_no_check(tmp_path: Path) -> None:
-    table = table_of(half(0.6), review_below=None)
-    table.write(tmp_path)
+    table = table_of(half(0.6), review_below=None, folder=tmp_path)
+    table.save()
     (row,) = csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines())
     assert row["needs_review"] == ""
     assert table.summary() == ""
@@ -76,7 +78,7 @@ def test_the_command_writes_a_row_for_each_image_that_it_could_read(
         assert 0 <= float(row["expected_dice"]) <= 1
         assert 0 <= float(row["foreground_fraction"]) <= 1
         assert (row["height"], row["width"]) == ("40", "48")
-    asked = any(row["needs_review"] == "True" for row in rows)
+    asked = any(row["needs_review"] == "yes" for row in rows)
     assert ("please check" in capsys.readouterr().out) == asked
 
 

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from notan.errors import ConfigError, StorageError
 from notan.modelfile.postprocess import Postprocessing
-from notan.prediction.formats import FORMATS, Writers, open_formats
+from notan.prediction.formats import FORMATS, Writers
 from notan.prediction.predictor import Prediction
 
 RANDOM = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def prediction(seed: int = 0, size: tuple[int, int] = (7, 5)) -> Prediction:
 
 def write(folder: Path, *formats: str, name: str = "a") -> Prediction:
     written = prediction()
-    writers = open_formats(formats, folder)
+    writers = Writers(formats, folder)
     writers.add(name, PHOTO, IMAGE, written)
     writers.close()
     return written
@@ -49,13 +49,15 @@ def rle_rows(folder: Path) -> dict[str, str]:
 def test_every_format_says_what_it_writes_and_writes_nothing_else(
     tmp_path: Path, name: str
 ) -> None:
-    writers = open_formats([name], tmp_path)
+    writers = Writers([name], tmp_path)
     assert not writers.has("a")
     writers.add("a", PHOTO, IMAGE, prediction())
     writers.close()
     assert writers.has("a")
     assert not writers.has("b")
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(writers.paths("a"))
+    written = {path for path in tmp_path.rglob("*") if path.is_file()}
+    only_if_huge = {path for path in writers.paths("a") if path.suffix == ".tif"} - written
+    assert written == set(writers.paths("a")) - only_if_huge
 
 
 def test_a_cutout_is_opaque_on_the_foreground_and_keeps_every_colour(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_a_probability_as_png_is_right_to_half_a_step(tmp_path: Path, name: str,
 
 def test_probabilities_of_0_and_1_are_black_and_white(tmp_path: Path) -> None:
     ends = Prediction(np.array([[0, 1]], np.float32), Postprocessing())
-    writers = open_formats(["probability", "probability16"], tmp_path)
+    writers = Writers(["probability", "probability16"], tmp_path)
     writers.add("a", PHOTO, IMAGE[:1, :2], ends)
     for name, top in (("probability", 255), ("probability16", 65535)):
         with Image.open(tmp_path / name / "a.png") as file:
@@ -103,7 +105,7 @@ def test_several_formats_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_an_image_is_done_only_when_all_its_outputs_are_there(tmp_path: Path) -> None:
-    writers = open_formats(["mask", "cutout", "rle"], tmp_path)
+    writers = Writers(["mask", "cutout", "rle"], tmp_path)
     writers.add("a", PHOTO, IMAGE, prediction())
     assert writers.has("a")
     (tmp_path / "cutout" / "a.png").unlink()
@@ -122,13 +124,13 @@ def test_an_unknown_format_is_refused_before_anything_is_written(
     tmp_path: Path, names: list[str], words: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        open_formats(names, tmp_path)
+        Writers(names, tmp_path)
     assert words in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_shared_file_holds_every_image_in_the_order_of_names(tmp_path: Path) -> None:
-    writers = open_formats(["rle"], tmp_path)
+    writers = Writers(["rle"], tmp_path)
     names = [f"p{number:02d}" for number in range(40)]
     with ThreadPoolExecutor(4) as pool:  # as the pipeline writes
         list(pool.map(lambda n: writers.add(n, PHOTO, IMAGE, prediction()), reversed(names)))
@@ -143,7 +145,7 @@ def test_a_name_that_csv_must_quote_comes_back(tmp_path: Path) -> None:
 
 def killed(folder: Path, *names: str) -> Writers:
     """Write rows as a run does that is killed: the shared file is never made."""
-    writers = open_formats(["rle"], folder)
+    writers = Writers(["rle"], folder)
     for name in names:
         writers.add(name, PHOTO, IMAGE, prediction(len(name)))
     return writers
@@ -152,7 +154,7 @@ def killed(folder: Path, *names: str) -> Writers:
 def test_a_killed_run_is_completed_by_a_resumed_one(tmp_path: Path) -> None:
     killed(tmp_path, "a", "bb")
     assert not (tmp_path / "rle.csv").exists()
-    writers = open_formats(["rle"], tmp_path, resume=True)
+    writers = Writers(["rle"], tmp_path, resume=True)
     assert [writers.has(name) for name in ("a", "bb", "ccc")] == [True, True, False]
     writers.add("ccc", PHOTO, IMAGE, prediction(3))
     writers.close()
@@ -167,7 +169,7 @@ def test_a_torn_row_is_left_out_and_written_anew(tmp_path: Path, tail: bytes) ->
     killed(tmp_path, "a", "bb").close()
     with (tmp_path / "rle.rows.jsonl").open("ab") as file:
         file.write(tail)
-    writers = open_formats(["rle"], tmp_path, resume=True)
+    writers = Writers(["rle"], tmp_path, resume=True)
     assert not writers.has("ccc")
     writers.add("ccc", PHOTO, IMAGE, prediction(3))
     writers.close()
@@ -178,7 +180,7 @@ def test_a_torn_row_is_left_out_and_written_anew(tmp_path: Path, tail: bytes) ->
 
 def test_a_finished_run_can_be_taken_further(tmp_path: Path) -> None:
     killed(tmp_path, "a").close()
-    writers = open_formats(["rle"], tmp_path, resume=True)
+    writers = Writers(["rle"], tmp_path, resume=True)
     writers.add("b", PHOTO, IMAGE, prediction())
     writers.close()
     assert list(rle_rows(tmp_path)) == ["a", "b"]
@@ -186,7 +188,7 @@ def test_a_finished_run_can_be_taken_further(tmp_path: Path) -> None:
 
 def test_without_resume_nothing_of_an_earlier_run_is_left(tmp_path: Path) -> None:
     killed(tmp_path, "old").close()
-    writers = open_formats(["rle"], tmp_path)
+    writers = Writers(["rle"], tmp_path)
     assert not writers.has("old")
     writers.add("new", PHOTO, IMAGE, prediction())
     writers.close()
@@ -201,7 +203,7 @@ def test_an_image_predicted_again_replaces_its_row(tmp_path: Path) -> None:
 
 
 def test_no_images_make_no_shared_file(tmp_path: Path) -> None:
-    open_formats(["rle"], tmp_path).close()
+    Writers(["rle"], tmp_path).close()
     assert not list(tmp_path.iterdir())
 
 
@@ -210,7 +212,7 @@ def test_a_full_disk_leaves_the_old_shared_file(
 ) -> None:
     killed(tmp_path, "a").close()
     before = (tmp_path / "rle.csv").read_bytes()
-    writers = open_formats(["rle"], tmp_path, resume=True)
+    writers = Writers(["rle"], tmp_path, resume=True)
     writers.add("b", PHOTO, IMAGE, prediction())
 
     def full(_: int) -> None:
@@ -224,14 +226,14 @@ def test_a_full_disk_leaves_the_old_shared_file(
 
 def test_a_place_for_rows_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
-    writers = open_formats(["rle"], tmp_path / "taken")
+    writers = Writers(["rle"], tmp_path / "taken")
     with pytest.raises(StorageError, match=r"taken/rle\.rows\.jsonl: could not be written"):
         writers.add("a", PHOTO, IMAGE, prediction())
 
 
 def test_coco_results_of_all_images_are_read_by_pycocotools(tmp_path: Path) -> None:
     masks = {"b": np.zeros((7, 5), np.float32), "a": np.eye(7, 5, dtype=np.float32)}
-    writers = open_formats(["coco-rle"], tmp_path)
+    writers = Writers(["coco-rle"], tmp_path)
     for name, mask in masks.items():
         writers.add(name, Path(f"photos/{name}.jpg"), IMAGE, Prediction(mask, Postprocessing()))
     writers.close()
@@ -249,7 +251,7 @@ def test_coco_polygons_of_all_images_are_read_by_pycocotools(tmp_path: Path) -> 
     ring = np.ones((7, 5), np.float32)
     ring[2:4, 1:3] = 0
     masks = {"c": ring, "b": np.zeros((7, 5), np.float32), "a": np.eye(7, 5, dtype=np.float32)}
-    writers = open_formats(["polygons"], tmp_path)
+    writers = Writers(["polygons"], tmp_path)
     for name, mask in masks.items():
         writers.add(name, Path(f"photos/{name}.jpg"), IMAGE, Prediction(mask, Postprocessing()))
     writers.close()
@@ -267,11 +269,11 @@ def test_coco_polygons_of_all_images_are_read_by_pycocotools(tmp_path: Path) -> 
 
 def test_polygons_survive_a_kill_as_the_other_shared_files_do(tmp_path: Path) -> None:
     for folder, kill in ((tmp_path / "killed", True), (tmp_path / "whole", False)):
-        writers = open_formats(["polygons"], folder)
+        writers = Writers(["polygons"], folder)
         writers.add("a", PHOTO, IMAGE, prediction(1))
         if kill:
             assert not (folder / "polygons.json").exists()
-            writers = open_formats(["polygons"], folder, resume=True)
+            writers = Writers(["polygons"], folder, resume=True)
             assert [writers.has("a"), writers.has("b")] == [True, False]
         writers.add("b", PHOTO, IMAGE, prediction(2))
         writers.close()

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from notan.prediction.inputs import Found, Item
-    from notan.prediction.pipeline import Outcome, Pipeline
+    from notan.prediction.pipeline import Pipeline
     from notan.prediction.predictor import Predictor
-    from notan.prediction.table import Failure
+    from notan.prediction.table import PredictionTable
 
 logger = logging.getLogger("notan")
 
@@ -93,11 +93,11 @@ def predict(
         precision: bf16 is quicker on processors that know it, and may move a few pixels.
         threads: Of the processor, at most.
     """
-    from notan.prediction.formats import open_formats
+    from notan.prediction.formats import Writers
     from notan.prediction.inputs import find_inputs, refuse_outputs_over_inputs
-    from notan.prediction.pipeline import Pipeline, begin
+    from notan.prediction.pipeline import Pipeline
     from notan.prediction.predictor import Predictor
-    from notan.prediction.streaming import LargeFiles, split_large
+    from notan.prediction.table import PredictionTable
     from notan.prediction.tiles import make_tiling
     from notan.prediction.tta import parse_augment
 
@@ -115,25 +115,18 @@ def predict(
         augment=augment,
         tiling=make_tiling(always=tiles, scale=scale),
     )
-    formats = [name.strip() for name in format.split(",")]
-    writers = open_formats(formats, out, resume=resume)
+    writers = Writers([name.strip() for name in format.split(",")], out, resume=resume)
     refuse_outputs_over_inputs(found, writers.paths)
-    table = begin(out, _settings(predictor, precision), resume=resume)
-    pipeline = Pipeline(predictor, writers, table, folder=out, batch_size=batch_size)
+    table = PredictionTable.begin(out, _settings(predictor, precision), resume=resume)
     try:
-        small, large = split_large(found)
-        outcome = _run(pipeline, small, frame_step)
+        _run(Pipeline(predictor, writers, table, batch_size=batch_size), found, frame_step)
     finally:
         writers.close()
-    if large:
-        streamed = LargeFiles(predictor, formats, out, table, batch_size)
-        refuse_outputs_over_inputs(large, streamed.paths)
-        outcome = _with_large(outcome, streamed.run(large), out)
     if unsure := table.summary():
         print(unsure)
-    kept = f" ({outcome.kept} were there already)" if outcome.kept else ""
-    print(f"{outcome.predicted + outcome.kept} of {outcome.total} images: {out}{kept}")
-    _raise_failures(outcome)
+    kept = f" ({table.kept} were there already)" if table.kept else ""
+    print(f"{table.predicted + table.kept} of {table.total} images: {out}{kept}")
+    _raise_failures(table)
 
 
 def _default_model() -> Path:
@@ -155,17 +148,7 @@ def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
     }
 
 
-def _with_large(outcome: Outcome, large: tuple[int, int, Sequence[Failure]], out: Path) -> Outcome:
-    """Count the streamed images with the others, and write down which failed."""
-    from notan.prediction.pipeline import Outcome
-    from notan.prediction.table import write_failures
-
-    failures = (*outcome.failures, *large[2])
-    write_failures(out, failures)
-    return Outcome(outcome.predicted + large[0], outcome.kept + large[1], failures)
-
-
-def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int) -> Outcome:
+def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int) -> None:
     from tqdm import tqdm
 
     from notan.errors import StoppedBySignal
@@ -175,7 +158,7 @@ def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int) -> Outcome
     with tqdm(total=len(found), unit="image", leave=False, disable=None) as bar:
         pipeline.progress = _Progress(bar)
         try:
-            return pipeline.run(items)
+            pipeline.run(items)
         except KeyboardInterrupt as stop:
             raise StoppedBySignal(
                 f"stopped by Ctrl-C; {len(pipeline.table.rows)} images are done and whole: "
@@ -205,15 +188,15 @@ def _require_at_least_one(flag: str, value: int) -> None:
         raise ConfigError(f"{flag} is {value}; 1 or more is wanted")
 
 
-def _raise_failures(outcome: Outcome) -> None:
+def _raise_failures(table: PredictionTable) -> None:
     from notan.errors import DataError
 
-    failures: Sequence[Failure] = outcome.failures
+    failures = table.failures
     if not failures:
         return
     reasons = "; ".join(failure.reason for failure in failures[:MOST_NAMED])
     more = f"; and {len(failures) - MOST_NAMED} more" if len(failures) > MOST_NAMED else ""
     raise DataError(
-        f"{len(failures)} of {outcome.total} images could not be read: {reasons}{more}; all in "
+        f"{len(failures)} of {table.total} images could not be read: {reasons}{more}; all in "
         "failed.csv"
     )

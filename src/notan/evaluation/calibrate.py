@@ -1,7 +1,8 @@
-"""What validation decides: calibration, threshold, cut and tidying, chosen on no other split.
+"""What validation decides: calibration and postprocessing, chosen on no other split.
 
 Two passes over the images. The first fits the calibration and the threshold; the second tries the
-Dice-optimal cut and the tidying, and keeps them only where they help beyond noise.
+Dice-optimal threshold of each image and rules for components and holes, and keeps them only where
+they help beyond noise.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FEWEST = 5
 """Validation images without which nothing is chosen."""
 
 FEWEST_TO_TRY = 10
-"""Images without which the Dice-optimal cut and the tidying are not tried."""
+"""Images without which nothing but calibration and threshold is tried."""
 
 LEVELS = 4096
 THRESHOLDS = np.arange(5, 96) / 100
@@ -47,7 +48,7 @@ TEMPERATURES, BIASES = (0.25, 8.0), (-5.0, 5.0)
 UNSURE_FRACTION = 0.1
 """The share of validation images that ``needs_review`` would name."""
 
-TIDYING: tuple[dict[str, float | bool], ...] = (
+COMPONENT_RULES: tuple[dict[str, float | bool], ...] = (
     {"min_component_fraction": 0.001},
     {"min_component_fraction": 0.01},
     {"fill_holes_fraction": 0.001},
@@ -93,29 +94,30 @@ def choose_postprocessing(
         batch_size: Images to predict at once.
         between: Called between images; what it raises ends the choice.
 
-    Source: temperature and bias by maximum likelihood, Platt 1999; the Dice-optimal cut, Dai and
-        Li 2023, arXiv:2206.13086. What is tried beyond the threshold is kept only where the
+    Source: temperature and bias by maximum likelihood, Platt 1999; the Dice-optimal threshold, Dai
+        and Li 2023, arXiv:2206.13086. What is tried beyond one threshold is kept only where the
         bootstrap interval of its gain lies above 0, widened by Bonferroni's correction for the
         number of things tried.
     """
-    first = _First()
+    pixels = _Pixels()
     for sample, prediction in _each(predictor, source, Postprocessing(), batch_size, between):
-        first.see(sample, prediction.probability)
-    postprocessing, reasons = first.choose()
-    second = _Second(postprocessing)
+        pixels.see(sample, prediction.probability)
+    postprocessing, reasons = pixels.choose()
+    rules = _Rules(postprocessing)
     for sample, prediction in _each(predictor, source, postprocessing, batch_size, between):
-        second.see(sample, prediction.probability)
+        rules.see(sample, prediction.probability)
     if len(source) < FEWEST_TO_TRY:
-        reasons.append(f"{len(source)} images are too few to try other cuts or tidying")
+        reasons.append(f"{len(source)} images are too few to try other postprocessing")
     else:
-        reasons.extend(second.choose())
-    chosen, counts, expected = second.result()
+        reasons.extend(rules.choose())
+    chosen = rules.chosen
+    counts, expected = rules.counts[chosen], rules.expected[chosen]
     unsure = round(float(np.quantile(expected, UNSURE_FRACTION)), 4)
     return Choice(
         chosen.model_copy(update={"review_below": unsure}),
         dice=fmean(count.dice for count in counts),
         iou=fmean(count.iou for count in counts),
-        plain_dice=first.mean_dice(PLAIN),
+        plain_dice=pixels.mean_dice(PLAIN),
         reasons=tuple(reasons),
     )
 
@@ -137,7 +139,7 @@ def _each(
             bar.update()
 
 
-class _First:
+class _Pixels:
     """Every image's histogram of the network's own probabilities, and some of its pixels."""
 
     def __init__(self) -> None:
@@ -205,43 +207,40 @@ class _First:
         )
 
 
-class _Second:
-    """What every cut and every tidying scores on each image."""
+class _Rules:
+    """What every rule for thresholds and for components scores on each image."""
 
     def __init__(self, postprocessing: Postprocessing) -> None:
-        optimal = postprocessing.model_copy(update={"threshold_rule": "dice"})
-        self.cuts = (postprocessing, optimal)
-        self.options = [
-            cut.model_copy(update=tidying) for cut in self.cuts for tidying in ({}, *TIDYING)
-        ]
-        self.counts: list[list[Counts]] = [[] for _ in self.options]
-        self.expected: list[list[float]] = [[] for _ in self.options]
         self.chosen = postprocessing
+        self.optimal = postprocessing.model_copy(update={"threshold_rule": "dice"})
+        self.counts: dict[Postprocessing, list[Counts]] = {
+            plain.model_copy(update=rule): []
+            for plain in (postprocessing, self.optimal)
+            for rule in ({}, *COMPONENT_RULES)
+        }
+        self.expected: dict[Postprocessing, list[float]] = {rule: [] for rule in self.counts}
 
     def see(self, sample: Sample, probability: Probability) -> None:
-        for cut in self.cuts:
-            plain = cut.mask(probability)
-            for number, option in enumerate(self.options):
-                if option.threshold_rule == cut.threshold_rule:
-                    mask = option.postprocess(plain)
-                    self.counts[number].append(Counts.of(mask, sample.mask, sample.ignore))
-                    self.expected[number].append(expected_dice(probability, mask))
+        plain = {
+            each.threshold_rule: each.mask(probability) for each in (self.chosen, self.optimal)
+        }
+        for rule in self.counts:
+            mask = rule.postprocess(plain[rule.threshold_rule])
+            self.counts[rule].append(Counts.of(mask, sample.mask, sample.ignore))
+            self.expected[rule].append(expected_dice(probability, mask))
 
     def choose(self) -> Iterator[str]:
-        """Take what helps beyond noise, the cut first; yield what was done and why."""
-        yield self._try(self.cuts[1:], "the Dice-optimal cut")
-        cut = self.chosen
-        tidied = [
-            option
-            for option in self.options
-            if option.threshold_rule == cut.threshold_rule and option != cut
-        ]
-        yield self._try(tidied, "tidying")
+        """Take what helps beyond noise, the threshold first; yield what was done and why."""
+        yield self._try([self.optimal], "the Dice-optimal threshold")
+        threshold_rule = self.chosen.threshold_rule
+        others = [rule for rule in self.counts if rule.threshold_rule == threshold_rule]
+        others.remove(self.chosen)
+        yield self._try(others, "components and holes")
 
-    def _try(self, options: Sequence[Postprocessing], what: str) -> str:
-        """Take the best of some options if it is better than what is chosen, beyond noise."""
-        best = max(options, key=lambda option: fmean(self._dice(option)))
-        confidence = 1 - (1 - CONFIDENCE) / len(options)
+    def _try(self, rules: Sequence[Postprocessing], what: str) -> str:
+        """Take the best of some rules if it is better than what is chosen, beyond noise."""
+        best = max(rules, key=lambda rule: fmean(self._dice(rule)))
+        confidence = 1 - (1 - CONFIDENCE) / len(rules)
         now, then = self._dice(self.chosen), self._dice(best)
         gain = compare_paired(now, then, confidence=confidence).difference
         text = f"mean Dice {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
@@ -250,13 +249,8 @@ class _Second:
         self.chosen = best
         return f"{what}: taken, {text} ({best.in_words()})"
 
-    def result(self) -> tuple[Postprocessing, list[Counts], list[float]]:
-        """Return what was chosen, with each image's counts and expected Dice."""
-        number = self.options.index(self.chosen)
-        return self.chosen, self.counts[number], self.expected[number]
-
-    def _dice(self, option: Postprocessing) -> list[float]:
-        return [count.dice for count in self.counts[self.options.index(option)]]
+    def _dice(self, rule: Postprocessing) -> list[float]:
+        return [count.dice for count in self.counts[rule]]
 
 
 def _dice(table: npt.NDArray[np.int64], level: int) -> float:

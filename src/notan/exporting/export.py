@@ -24,8 +24,7 @@ from notan.evaluation.evaluate import open_data
 from notan.exporting.onnx import OPSET, Quantizer, store_half, to_onnx
 from notan.modelfile.card import KEY, Exported, Parity, load_checkpoint
 from notan.modelfile.onnx import SUFFIX, hash_model, is_onnx, write_onnx
-from notan.prediction.backends import TorchBackend, rebuild
-from notan.prediction.backends.choose import installed_runtimes, portable_backend
+from notan.prediction.backends import TorchBackend, installed_runtimes, onnx_backend, rebuild
 from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -333,7 +332,7 @@ def _compare(
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
         for runtime in runtimes:
-            backend = portable_backend(file, runtime)
+            backend = onnx_backend(file, runtime)
             exported = Predictor(
                 backend, card.preprocess, postprocessing=card.postprocessing, card=card
             )

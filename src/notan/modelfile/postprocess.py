@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FLOAT32_EPSILON = float(np.finfo(np.float32).eps)
 LEVELS = 2**16
-"""Bins that the Dice-optimal cut sorts probabilities into; a power of two, so edges are exact."""
+"""Bins that ``dice_threshold`` sorts probabilities into; a power of two, so edges are exact."""
 
 NO_FOREGROUND = 2.0
 """A threshold that no probability reaches."""
@@ -35,8 +35,8 @@ class Postprocessing(Section):
         temperature: What logits are divided by; above 1 makes an overconfident network modest.
         bias: What is added to them then; below 0 for a network that sees too much foreground.
         threshold: Calibrated probability from which a pixel is foreground.
-        cut: ``threshold``: the one above; ``dice``: for each image the threshold whose mask has
-            the highest expected Dice under its own probabilities.
+        threshold_rule: ``threshold``: the one above; ``dice``: for each image the threshold whose
+            mask has the highest expected Dice under its own probabilities.
         min_component_fraction: Foreground components below this share of the image become
             background.
         fill_holes_fraction: Holes in the foreground below this share of the image are filled.
@@ -61,8 +61,9 @@ class Postprocessing(Section):
 
         Source: Platt 1999; Guo et al. 2017, arXiv:1706.04599, who leave the bias out: a network
             that was trained for Dice as well needs it. It is done at the image's own size, after
-            resizing; it keeps the order of the pixels, and so every cut is still possible.
+            resizing; it keeps the order of the pixels, and so every threshold is still possible.
         """
+        # by way of logits, because what was resized or blended from tiles is a probability
         if self.temperature == 1.0 and self.bias == 0.0:
             return probability
         return sigmoid(logit(probability) / np.float32(self.temperature) + np.float32(self.bias))
@@ -72,26 +73,35 @@ class Postprocessing(Section):
         threshold = dice_threshold(probability) if self.threshold_rule == "dice" else self.threshold
         return self.postprocess(probability >= threshold)
 
+    def needs_review(self, expected_dice: float) -> bool | None:
+        """Whether a person should look at a mask of this expected Dice; None: not known."""
+        return None if self.review_below is None else expected_dice < self.review_below
+
+    @property
+    def changes_components(self) -> bool:
+        """Whether a pixel's class depends on the components that it belongs to."""
+        return bool(self.keep_largest or self.min_component_fraction or self.fill_holes_fraction)
+
     def postprocess(self, mask: Mask) -> Mask:
-        """Remove specks and fill holes as asked for.
+        """Remove small components and fill holes as asked for.
 
         Components of the foreground are 8-connected, holes 4-connected. A part of the background
         that touches the image's edge is no hole.
         """
         if self.keep_largest or self.min_component_fraction:
-            labels, areas, _ = _components(mask, connectivity=8)
+            labels, areas, *_ = label_components(mask, 8)
             kept = areas >= self.min_component_fraction * mask.size
             if self.keep_largest:
                 kept &= np.arange(len(areas)) == np.argmax(areas)
             mask = mask & kept[labels]
         if self.fill_holes_fraction:
-            labels, areas, touching = _components(~mask, connectivity=4)
-            filled = (areas < self.fill_holes_fraction * mask.size) & ~touching
-            mask = mask | filled[labels]
+            labels, areas, *edges = label_components(~mask, 4)
+            small = (areas > 0) & (areas < self.fill_holes_fraction * mask.size)
+            mask = mask | (small & ~np.any(edges, axis=0))[labels]
         return mask
 
     def with_threshold(self, threshold: float) -> Postprocessing:
-        """Return one with another threshold, without cut and tidying, which fitted the old one.
+        """Return one with another threshold, without the rules for components of the old one.
 
         Raises:
             ConfigError: The threshold is outside 0..1.
@@ -108,7 +118,7 @@ class Postprocessing(Section):
     def in_words(self) -> str:
         """Say the rule in a few words."""
         words = [
-            "the Dice-optimal cut of each image"
+            "the Dice-optimal threshold of each image"
             if self.threshold_rule == "dice"
             else f"threshold {self.threshold:g}"
         ]
@@ -183,8 +193,8 @@ class MaskSums:
         self.inside, self.whole, self.inside_spread, self.whole_spread = 0.0, 0.0, 0.0, 0.0
         self.log_empty = 0.0
 
-    def add(self, probability: Probability, mask: Mask) -> None:
-        """Take a part in: its calibrated map and its mask, both (height, width)."""
+    def add(self, probability: Probability, mask: Mask) -> Mask:
+        """Take a part in: its calibrated map and its mask, which is returned."""
         chance = probability.astype(np.float64)
         spread = chance * (1 - chance)
         self.size += int(np.count_nonzero(mask))
@@ -194,24 +204,19 @@ class MaskSums:
         self.inside_spread += spread[mask].sum()
         self.whole_spread += spread.sum()
         self.log_empty += _log_empty(chance)
+        return mask
 
     def expected_dice(self) -> float:
         """Return what ``expected_dice`` says of the whole image, 0..1."""
         if not self.size:
             return float(np.exp(self.log_empty))
-        return float(
-            _expectation(
-                np.asarray(self.size),
-                np.asarray(self.inside),
-                np.asarray(self.whole - self.inside),
-                np.asarray(self.inside_spread),
-                np.asarray(self.whole_spread - self.inside_spread),
-            )
-        )
+        outside, outside_spread = self.whole - self.inside, self.whole_spread - self.inside_spread
+        sums = (self.size, self.inside, outside, self.inside_spread, outside_spread)
+        return float(_expectation(*(np.asarray(each, np.float64) for each in sums)))
 
 
 class LevelSums:
-    """What the Dice-optimal cut needs, summed over the parts of an image."""
+    """What ``dice_threshold`` needs, summed over the parts of an image."""
 
     def __init__(self) -> None:
         self.size = np.zeros(LEVELS, np.int64)
@@ -228,7 +233,7 @@ class LevelSums:
         self.log_empty += _log_empty(chance)
 
     def threshold(self) -> float:
-        """Return what ``notan.modelfile.postprocess.dice_threshold`` says of the whole image."""
+        """Return what ``dice_threshold`` says of the whole image."""
         size, inside, spread = (
             sums[::-1].cumsum() for sums in (self.size, self.inside, self.spread)
         )
@@ -252,7 +257,7 @@ def _log_empty(chance: npt.NDArray[np.float64]) -> float:
 
 
 def _expectation(
-    size: npt.NDArray[np.int64],
+    size: npt.NDArray[np.int64 | np.float64],
     inside: npt.NDArray[np.float64],
     outside: npt.NDArray[np.float64],
     inside_spread: npt.NDArray[np.float64],
@@ -286,13 +291,3 @@ def label_components(
     area[0] = 0
     sides = (left == 0) | (left + width == mask.shape[1])
     return labels.astype(np.int32), area, sides, top == 0, top + height == mask.shape[0]
-
-
-def _components(
-    mask: Mask, *, connectivity: Literal[4, 8]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Mask]:
-    """Return labels (0 is outside), each one's area, and whether it touches the image's edge."""
-    labels, areas, sides, top, bottom = label_components(mask, connectivity)
-    touching = sides | top | bottom
-    touching[0] = True
-    return labels, areas, touching

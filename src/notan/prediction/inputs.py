@@ -1,13 +1,14 @@
-"""What is to be predicted: files, folders, patterns, videos, and the images in them.
+"""What can be predicted: anything that holds one image, and the files that a command names.
 
-Which files the words on a command line mean, and what their masks are called.
-
-From a file to the images in it: itself, the frames of a video, the pages of a TIFF.
+``as_image`` is for Python: one thing, one image. ``find_inputs`` and ``items_of`` are for many
+files: which of them the words on a command line mean, what their outputs are called, and which
+images are in them: itself, the frames of a video, the pages of a TIFF.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import io
 import os
@@ -16,26 +17,163 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from PIL import Image
 
 from notan.data.folders import SUFFIXES
-from notan.errors import ConfigError, DataError
-from notan.io.images import decode_image, opened, read_image, read_size
-from notan.io.tiff import TIFF_SIGNATURES, TiffPages
+from notan.errors import ConfigError, DataError, ShapeError
+from notan.io.images import convert_image, decode_image, decode_size, opened, read_image
+from notan.io.tiff import TIFF_SIGNATURES, TiffPages, TiffParts, is_large_tiff
 from notan.io.video import VIDEO_SUFFIXES, Video, is_video
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    import numpy.typing as npt
+
     from notan.types import RGBImage, Size
 
 STANDARD_INPUT = Path("-")
-MOST_BYTES = 2**30
-"""Of standard input: more than any image that is decoded."""
+MAX_BYTES = 2**30
+"""Of standard input, a file object or an address: more than any image that is decoded."""
 
 _SEQUENCES = VIDEO_SUFFIXES | {".tif", ".tiff"}
 _PART = re.compile(r"-(\d{6,}|p\d{4,})$")
 """How the names of a video's frames and of a TIFF's pages end."""
+
+
+class BinaryFile(Protocol):
+    """A file object that was opened for reading bytes, or any other source of them."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most so many of the next bytes."""
+
+
+@runtime_checkable
+class Tensor(Protocol):
+    """A torch.Tensor, told by what it can do: PyTorch need not be installed."""
+
+    def detach(self) -> Any:  # noqa: ANN401 - the same kind again
+        """Return it without its gradient."""
+
+    def cpu(self) -> Any:  # noqa: ANN401
+        """Return it in the memory of the processor."""
+
+
+ImageLike: TypeAlias = (
+    "str | Path | bytes | bytearray | memoryview | BinaryFile | Image.Image | Tensor "
+    "| npt.NDArray[np.uint8]"
+)
+
+_WANTED = (
+    "uint8 of shape (height, width, 3) is wanted, RGB; (height, width) is taken as grey and "
+    "(height, width, 4) as RGBA, whose alpha is dropped"
+)
+
+
+def as_image(thing: ImageLike) -> RGBImage:
+    """Return whatever holds one image as 8-bit RGB, upright.
+
+    Files, bytes and Pillow images are turned by their EXIF orientation. An array has none: it is
+    taken as it stands, and its channels as red, green, blue (OpenCV reads blue first).
+
+    Args:
+        thing: A path; an address that begins with http:// or https://; the bytes of a whole file;
+            a binary file object, which is read to its end; a Pillow image; a uint8 array of shape
+            (height, width, 3) RGB, (height, width) grey or (height, width, 4) RGBA, whose alpha is
+            dropped, as it is when files are read; a torch tensor likewise, or with its channels
+            first, and of uint8 or of floats in 0..1.
+
+    Returns:
+        uint8, (height, width, 3), RGB. An array that is so already is returned itself.
+
+    Raises:
+        ShapeError: It is none of these, or an array of another shape or type.
+        DataError: The file, the bytes or the image cannot be decoded, or the network failed.
+    """
+    if isinstance(thing, str) and thing.lower().startswith(("http://", "https://")):
+        from notan.io.download import download_bytes  # what talks to the network loads slowly
+
+        return decode_image(download_bytes(thing, MAX_BYTES), thing)
+    if isinstance(thing, (str, Path)):
+        return read_image(Path(thing))
+    if isinstance(thing, (bytes, bytearray, memoryview)):
+        return decode_image(bytes(thing), "the bytes that were given")
+    if isinstance(thing, Image.Image):
+        return convert_image(thing, str(getattr(thing, "filename", "") or "the Pillow image"))
+    if isinstance(thing, np.ndarray):
+        return _from_array(thing)
+    if isinstance(thing, Tensor):
+        return _from_array(_array_of(thing))
+    if callable(getattr(thing, "read", None)):
+        return _from_file_object(thing)
+    raise ShapeError(
+        f"a {type(thing).__name__} was given as an image; a path, an address, the bytes of a file, "
+        "a binary file object, a Pillow image, a NumPy array or a torch tensor is wanted"
+    )
+
+
+def _from_file_object(file: BinaryFile) -> RGBImage:
+    name = str(getattr(file, "name", "the file object that was given"))
+    try:
+        content: object = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise DataError(f"{name}: could not be read ({error})") from error
+    if not isinstance(content, bytes):
+        raise ShapeError(
+            f"{name}: read() gave a {type(content).__name__}; bytes are wanted: open the file with "
+            "mode 'rb'"
+        )
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{name}: holds more than {MAX_BYTES:,} bytes; give its path instead")
+    return decode_image(content, name)
+
+
+def _array_of(tensor: Tensor) -> npt.NDArray[np.uint8]:
+    """Return a tensor as an array with its channels last.
+
+    Of (3, height, 3) and the like the first axis counts as the channels, as it does in torch.
+    """
+    plain = tensor.detach().cpu()
+    # bfloat16 has no counterpart in NumPy
+    array: npt.NDArray[Any] = (plain.float() if plain.is_floating_point() else plain).numpy()
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.size == 0 or not np.issubdtype(array.dtype, np.floating):
+        return array
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):  # so written, NaN is refused too
+        raise ShapeError(
+            f"a tensor of floats from {low:g} to {high:g} was given; 0..1 is wanted, before any "
+            "normalising: the model file knows how to do that itself"
+        )
+    return np.round(array * np.float32(255)).astype(np.uint8)
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> RGBImage:
+    if array.dtype == np.uint8 and array.size:
+        if array.ndim == 2:
+            return np.repeat(array[..., np.newaxis], 3, axis=2)
+        if array.ndim == 3 and array.shape[2] in (3, 4):
+            return array[..., :3]
+    advice = ""
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (3, 4):
+        advice = "; channels come last: array.transpose(1, 2, 0)"
+    elif array.ndim == 4:
+        advice = "; give one image at a time, or several to predict_many"
+    elif array.dtype == np.bool_:
+        advice = "; of a bool array, give array.astype('uint8') * 255"
+    elif array.dtype == np.uint16:
+        advice = "; of 16 bits, give (array / 257).round().astype('uint8')"
+    elif np.issubdtype(array.dtype, np.floating):
+        advice = "; of values 0..1, give (array * 255).round().astype('uint8')"
+    raise ShapeError(
+        f"an image of shape {array.shape} and type {array.dtype} was given; {_WANTED}{advice}"
+    )
 
 
 @dataclass(frozen=True)
@@ -155,11 +293,11 @@ def _read_standard_input(stream: BinaryIO | None) -> bytes:
             "-: standard input is the keyboard; pipe an image in: "
             "notan predict - --model FILE < photo.jpg"
         )
-    content = source.read(MOST_BYTES + 1)
+    content = source.read(MAX_BYTES + 1)
     if not content:
         raise DataError("-: standard input was empty; wanted the bytes of one image")
-    if len(content) > MOST_BYTES:
-        raise DataError(f"-: more than {MOST_BYTES:,} bytes on standard input; name a file instead")
+    if len(content) > MAX_BYTES:
+        raise DataError(f"-: more than {MAX_BYTES:,} bytes on standard input; name a file instead")
     return content
 
 
@@ -217,109 +355,114 @@ class Item:
     Attributes:
         name: Of its outputs.
         path: The file that it is in.
-        size: (height, width); None where even that cannot be read, and then ``read`` says why.
+        size: (height, width); None where it is not decoded at once, or where even its size cannot
+            be read, and then ``read`` says why.
         read: Decodes it, as uint8 (height, width, 3) RGB, or raises DataError.
+        open_parts: Of an image that is too large for that, opens it to be read part by part.
         in_order: Whether it must be read, or left out, before the next item is asked for.
         siblings: How many images the file holds as far as is known.
+        close: Closes its file, which ``read`` does too; to be called where it is left out.
     """
 
     name: str
     path: Path
     size: Size | None
     read: Callable[[], RGBImage]
+    open_parts: Callable[[], TiffParts] | None = None
     in_order: bool = False
     siblings: int = 1
+    close: Callable[[], None] = lambda: None
 
 
 def items_of(found: Found, *, frame_step: int = 1) -> Iterator[Item]:
     """Yield the images of a file; a damaged one yields an item whose ``read`` says so.
 
+    The file is opened once. What it holds is decided here, by its first bytes and its header.
+
     Args:
         found: The file.
         frame_step: Of a video, take the first frame and every so-many-th after it.
     """
+    path, name = found.path, str(found.path)
     try:
-        start = _start(found)
-        if is_video(start):
-            yield from _frames(found, frame_step)
-        elif start[:4] in TIFF_SIGNATURES:
-            yield from _pages(found)
-        else:
-            yield _image(found)
+        with contextlib.ExitStack() as stack:
+            file: BinaryIO = (
+                stack.enter_context(opened(path))
+                if found.content is None
+                else io.BytesIO(found.content)
+            )
+            start = file.read(16)
+            if is_video(start):
+                stack.close()  # FFmpeg opens the file itself
+                yield from _frames(found, frame_step)
+                return
+            _refuse_no_video(path, start)
+            if start[:4] in TIFF_SIGNATURES:
+                if found.content is None and is_large_tiff(file, name):
+                    # it is opened anew when its turn comes, which may be hours away
+                    read = functools.partial(read_image, path)
+                    yield Item(found.name, path, None, read, functools.partial(TiffParts, path))
+                    return
+                pages = TiffPages(file, name)
+                if pages.numbers != [0]:
+                    yield from _pages(found, pages)
+                    return
+            size = decode_size(file, name)
+            handle = stack.pop_all()  # open until the image is decoded, in whichever thread
+            yield Item(found.name, path, size, _decode(file, name, handle), close=handle.close)
     except DataError as error:
-        yield _failed(found, error)
+        yield _failed(found.name, path, error)
 
 
-def _start(found: Found) -> bytes:
-    """Return the first 16 bytes, if they can be those of an image or a video."""
-    if found.content is not None:
-        start = found.content[:16]
-        if is_video(start):
-            raise DataError("-: a video on standard input; name the file instead")
-        return start
-    with opened(found.path) as file:
-        start = file.read(16)
-    if found.path.suffix.lower() in VIDEO_SUFFIXES and not (is_video(start) or _is_still(start)):
+def _decode(file: BinaryIO, name: str, handle: contextlib.ExitStack) -> Callable[[], RGBImage]:
+    def read() -> RGBImage:
+        with handle:
+            return decode_image(file, name)
+
+    return read
+
+
+def _refuse_no_video(path: Path, start: bytes) -> None:
+    """Refuse what is called a video and is none; an image may be called so all the same."""
+    is_still = (
+        start.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF")) or start[4:8] == b"ftyp"
+    )
+    if path.suffix.lower() in VIDEO_SUFFIXES and not is_still:
         what = f"begins with {start!r}" if start else "is empty (0 bytes)"
         raise DataError(
-            f"{found.path}: {what}; wanted a video as MP4, MOV, AVI, MKV, WebM, WMV or MPEG; copy "
-            "it again from its source, or leave it out"
+            f"{path}: {what}; wanted a video as MP4, MOV, AVI, MKV, WebM, WMV or MPEG; copy it "
+            "again from its source, or leave it out"
         )
-    return start
-
-
-def _is_still(start: bytes) -> bool:
-    """Say whether a file that is called a video may be an image all the same."""
-    return start.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF")) or start[4:8] == b"ftyp"
-
-
-def _image(found: Found) -> Item:
-    content, path = found.content, found.path
-    if content is None:
-        return Item(found.name, path, read_size(path), lambda: read_image(path))
-    image = decode_image(content, str(path))
-    return Item(found.name, path, image.shape[:2], lambda: image)
 
 
 def _frames(found: Found, frame_step: int) -> Iterator[Item]:
+    if found.content is not None:
+        raise DataError("-: a video on standard input; name the file instead")
     with Video(found.path) as video:
+        count = -(-video.claimed // frame_step)
         while video.advance():
             if (video.number - 1) % frame_step == 0:
                 name = f"{found.name}-{video.number:06d}"
-                count = -(-video.claimed // frame_step)
-                yield Item(name, found.path, video.size, video.read, True, count)
+                yield Item(name, found.path, video.size, video.read, in_order=True, siblings=count)
 
 
-def _pages(found: Found) -> Iterator[Item]:
-    with _reopened(found) as file:
-        pages = TiffPages(file, str(found.path))
-        if pages.numbers == [0]:
-            yield _image(found)
-            return
-        for number in pages.numbers:
-            yield _page(found, pages, number)
-        if pages.fault is not None:
-            raise pages.fault
-
-
-def _page(found: Found, pages: TiffPages, number: int) -> Item:
+def _pages(found: Found, pages: TiffPages) -> Iterator[Item]:
     count = len(pages.numbers)
-    name = found.name if count == 1 else f"{found.name}-p{number + 1:04d}"
-    try:
-        size = pages.size(number)
-    except DataError as error:
-        return _failed(found, error, name)
-    return Item(name, found.path, size, lambda: pages.read(number), True, count)
+    for number in pages.numbers:
+        name = found.name if count == 1 else f"{found.name}-p{number + 1:04d}"
+        try:
+            size = pages.size(number)
+        except DataError as error:
+            yield _failed(name, found.path, error)
+            continue
+        read = functools.partial(pages.read, number)
+        yield Item(name, found.path, size, read, in_order=True, siblings=count)
+    if pages.fault is not None:
+        raise pages.fault
 
 
-def _reopened(found: Found) -> contextlib.AbstractContextManager[BinaryIO]:
-    if found.content is None:
-        return opened(found.path)
-    return contextlib.nullcontext(io.BytesIO(found.content))
-
-
-def _failed(found: Found, error: DataError, name: str | None = None) -> Item:
+def _failed(name: str, path: Path, error: DataError) -> Item:
     def read() -> RGBImage:
         raise error
 
-    return Item(name or found.name, found.path, None, read)
+    return Item(name, path, None, read)

@@ -1,9 +1,4 @@
-"""Predictor: any image in, its probability map and mask at its own size out.
-
-What counts as one image from Python: a file, its bytes, a Pillow image or an array.
-
-Predictor: any image in, its probability map and mask at its own size out.
-"""
+"""Predictor: any image in, its probability map and mask at its own size out."""
 
 from __future__ import annotations
 
@@ -13,101 +8,29 @@ from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from notan.errors import DivergedError, ShapeError
-from notan.io.images import convert_image, decode_image, read_image
+from notan.errors import DivergedError
 from notan.modelfile.postprocess import Postprocessing, expected_dice, sigmoid
-from notan.prediction.backends.choose import open_model
+from notan.prediction.backends import open_model
+from notan.prediction.inputs import as_image
 from notan.prediction.tiles import PixelsInMemory, Tiling
 from notan.prediction.tta import AugmentedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    import numpy.typing as npt
     import torch
 
     from notan.data.samples import Sample
     from notan.modelfile.card import Card
     from notan.modelfile.preprocess import Placement, Preprocessor
     from notan.prediction.backends import Backend, Precision
+    from notan.prediction.inputs import ImageLike
     from notan.prediction.tiles import Pixels
-    from notan.types import Mask, ModelInput, Probability, RGBImage
-
-ImageLike: TypeAlias = (
-    "str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
-)
-
-_WANTED = (
-    "uint8 of shape (height, width, 3) is wanted, RGB; (height, width) is taken as grey and "
-    "(height, width, 4) as RGBA, whose alpha is dropped"
-)
-
-
-def as_image(thing: ImageLike) -> RGBImage:
-    """Return whatever holds one image as 8-bit RGB, upright.
-
-    Files, bytes and Pillow images are turned by their EXIF orientation. An array has none: it is
-    taken as it stands, and its channels as red, green, blue (OpenCV reads blue first).
-
-    Args:
-        thing: A path, the bytes of a whole file, a Pillow image, or a uint8 array of shape
-            (height, width, 3) RGB, (height, width) grey or (height, width, 4) RGBA; alpha is
-            dropped and the colours beneath it are kept, as when files are read.
-
-    Returns:
-        uint8, (height, width, 3), RGB. An array that is so already is returned itself.
-
-    Raises:
-        ShapeError: It is none of these, or an array of another shape or type.
-        DataError: The file, the bytes or the image cannot be decoded.
-    """
-    if isinstance(thing, (str, Path)):
-        return read_image(Path(thing))
-    if isinstance(thing, (bytes, bytearray, memoryview)):
-        return decode_image(bytes(thing), "the bytes that were given")
-    if isinstance(thing, Image.Image):
-        name = str(getattr(thing, "filename", "") or "the Pillow image that was given")
-        return convert_image(thing, name)
-    if isinstance(thing, np.ndarray):
-        return _from_array(thing)
-    raise ShapeError(
-        f"a {type(thing).__name__} was given as an image; a path, the bytes of a file, a Pillow "
-        "image or a NumPy array is wanted; of a tensor, give tensor.cpu().numpy() as "
-        "(height, width, 3)"
-    )
-
-
-def _from_array(array: npt.NDArray[np.uint8]) -> RGBImage:
-    if array.dtype != np.uint8 or array.size == 0 or array.ndim not in (2, 3):
-        raise _wrong(array)
-    if array.ndim == 2:
-        return np.repeat(array[..., np.newaxis], 3, axis=2)
-    if array.shape[2] not in (3, 4):
-        raise _wrong(array)
-    return array[..., :3]
-
-
-def _wrong(array: npt.NDArray[np.uint8]) -> ShapeError:
-    advice = ""
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (3, 4):
-        advice = "; channels come last: array.transpose(1, 2, 0)"
-    elif array.ndim == 4:
-        advice = "; give one image at a time, or several to predict_many"
-    elif array.dtype == np.bool_:
-        advice = "; of a bool array, give array.astype('uint8') * 255"
-    elif array.dtype == np.uint16:
-        advice = "; of 16 bits, give (array / 257).round().astype('uint8')"
-    elif np.issubdtype(array.dtype, np.floating):
-        advice = "; of values 0..1, give (array * 255).round().astype('uint8')"
-    return ShapeError(
-        f"an image of shape {array.shape} and type {array.dtype} was given; {_WANTED}{advice}"
-    )
-
+    from notan.types import Mask, ModelInput, Probability, RGBImage, Size
 
 logger = logging.getLogger("notan")
 
@@ -125,6 +48,11 @@ class Prediction:
     probability: Probability
     postprocessing: Postprocessing
 
+    @property
+    def size(self) -> Size:
+        """(height, width) in pixels."""
+        return self.probability.shape[0], self.probability.shape[1]
+
     @cached_property
     def mask(self) -> Mask:
         """bool, (height, width), True = foreground."""
@@ -136,13 +64,38 @@ class Prediction:
         return expected_dice(self.probability, self.mask)
 
     @property
+    def foreground_fraction(self) -> float:
+        """The foreground's share of the image, 0..1."""
+        return float(self.mask.mean())
+
+    @property
     def needs_review(self) -> bool | None:
         """Whether a person should look: less sure than on nine in ten validation images.
 
         None where validation has not said how sure is usual.
         """
-        bound = self.postprocessing.review_below
-        return None if bound is None else self.expected_dice < bound
+        return self.postprocessing.needs_review(self.expected_dice)
+
+
+@dataclass(frozen=True)
+class LargePrediction:
+    """What a model says of an image whose mask is on the disk.
+
+    Attributes:
+        size: (height, width) in pixels.
+        mask: Bands of bool, (rows, width), to be gone through as often as one likes.
+        probability: Bands of float32, calibrated, likewise; None where it was not asked for.
+        foreground_fraction: The foreground's share of the image, 0..1.
+        expected_dice: The Dice that the mask has if the probabilities are right, 0..1.
+        needs_review: Whether a person should look; None: validation did not say how sure is usual.
+    """
+
+    size: Size
+    mask: Iterable[Mask]
+    probability: Iterable[Probability] | None
+    foreground_fraction: float
+    expected_dice: float
+    needs_review: bool | None
 
 
 class Predictor:
@@ -197,7 +150,8 @@ class Predictor:
             model: A fresh instance, where the checkpoint is of a class of your own.
             threshold: Instead of what validation chose; None: as it chose.
             tiling: When and how an image is cut into tiles; None: where it is too large.
-            augment: Ask several views of each image: ``hflip``, ``vflip``, ``rot90``, ``scale``.
+            augment: Views of each image to take the mean over: ``hflip``, ``vflip``, ``rot90``,
+                ``scale``.
 
         Raises:
             ConfigError: The threshold is outside 0..1, there is no such view, or file and runtime
@@ -207,7 +161,7 @@ class Predictor:
         """
         card, network = open_model(
             Path(path),
-            runtime=backend,
+            backend=backend,
             device=device,
             precision=precision,
             threads=threads,
@@ -223,7 +177,7 @@ class Predictor:
 
     @property
     def augment(self) -> str | None:
-        """Say which views of each image are asked; None: the image alone."""
+        """Say over which views of each image the mean is taken; None: the image alone."""
         return self.backend.in_words() if isinstance(self.backend, AugmentedBackend) else None
 
     def with_postprocessing(self, postprocessing: Postprocessing) -> Predictor:
@@ -240,12 +194,13 @@ class Predictor:
         """Segment one image, from 1x1 up.
 
         Args:
-            image: A path, the bytes of a file, a Pillow image, or a uint8 array of shape
-                (height, width, 3) RGB, (height, width) grey or (height, width, 4) RGBA.
+            image: A path, an address, the bytes of a file, a binary file object, a Pillow image,
+                an array or a torch tensor, as ``as_image`` takes them.
 
         Raises:
             ShapeError: Not such an image.
-            DataError: A file, bytes or image that cannot be decoded.
+            DataError: It cannot be read or decoded.
+            DivergedError: The network returned NaN or infinity.
         """
         return next(self.predict_many([as_image(image)]))
 

@@ -1,13 +1,10 @@
-"""A file of predictions for a leaderboard: written, and checked.
+"""A leaderboard's file: masks as run lengths, of the images that a list names, in its order.
 
-A leaderboard's file: masks as run lengths, of the images that a list names, in its order.
-
-What is wrong with a leaderboard's file, before the leaderboard says so.
+It is written here, and checked: what is wrong with it is said before the leaderboard does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import difflib
 from collections import defaultdict
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.prediction.predictor import Predictor
-    from notan.types import RGBImage, Size
+    from notan.types import Size
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,8 @@ def read_list(path: Path) -> NameList:
 def find_images(names: NameList, folder: Path) -> dict[str, Path]:
     """Find the images of a list; they need no masks.
 
-    A name is a file's, with or without its suffix. Where no file has the name and the suffix is a
-    image's, the rest decides, for lists name ``a.jpg`` when the folder holds ``a.png``.
+    A name is a file's, with or without its suffix. Where no file has the name and the suffix is
+    that of an image, the rest decides: lists name ``a.jpg`` when the folder holds ``a.png``.
 
     Args:
         names: The list.
@@ -161,8 +158,16 @@ def write_submission(
     """
     refuse_to_replace(out, list(images.values()))
     read_sizes(images)
+    decoded = (read_image(path) for path in images.values())
+    predictions = predictor.predict_many(decoded, batch_size=batch_size)
+
+    def rows() -> Iterator[tuple[str, str]]:
+        for name, prediction in zip(images, predictions, strict=True):
+            yield name, kaggle_rle(prediction.mask)
+            progress()
+
     with replacing(out) as file:
-        write_rle_csv(file, _rows(predictor, images, batch_size, progress))
+        write_rle_csv(file, rows())
 
 
 def refuse_to_replace(out: Path, inputs: Sequence[Path]) -> None:
@@ -177,19 +182,6 @@ def refuse_to_replace(out: Path, inputs: Sequence[Path]) -> None:
     place = out.parent.resolve() / out.name
     if place in {path.resolve() for path in inputs}:
         raise ConfigError(f"{out}: is an input, which would be lost; choose another --out")
-
-
-def _rows(
-    predictor: Predictor,
-    files: Mapping[str, Path],
-    batch_size: int,
-    progress: Callable[[], object],
-) -> Iterator[tuple[str, str]]:
-    images: Iterator[RGBImage] = (read_image(path) for path in files.values())
-    predictions = predictor.predict_many(images, batch_size=batch_size)
-    for name, prediction in zip(files, predictions, strict=True):
-        yield name, kaggle_rle(prediction.mask)
-        progress()
 
 
 def _places(folder: Path) -> list[Path]:
@@ -271,82 +263,77 @@ def check_submission(
     """
     findings = Findings()
     seen: dict[str, int] = {}
-    with _numbered_rows(path, findings) as rows:
-        for number, row in rows:
-            if number == 1 and not _is_data(row, findings):
-                continue
-            _check_row(number, row, seen, findings, names, sizes or {})
-    if names:
-        for name in names.lines:
-            if name not in seen:
-                findings.add(f"no row for '{name}', line {names.lines[name]} of {names.path}")
-    if not seen and not findings.count:
-        findings.add("there are no rows below the header")
-    findings.images = len(seen)
-    return findings
-
-
-@contextlib.contextmanager
-def _numbered_rows(path: Path, findings: Findings) -> Iterator[Iterator[tuple[int, Sequence[str]]]]:
-    """Open the table, of whatever length its cells are: those of a large mask pass csv's limit."""
-    before = csv.field_size_limit(_LONGEST_FIELD)
+    before = csv.field_size_limit(_LONGEST_FIELD)  # the run lengths of a large mask pass its usual
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            yield _numbered(csv.reader(file, strict=True), findings)
+            for problem in _problems(csv.reader(file, strict=True), seen, names, sizes or {}):
+                findings.add(problem)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}); wanted UTF-8 text, as notan submit writes it"
         ) from error
     finally:
         csv.field_size_limit(before)
+    if names:
+        for name in [name for name in names.lines if name not in seen]:
+            findings.add(f"no row for '{name}', line {names.lines[name]} of {names.path}")
+    if not seen and not findings.count:
+        findings.add("there are no rows below the header")
+    findings.images = len(seen)
+    return findings
 
 
-def _numbered(
-    reader: Iterator[list[str]], findings: Findings
-) -> Iterator[tuple[int, Sequence[str]]]:
-    """Number the rows from 1; behind one that is no CSV nothing can be told apart."""
+def _problems(
+    reader: Iterator[list[str]],
+    seen: dict[str, int],
+    names: NameList | None,
+    sizes: Mapping[str, Size],
+) -> Iterator[str]:
+    """Go through the rows, numbered from 1; behind one that is no CSV nothing can be told apart."""
     number = 0
     try:
         for number, row in enumerate(reader, start=1):
-            yield number, row
+            header = _header_problem(row) if number == 1 else ""
+            if header:
+                yield header
+            # where the header was left out, the first row is data
+            if number > 1 or (header and len(row) == 2 and row[1].replace(" ", "").isdigit()):
+                yield from _row_problems(number, row, seen, names, sizes)
     except csv.Error as error:
-        findings.add(f"row {number + 1} is no CSV ({error}); nothing behind it was read")
+        yield f"row {number + 1} is no CSV ({error}); nothing behind it was read"
     if not number:
-        findings.add(f"the file is empty; wanted the header {','.join(RLE_HEADER)}")
+        yield f"the file is empty; wanted the header {','.join(RLE_HEADER)}"
 
 
-def _is_data(first: Sequence[str], findings: Findings) -> bool:
-    """Say whether the first row is data, because the header was left out."""
-    if tuple(first) == RLE_HEADER:
-        return False
+def _header_problem(first: Sequence[str]) -> str:
+    """Say what is wrong with the first row as a header; empty: nothing."""
     wanted = ",".join(RLE_HEADER)
+    if tuple(first) == RLE_HEADER:
+        return ""
     if first and first[0].startswith("\ufeff"):
-        findings.add(f"the file begins with a byte order mark; wanted the plain header {wanted}")
-        return False
-    findings.add(f"the header is '{_short(','.join(first))}'; wanted {wanted}")
-    return len(first) == len(RLE_HEADER) and first[1].replace(" ", "").isdigit()
+        return f"the file begins with a byte order mark; wanted the plain header {wanted}"
+    return f"the header is '{_short(','.join(first))}'; wanted {wanted}"
 
 
-def _check_row(
+def _row_problems(
     number: int,
     row: Sequence[str],
     seen: dict[str, int],
-    findings: Findings,
     names: NameList | None,
     sizes: Mapping[str, Size],
-) -> None:
+) -> Iterator[str]:
     if len(row) != len(RLE_HEADER):
         what = f"has {len(row)} cells ('{_short(','.join(row))}')" if row else "is empty"
-        findings.add(f"row {number} {what}; wanted a name and its run lengths")
+        yield f"row {number} {what}; wanted a name and its run lengths"
         return
     name, text = row
     where = f"row {number}, '{_short(name)}'"
     if not name:
-        findings.add(f"row {number} has no name")
+        yield f"row {number} has no name"
     elif name in seen:
-        findings.add(f"{where}: stands in row {seen[name]} already")
+        yield f"{where}: stands in row {seen[name]} already"
     elif names and name not in names.lines:
-        findings.add(f"{where}: is not in {names.path}")
+        yield f"{where}: is not in {names.path}"
     seen.setdefault(name, number)
     try:
         if name in sizes:
@@ -354,7 +341,7 @@ def _check_row(
         else:
             read_runs(text)
     except DataError as error:
-        findings.add(f"{where}: {error}")
+        yield f"{where}: {error}"
 
 
 def _short(text: str) -> str:

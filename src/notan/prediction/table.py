@@ -1,27 +1,31 @@
-"""The tables beside written masks: what the model thinks of each of them, and what failed."""
+"""The tables beside written masks: what the model thinks of each of them, and what failed.
+
+They are what ``--resume`` goes by: ``predict.json`` says how a folder of predictions is made, and
+``predictions.csv`` which images are done.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Literal
 
-from notan.errors import DataError
+from notan.config.sections import Section
+from notan.errors import ConfigError, DataError
 from notan.io.write import storage_errors, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from notan.prediction.predictor import Prediction
+    from notan.prediction.predictor import LargePrediction, Prediction
 
-TABLE, FAILED = "predictions.csv", "failed.csv"
+SETTINGS, TABLE, FAILED = "predict.json", "predictions.csv", "failed.csv"
 MOST_NAMED = 5
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(Section):
     """What is said of one mask.
 
     Attributes:
@@ -31,8 +35,8 @@ class Row:
         width: In pixels.
         foreground_fraction: The foreground's share of the image, 0..1.
         expected_dice: The Dice that the model expects of it, 0..1.
-        needs_review: Whether a person should look at it; None: the model was never told how sure
-            is usual.
+        needs_review: Whether a person should look at it, ``yes`` or ``no``; empty: the model was
+            never told how sure is usual.
     """
 
     name: str
@@ -41,19 +45,25 @@ class Row:
     width: int
     foreground_fraction: float
     expected_dice: float
-    needs_review: bool | None
+    needs_review: Literal["yes", "no", ""]
 
     @classmethod
-    def of(cls, name: str, image: Path, prediction: Prediction) -> Row:
+    def of(cls, name: str, image: Path, prediction: Prediction | LargePrediction) -> Row:
         """Note what a prediction says of itself."""
-        height, width = prediction.mask.shape
-        fraction = round(float(prediction.mask.mean()), 6)
-        expected = round(prediction.expected_dice, 4)
-        return cls(name, str(image), height, width, fraction, expected, prediction.needs_review)
+        height, width = prediction.size
+        review: dict[bool | None, Literal["yes", "no", ""]] = {True: "yes", False: "no", None: ""}
+        return cls(
+            name=name,
+            image=str(image),
+            height=height,
+            width=width,
+            foreground_fraction=round(prediction.foreground_fraction, 6),
+            expected_dice=round(prediction.expected_dice, 4),
+            needs_review=review[prediction.needs_review],
+        )
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Section):
     """An image that could not be read.
 
     Attributes:
@@ -68,10 +78,46 @@ class Failure:
 
 
 class PredictionTable:
-    """Holds a row for each mask, in the order in which they were put in."""
+    """What is done in a folder of predictions, in the order of the images, and what failed.
 
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
+    Attributes:
+        folder: Where the tables go.
+        failures: What could not be read in this run, and why.
+        predicted: How many images' outputs were written in this run.
+        kept: How many were left out, because all of theirs was there.
+    """
+
+    def __init__(self, folder: Path, rows: Iterable[Row] = ()) -> None:
+        self.folder = folder
+        self.failures: list[Failure] = []
+        self.predicted = self.kept = 0
         self._rows = {row.name: row for row in rows}
+
+    @classmethod
+    def begin(cls, folder: Path, settings: Mapping[str, str], *, resume: bool) -> PredictionTable:
+        """Begin a folder of predictions, or go on with one.
+
+        Args:
+            folder: Where the outputs go.
+            settings: Everything beside the images that decides what the outputs are.
+            resume: Keep what is done. Without it, the tables of an earlier run are removed; outputs
+                are replaced one by one as their images are predicted again.
+
+        Raises:
+            ConfigError: The folder was begun with other settings.
+            DataError: What an earlier run left cannot be read.
+            StorageError: The folder cannot be written.
+        """
+        path = folder / SETTINGS
+        if resume and path.exists():
+            _refuse_others(path, settings)
+            return cls.read(folder)
+        # before the settings change, lest rows of other settings pass for these
+        for name in (TABLE, FAILED):
+            with storage_errors(folder / name):
+                (folder / name).unlink(missing_ok=True)
+        write_bytes(path, (json.dumps(dict(settings), indent=2) + "\n").encode())
+        return cls(folder)
 
     @classmethod
     def read(cls, folder: Path) -> PredictionTable:
@@ -82,14 +128,14 @@ class PredictionTable:
         """
         path = folder / TABLE
         if not path.exists():
-            return cls()
+            return cls(folder)
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
-                if reader.fieldnames != [field.name for field in fields(Row)]:
+                if reader.fieldnames != list(Row.model_fields):
                     raise ValueError(f"its columns are {reader.fieldnames}")
-                return cls([_row(cells) for cells in reader])
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+                return cls(folder, [Row.model_validate(cells) for cells in reader])
+        except (OSError, ValueError, csv.Error) as error:
             raise DataError(
                 f"{path}: cannot be read as the table that an earlier run wrote "
                 f"({type(error).__name__}: {error}); remove it, or leave out --resume"
@@ -100,36 +146,52 @@ class PredictionTable:
         """All rows, in order."""
         return list(self._rows.values())
 
-    def add(self, name: str, image: Path, prediction: Prediction) -> None:
-        """Note what a prediction says of itself, at the end."""
-        self.put(Row.of(name, image, prediction))
-
-    def put(self, row: Row) -> None:
-        """Put a row at the end, instead of one of the same name."""
-        self._rows.pop(row.name, None)
-        self._rows[row.name] = row
-
-    def keep(self, name: str) -> None:
-        """Move a row to the end, so that a resumed table has the order of an uninterrupted one."""
-        self._rows[name] = self._rows.pop(name)
+    @property
+    def total(self) -> int:
+        """Every image that was asked for in this run."""
+        return self.predicted + self.kept + len(self.failures)
 
     def has(self, name: str, image: Path) -> bool:
         """Say whether there is a row of this name, made from this file."""
         row = self._rows.get(name)
         return row is not None and row.image == str(image)
 
-    def write(self, folder: Path) -> None:
-        """Write predictions.csv, if there is any row.
+    def put(self, row: Row) -> None:
+        """Count an image, and put its row at the end, instead of one of the same name."""
+        self._rows.pop(row.name, None)
+        self._rows[row.name] = row
+        self.predicted += 1
+
+    def keep(self, name: str) -> None:
+        """Count an image that is done, and move its row to the end.
+
+        So a resumed table has the order of an uninterrupted one.
+        """
+        self._rows[name] = self._rows.pop(name)
+        self.kept += 1
+
+    def fail(self, name: str, image: Path, error: DataError) -> None:
+        """Note that an image could not be read."""
+        self.failures.append(Failure(name=name, image=str(image), reason=str(error)))
+
+    def save(self) -> None:
+        """Write predictions.csv and failed.csv; of what there is none, remove an earlier run's.
 
         Raises:
-            StorageError: The file could not be written.
+            StorageError: A file could not be written.
         """
-        if self._rows:
-            _write(folder / TABLE, self.rows)
+        for name, rows in ((TABLE, self.rows), (FAILED, self.failures)):
+            path = self.folder / name
+            if rows:
+                write_bytes(path, _csv_of(rows))
+            else:
+                with storage_errors(path):
+                    path.unlink(missing_ok=True)
 
     def summary(self) -> str:
         """Name the images that a person should check, the least sure first; may be empty."""
-        unsure = sorted((r for r in self.rows if r.needs_review), key=lambda row: row.expected_dice)
+        unsure = [row for row in self.rows if row.needs_review == "yes"]
+        unsure.sort(key=lambda row: row.expected_dice)
         if not unsure:
             return ""
         names = ", ".join(f"{row.name} ({row.expected_dice:.2f})" for row in unsure[:MOST_NAMED])
@@ -137,36 +199,33 @@ class PredictionTable:
         return f"please check, by expected Dice: {names}{more}; all in {TABLE}"
 
 
-def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
-    """Write failed.csv; without failures, remove that of an earlier run.
-
-    Raises:
-        StorageError: The file could not be written.
-    """
-    path = folder / FAILED
-    if failures:
-        _write(path, failures)
-    else:
-        with storage_errors(path):
-            path.unlink(missing_ok=True)
-
-
-def _write(path: Path, rows: Sequence[Row | Failure]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(rows[0])])
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    # file names are bytes to the system, and need not be text: what is none is kept, escaped
-    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
-
-
-def _row(cells: dict[str, str]) -> Row:
-    return Row(
-        name=cells["name"],
-        image=cells["image"],
-        height=int(cells["height"]),
-        width=int(cells["width"]),
-        foreground_fraction=float(cells["foreground_fraction"]),
-        expected_dice=float(cells["expected_dice"]),
-        needs_review={"True": True, "False": False, "": None}[cells["needs_review"]],
+def _refuse_others(path: Path, settings: Mapping[str, str]) -> None:
+    """Refuse a folder that was begun with other settings."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}), so nobody knows how this folder was made; choose "
+            "another --out, or leave out --resume"
+        ) from error
+    if before == dict(settings):
+        return
+    there = before if isinstance(before, dict) else {}
+    other = [
+        f"{name} was {there.get(name, 'not said')}, is now {settings.get(name, 'not said')}"
+        for name in sorted(settings.keys() | there.keys())
+        if there.get(name) != settings.get(name)
+    ]
+    raise ConfigError(
+        f"{path}: this folder was begun otherwise: {'; '.join(other)}; give the same settings, "
+        "choose another --out, or leave out --resume to begin anew"
     )
+
+
+def _csv_of(rows: Sequence[Row | Failure]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(type(rows[0]).model_fields))
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    # file names are bytes to the system, and need not be text: what is none is kept, escaped
+    return text.getvalue().encode("utf-8", "backslashreplace")

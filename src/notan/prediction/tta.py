@@ -1,4 +1,4 @@
-"""Test-time augmentation: the same network asks several views of an image, and takes their mean.
+"""Test-time augmentation: the mean of a network's probabilities over several views of an image.
 
 It wraps any backend, so it works on whole images and inside tiles, on every runtime. NumPy and
 OpenCV only.
@@ -128,9 +128,9 @@ class AugmentedBackend:
     """A backend that answers with the mean of another one's probabilities over several views.
 
     Attributes:
-        backend: The one that is asked.
+        backend: The one that sees the views.
         names: What the views are made of.
-        views: The ways to look.
+        views: Made of the names, the input as it is first.
 
     Source: the mean of probabilities, as in deep ensembles, Lakshminarayanan et al. 2017,
         arXiv:1612.01474. A mean of logits lets one view that is very sure outvote the others. The

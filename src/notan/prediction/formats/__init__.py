@@ -11,7 +11,7 @@ from notan.prediction.formats.images import (
     write_overlay_and_mask,
     write_png,
 )
-from notan.prediction.formats.writers import FORMATS, Writers, open_formats
+from notan.prediction.formats.writers import FORMATS, Writers
 
 __all__ = [
     "FORMATS",
@@ -20,7 +20,6 @@ __all__ = [
     "Writers",
     "contact_sheet",
     "mask_image",
-    "open_formats",
     "overlay_image",
     "write_overlay_and_mask",
     "write_png",

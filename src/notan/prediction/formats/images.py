@@ -1,4 +1,4 @@
-"""A prediction as pixels: mask, cut-out, overlay, probability."""
+"""A prediction as pixels: mask, cut-out, overlay, probability; as PNG and as TIFF of any size."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from notan.errors import StorageError
-from notan.io.write import write_bytes
+from notan.io.write import replacing, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from notan.types import Mask, Probability, RGBImage
+    from notan.types import Mask, Probability, RGBImage, Size
 
 Pixels: TypeAlias = npt.NDArray[Any]
 """uint8 or uint16, (height, width) grey, (height, width, 3) RGB or (height, width, 4) RGBA."""
@@ -24,6 +24,12 @@ Pixels: TypeAlias = npt.NDArray[Any]
 PREDICTION = (230, 159, 0)
 TRUTH = (86, 180, 233)
 """Orange and sky blue of Okabe and Ito's palette, told apart by colour-blind readers."""
+
+TILE = 256
+"""Side of the tiles of a TIFF that is written band by band, and so the height of the bands."""
+
+CLASSIC_BYTES = 2**32 - 2**26
+"""What a TIFF of the classic kind holds at most; pixels that will not compress need BigTIFF."""
 
 
 def mask_image(mask: Mask) -> RGBImage:
@@ -57,10 +63,10 @@ def overlay_image(image: RGBImage, mask: Mask, truth: Mask | None = None) -> RGB
 def cutout_image(image: RGBImage, mask: Mask) -> Pixels:
     """Return the foreground alone: what is background becomes transparent.
 
-    The edge is hard on purpose. The mask is what validation chose the threshold and the tidying
-    for; a probability as transparency would let the background shine through wherever the network
-    is less than sure, in the middle of the foreground too. The colours under the background are
-    kept, so an editor can bring them back.
+    The edge is hard on purpose. The mask is what validation chose the postprocessing for; a
+    probability as transparency would let the background shine through wherever the network is
+    less than sure, in the middle of the foreground too. The colours under the background are kept,
+    so an editor can bring them back.
 
     Returns:
         uint8, (height, width, 4), RGBA; alpha is 255 on the foreground and 0 elsewhere.
@@ -68,14 +74,18 @@ def cutout_image(image: RGBImage, mask: Mask) -> Pixels:
     return np.dstack([image, mask_image(mask)])
 
 
-def probability_image(probability: Probability, dtype: npt.DTypeLike = np.uint8) -> Pixels:
-    """Return probabilities as grey levels, 0 for 0 and the type's largest for 1.
+def probability_image(
+    probability: Probability | Mask, dtype: type[np.generic] = np.uint8
+) -> Pixels:
+    """Return probabilities, or a mask, as grey levels: 0 for 0 and the type's largest for 1.
 
     Args:
         probability: float32, (height, width), 0..1.
-        dtype: uint8 (steps of 1/255) or uint16 (steps of 1/65535).
+        dtype: uint8 (steps of 1/255), uint16 (steps of 1/65535), or float32 (as they are).
     """
-    top = np.iinfo(dtype).max
+    if dtype is np.float32:
+        return probability
+    top = np.iinfo(np.dtype(dtype)).max
     return np.rint(probability.astype(np.float64) * top).astype(dtype)
 
 
@@ -103,6 +113,49 @@ def encode_float_tiff(probability: Probability) -> bytes:
     file = io.BytesIO()
     tifffile.imwrite(file, probability.astype(np.float32), compression="zlib", metadata=None)
     return file.getvalue()
+
+
+def write_large_tiff(
+    path: Path, size: Size, dtype: type[np.generic], bands: Iterable[Probability | Mask]
+) -> None:
+    """Write an image that is there band by band as a tiled TIFF, compressed by Deflate.
+
+    It is written whole or not at all.
+
+    Args:
+        path: The file.
+        size: (height, width) of the image.
+        dtype: uint8, uint16 or float32, scaled as ``probability_image`` does.
+        bands: The image from the top in bands of ``TILE`` rows, each (rows, width).
+
+    Raises:
+        StorageError: The file could not be written.
+    """
+    from tifffile import FileHandle, TiffWriter
+
+    large = size[0] * size[1] * np.dtype(dtype).itemsize > CLASSIC_BYTES
+    with (
+        replacing(path) as file,
+        TiffWriter(FileHandle(file, name=path.name), bigtiff=large) as tiff,  # it wants a name
+    ):
+        tiff.write(
+            _tiles(probability_image(band, dtype) for band in bands),
+            shape=size,
+            dtype=np.dtype(dtype),
+            tile=(TILE, TILE),
+            photometric="minisblack",
+            compression="zlib",
+            metadata=None,
+            maxworkers=1,  # more would compress many tiles ahead, and hold them
+        )
+
+
+def _tiles(bands: Iterable[Pixels]) -> Iterator[Pixels]:
+    """Cut bands into tiles, filled up with zeros at the right and below."""
+    for band in bands:
+        full = np.pad(band, ((0, -len(band) % TILE), (0, -band.shape[1] % TILE)))
+        for left in range(0, full.shape[1], TILE):
+            yield np.ascontiguousarray(full[:, left : left + TILE])
 
 
 def write_png(path: Path, image: Pixels) -> None:

@@ -20,6 +20,7 @@ from notan.prediction.formats.images import (
     mask_image,
     overlay_image,
     probability_image,
+    write_large_tiff,
 )
 from notan.prediction.formats.rows import RowFile, coco_rle, kaggle_rle
 from notan.prediction.formats.shapes import coco_polygons, encode_geojson, encode_svg
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from notan.prediction.predictor import Prediction
+    from notan.prediction.predictor import LargePrediction, Prediction
     from notan.types import RGBImage
 
 
@@ -168,24 +169,22 @@ FORMATS: dict[str, FileFormat | TableFormat] = {
     "geojson": FileFormat("geojson", ".geojson", lambda o: encode_geojson(o.prediction.mask)),
     "contours": FileFormat("contours", ".svg", lambda o: encode_svg(o.prediction.mask)),
 }
-
-
-def check_formats(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names, each once.
-
-    Raises:
-        ConfigError: There is no such format, or none was given.
-    """
-    if not names:
-        raise ConfigError(f"no output format was given{nearest('', FORMATS)}")
-    for name in names:
-        if name not in FORMATS:
-            raise ConfigError(f"'{name}': there is no such output format{nearest(name, FORMATS)}")
-    return tuple(dict.fromkeys(names))
+LARGE_DTYPES: dict[str, type[np.generic]] = {
+    "mask": np.uint8,
+    "probability": np.uint8,
+    "probability16": np.uint16,
+    "probability-float": np.float32,
+}
+"""The formats in which an image can be written that is never in memory: as FOLDER/NAME.tif."""
 
 
 class Writers:
-    """Writes what was asked for of each image; may be used from many threads at once."""
+    """Writes what was asked for of each image; may be used from many threads at once.
+
+    Attributes:
+        names: Keys of ``FORMATS``, each once.
+        out: The folder that everything goes into.
+    """
 
     def __init__(self, names: Sequence[str], out: Path, *, resume: bool = False) -> None:
         """Look the formats up; nothing is written yet.
@@ -199,25 +198,37 @@ class Writers:
             ConfigError: There is no such format, or none was given.
             DataError: The rows of the earlier run cannot be read.
         """
-        self.names = check_formats(names)
+        if not names:
+            raise ConfigError(f"no output format was given{nearest('', FORMATS)}")
+        for name in names:
+            if name not in FORMATS:
+                raise ConfigError(
+                    f"'{name}': there is no such output format{nearest(name, FORMATS)}"
+                )
+        self.names = tuple(dict.fromkeys(names))
         self.out = out
-        found = [FORMATS[name] for name in self.names]
-        self._files = [format_ for format_ in found if isinstance(format_, FileFormat)]
+        found = {name: FORMATS[name] for name in self.names}
+        self._files = {name: each for name, each in found.items() if isinstance(each, FileFormat)}
         self._tables = [
             (table, RowFile(out / table.file, table.finish, resume=resume))
-            for table in found
+            for table in found.values()
             if isinstance(table, TableFormat)
         ]
 
-    def paths(self, name: str) -> list[Path]:
-        """Return every file that ``add`` and ``close`` write for this name."""
-        files = [self._path(format_, name) for format_ in self._files]
-        return [*files, *(path for _, table in self._tables for path in (table.rows, table.path))]
+    @property
+    def large_names(self) -> tuple[str, ...]:
+        """The formats in which a huge image is written."""
+        return tuple(name for name in self.names if name in LARGE_DTYPES)
 
-    def has(self, name: str) -> bool:
+    def paths(self, name: str) -> list[Path]:
+        """Return every file that may be written for this name, huge or not."""
+        tables = [path for _, table in self._tables for path in (table.rows, table.path)]
+        return [*self._paths(name), *self._paths(name, is_large=True), *tables]
+
+    def has(self, name: str, *, is_large: bool = False) -> bool:
         """Say whether all outputs of a name are there already."""
-        return all(self._path(format_, name).is_file() for format_ in self._files) and all(
-            table.has(name) for _, table in self._tables
+        return all(path.is_file() for path in self._paths(name, is_large=is_large)) and (
+            is_large or all(table.has(name) for _, table in self._tables)
         )
 
     def add(self, name: str, path: Path, image: RGBImage, prediction: Prediction) -> None:
@@ -233,10 +244,21 @@ class Writers:
             StorageError: A file could not be written.
         """
         output = Output(name, path, image, prediction)
-        for format_ in self._files:
-            write_bytes(self._path(format_, name), format_.encode(output))
+        for format_, place in zip(self._files.values(), self._paths(name), strict=True):
+            write_bytes(place, format_.encode(output))
         for table_format, table in self._tables:
             table.add(name, table_format.row(output))
+
+    def add_large(self, name: str, prediction: LargePrediction) -> None:
+        """Write the outputs of a huge image in those formats in which it can be.
+
+        Raises:
+            StorageError: A file could not be written.
+        """
+        paths = self._paths(name, is_large=True)
+        for kind, path in zip(self.large_names, paths, strict=True):
+            bands = prediction.mask if kind == "mask" else prediction.probability
+            write_large_tiff(path, prediction.size, LARGE_DTYPES[kind], bands or ())
 
     def close(self) -> None:
         """Write the files that hold all images, of what is done so far.
@@ -248,10 +270,12 @@ class Writers:
             for _, table in self._tables:
                 stack.callback(table.close)
 
-    def _path(self, format_: FileFormat, name: str) -> Path:
-        return self.out / format_.folder / f"{name}{format_.suffix}"
-
-
-def open_formats(names: Sequence[str], out: Path, *, resume: bool = False) -> Writers:
-    """Open output formats by name, as ``Writers`` does."""
-    return Writers(names, out, resume=resume)
+    def _paths(self, name: str, *, is_large: bool = False) -> list[Path]:
+        """Return the files of an image alone."""
+        if is_large:
+            files = [self._files[kind] for kind in self.large_names]
+            return [self.out / format_.folder / f"{name}.tif" for format_ in files]
+        return [
+            self.out / format_.folder / f"{name}{format_.suffix}"
+            for format_ in self._files.values()
+        ]

@@ -1,0 +1,356 @@
+"""Backends: the same network on PyTorch, ONNX Runtime or OpenVINO.
+
+Each runtime is imported only where its backend is made, so that an ONNX model predicts on a
+machine without PyTorch.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from notan.errors import (
+    EXTRAS,
+    CheckpointError,
+    ConfigError,
+    MissingExtraError,
+    ShapeError,
+    explaining_extras,
+    nearest,
+    stop_telemetry,
+)
+from notan.modelfile.card import load_checkpoint, read_card
+from notan.modelfile.onnx import is_onnx
+from notan.runtime import find_device
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from notan.modelfile.card import Card, Checkpoint
+
+Array: TypeAlias = npt.NDArray[np.float32]
+
+Precision = Literal["fp32", "bf16"]
+"""What a network computes in: float32, or bfloat16 where the processor is quicker in it."""
+
+ONNX_RUNTIMES = ("openvino", "onnxruntime")
+"""What runs an ONNX model; the quicker one first."""
+
+ERRORS_ONLY = 3
+"""Log level of ONNX Runtime: its warnings are of nodes and machines, not of the image."""
+
+
+class Backend(Protocol):
+    """A network on some runtime."""
+
+    def __call__(self, inputs: Array) -> Array:
+        """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w).
+
+        Raises:
+            ShapeError: The network returned another shape.
+        """
+
+
+class TorchBackend:
+    """A PyTorch module in evaluation mode.
+
+    Attributes:
+        device: Where it runs.
+        model: The module that runs: in float32 the one that was given, in bfloat16 a copy.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        device: torch.device | str = "cpu",
+        *,
+        precision: Precision = "fp32",
+    ) -> None:
+        """Move a module to a device; it is used as it is, so train it no further meanwhile.
+
+        Args:
+            model: From (n, 3, h, w) to logits (n, 1, h, w).
+            device: Where to run.
+            precision: ``bf16`` rounds a copy of the weights to bfloat16 and computes in it. That
+                is as quick as autocast, which rounds them again for every image, and needs half
+                the memory.
+        """
+        import torch
+
+        self.device = torch.device(device)
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        if precision == "bf16":
+            model = copy.deepcopy(model).to(torch.bfloat16)
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, inputs: Array) -> Array:
+        """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w)."""
+        import torch
+
+        was_training = self.model.training
+        self.model.eval()
+        with torch.inference_mode():
+            images = torch.from_numpy(inputs).to(
+                self.device, self._dtype, memory_format=torch.channels_last
+            )
+            logits = self.model(images).float().cpu().numpy()
+        self.model.train(was_training)
+        return _checked(logits, inputs, type(self.model).__name__)
+
+
+class OnnxRuntimeBackend:
+    """An ONNX model on ONNX Runtime, on the processor, in float32 (int8 where the file is)."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        """Load an ONNX model.
+
+        Args:
+            path: The ``.onnx`` file.
+            threads: At most so many; None: one for each core.
+
+        Raises:
+            CheckpointError: ONNX Runtime cannot run the file.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        options.intra_op_num_threads = threads or 0
+        # Threads that spin while they wait slow everything else on a busy machine down
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions share no base class but this
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path}: ONNX Runtime cannot run it: {reason}") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, inputs: Array) -> Array:
+        """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w)."""
+        return _checked(self._session.run(None, {self._input: inputs})[0], inputs)
+
+
+class OpenVinoBackend:
+    """An ONNX model on OpenVINO, on the processor."""
+
+    def __init__(
+        self, path: Path, *, precision: Precision = "fp32", threads: int | None = None
+    ) -> None:
+        """Compile an ONNX model for this processor.
+
+        OpenVINO can keep what it compiled in a folder. It is not told to: it reads it again
+        unchecked, so that a byte that has flipped there gives another mask, and to check it by
+        its hash takes as long as to compile it.
+
+        Args:
+            path: The ``.onnx`` file.
+            precision: OpenVINO itself would choose bfloat16 wherever it is quicker, and so other
+                masks on other machines; here float32 is the default.
+            threads: At most so many; None: OpenVINO's choice.
+
+        Raises:
+            CheckpointError: OpenVINO cannot run the file.
+        """
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._compiled = _openvino_core().compile_model(str(path), "CPU", settings)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise CheckpointError(f"{path}: OpenVINO cannot run it: {reason}") from error
+        self._request = self._compiled.create_infer_request()
+
+    def __call__(self, inputs: Array) -> Array:
+        """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w)."""
+        # The request's own memory is written again by the next image, so the answer is copied
+        return _checked(self._request.infer({0: inputs})[0].copy(), inputs)
+
+
+@functools.cache
+def _openvino_core() -> Any:  # noqa: ANN401 - openvino.Core, without importing it above
+    """Return the process's one OpenVINO, which lives as long as the process.
+
+    It lends the thread its stack for signals, and takes that back when it goes: a later signal
+    that has a handler (PyTorch's for data workers has one) would then end the process.
+    """
+    stop_telemetry()
+    import openvino
+
+    return openvino.Core()
+
+
+def _checked(logits: Array, inputs: Array, network: str = "the network") -> Array:
+    """Return logits, or refuse what is not one for each pixel of the inputs."""
+    wanted = (inputs.shape[0], 1, *inputs.shape[2:])
+    if logits.shape != wanted:
+        raise ShapeError(
+            f"{network} returned {logits.shape} for an input of {inputs.shape}; logits of {wanted} "
+            "are wanted"
+        )
+    return logits
+
+
+def open_model(
+    path: Path,
+    *,
+    backend: str = "auto",
+    device: str | torch.device = "cpu",
+    precision: Precision = "fp32",
+    threads: int | None = None,
+    own_model: torch.nn.Module | None = None,
+) -> tuple[Card, Backend]:
+    """Read a model file and make the backend that runs it.
+
+    Args:
+        path: A checkpoint (``.safetensors``), which runs on PyTorch, or an ONNX model
+            (``.onnx``), which runs on OpenVINO or else ONNX Runtime, whichever is installed.
+        backend: ``auto``, or the one of them to use.
+        device: Where to run; an ONNX model runs on the processor only.
+        precision: ``fp32``, or ``bf16`` where the runtime can.
+        threads: At most so many of the processor; None: the runtime's own choice. PyTorch knows
+            one number for the whole process.
+        own_model: A fresh instance, where a checkpoint is of a class of the user's own.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, foreign, or of a network that was not given.
+        ConfigError: The file or the runtime cannot do what was asked for.
+        MissingExtraError: The runtime is not installed.
+    """
+    for flag, name, choices in (
+        ("--backend", backend, ("auto", "torch", *ONNX_RUNTIMES)),
+        ("--precision", precision, ("fp32", "bf16")),
+    ):
+        if name not in choices:
+            raise ConfigError(f"{flag} {name}: there is no such choice{nearest(name, choices)}")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads {threads}: at least 1 is wanted")
+    if is_onnx(path):
+        card = read_card(path)
+        runtime = _choose_onnx_runtime(path, backend, device, precision)
+        with explaining_extras():
+            return card, onnx_backend(path, runtime, precision=precision, threads=threads)
+    if backend in ONNX_RUNTIMES:
+        raise ConfigError(
+            f"{path}: a checkpoint runs on PyTorch only; make an ONNX model for {backend}: "
+            f"notan export --model {path} --to onnx"
+        )
+    with explaining_extras():
+        checkpoint = load_checkpoint(path)
+        where = find_device(device) if isinstance(device, str) else device
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        network = rebuild(checkpoint, own_model)
+        return checkpoint.card, TorchBackend(network, where, precision=precision)
+
+
+def _choose_onnx_runtime(
+    path: Path, backend: str, device: str | torch.device, precision: Precision
+) -> str:
+    if str(device) not in ("auto", "cpu"):
+        raise ConfigError(
+            f"{path}: an ONNX model runs on the processor, not on {device}; leave --device out, "
+            "or give the checkpoint that it was made from"
+        )
+    if backend == "torch":
+        raise ConfigError(
+            f"{path}: PyTorch cannot run an ONNX model; leave --backend out, or give the "
+            "checkpoint that it was made from"
+        )
+    chosen = installed_runtimes()[0] if backend == "auto" else backend
+    if chosen == "onnxruntime" and precision != "fp32":
+        raise ConfigError(
+            f"{path}: ONNX Runtime computes in fp32 only, {precision} was asked for; install "
+            "OpenVINO for it: pip install 'notan[openvino]'"
+        )
+    return chosen
+
+
+def onnx_backend(
+    path: Path, runtime: str, *, precision: Precision = "fp32", threads: int | None = None
+) -> Backend:
+    """Load an ONNX model, whatever its card says.
+
+    Args:
+        path: The file.
+        runtime: ``openvino`` or ``onnxruntime``.
+        precision: ``bf16`` on OpenVINO only.
+        threads: At most so many.
+
+    Raises:
+        CheckpointError: The runtime cannot run the file.
+    """
+    if runtime == "onnxruntime":
+        return OnnxRuntimeBackend(path, threads=threads)
+    return OpenVinoBackend(path, precision=precision, threads=threads)
+
+
+def installed_runtimes() -> tuple[str, ...]:
+    """Name what can run an ONNX model on this machine, the quicker one first.
+
+    Raises:
+        MissingExtraError: Nothing can.
+    """
+    found = tuple(name for name in ONNX_RUNTIMES if importlib.util.find_spec(name) is not None)
+    if not found:
+        choices = " or ".join(f"pip install 'notan[{EXTRAS[name]}]'" for name in ONNX_RUNTIMES)
+        raise MissingExtraError(
+            f"an ONNX model needs OpenVINO or ONNX Runtime, and neither is installed: {choices}"
+        )
+    return found
+
+
+def rebuild(checkpoint: Checkpoint, own_model: torch.nn.Module | None) -> torch.nn.Module:
+    """Return the checkpoint's network with its weights.
+
+    Args:
+        checkpoint: Card and weights.
+        own_model: A fresh instance, where the checkpoint is of a class of the user's own.
+
+    Raises:
+        CheckpointError: The network is the user's own and was not given, or the weights belong
+            to another network.
+    """
+    card = checkpoint.card
+    model = _build(card) if own_model is None else own_model
+    if model is None:
+        raise CheckpointError(
+            f"this checkpoint is of {card.model_class}, a class of your own; load it from "
+            f"Python: Predictor.load(path, model={card.model_class}(...))"
+        )
+    try:
+        model.load_state_dict(dict(checkpoint.weights))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the weights do not fit {type(model).__name__}: {reason}") from error
+    return model
+
+
+def _build(card: Card) -> torch.nn.Module | None:
+    """Build a card's network, freshly initialised; None where it is the user's own."""
+    from notan.models.build import build_model
+    from notan.models.ensemble import Ensemble
+
+    if card.members:
+        return Ensemble(
+            [build_model(member.model) for member in card.members],
+            [member.weight for member in card.members],
+            temperatures=[member.temperature for member in card.members],
+            biases=[member.bias for member in card.members],
+        )
+    return build_model(card.model) if card.model else None
