@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from notan.comparison import join
+from notan.comparison import make_ensemble
 from notan.config import load_run
 from notan.data.folders import open_split
 from notan.metrics import Counts
@@ -138,7 +138,7 @@ def measure(data: Path, folder: Path) -> None:
     joined = {name: folder / f"{name}.safetensors" for name in ("unets", "ensemble")}
     for path, models in zip(joined.values(), (wide, [*wide, gated]), strict=True):
         if not path.exists():
-            join(models, path, data_path=data, device="cpu")
+            make_ensemble(models, path, data_path=data, device="cpu")
     teacher = {"model__width": 8, "train__teacher": joined["ensemble"]}
     alone = [settle(data, folder, "unet-w8", seed, model__width=8) for seed in SEEDS]
     taught = [settle(data, folder, "taught-w8", seed, **teacher) for seed in SEEDS]

@@ -39,7 +39,7 @@ Kind = Literal["shifted", "eroded", "inverted", "swapped"]
 SINGLE: tuple[Kind, ...] = ("shifted", "eroded", "inverted")
 
 SHARE, FOLDS = 0.1, 3
-SCORES = ("precision", "recall", "cut_precision", "cut_recall", "by_dice", "by_softmin")
+SCORES = ("precision", "recall", "threshold_precision", "threshold_recall", "by_dice", "by_softmin")
 SHIFT = (0.05, 0.12)
 """Of the short side."""
 
@@ -137,8 +137,8 @@ class Found(NamedTuple):
         precision: The share of the top tenth that was planted.
         recall: The share of the planted in the top tenth.
         by_kind: Planted, in the top tenth, and named rightly there, of each kind.
-        cut_precision: The share of the masks beyond the cut that was planted.
-        cut_recall: The share of the planted beyond the cut.
+        threshold_precision: The share of the masks above the threshold that was planted.
+        threshold_recall: The share of the planted above the threshold.
         by_dice: Recall of a ranking by Dice alone.
         by_softmin: Recall of a ranking by the soft minimum of the pixels' self-confidence.
     """
@@ -146,8 +146,8 @@ class Found(NamedTuple):
     precision: float
     recall: float
     by_kind: dict[Kind, tuple[int, int, int]]
-    cut_precision: float
-    cut_recall: float
+    threshold_precision: float
+    threshold_recall: float
     by_dice: float
     by_softmin: float
 
@@ -166,10 +166,9 @@ def search(planted: Planted, seed: int, folder: Path) -> Found:
     ranking, kinds = rank(judgements), planted.kinds
     count = round(SHARE * len(judgements))
     top = ranking.suspects[:count]
-    beyond = {suspect.judgement.name for suspect in ranking.beyond_cut}
+    above = {suspect.name for suspect in ranking.above_threshold}
     named = {
-        suspect.judgement.name: suspect.explanation.kind if suspect.explanation else None
-        for suspect in top
+        suspect.name: suspect.explanation.kind if suspect.explanation else None for suspect in top
     }
     hits = set(named) & set(kinds)
 
@@ -189,8 +188,8 @@ def search(planted: Planted, seed: int, folder: Path) -> Found:
             )
             for kind, names in by_kind.items()
         },
-        cut_precision=len(beyond & set(kinds)) / max(1, len(beyond)),
-        cut_recall=len(beyond & set(kinds)) / len(kinds),
+        threshold_precision=len(above & set(kinds)) / max(1, len(above)),
+        threshold_recall=len(above & set(kinds)) / len(kinds),
         by_dice=recall({each.name: each.dice for each in judgements}),
         by_softmin=recall(softmin),
     )

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from doctor_folders import SIZE, found, image_path, mask, only, pixels, write, write_clean
-from notan.checking.alignment import alike, look_at
+from notan.checking.files import near_copies
+from notan.checking.reading import ImageFacts, thumbnail_of
 from notan.data.synthetic import DrawnSource
 
 if TYPE_CHECKING:
@@ -90,18 +91,23 @@ def moved(image: RGBImage, pixels_right: int) -> RGBImage:
     return np.ascontiguousarray(np.roll(image, pixels_right, axis=1))
 
 
-def test_looks_find_copies_among_many_and_nothing_else() -> None:
+def facts_of(image: RGBImage) -> ImageFacts:
+    size = image.shape[:2]
+    return ImageFacts(Path("x.png"), "train", size, "", (), (), thumbnail_of(image))
+
+
+def test_thumbnails_find_copies_among_many_and_nothing_else() -> None:
     images = [sample.image for sample in DrawnSource(60, size=(64, 80), seed=9)]
     brighter = np.clip(images[7] * 1.05, 0, 255).astype(np.uint8)
-    looks = [look_at(image) for image in [*images, brighter, moved(images[3], 12)]]
-    assert list(alike(looks)) == [(7, 60)]
+    every = [facts_of(image) for image in [*images, brighter, moved(images[3], 12)]]
+    assert list(near_copies(every)) == [(7, 60)]
 
 
 def test_a_part_that_changed_makes_another_image() -> None:
     image = DrawnSource(1, size=(128, 160), seed=4)[0].image
     other = image.copy()
     other[40:80, 60:100] = 255 - other[40:80, 60:100]
-    assert not list(alike([look_at(image), look_at(other)]))
+    assert not list(near_copies([facts_of(image), facts_of(other)]))
 
 
 def test_splits_of_other_colours(folder: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_folder_without_any_image_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_border_rule_or_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="trimap_border; did you mean 'foreground'"):
-        examine(tmp_path, trimap_border="foregroud")  # type: ignore[arg-type]
+        examine(tmp_path, trimap_border="foregroun")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="there is no such layout; did you mean 'pets'"):
         examine(tmp_path, layout="pet")  # type: ignore[arg-type]
 
@@ -192,7 +192,9 @@ def diagnosis_of(*severities: Severity) -> Diagnosis:
         Finding("blank-image", severity, f"message {number}")
         for number, severity in enumerate(severities)
     )
-    return Diagnosis(Path("data"), "folder", "foreground", findings, ())
+    return Diagnosis(
+        folder=Path("data"), layout="folder", trimap_border="foreground", findings=findings
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_a_diagnosis_survives_json(tmp_path: Path) -> None:
     image_path(folder, 2).rename(folder / "train" / "images" / "émile.png")
     diagnosis = examine(folder)
     assert diagnosis.pairs
-    assert Diagnosis.from_json(diagnosis.to_json()) == diagnosis
+    assert Diagnosis.model_validate_json(diagnosis.to_json()) == diagnosis
 
 
 def test_the_doctor_does_not_import_torch() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notan.checking.suspicion import Explanation, Kind, Swaps, dilate, erode, explain, moved, way
+from notan.checking.alignment import shift_in_words
+from notan.checking.suspicion import Explanation, Kind, Swaps, dilate, erode, explain, moved
 
 if TYPE_CHECKING:
     from notan.types import Mask
@@ -141,9 +142,10 @@ def test_swapped_masks_are_traced_to_each_other() -> None:
 def test_an_explanation_says_itself_in_words() -> None:
     shift = Explanation("shifted", 0.61, 0.88, down=12, right=7)
     assert shift.in_words() == (
-        "looks shifted by 12 down, 7 right (Dice with the model 0.61 as it is, 0.88 shifted back)"
+        "looks shifted by 12 pixels down and 7 pixels to the right "
+        "(Dice with the model 0.61 as it is, 0.88 shifted back)"
     )
-    assert way(-3, 0) == "3 up"
-    assert way(0, -1) == "1 left"
+    assert shift_in_words(-3, 0) == "3 pixels up"
+    assert shift_in_words(0, -1) == "1 pixel to the left"
     assert "eroded by 1 pixel (" in Explanation("eroded", 0.5, 0.9, pixels=1).in_words()
     assert "with that of cat_7" in Explanation("swapped", 0.5, 0.9, other="cat_7").in_words()

@@ -14,16 +14,12 @@ from doctor_folders import pixels, write
 from label_folders import EASY, write_ellipses
 from notan.checking import examine, label_errors
 from notan.checking.label_errors import (
-    Plan,
+    LabelPlan,
     claim,
-    describe,
     gather,
     in_words,
-    label_findings,
-    labels_to_json,
     plan_search,
     search_labels,
-    with_labels,
 )
 from notan.config import load_run
 from notan.errors import CheckpointError, ConfigError, DataError
@@ -39,7 +35,7 @@ if TYPE_CHECKING:
     from notan.config import Run
     from notan.data.samples import Sample, Source
 
-PLAN = Plan(Path("best.safetensors"), "abc", load_run(flags=EASY), 3)
+PLAN = LabelPlan(Path("best.safetensors"), "abc", load_run(flags=EASY), 3)
 
 
 @pytest.fixture
@@ -95,11 +91,11 @@ def test_masks_that_cannot_be_read_are_left_out_saying_so(folder: Path) -> None:
     diagnosis = examine(folder)
     search = search_labels(PLAN, diagnosis, out=folder / "out")
     assert len(search.ranking.suspects) == 9
-    (finding,) = (each for each in label_findings(search) if each.kind == "label-unjudged")
+    (finding,) = (each for each in search.findings() if each.kind == "label-unjudged")
     assert "1 image left out of the ranking" in finding.message
     assert "e01.png" in finding.message
-    assert "1 image left out" in describe(search)
-    assert with_labels(diagnosis, search).exit_code() == 2  # the ordinary errors stay
+    assert "1 image left out" in search.describe()
+    assert search.add_to(diagnosis).exit_code() == 2  # the ordinary errors stay
 
 
 @pytest.mark.usefixtures("all_knowing")
@@ -108,12 +104,12 @@ def test_a_wrong_mask_becomes_a_warning_with_its_explanation(folder: Path) -> No
     diagnosis = examine(folder)
     search = search_labels(PLAN, diagnosis, out=folder / "out")
     (finding,) = (
-        each for each in with_labels(diagnosis, search).findings if each.kind.startswith("label-")
+        each for each in search.add_to(diagnosis).findings if each.kind.startswith("label-")
     )
     assert (finding.kind, finding.severity) == ("label-inverted", "warning")
     assert finding.files == (mask_of(folder, "e03"),)
     assert "looks inverted (Dice with the model 0.0" in finding.message
-    assert "1 of 11 masks look wrong" in describe(search)
+    assert "1 of 11 masks look wrong" in search.describe()
     assert (folder / "out" / "held-out" / "e03.png").is_file()
 
 
@@ -121,7 +117,7 @@ def test_a_wrong_mask_becomes_a_warning_with_its_explanation(folder: Path) -> No
 def test_the_json_holds_every_mask_the_worst_first(folder: Path) -> None:
     invert(mask_of(folder, "e03"))
     search = search_labels(PLAN, examine(folder), out=folder / "out")
-    rows = json.loads(json.dumps(labels_to_json(search)))["ranking"]
+    rows = json.loads(json.dumps(search.to_json()))["ranking"]
     assert len(rows) == 11
     assert rows[0]["name"] == "e03"
     assert rows[0]["mask"] == str(mask_of(folder, "e03"))
@@ -133,8 +129,8 @@ def test_the_json_holds_every_mask_the_worst_first(folder: Path) -> None:
 @pytest.mark.usefixtures("all_knowing")
 def test_healthy_masks_give_no_finding(folder: Path) -> None:
     search = search_labels(PLAN, examine(folder), out=folder / "out")
-    assert list(label_findings(search)) == []
-    assert "0 of 11 masks look wrong" in describe(search)
+    assert list(search.findings()) == []
+    assert "0 of 11 masks look wrong" in search.describe()
 
 
 def test_networks_that_have_learned_nothing_accuse_nobody_and_say_so(
@@ -149,10 +145,10 @@ def test_networks_that_have_learned_nothing_accuse_nobody_and_say_so(
 
     monkeypatch.setattr(label_errors, "predict_held_out", stub)
     search = search_labels(PLAN, examine(folder), out=folder / "out")
-    (finding,) = label_findings(search)
+    (finding,) = search.findings()
     assert finding.severity == "note"
     assert "have learned too little to judge masks (typical Dice 0.00" in finding.message
-    assert "give more --epochs or a better --model" in describe(search)
+    assert "give more --epochs or a better --model" in search.describe()
 
 
 @pytest.mark.usefixtures("all_knowing")
@@ -164,7 +160,7 @@ def test_how_long_it_will_take_is_said_beforehand(
     assert "judging 11 masks by 3 networks with the settings of best.safetensors, 12 epochs" in (
         caplog.text
     )
-    assert in_words(0.2) == "1 seconds"
+    assert in_words(0.2) == "1 second"
     assert (in_words(600), in_words(9000)) == ("10 minutes", "2.5 hours")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.checking.suspicion import Explanation, Judgement, dilate, erode, judge_all, rank
+from notan.checking.suspicion import Explanation, Suspect, dilate, erode, judge_all, rank
 from notan.data.samples import Sample
 from notan.data.synthetic import DrawnSource
 from notan.modelfile.postprocess import Postprocessing
@@ -24,7 +24,7 @@ def sure(truth: Mask) -> Prediction:
     return Prediction(np.where(truth, 0.95, 0.05).astype(np.float32), Postprocessing())
 
 
-def judged(spoilt: dict[int, Mask], predicted: list[Mask] | None = None) -> list[Judgement]:
+def judged(spoilt: dict[int, Mask], predicted: list[Mask] | None = None) -> list[Suspect]:
     truths = predicted or [sample.mask for sample in IMAGES]
     samples = [
         replace(sample, mask=spoilt.get(place, sample.mask)) for place, sample in enumerate(IMAGES)
@@ -41,19 +41,19 @@ def test_planted_faults_come_first_with_their_names() -> None:
         8: masks[5],
     }
     ranking = rank(judged(spoilt))
-    found = {each.judgement.name: each for each in ranking.suspects[:4]}
+    found = {each.name: each for each in ranking.suspects[:4]}
     kinds = {IMAGES[0].name: "inverted", IMAGES[3].name: "shifted"}
     kinds |= {IMAGES[5].name: "swapped", IMAGES[8].name: "swapped"}
     assert {name: each.explanation and each.explanation.kind for name, each in found.items()} == (
         kinds
     )
-    assert {each.judgement.name for each in ranking.beyond_cut} == set(kinds)
-    assert "shifted by 9 down, 6 left" in found[IMAGES[3].name].in_words()
+    assert {each.name for each in ranking.above_threshold} == set(kinds)
+    assert "shifted by 9 pixels down and 6 pixels to the left" in found[IMAGES[3].name].in_words()
 
 
-def test_healthy_masks_are_all_beneath_the_cut_without_explanations() -> None:
+def test_healthy_masks_are_all_beneath_the_threshold_without_explanations() -> None:
     ranking = rank(judged({}))
-    assert ranking.beyond_cut == ()
+    assert ranking.above_threshold == ()
     assert all(each.explanation is None for each in ranking.suspects)
     assert len(ranking.suspects) == len(IMAGES)
 
@@ -63,15 +63,15 @@ def test_a_network_that_draws_everything_fat_accuses_nobody_but_the_thin_mask() 
     fat = [dilate(mask, 2) for mask in masks]
     thickest = max(range(len(masks)), key=lambda place: float(erode(masks[place], 5).mean()))
     healthy = rank(judged({}, predicted=fat))
-    assert healthy.beyond_cut == ()
+    assert healthy.above_threshold == ()
     found = rank(judged({thickest: erode(masks[thickest], 5)}, predicted=fat)).suspects[0]
-    assert found.judgement.name == IMAGES[thickest].name
+    assert found.name == IMAGES[thickest].name
     assert found.explanation
     assert found.explanation.kind == "eroded"
 
 
-def made_up(name: str, dice: float, expected: float, *explanations: Explanation) -> Judgement:
-    return Judgement(name, dice, expected, {each.kind: each for each in explanations})
+def made_up(name: str, dice: float, expected: float, *explanations: Explanation) -> Suspect:
+    return Suspect(name, dice, expected, {each.kind: each for each in explanations})
 
 
 HEALTHY = [made_up(f"h{place}", 0.9 - place / 1000, 0.9) for place in range(9)]
@@ -79,7 +79,7 @@ HEALTHY = [made_up(f"h{place}", 0.9 - place / 1000, 0.9) for place in range(9)]
 
 def test_a_sure_disagreement_is_reported_in_words_without_an_explanation() -> None:
     suspect = rank([*HEALTHY, made_up("odd", 0.2, 0.9)]).suspects[0]
-    assert suspect.judgement.name == "odd"
+    assert suspect.name == "odd"
     assert suspect.in_words() == (
         "disagrees with the model (Dice 0.20, where the model expects 0.90 of itself)"
     )
@@ -87,15 +87,15 @@ def test_a_sure_disagreement_is_reported_in_words_without_an_explanation() -> No
 
 def test_an_unsure_network_accuses_nobody() -> None:
     ranking = rank([*HEALTHY, made_up("hard", 0.2, 0.25)])
-    assert ranking.beyond_cut == ()
+    assert ranking.above_threshold == ()
 
 
 def test_a_network_that_has_lost_its_way_is_ranked_high_but_not_reported() -> None:
     unsure = [made_up(f"u{place}", 0.9, 0.6) for place in range(9)]
     ranking = rank([*unsure, made_up("lost", 0.0, 0.2)])
-    assert ranking.suspects[0].judgement.name == "lost"
-    assert ranking.suspects[0].score > ranking.typical.cut
-    assert ranking.beyond_cut == ()
+    assert ranking.suspects[0].name == "lost"
+    assert ranking.suspects[0].score > ranking.typical.threshold
+    assert ranking.above_threshold == ()
 
 
 def test_a_gain_that_leaves_the_mask_in_disagreement_explains_nothing() -> None:
@@ -114,15 +114,15 @@ def test_it_takes_two_to_swap() -> None:
         (made_up("partner", 0.1, 0.9, turned, back), "shifted"),
         (made_up("partner", 0.1, 0.9, back), "swapped"),
     ):
-        ranked = {each.judgement.name: each for each in rank([*HEALTHY, odd, partner]).suspects}
+        ranked = {each.name: each for each in rank([*HEALTHY, odd, partner]).suspects}
         found = ranked["odd"].explanation
         assert found
         assert found.kind == kind
 
 
 def test_the_order_of_equal_scores_is_that_of_the_names() -> None:
-    names = [each.judgement.name for each in rank([*reversed(HEALTHY)]).suspects]
-    assert names == [each.judgement.name for each in rank(HEALTHY).suspects]
+    names = [each.name for each in rank([*reversed(HEALTHY)]).suspects]
+    assert names == [each.name for each in rank(HEALTHY).suspects]
 
 
 def test_what_is_ignored_counts_for_nothing() -> None:

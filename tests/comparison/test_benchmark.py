@@ -17,7 +17,7 @@ from runs import TINY, ask_to_stop, before_step, lines_of, names_in
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from notan.comparison.benchmark import Plan
+    from notan.comparison.benchmark import BenchmarkPlan
     from notan.config import Run
 
 MODELS = ("unet", "attention_unet")
@@ -30,7 +30,7 @@ def run(drawn_folder: Path) -> Run:
 
 
 @pytest.fixture
-def plan(run: Run) -> Plan:
+def plan(run: Run) -> BenchmarkPlan:
     return make_plan(run, MODELS, seeds=2)
 
 
@@ -38,12 +38,14 @@ def settings_of(folder: Path) -> Run:
     return load_run(folder / "run.toml")
 
 
-def test_every_model_is_trained_with_every_seed_and_compared(plan: Plan, tmp_path: Path) -> None:
+def test_every_model_is_trained_with_every_seed_and_compared(
+    plan: BenchmarkPlan, tmp_path: Path
+) -> None:
     comparison = run_benchmark(plan, tmp_path)
     assert names_in(tmp_path) == {*FOLDERS, "benchmark.json"}
-    titles = [contender.title for contender in comparison.contenders]
+    titles = [model.title for model in comparison.models]
     assert titles == ["unet (2 seeds)", "attention_unet (2 seeds)"]
-    assert comparison.contenders[0].results[0].score.rules.split == "test"
+    assert comparison.rules["split"] == "test"
     assert "Each run was given 1 epochs of training." in comparison.notes
     run = settings_of(tmp_path / "attention_unet-seed1")
     assert (run.model.name, run.seed, run.data.split_seed) == ("attention_unet", 1, 0)
@@ -59,13 +61,13 @@ def test_time_is_divided_equally(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_second_call_trains_nothing_anew(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: BenchmarkPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_benchmark(plan, tmp_path)
     monkeypatch.setattr("notan.comparison.benchmark.train", None)
     monkeypatch.setattr("notan.comparison.benchmark.resume", None)
     again = run_benchmark(plan, tmp_path)
-    assert [each.dice for each in again.contenders] == [each.dice for each in first.contenders]
+    assert [each.dice for each in again.models] == [each.dice for each in first.models]
 
 
 def test_a_stopped_benchmark_goes_on_with_the_run_that_was_stopped(
@@ -81,11 +83,13 @@ def test_a_stopped_benchmark_goes_on_with_the_run_that_was_stopped(
     assert stop.value.exit_code == 128 + 15
     assert names_in(tmp_path / "stopped") == {"benchmark.json", "unet-seed0"}
     gone_on = run_benchmark(plan, tmp_path / "stopped")
-    assert [each.dice for each in gone_on.contenders] == [each.dice for each in whole.contenders]
+    assert [each.dice for each in gone_on.models] == [each.dice for each in whole.models]
     assert len(lines_of(tmp_path / "stopped" / "unet-seed0" / "history.jsonl")) == 2
 
 
-def test_a_run_whose_model_was_removed_is_trained_again(plan: Plan, tmp_path: Path) -> None:
+def test_a_run_whose_model_was_removed_is_trained_again(
+    plan: BenchmarkPlan, tmp_path: Path
+) -> None:
     run_benchmark(plan, tmp_path)
     model = tmp_path / "unet-seed1" / "best.safetensors"
     model.unlink()
@@ -94,7 +98,7 @@ def test_a_run_whose_model_was_removed_is_trained_again(plan: Plan, tmp_path: Pa
 
 
 def test_a_folder_of_other_settings_is_refused_with_what_differs(
-    run: Run, plan: Plan, tmp_path: Path
+    run: Run, plan: BenchmarkPlan, tmp_path: Path
 ) -> None:
     run_benchmark(plan, tmp_path)
     wider = run.model_copy(update={"model": run.model.model_copy(update={"width": 3})})
@@ -115,10 +119,10 @@ def test_a_folder_of_other_settings_is_refused_with_what_differs(
 def test_another_device_is_no_other_benchmark(run: Run, tmp_path: Path) -> None:
     run_benchmark(make_plan(run, MODELS, seeds=1), tmp_path)
     moved = make_plan(run.model_copy(update={"device": "cpu"}), MODELS, seeds=1)
-    assert len(run_benchmark(moved, tmp_path).contenders) == 2
+    assert len(run_benchmark(moved, tmp_path).models) == 2
 
 
-def test_a_folder_of_something_else_is_left_alone(plan: Plan, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(plan: BenchmarkPlan, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("do not touch")
     with pytest.raises(ConfigError, match=r"something is here, but no benchmark.json"):
         run_benchmark(plan, tmp_path)
@@ -126,25 +130,25 @@ def test_a_folder_of_something_else_is_left_alone(plan: Plan, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run": {"modell": 1}}', '{"run": 3}'])
-def test_a_broken_plan_is_named(plan: Plan, tmp_path: Path, text: str) -> None:
+def test_a_broken_plan_is_named(plan: BenchmarkPlan, tmp_path: Path, text: str) -> None:
     (tmp_path / "benchmark.json").write_text(text)
     with pytest.raises(ConfigError, match=r"benchmark.json: the benchmark's plan cannot be read"):
         run_benchmark(plan, tmp_path)
 
 
 def test_a_run_that_diverges_is_left_out_and_said_to_be(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: BenchmarkPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diverge(monkeypatch, "unet-seed1")
     comparison = run_benchmark(plan, tmp_path)
-    assert [len(each.results) for each in comparison.contenders] == [1, 2]
+    assert [len(each.seeds) for each in comparison.models] == [1, 2]
     assert any("unet-seed1 diverged and is left out: no number" in n for n in comparison.notes)
     ended = json.loads((tmp_path / "benchmark.json").read_text())["ended"]
     assert ended["unet-seed1"] == {"diverged": "no number"}
 
 
 def test_runs_that_all_diverge_are_no_comparison(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: BenchmarkPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diverge(monkeypatch, *FOLDERS)
     with pytest.raises(DivergedError, match="fewer than two runs came to an end"):
@@ -167,8 +171,8 @@ def test_without_a_test_split_the_validation_images_serve(run: Run, tmp_path: Pa
     data = run.data.model_copy(update={"path": tmp_path / "data"})
     plan = make_plan(run.model_copy(update={"data": data}), ("unet",), seeds=2)
     comparison = run_benchmark(plan, tmp_path / "out")
-    assert comparison.contenders[0].results[0].score.rules.split == "val"
-    assert len(comparison.names) == 1
+    assert comparison.rules["split"] == "val"
+    assert len(comparison.images) == 1
     assert any("The data have no test split" in note for note in comparison.notes)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from notan.prediction.backends.choose import portable_backend
 from torch import nn
 
 from forbidden import run_without
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import DataError, ExportError
 from notan.exporting import export
-from notan.exporting.export import LEAST_IOU, ImageSet, images_to_calibrate, network_inputs
+from notan.exporting.make import LEAST_IOU, ImageSet, images_to_calibrate, network_inputs
 from notan.exporting.onnx import CHEAP, LEAST_INT8, Quantizer, to_onnx
 from notan.modelfile.card import (
     Card,
@@ -24,8 +27,7 @@ from notan.modelfile.card import (
     read_card,
     save_checkpoint,
 )
-from notan.models.unet import UNet
-from notan.prediction.backends import onnx_backend, rebuild
+from notan.prediction.backends import TorchBackend
 from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -52,10 +54,14 @@ class Steps(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def int8(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small checkpoint in int8."""
+def int8(small_checkpoint: Path, portable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small checkpoint in int8, from the network that was traced for the float32 file."""
+    model = onnx.load(portable)
+    del model.metadata_props[:]
     out = tmp_path_factory.mktemp("int8") / "small-int8.onnx"
-    return export(small_checkpoint, out, precision="int8")[0]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("notan.exporting.make.to_onnx", lambda *_: model)
+        return export(small_checkpoint, out, precision="int8")[0]
 
 
 @pytest.fixture(scope="module")
@@ -125,56 +131,64 @@ def test_a_card_of_before_int8_is_read(portable: Path) -> None:
     assert Card.model_validate(fields) == read_card(portable)
 
 
-def unequal_channels(checkpoint: Checkpoint) -> Checkpoint:
+class Flat(nn.Module):
+    """Three layers of 16 channels at the image's size, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv2d(n, 16, 3, padding=1) for n in (3, 16, 16)))
+        self.head = nn.Conv2d(16, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            images = torch.relu(layer(images))
+        result: torch.Tensor = self.head(images)
+        return result
+
+
+def unequal_channels(network: Flat) -> Flat:
     """Return the same network with neighbouring channels of very different size.
 
     Each is multiplied by a power of two, and what reads it divides by that: float32 does not
     notice, but a scale that is one for all channels leaves the small ones nothing.
     """
-    network = rebuild(checkpoint, None)
-    assert isinstance(network, UNet)
-    steps: list[Any] = list(network.decoder.steps)
-    doubles: list[Any] = [*network.encoder.levels, *(step.convolve for step in steps)]
+    network = copy.deepcopy(network)
+    layers: list[Any] = [*network.layers, network.head]
+    factors = 16.0 ** (torch.arange(16) % 4)
     with torch.no_grad():
-        for double in doubles:
-            factors = 16.0 ** (torch.arange(len(double[1].weight)) % 4)
-            double[1].weight *= factors
-            double[1].bias *= factors
-            double[3].weight /= factors[:, None, None]
-        for step in steps:
-            factors = 16.0 ** (torch.arange(len(step.enlarge.bias)) % 4)
-            step.enlarge.weight *= factors[:, None, None]
-            step.enlarge.bias *= factors
-            step.convolve[0].weight[:, -len(factors) :] /= factors[:, None, None]
-    return Checkpoint(checkpoint.card, network.state_dict())
+        for layer, reader in pairwise(layers):
+            layer.weight *= factors[:, None, None, None]
+            layer.bias *= factors
+            reader.weight /= factors[:, None, None]
+    return network
 
 
 def test_masks_that_int8_changes_are_refused_and_nothing_is_written(
     small_checkpoint: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
-    model = tmp_path / "delicate.safetensors"
-    checkpoint = load_checkpoint(small_checkpoint)
-    predictor = Predictor.load(small_checkpoint)
+    torch.manual_seed(0)
+    card = read_card(small_checkpoint)
+    one = Flat()
+    other = unequal_channels(one)
     files = sorted((drawn_folder / "val" / "images").iterdir())
-    median = float(np.median(np.stack([predictor(each).probability for each in files])))
-    postprocessing = checkpoint.card.postprocessing.with_threshold(
-        median
-    )  # amid the pixels, not beside them
-    card = checkpoint.card.model_copy(update={"postprocessing": postprocessing})
-    save_checkpoint(model, unequal_channels(Checkpoint(card, checkpoint.weights)))
-    image = DrawnSource(1, size=(40, 48), seed=1, first=30)[0].image
-    one, other = (Predictor.load(each)(image) for each in (small_checkpoint, model))
-    np.testing.assert_allclose(one.probability, other.probability, atol=1e-5)
+    predictors = [
+        Predictor(TorchBackend(each), card.preprocess, postprocessing=card.postprocessing)
+        for each in (one, other)
+    ]
+    first, second = ([each(file).probability for file in files] for each in predictors)
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    # amid the pixels, not beside them
+    postprocessing = card.postprocessing.with_threshold(float(np.median(first)))
+    own = {"model": None, "model_class": "Flat", "postprocessing": postprocessing}
+    model = tmp_path / "delicate.safetensors"
+    save_checkpoint(model, Checkpoint(card.model_copy(update=own), other.state_dict()))
     words = r"int8 under openvino gives other masks .* 0.995 is wanted; nothing was written: export"
     with pytest.raises(ExportError, match=words):
-        export(model, precision="int8")
+        export(model, precision="int8", own_model=Flat())
     assert list(tmp_path.iterdir()) == [model]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_quantized_layer_computes_what_its_rounded_numbers_say(
-    runtime: str, tmp_path: Path
-) -> None:
+def test_a_quantized_layer_computes_what_its_rounded_numbers_say(tmp_path: Path) -> None:
     torch.manual_seed(1)
     layer = nn.Conv2d(3, 1, 3, padding=1)
     candidate, told = next(Quantizer(to_onnx(layer, 1), INPUTS, "noise").candidates())
@@ -189,23 +203,22 @@ def test_a_quantized_layer_computes_what_its_rounded_numbers_say(
         layer.weight.copy_(torch.from_numpy(np.round(weights / scale) * scale))
         expected = layer(torch.from_numpy(rounded.astype(np.float32))).numpy()
     (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
-    found = onnx_backend(tmp_path / "a.onnx", runtime)(INPUTS[0])
-    np.testing.assert_allclose(found, expected, atol=3 * step * float(scale.max()))
+    for runtime in RUNTIMES:
+        found = portable_backend(tmp_path / "a.onnx", runtime)(INPUTS[0])
+        np.testing.assert_allclose(found, expected, atol=3 * step * float(scale.max()))
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_the_largest_numbers_are_added_without_loss_on_every_processor(
-    runtime: str, tmp_path: Path
-) -> None:
+def test_the_largest_numbers_are_added_without_loss_on_every_processor(tmp_path: Path) -> None:
     layer = nn.Conv2d(3, 1, 3, padding=1, bias=False)
     layer.weight.data.fill_(1.0)
     largest = np.ones((1, 3, 16, 16), np.float32)
     largest[..., 0, 0] = 0
     candidate, _ = next(Quantizer(to_onnx(layer, 1), [largest], "ones").candidates())
     (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
-    found = onnx_backend(tmp_path / "a.onnx", runtime)(largest)
     expected = layer(torch.from_numpy(largest)).detach().numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    for runtime in RUNTIMES:
+        found = portable_backend(tmp_path / "a.onnx", runtime)(largest)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_weights_leave_room_for_the_sum_of_two_products(steps: Quantizer) -> None:
@@ -251,7 +264,7 @@ def test_each_layer_more_in_float32_brings_the_logits_nearer(
     errors = []
     for candidate, _ in steps.candidates():
         (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
-        found = onnx_backend(tmp_path / "a.onnx", "onnxruntime")(INPUTS[0])
+        found = portable_backend(tmp_path / "a.onnx", "onnxruntime")(INPUTS[0])
         errors.append(float(((found - expected) ** 2).mean()))
     assert 0 < errors[0] < 1e-3
     assert errors == sorted(errors, reverse=True)

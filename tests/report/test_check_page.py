@@ -122,7 +122,9 @@ def test_many_findings_are_folded_and_shortened(clean: Path) -> None:
         Finding("blank-image", "warning", f"message {number}", (image_path(clean, number % 18),))
         for number in range(count)
     )
-    text = check_page(Diagnosis(clean, "folder", "foreground", findings, ()))
+    text = check_page(
+        Diagnosis(folder=clean, layout="folder", trimap_border="foreground", findings=findings)
+    )
     assert f"All {count} in words" in text
     assert "and 20 more, all of them in check.json" in text
     assert text.count("<img") == MOST_THUMBNAILS
@@ -130,7 +132,9 @@ def test_many_findings_are_folded_and_shortened(clean: Path) -> None:
 
 
 def test_no_finding_at_all_is_said(clean: Path) -> None:
-    assert "nothing to report" in check_page(Diagnosis(clean, "folder", "foreground", (), ()))
+    assert "nothing to report" in check_page(
+        Diagnosis(folder=clean, layout="folder", trimap_border="foreground")
+    )
 
 
 def test_an_unknown_kind_has_a_title_all_the_same(clean: Path) -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from notan.comparison import Comparison, compare_on
-from notan.comparison.candidates import open_candidates
+from notan.comparison import Comparison, compare
 from notan.data.synthetic import DrawnSource
 from notan.report.charts import compare_chart
 from notan.report.compare import compare_page
@@ -46,7 +45,7 @@ class Balance(HTMLParser):
 
 @pytest.fixture(scope="module")
 def comparison(seeded_runs: dict[str, Path], unseen: Source) -> Comparison:
-    return compare_on(open_candidates(list(seeded_runs.values())), unseen, split="test")
+    return compare(list(seeded_runs.values()), source=unseen)
 
 
 def test_the_page_is_whole_and_refers_to_nothing_outside(comparison: Comparison) -> None:
@@ -64,14 +63,14 @@ def test_the_page_says_what_the_text_says(comparison: Comparison) -> None:
     page = compare_page(comparison)
     assert comparison.pairs[0].verdict in page
     assert "trained (2 seeds)" in page
-    assert f"{comparison.contenders[0].mean.mean:.4f}" in page
+    assert f"{comparison.models[0].mean_dice:.4f}" in page
 
 
 def test_the_images_that_differ_most_are_shown_by_both_models(comparison: Comparison) -> None:
     page = compare_page(comparison)
     assert page.count("<img ") == 6
-    for number in comparison.pairs[0].most_different[:3]:
-        assert comparison.names[number] in page
+    for image in comparison.pairs[0].most_different[:3]:
+        assert image.name in page
 
 
 def test_the_charts_ink_is_the_pages_and_its_text_is_text(comparison: Comparison) -> None:
@@ -88,8 +87,8 @@ def test_a_name_is_text_and_neither_markup_nor_mathematics(
 ) -> None:
     odd = tmp_path / "<b>$x_$ 濃淡"
     shutil.copytree(seeded_runs["raw-s0"], odd)
-    models = open_candidates([odd, seeded_runs["trained-s0"]])
-    page = compare_page(compare_on(models, unseen, split="test"))
+    models = [odd, seeded_runs["trained-s0"]]
+    page = compare_page(compare(models, source=unseen))
     assert "<b>" not in page
     assert page.count("&lt;b&gt;$x_$ 濃淡") > 3
 
@@ -97,14 +96,14 @@ def test_a_name_is_text_and_neither_markup_nor_mathematics(
 def test_models_that_agree_have_a_page_without_images(
     seeded_runs: dict[str, Path], unseen: Source
 ) -> None:
-    models = open_candidates([seeded_runs["raw-s0"]] * 2)
-    page = compare_page(compare_on(models, unseen, split="test"))
+    models = [seeded_runs["raw-s0"]] * 2
+    page = compare_page(compare(models, source=unseen))
     assert "no difference" in page
     assert "<img" not in page
 
 
 def test_one_image_has_a_chart_without_intervals(seeded_runs: dict[str, Path]) -> None:
-    models = open_candidates([seeded_runs["raw-s0"], seeded_runs["trained-s0"]])
+    models = [seeded_runs["raw-s0"], seeded_runs["trained-s0"]]
     one = DrawnSource(1, size=(24, 30), first=101)
-    page = compare_page(compare_on(models, one, split="test"))
+    page = compare_page(compare(models, source=one))
     assert "nan" not in re.sub(r'base64,[^"]*', "", page)

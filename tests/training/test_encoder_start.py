@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from notan.checking.label_errors import plan_search
-from notan.comparison import join
+from notan.comparison import ensemble, make_ensemble
 from notan.data.synthetic import DrawnSource
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.evaluation.evaluate import evaluate
@@ -283,13 +282,12 @@ def test_masks_are_judged_by_networks_that_no_file_has_taught(
 def test_an_ensemble_says_which_members_were_pretrained(
     weights: Path, drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = import_module("notan.comparison.ensemble")  # a function of the package hides its name
-    monkeypatch.setattr(module, "choose_weights", lambda _: ([0.5, 0.5], "even"))
+    monkeypatch.setattr(ensemble, "choose_weights", lambda _: ([0.5, 0.5], "even"))
     models = []
     for name, more in (("a", {"train__encoder_weights": weights}), ("b", {"seed": 1})):
         run = on_lite0(data__path=drawn_folder, data__limit=3, **more)
         models.append(train(run, out=tmp_path / name).checkpoint)
-    joined = join(models, tmp_path / "ensemble.safetensors")
+    joined = make_ensemble(models, tmp_path / "ensemble.safetensors")
     told = joined.card.pretrained or ""
     assert told.startswith("efficientnet_lite0, leaves without masks")
     assert told.endswith("; a member from scratch")

@@ -1,7 +1,7 @@
-"""The data doctor: looks at every image and mask of a folder once, and says what is wrong.
+"""The data doctor: reads every file of a data folder once, and says what is wrong.
 
-Three steps, one file each: ``collect`` lists the files without stopping at what is missing,
-``reading`` turns each pair into a few numbers, and the ``check_*`` files judge the numbers.
+``reading`` lists the files and turns each pair into a few numbers, ``files`` and ``masks`` judge
+the numbers, ``examine`` runs both. ``label_errors`` ranks masks by networks that never saw them.
 """
 
 from notan.checking.diagnosis import Diagnosis, Finding, Severity, SplitStatistics

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from pydantic import BaseModel, ConfigDict
+from pydantic.dataclasses import dataclass
+
+from notan.config import TrimapBorder
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
+Three: TypeAlias = tuple[float, float, float]
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """From the worst to the mildest."""
-
-CLEAN, WARNED, BROKEN = 0, 1, 2
-"""The exit codes of ``notan check``."""
 
 SHOWN = 5
 """Findings of one kind that the summary shows in full."""
@@ -43,35 +43,51 @@ class Finding:
     split: str | None = None
 
 
-@dataclass(frozen=True)
-class SplitStatistics:
+class SplitStatistics(BaseModel):
     """What a split holds, in numbers.
 
     Attributes:
         split: Its name.
         images: How many images could be read.
         masks: How many masks could be read.
-        height: Least, middle and largest height of the images, in pixels.
+        height: Minimum, median and maximum height of the images, in pixels.
         width: The same of the width.
         colour_mean: Mean of red, green and blue, 0..1; every image counts alike.
         colour_std: Standard deviation of red, green and blue over all pixels, 0..1.
-        coverage: Least, middle and largest share of foreground in a mask, 0..1.
+        coverage: Minimum, median and maximum share of foreground in a mask, 0..1.
         encodings: How many masks were read by each encoding.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     split: str
     images: int
     masks: int
     height: tuple[int, int, int]
     width: tuple[int, int, int]
-    colour_mean: tuple[float, float, float]
-    colour_std: tuple[float, float, float]
-    coverage: tuple[float, float, float]
+    colour_mean: Three
+    colour_std: Three
+    coverage: Three
     encodings: Mapping[str, int]
 
+    def describe(self) -> list[str]:
+        """Return the numbers as lines of text."""
+        sizes = " to ".join(dict.fromkeys(f"{self.height[i]}x{self.width[i]}" for i in (0, 2)))
+        lines = [
+            f"{self.split}: {number_of(self.images, 'image')}, "
+            f"{number_of(self.masks, 'mask')}, {sizes} pixels (height x width)"
+        ]
+        if self.masks:
+            low, middle, high = self.coverage
+            lines.append(
+                f"    foreground covers {low:.1%} to {high:.1%}, half of them under {middle:.1%}"
+            )
+        colours = zip(self.colour_mean, self.colour_std, strict=True)
+        text = ", ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in colours)
+        return [*lines, f"    red, green, blue (0..1): {text}"]
 
-@dataclass(frozen=True)
-class Diagnosis:
+
+class Diagnosis(BaseModel):
     """Everything the doctor has to say about a data folder.
 
     Attributes:
@@ -83,11 +99,13 @@ class Diagnosis:
         pairs: Image and mask of every sample that a finding names, to show them together.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     folder: Path
     layout: str
-    trimap_border: str
-    findings: tuple[Finding, ...]
-    statistics: tuple[SplitStatistics, ...]
+    trimap_border: TrimapBorder
+    findings: tuple[Finding, ...] = ()
+    statistics: tuple[SplitStatistics, ...] = ()
     pairs: tuple[tuple[Path, Path], ...] = ()
 
     def count(self, severity: Severity) -> int:
@@ -97,52 +115,39 @@ class Diagnosis:
     def exit_code(self, strict: bool = False) -> int:
         """Return 2 with errors, 1 with warnings when ``strict``, else 0."""
         if self.count("error"):
-            return BROKEN
-        return WARNED if strict and self.count("warning") else CLEAN
+            return 2
+        return 1 if strict and self.count("warning") else 0
 
     def grouped(self) -> Mapping[tuple[Severity, str], Sequence[Finding]]:
         """Return the findings by severity and kind, the worst first."""
         groups: dict[tuple[Severity, str], list[Finding]] = defaultdict(list)
-        for finding in sorted(self.findings, key=lambda each: SEVERITIES.index(each.severity)):
+        for finding in worst_first(self.findings):
             groups[finding.severity, finding.kind].append(finding)
         return groups
 
     def verdict(self) -> str:
         """Return one line for the whole folder."""
-        errors, warnings, notes = (self.count(severity) for severity in SEVERITIES)
-        images = sum(split.images for split in self.statistics)
+        errors, warnings, _ = counts = [self.count(severity) for severity in SEVERITIES]
+        images = number_of(sum(split.images for split in self.statistics), "image")
         if not errors and not warnings:
-            return f"Nothing wrong found in {number_of(images, 'image')}."
+            return f"Nothing wrong found in {images}."
         found = ", ".join(
-            number_of(count, word)
-            for count, word in ((errors, "error"), (warnings, "warning"), (notes, "note"))
-            if count
+            number_of(count, word) for count, word in zip(counts, SEVERITIES, strict=True) if count
         )
         todo = "mend the errors before training" if errors else "look at them before training"
-        return f"{found} in {number_of(images, 'image')}: {todo}."
+        return f"{found} in {images}: {todo}."
 
-    def to_json(self) -> str:
-        """Return everything as JSON, indented, with paths as text."""
+    def to_json(self, labels: Mapping[str, object] | None = None) -> str:
+        """Return everything as indented JSON, paths as text; a ranking of masks comes last."""
         everything = {
             "exit_code": self.exit_code(),
             "exit_code_strict": self.exit_code(strict=True),
             "verdict": self.verdict(),
-            **asdict(self),
+            **self.model_dump(mode="json"),
         }
-        return json.dumps(everything, indent=2, default=str, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Diagnosis:
-        """Return the diagnosis that ``to_json`` wrote."""
-        everything: dict[str, Any] = json.loads(text)
-        return cls(
-            folder=Path(everything["folder"]),
-            layout=everything["layout"],
-            trimap_border=everything["trimap_border"],
-            findings=tuple(_finding(each) for each in everything["findings"]),
-            statistics=tuple(_statistics(each) for each in everything["statistics"]),
-            pairs=tuple((Path(image), Path(mask)) for image, mask in everything["pairs"]),
-        )
+        if labels is not None:
+            everything["labels"] = labels
+        return json.dumps(everything, indent=2, ensure_ascii=False)
 
     def brief(self, message: str) -> str:
         """Return a message with the paths in it as seen from the folder."""
@@ -162,41 +167,15 @@ class Diagnosis:
         if lines:
             lines.append("")
         for split in self.statistics:
-            lines += describe_split(split)
+            lines += split.describe()
         return "\n".join([*lines, "", self.verdict()])
 
 
-def describe_split(split: SplitStatistics) -> list[str]:
-    """Return a split's statistics as lines of text."""
-    sizes = " to ".join(dict.fromkeys(f"{split.height[i]}x{split.width[i]}" for i in (0, 2)))
-    least, middle, most = split.coverage
-    lines = [
-        f"{split.split}: {number_of(split.images, 'image')}, "
-        f"{number_of(split.masks, 'mask')}, {sizes} pixels (height x width)"
-    ]
-    if split.masks:
-        lines.append(
-            f"    foreground covers {least:.1%} to {most:.1%}, half of them under {middle:.1%}"
-        )
-    colours = zip(split.colour_mean, split.colour_std, strict=True)
-    text = ", ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in colours)
-    return [*lines, f"    red, green, blue (0..1): {text}"]
+def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Sort findings by severity; those of one severity keep their order."""
+    return tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity)))
 
 
 def number_of(count: int, word: str) -> str:
     """Return ``"1 mask"`` or ``"3 masks"``."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
-
-
-def milder(finding: Finding) -> Finding:
-    """Return an error as a warning, for files that training never reads."""
-    return replace(finding, severity="warning") if finding.severity == "error" else finding
-
-
-def _finding(fields: dict[str, Any]) -> Finding:
-    return Finding(**{**fields, "files": tuple(Path(path) for path in fields["files"])})
-
-
-def _statistics(fields: dict[str, Any]) -> SplitStatistics:
-    tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return SplitStatistics(**{**fields, **tuples})

@@ -1,42 +1,25 @@
-"""What the data doctor finds in files: unreadable, mismatched, copied.
-
-Findings about single files: faults, names that lie, sizes, blank images.
-
-Findings about images that stand in a folder twice: copies, leaks, contradicting masks.
-"""
+"""What the data doctor says of images: sizes, blank ones, copies and splits that differ."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from notan.checking.alignment import Look, alike
+import cv2
+import numpy as np
+import numpy.typing as npt
+
 from notan.checking.diagnosis import Finding, Severity, number_of
 from notan.checking.reading import UNLISTED
 from notan.data.samples import Pair, require_same_size
 from notan.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from notan.checking.reading import Facts, FileFacts, ImageFacts
-
-SUFFIX_FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-    "PPM": (".pgm", ".ppm", ".pbm"),
-    "JPEG2000": (".jp2",),
-    "AVIF": (".avif",),
-}
-"""The names that each format goes by."""
-
-SAME_FORMATS = {"MPO": "JPEG", "DIB": "BMP"}
-"""Formats that go by the names of another one: cameras write MPO, several JPEGs in one file."""
+    from notan.checking.reading import Facts, ImageFacts, Plane
 
 SMALLEST_SIDE = 16
 LARGEST_SIDE = 10_000
@@ -46,184 +29,270 @@ BLANK_DEVIATION = 1.5
 """Grey levels of 255; the darkest real images under the microscope have 2.4."""
 
 
-def check_faults(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report files that cannot be read, are cut short, or hold values of unclear meaning."""
-    for facts in samples:
-        for what, file in (("image", facts.image), ("mask", facts.mask)):
-            if file and file.fault:
-                kind = f"{file.fault.kind}-{what}"
-                yield Finding(kind, "error", file.fault.message, (file.path,), facts.split)
+class ImageCheck(NamedTuple):
+    """A check that looks at one image alone.
+
+    Attributes:
+        kind: Of its findings.
+        applies: Says whether an image is concerned.
+        message: With ``height``, ``width`` and ``colour`` to be filled in.
+    """
+
+    kind: str
+    applies: Callable[[ImageFacts], bool]
+    message: str
 
 
-def check_formats(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report files whose content is of another format than their name says."""
-    for facts in samples:
-        for file in (facts.image, facts.mask):
-            if file and file.format and _name_lies(file):
-                message = (
-                    f"{file.path}: is a {file.format} file by its content; it is read as that, "
-                    "but other programs trust the name; rename or convert it"
-                )
-                yield Finding("wrong-type-for-name", "warning", message, (file.path,), facts.split)
+_SIZE = "{height}x{width} pixels (height x width)"
+
+IMAGE_CHECKS = (
+    ImageCheck(
+        "tiny-image",
+        lambda image: min(image.size) < SMALLEST_SIDE,
+        f"{_SIZE}, a side under {SMALLEST_SIDE}; it shows next to nothing; leave it out",
+    ),
+    ImageCheck(
+        "huge-image",
+        lambda image: (
+            min(image.size) >= SMALLEST_SIDE
+            and (max(image.size) > LARGEST_SIDE or image.size[0] * image.size[1] > LARGEST_PIXELS)
+        ),
+        f"{_SIZE}; details vanish when it is shrunk for the model; cut it into tiles",
+    ),
+    ImageCheck(
+        "extreme-aspect",
+        lambda image: max(image.size) > LARGEST_ASPECT * min(image.size),
+        f"{_SIZE}, over {LARGEST_ASPECT:g} times as long as wide; it is squeezed into the "
+        "model's input; cut it into pieces",
+    ),
+    ImageCheck(
+        "blank-image",
+        lambda image: max(image.colour_std) < BLANK_DEVIATION,
+        "next to one colour throughout (red, green, blue {colour}); "
+        "probably a failed exposure or export; make it again, or leave it out",
+    ),
+)
 
 
-def _name_lies(file: FileFacts) -> bool:
-    kind = SAME_FORMATS.get(file.format or "", file.format or "")
-    suffixes = SUFFIX_FORMATS.get(kind)
-    return suffixes is not None and file.path.suffix.lower() not in suffixes
+def check_images(samples: Sequence[Facts]) -> Iterator[Finding]:
+    """Report images too small, too large or too long to be trained on as they are, or blank."""
+    for kind, applies, message in IMAGE_CHECKS:
+        for image in (facts.image for facts in samples if facts.image):
+            if applies(image):
+                height, width = image.size
+                colour = ", ".join(f"{channel:.0f}" for channel in image.colour_mean)
+                yield image.finding(kind, message.format(height=height, width=width, colour=colour))
 
 
 def check_pair_sizes(samples: Sequence[Facts]) -> Iterator[Finding]:
     """Report images and masks that differ in size."""
     for facts in samples:
         image, mask = facts.image, facts.mask
-        if not (image and mask and image.size and mask.size):
-            continue
-        try:
-            pair = Pair(facts.entry.name, image.path, mask.path)
-            require_same_size(pair, image.size, mask.size)
-        except DataError as error:
-            files = (image.path, mask.path)
-            yield Finding("size-mismatch", "error", str(error), files, facts.split)
+        if image and mask:
+            try:
+                pair = Pair(facts.entry.name, image.path, mask.path)
+                require_same_size(pair, image.size, mask.size)
+            except DataError as error:
+                files = (image.path, mask.path)
+                yield Finding("size-mismatch", "error", str(error), files, image.split)
 
 
-def check_extreme_sizes(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report images too small, too large or too long to be trained on as they are."""
-    for facts in samples:
-        image = facts.image
-        if not (image and image.size):
-            continue
-        height, width = image.size
-        found = f"{image.path}: {height}x{width} pixels (height x width)"
-        if min(height, width) < SMALLEST_SIDE:
-            yield _about(
-                image, facts, "tiny-image",
-                f"{found}, a side under {SMALLEST_SIDE}; it shows next to nothing; leave it out",
-            )  # fmt: skip
-        elif max(height, width) > LARGEST_SIDE or height * width > LARGEST_PIXELS:
-            yield _about(
-                image, facts, "huge-image",
-                f"{found}; details vanish when it is shrunk for the model; cut it into tiles",
-            )  # fmt: skip
-        if max(height, width) > LARGEST_ASPECT * min(height, width):
-            yield _about(
-                image, facts, "extreme-aspect",
-                f"{found}, over {LARGEST_ASPECT:g} times as long as wide; it is squeezed into the "
-                "model's input; cut it into pieces",
-            )  # fmt: skip
+DIFFERENT_BITS = 8
+"""Hashes that differ in more of their 64 bits belong to different images."""
 
+MOST_DIFFERENCE = 0.25
+MEAN_DIFFERENCE = 0.06
+"""How far two thumbnails may differ, in their standard deviations: at 99 of 100 places, and on
+average. Resized and recompressed copies differ by up to 0.18 at that place, two frames of a street
+camera that waits at the lights, where only people and cars move, by 0.35 and more."""
 
-def check_blank(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report images of next to one colour."""
-    for facts in samples:
-        image = facts.image
-        if image and image.colour_std and max(image.colour_std) < BLANK_DEVIATION:
-            colour = ", ".join(f"{channel:.0f}" for channel in image.colour_mean)
-            yield _about(
-                image, facts, "blank-image",
-                f"{image.path}: next to one colour throughout (red, green, blue {colour}); "
-                "probably a failed exposure or export; make it again, or leave it out",
-            )  # fmt: skip
-
-
-def _about(
-    image: ImageFacts, facts: Facts, kind: str, message: str, severity: Severity = "warning"
-) -> Finding:
-    return Finding(kind, severity, message, (image.path,), facts.split)
+HASH_SIDE = 8
+ASPECT_TOLERANCE = 0.05
+BLOCK_ELEMENTS = 4_000_000
 
 
 def check_copies(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report images of the very same pixels, within a split and across splits."""
-    for group in _same_pixels(samples):
-        yield _about_group(group, near=False)
-
-
-def check_contradictions(samples: Sequence[Facts]) -> Iterator[Finding]:
-    """Report images of the very same pixels whose masks differ."""
-    for group in _same_pixels(samples):
-        there = [facts.mask for facts in group if facts.mask and not facts.mask.fault]
-        masks = {mask.digest: mask.path for mask in there}
-        if len(masks) < 2:
+    """Report images of the very same pixels, in one split or two, and masks of them that differ."""
+    groups: dict[str, list[Facts]] = defaultdict(list)
+    for facts in samples:
+        if facts.image:
+            groups[facts.image.digest].append(facts)
+    for group in groups.values():
+        if len(group) < 2:
             continue
-        files = _images(group)
-        first, second, *_ = masks.values()
-        message = (
-            f"{files[0]}: the same image as {_places(group[1:])}, but their masks differ "
-            f"({first.name} and {second.name} hold different foregrounds); keep the right one"
-        )
-        yield Finding("copies-with-different-masks", "error", message, files, _one_split(group))
+        yield _about_copies(group, near=False)
+        masks = {facts.mask.digest: facts.mask.path for facts in group if facts.mask}
+        if len(masks) > 1:
+            files = _paths(group)
+            first, second, *_ = masks.values()
+            message = (
+                f"{files[0]}: the same image as {_places(group[1:])}, but their masks differ "
+                f"({first.name} and {second.name} hold different foregrounds); keep the right one"
+            )
+            split = _one_split(group)
+            yield Finding("copies-with-different-masks", "error", message, files, split)
 
 
 def check_near_copies(samples: Sequence[Facts]) -> Iterator[Finding]:
     """Report resized or recompressed copies, within a split and across splits."""
-    by_pixels: dict[str, Facts] = {}
-    looks: dict[str, Look] = {}
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    distinct: dict[str, tuple[Facts, ImageFacts]] = {}
     for facts in samples:
-        image = facts.image
-        if image and image.look and max(image.colour_std) >= BLANK_DEVIATION:
-            by_pixels.setdefault(image.digest, facts)  # exact copies are reported elsewhere
-            looks.setdefault(image.digest, image.look)
-    distinct = list(by_pixels.values())
-    for group in _connected(len(distinct), alike(list(looks.values()))):
-        yield _about_group([distinct[place] for place in group], near=True)
+        if facts.image and max(facts.image.colour_std) >= BLANK_DEVIATION:
+            # exact copies are reported elsewhere
+            distinct.setdefault(facts.image.digest, (facts, facts.image))
+    pairs = list(near_copies([image for _, image in distinct.values()]))
+    if not pairs:
+        return
+    links = coo_array((np.ones(len(pairs)), np.transpose(pairs)), shape=(len(distinct),) * 2)
+    groups: dict[int, list[Facts]] = defaultdict(list)
+    _, labels = connected_components(links, directed=False)
+    for label, (facts, _) in zip(labels.tolist(), distinct.values(), strict=True):
+        groups[label].append(facts)
+    for group in groups.values():
+        if len(group) > 1:
+            yield _about_copies(group, near=True)
 
 
-def _same_pixels(samples: Sequence[Facts]) -> list[list[Facts]]:
-    groups: dict[str, list[Facts]] = defaultdict(list)
-    for facts in samples:
-        if facts.image and facts.image.digest:
-            groups[facts.image.digest].append(facts)
-    return [group for group in groups.values() if len(group) > 1]
+def near_copies(images: Sequence[ImageFacts]) -> Iterator[tuple[int, int]]:
+    """Yield every pair of images that are copies of each other, resized or recompressed.
+
+    A 64-bit hash finds candidates, the thumbnails confirm them.
+
+    Yields:
+        The places of the two, the smaller first.
+
+    Source: the DCT hash follows C. Zauner, "Implementation and Benchmarking of Perceptual Image
+        Hash Functions" (2010), but leaves the first coefficient, the mean brightness, out. The
+        second step is ours: a hash alone calls two frames of a standing camera the same image.
+    """
+    hashes = np.array([_hash(image.thumbnail) for image in images], dtype=np.uint64)
+    for first, second in _candidates(hashes):
+        one, other = images[first], images[second]
+        aspects = one.size[1] / one.size[0], other.size[1] / other.size[0]
+        if abs(aspects[0] / aspects[1] - 1) > ASPECT_TOLERANCE:
+            continue
+        difference = np.abs(one.thumbnail - other.thumbnail)
+        if (
+            float(np.percentile(difference, 99)) < MOST_DIFFERENCE
+            and float(difference.mean()) < MEAN_DIFFERENCE
+        ):
+            yield first, second
 
 
-def _connected(count: int, links: Iterator[tuple[int, int]]) -> list[list[int]]:
-    """Gather linked places into groups of two and more."""
-    leader = list(range(count))
-
-    def lead(place: int) -> int:
-        while leader[place] != place:
-            leader[place] = leader[leader[place]]
-            place = leader[place]
-        return place
-
-    for one, other in links:
-        leader[lead(other)] = lead(one)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for place in range(count):
-        groups[lead(place)].append(place)
-    return [group for group in groups.values() if len(group) > 1]
+def _hash(thumbnail: Plane) -> int:
+    """Return 64 bits: which of the coarsest waves are stronger than the middle one."""
+    waves = np.asarray(cv2.dct(thumbnail))[:HASH_SIDE, :HASH_SIDE].ravel()
+    bits = waves > np.median(waves[1:])
+    bits[0] = False
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def _about_group(group: Sequence[Facts], *, near: bool) -> Finding:
+def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+    """Compare all pairs, some rows at a time, so that memory stays bounded."""
+    ones = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
+    count = len(hashes)
+    rows = max(1, BLOCK_ELEMENTS // max(1, count))
+    for top in range(0, count, rows):
+        block: npt.NDArray[Any] = hashes[top : top + rows, None] ^ hashes[None, top:]
+        quarters = block.view(np.uint16).reshape(*block.shape, 4)
+        distance = ones[quarters].sum(axis=2, dtype=np.uint8)
+        for row, column in np.argwhere(distance <= DIFFERENT_BITS).tolist():
+            if row < column:
+                yield top + row, top + column
+
+
+def _about_copies(group: Sequence[Facts], *, near: bool) -> Finding:
     """Describe copies; only those that stand in two splits, both read, are a leak."""
-    splits = {facts.split for facts in group} - {UNLISTED}
-    listed = sum(facts.split != UNLISTED for facts in group)
-    files = _images(group)
+    listed = [facts.entry.split for facts in group if facts.entry.split != UNLISTED]
+    files = _paths(group)
     what = "almost the same image as" if near else "the very same image as"
-    found = f"{files[0]} ({group[0].split}): {what} {_places(group[1:])}"
     kind = "near-duplicate" if near else "duplicate"
-    if len(splits) > 1:
-        severity: Severity = "warning" if near else "error"
-        message = f"{found}; scores on images seen in training are too good; keep it in one split"
-        return Finding(f"{kind}-across-splits", severity, message, files)
-    if listed < 2:
-        message = f"{found}; only one of them is in a list, so nothing needs to be done"
-        return Finding(kind, "note", message, files, _one_split(group))
-    message = f"{found}; it counts twice, and a later split may part them; keep one"
-    return Finding(kind, "warning", message, files, _one_split(group))
+    severity: Severity = "warning"
+    if len(set(listed)) > 1:
+        kind += "-across-splits"
+        severity = "warning" if near else "error"
+        advice = "scores on images seen in training are too good; keep it in one split"
+    elif len(listed) < 2:
+        severity = "note"
+        advice = "only one of them is in a list, so nothing needs to be done"
+    else:
+        advice = "it counts twice, and a later split may part them; keep one"
+    message = f"{files[0]} ({group[0].entry.split}): {what} {_places(group[1:])}; {advice}"
+    split = None if len(set(listed)) > 1 else _one_split(group)
+    return Finding(kind, severity, message, files, split)
 
 
 def _one_split(group: Sequence[Facts]) -> str | None:
-    splits = {facts.split for facts in group}
+    splits = {facts.entry.split for facts in group}
     return splits.pop() if len(splits) == 1 else None
 
 
-def _images(group: Sequence[Facts]) -> tuple[Path, ...]:
+def _paths(group: Sequence[Facts]) -> tuple[Path, ...]:
     return tuple(facts.image.path for facts in group if facts.image)
 
 
 def _places(group: Sequence[Facts]) -> str:
-    first = group[0]
-    name = first.image.path.name if first.image else first.entry.name
     more = f" and {number_of(len(group) - 1, 'other')}" if len(group) > 1 else ""
-    return f"{name} ({first.split}){more}"
+    return f"{_paths(group)[0].name} ({group[0].entry.split}){more}"
+
+
+FAR_APART = 0.6
+"""Distance of two distributions, 0..1, from which on two splits differ strongly."""
+
+CHANCE = 1.95
+"""Kolmogorov and Smirnov's factor for one false alarm in a thousand."""
+
+
+def check_drift(samples: Sequence[Facts]) -> Iterator[Finding]:
+    """Report splits whose coverage or colours come from clearly different distributions."""
+    splits = dict.fromkeys(facts.entry.split for facts in samples)
+    values = {split: _measures(samples, split) for split in splits if split != UNLISTED}
+    for one, other in combinations(values, 2):
+        for kind, words in MEASURES.items():
+            far = {word: _distance(values[one][word], values[other][word]) for word in words}
+            word = max(words, key=lambda each: far[each])
+            first, second = values[one][word], values[other][word]
+            if far[word] > _limit(len(first), len(second)):
+                message = (
+                    f"{one} and {other} differ strongly: the {word} is {np.median(first):.2f} in "
+                    f"the middle of {one} and {np.median(second):.2f} in {other} (0..1); scores on "
+                    "one say little about the other; split the images anew, or know why"
+                )
+                yield Finding(kind, "warning", message)
+
+
+MEASURES = {
+    "different-coverage": ("share of foreground",),
+    "different-colour": ("mean red", "mean green", "mean blue"),
+}
+"""What is compared between splits, by the finding that it leads to."""
+
+
+def _measures(samples: Sequence[Facts], split: str) -> dict[str, npt.NDArray[np.float64]]:
+    inside = [facts for facts in samples if facts.entry.split == split]
+    coverage = [facts.mask.coverage for facts in inside if facts.mask]
+    colours = [facts.image.colour_mean for facts in inside if facts.image]
+    columns = np.array(colours, np.float64).reshape(-1, 3).T / 255
+    measures = dict(zip(MEASURES["different-colour"], columns, strict=True))
+    return {"share of foreground": np.array(coverage, np.float64), **measures}
+
+
+def _distance(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """Return the largest gap between two cumulative distributions (Kolmogorov, Smirnov)."""
+    if not (one.size and other.size):
+        return 0.0
+    places = np.concatenate([one, other])
+    # four lines instead of scipy.stats, whose import takes longer than a small folder's check
+    below = np.searchsorted(np.sort(one), places, side="right") / one.size
+    below_other = np.searchsorted(np.sort(other), places, side="right") / other.size
+    return float(np.abs(below - below_other).max())
+
+
+def _limit(one: int, other: int) -> float:
+    """Return the distance that is both large and no chance of small splits."""
+    if not (one and other):
+        return 1.0
+    return max(FAR_APART, CHANCE * float(np.sqrt((one + other) / (one * other))))

@@ -1,31 +1,28 @@
 """Label errors: masks that networks which never saw them disagree with.
 
-Cross-validation: every image is predicted by a network that was trained without it.
-
-What a search for wrong masks has to say: findings beside the data doctor's, and JSON.
-
-The search for wrong masks in a data folder: gather, cross-validate, rank.
+The images are divided into folds; a network is trained without each, with the settings of a model
+that the user has, and predicts what was held out of it. Masks are ranked by these predictions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from notan.checking.diagnosis import SEVERITIES, Diagnosis, Finding, number_of
+from notan.checking.diagnosis import Diagnosis, Finding, number_of, worst_first
 from notan.checking.reading import WHOLE, collect
 from notan.checking.suspicion import Ranking, judge_all, rank
 from notan.data.folders import mask_labels, trimap_labels
 from notan.data.samples import FileSource, Pair, Part, choose_folds, choose_validation
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
-from notan.io.digest import hash_file, sha256
 from notan.io.write import write_bytes
 from notan.modelfile.card import read_card
 from notan.prediction.formats import mask_image, write_png
@@ -45,16 +42,24 @@ if TYPE_CHECKING:
     from notan.data.batches import Batch
     from notan.data.samples import Sample, Source
     from notan.losses import LossValue
-    from notan.modelfile.card import Card
     from notan.prediction.predictor import Prediction
 
 logger = logging.getLogger("notan")
 
-FEWEST_FOLDS = 2
+FOLDS, FEWEST_FOLDS = 3, 2
 FEWEST_OTHERS = 2
 """One to train on and one to choose the best epoch."""
 
 TIMED_BATCHES = 2
+
+JUDGED = (WHOLE, "train", "validation")
+"""The splits whose masks are judged: the test part is for evaluate alone."""
+
+FOLDERS, PREDICTIONS, PLAN = "folds", "held-out", "plan.json"
+
+MOST_LINES = 20
+SHOWN = 3
+"""Unreadable files that the finding about them names."""
 
 
 @dataclass(frozen=True)
@@ -84,34 +89,28 @@ def divide(names: Sequence[str], folds: int, *, run: Run) -> tuple[Fold, ...]:
         ConfigError: Fewer than two folds.
         DataError: Too few images for so many folds.
     """
-    require_folds(folds)
+    _require_folds(folds)
     largest = -(-len(names) // folds)
     if len(names) < folds or len(names) - largest < FEWEST_OTHERS:
         raise DataError(
             f"{len(names)} readable images with masks for {folds} folds; every fold needs one to "
             f"judge and {FEWEST_OTHERS} others to train on: give more images or fewer --folds"
         )
-    parts = choose_folds(names, folds, seed=run.seed)
-    return tuple(_fold(names, held_out, run) for held_out in parts)
+    divided = []
+    for held_out in choose_folds(names, folds, seed=run.seed):
+        others = [name for name in names if name not in held_out]
+        chosen = choose_validation(others, fraction=run.data.validation_fraction, seed=run.seed)
+        divided.append(Fold(held_out, frozenset(others) - chosen, chosen))
+    return tuple(divided)
 
 
-def require_folds(folds: int) -> None:
-    """Refuse a number of folds that leaves nothing to train on.
-
-    Raises:
-        ConfigError: Fewer than two.
-    """
+def _require_folds(folds: int) -> None:
+    """Refuse a number of folds that leaves nothing to train on."""
     if folds < FEWEST_FOLDS:
         raise ConfigError(
             f"--folds {folds}: at least {FEWEST_FOLDS} are wanted, so that every image is judged "
             "by a network that did not see it"
         )
-
-
-def _fold(names: Sequence[str], held_out: frozenset[str], run: Run) -> Fold:
-    others = [name for name in names if name not in held_out]
-    chosen = choose_validation(others, fraction=run.data.validation_fraction, seed=run.seed)
-    return Fold(held_out, frozenset(others) - chosen, chosen)
 
 
 def predict_held_out(
@@ -155,7 +154,7 @@ def _train_fold(run: Run, source: Source, fold: Fold, folder: Path) -> Predictor
     return Predictor.load(result.checkpoint, device=find_device(run.device))
 
 
-class _Permissive:
+class _NoGuard:
     """Lets every step of a timing pass."""
 
     def allows(self, batch: Batch, value: LossValue, gradient_norm: float) -> bool:
@@ -179,7 +178,7 @@ def estimate_seconds(run: Run, source: Source, *, folds: int) -> float:
             began = time.perf_counter()
             parts.training_batches.set_epoch(epoch)
             train_epoch(
-                parts.model, parts.training_batches, parts.loss, parts.optimization, _Permissive()
+                parts.model, parts.training_batches, parts.loss, parts.optimization, _NoGuard()
             )
     finally:
         parts.training_batches.close()
@@ -187,108 +186,8 @@ def estimate_seconds(run: Run, source: Source, *, folds: int) -> float:
     return a_image * len(source) * (folds - 1) * run.train.epochs
 
 
-MOST_LINES = 20
-SHOWN = 3
-"""Unreadable files that the finding about them names."""
-
-
-def with_labels(diagnosis: Diagnosis, search: LabelSearch) -> Diagnosis:
-    """Return a diagnosis with findings about the masks beyond the ranking's cut.
-
-    A mask whose fault can be told is a warning, a mere disagreement a note.
-    """
-    findings = [*diagnosis.findings, *label_findings(search)]
-    named = {path for finding in findings for path in finding.files}
-    pairs = [(pair.image, pair.mask) for pair in search.pairs.values()]
-    more = [pair for pair in pairs if named & set(pair) and pair not in diagnosis.pairs]
-    findings.sort(key=lambda each: SEVERITIES.index(each.severity))
-    return replace(diagnosis, findings=tuple(findings), pairs=(*diagnosis.pairs, *more))
-
-
-def label_findings(search: LabelSearch) -> Iterator[Finding]:
-    """Give a finding for each mask beyond the cut, and one for those that could not be judged."""
-    for suspect in search.ranking.beyond_cut:
-        mask = search.pairs[suspect.judgement.name].mask
-        kind = suspect.explanation.kind if suspect.explanation else "disagreement"
-        message = f"{mask}: {suspect.in_words()}; look at it"
-        severity = "warning" if suspect.explanation else "note"
-        yield Finding(f"label-{kind}", severity, message, (mask,))  # type: ignore[arg-type]
-    if search.left_out:
-        yield Finding("label-unjudged", "note", _about_left_out(search.left_out))
-    if not search.ranking.is_sound:
-        yield Finding("label-unjudged", "note", _about_poor_judges(search))
-
-
-def _about_poor_judges(search: LabelSearch) -> str:
-    return (
-        f"the networks have learned too little to judge masks (typical Dice "
-        f"{search.ranking.typical.dice:.2f} with the settings of {search.plan.model}, "
-        f"{search.plan.run.train.epochs} epochs); give more --epochs or a better --model"
-    )
-
-
-def _about_left_out(reasons: Sequence[str]) -> str:
-    more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
-    few = "; ".join(reasons[:SHOWN])
-    return f"{number_of(len(reasons), 'image')} left out of the ranking: {few}{more}"
-
-
-def describe(search: LabelSearch) -> str:
-    """Return the masks beyond the cut as lines of text, the most suspicious first."""
-    suspects, cut = search.ranking.beyond_cut, search.ranking.typical.cut
-    judged = number_of(len(search.ranking.suspects), "mask")
-    lines = [
-        f"{suspect.score:6.2f}  {suspect.judgement.name}: {suspect.in_words()}"
-        for suspect in suspects[:MOST_LINES]
-    ]
-    if len(suspects) > MOST_LINES:
-        lines.append(
-            f"        ... and {len(suspects) - MOST_LINES} more, all of them in check.json"
-        )
-    if not search.ranking.is_sound:
-        lines.append(_about_poor_judges(search))
-    if search.left_out:
-        lines.append(_about_left_out(search.left_out))
-    return "\n".join([f"{len(suspects)} of {judged} look wrong (score {cut:.2f} or more):", *lines])
-
-
-def labels_to_json(search: LabelSearch) -> dict[str, Any]:
-    """Return the whole ranking as plain values, with what it was made by."""
-    plan, typical = search.plan, search.ranking.typical
-    return {
-        "model": str(plan.model),
-        "folds": plan.folds,
-        "epochs": plan.run.train.epochs,
-        "cut": round(typical.cut, 4),
-        "typical_dice": round(typical.dice, 4),
-        "left_out": list(search.left_out),
-        "ranking": [_row(search, suspect) for suspect in search.ranking.suspects],
-    }
-
-
-def _row(search: LabelSearch, suspect: Suspect) -> dict[str, Any]:
-    judgement, pair = suspect.judgement, search.pairs[suspect.judgement.name]
-    return {
-        "name": judgement.name,
-        "image": str(pair.image),
-        "mask": str(pair.mask),
-        "score": round(suspect.score, 4),
-        "dice": round(judgement.dice, 4),
-        "expected_dice": round(judgement.expected_dice, 4),
-        "message": suspect.in_words(),
-        "explanation": asdict(suspect.explanation) if suspect.explanation else None,
-    }
-
-
-FOLDS = 3
-JUDGED = (WHOLE, "train", "validation")
-"""The splits whose masks are judged: the test part is for evaluate alone."""
-
-FOLDERS, PREDICTIONS, PLAN = "folds", "held-out", "plan.json"
-
-
 @dataclass(frozen=True)
-class Plan:
+class LabelPlan:
     """What networks the masks are judged by.
 
     Attributes:
@@ -312,27 +211,104 @@ class LabelSearch:
         plan: By what networks.
         ranking: The masks, the most suspicious first.
         source: The images with the masks that are ranked.
+        pairs: The files of each name in the ranking.
         left_out: Why the masks that are not ranked could not be read.
         predictions: The folder of held-out predictions, ``NAME.png``, foreground 255.
     """
 
-    plan: Plan
+    plan: LabelPlan
     ranking: Ranking
     source: FileSource
+    pairs: Mapping[str, Pair]
     left_out: tuple[str, ...]
     predictions: Path
-
-    @cached_property
-    def pairs(self) -> Mapping[str, Pair]:
-        """The files of each name in the ranking."""
-        return {pair.name: pair for pair in self.source.pairs}
 
     def sample(self, name: str) -> Sample:
         """Read one of the images with its mask; see ``Source`` for the errors."""
         return self.source[self.source.names.index(name)]
 
+    def caveats(self) -> Iterator[str]:
+        """Say which masks were not judged, and whether the networks are fit to judge any."""
+        if self.left_out:
+            more = f"; and {len(self.left_out) - SHOWN} more" if len(self.left_out) > SHOWN else ""
+            few = "; ".join(self.left_out[:SHOWN])
+            images = number_of(len(self.left_out), "image")
+            yield f"{images} left out of the ranking: {few}{more}"
+        if not self.ranking.typical.is_sound:
+            yield (
+                f"the networks have learned too little to judge masks (typical Dice "
+                f"{self.ranking.typical.dice:.2f} with the settings of {self.plan.model}, "
+                f"{self.plan.run.train.epochs} epochs); give more --epochs or a better --model"
+            )
 
-def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = None) -> Plan:
+    def findings(self) -> Iterator[Finding]:
+        """Give a finding for each mask above the threshold, and for those that are not judged.
+
+        A mask whose fault can be told is a warning, a mere disagreement a note.
+        """
+        for suspect in self.ranking.above_threshold:
+            mask = self.pairs[suspect.name].mask
+            message = f"{mask}: {suspect.in_words()}; look at it"
+            if suspect.explanation:
+                kind = f"label-{suspect.explanation.kind}"
+                yield Finding(kind, "warning", message, (mask,))
+            else:
+                yield Finding("label-disagreement", "note", message, (mask,))
+        for words in self.caveats():
+            yield Finding("label-unjudged", "note", words)
+
+    def add_to(self, diagnosis: Diagnosis) -> Diagnosis:
+        """Return a diagnosis with the findings about masks among its own."""
+        findings = worst_first([*diagnosis.findings, *self.findings()])
+        named = {path for finding in findings for path in finding.files}
+        pairs = [(pair.image, pair.mask) for pair in self.pairs.values()]
+        more = [pair for pair in pairs if named & set(pair) and pair not in diagnosis.pairs]
+        update = {"findings": findings, "pairs": (*diagnosis.pairs, *more)}
+        return diagnosis.model_copy(update=update)
+
+    def describe(self) -> str:
+        """Return the masks above the threshold as lines of text, the most suspicious first."""
+        suspects = self.ranking.above_threshold
+        judged = number_of(len(self.ranking.suspects), "mask")
+        threshold = self.ranking.typical.threshold
+        lines = [f"{len(suspects)} of {judged} look wrong (score {threshold:.2f} or more):"]
+        lines += [
+            f"{suspect.score:6.2f}  {suspect.name}: {suspect.in_words()}"
+            for suspect in suspects[:MOST_LINES]
+        ]
+        if len(suspects) > MOST_LINES:
+            more = len(suspects) - MOST_LINES
+            lines.append(f"        ... and {more} more, all of them in check.json")
+        return "\n".join([*lines, *self.caveats()])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole ranking as plain values, with what it was made by."""
+        typical = self.ranking.typical
+        return {
+            "model": str(self.plan.model),
+            "folds": self.plan.folds,
+            "epochs": self.plan.run.train.epochs,
+            "threshold": round(typical.threshold, 4),
+            "typical_dice": round(typical.dice, 4),
+            "left_out": list(self.left_out),
+            "ranking": [self._row(suspect) for suspect in self.ranking.suspects],
+        }
+
+    def _row(self, suspect: Suspect) -> dict[str, Any]:
+        pair = self.pairs[suspect.name]
+        return {
+            "name": suspect.name,
+            "image": str(pair.image),
+            "mask": str(pair.mask),
+            "score": round(suspect.score, 4),
+            "dice": round(suspect.dice, 4),
+            "expected_dice": round(suspect.expected_dice, 4),
+            "message": suspect.in_words(),
+            "explanation": asdict(suspect.explanation) if suspect.explanation else None,
+        }
+
+
+def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = None) -> LabelPlan:
     """Take the settings of a model for networks that judge masks; nothing is trained yet.
 
     Args:
@@ -347,12 +323,14 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
     """
     card = read_card(model)
     if card.model is None:
+        own = f"of {card.model_class}, a class of your own"
+        kind = "an ensemble" if card.members else own
         raise CheckpointError(
-            f"{model}: this model is {_kind(card)}, of which no fresh one can be built for each "
+            f"{model}: this model is {kind}, of which no fresh one can be built for each "
             "fold; train one of notan's models and give that"
         )
     folds = FOLDS if folds is None else folds
-    require_folds(folds)
+    _require_folds(folds)
     train = card.run.train
     if epochs is None:
         epochs = card.epoch if train.time_limit_seconds else train.epochs
@@ -360,20 +338,21 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
         raise ConfigError(f"--epochs {epochs}: at least 1 is wanted")
     # no teacher and no file of weights: they may have learned the very masks that are judged; nor
     # images without masks: each fold would see the held-out ones among them
-    settings: dict[str, object] = {"epochs": epochs, "tensorboard": False, "overlays": 0}
-    settings |= {
+    settings: dict[str, object] = {
+        "epochs": epochs,
+        "tensorboard": False,
+        "log_images": 0,
         "teacher": None,
         "encoder_weights": None,
         "unlabelled": None,
         "time_limit_seconds": None,
     }
-    run = card.run.model_copy(
-        update={"train": train.model_copy(update=settings), "device": "auto"},
-    )
-    return Plan(model, card.sha256, run, folds)
+    changed = {"train": train.model_copy(update=settings), "device": "auto"}
+    run = card.run.model_copy(update=changed)
+    return LabelPlan(model, card.sha256, run, folds)
 
 
-def search_labels(plan: Plan, diagnosis: Diagnosis, *, out: Path) -> LabelSearch:
+def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelSearch:
     """Rank the masks of a data folder's training and validation images by suspicion.
 
     Args:
@@ -388,21 +367,26 @@ def search_labels(plan: Plan, diagnosis: Diagnosis, *, out: Path) -> LabelSearch
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
         StorageError: The disk is full.
     """
-    source, left_out = gather(
-        diagnosis.folder, diagnosis.layout, cast("TrimapBorder", diagnosis.trimap_border)
-    )
+    source, left_out = gather(diagnosis.folder, diagnosis.layout, diagnosis.trimap_border)
     divide(source.names, plan.folds, run=plan.run)
     claim(out / FOLDERS / PLAN, plan, source)
-    epochs = plan.run.train.epochs
     seconds = estimate_seconds(plan.run, source, folds=plan.folds)
     logger.info(
         "judging %d masks by %d networks with the settings of %s, %d epochs each: roughly %s",
-        *(len(source), plan.folds, plan.model, epochs, in_words(seconds)),
+        *(len(source), plan.folds, plan.model, plan.run.train.epochs, in_words(seconds)),
     )
-    predictions = out / PREDICTIONS
-    pairs = predict_held_out(plan.run, source, folds=plan.folds, folder=out / FOLDERS)
-    ranking = rank(judge_all(_kept(pairs, predictions)))
-    return LabelSearch(plan, ranking, source, left_out, predictions)
+
+    def predicted() -> Iterator[tuple[Sample, Prediction]]:
+        folder = out / FOLDERS
+        for sample, prediction in predict_held_out(
+            plan.run, source, folds=plan.folds, folder=folder
+        ):
+            write_png(out / PREDICTIONS / f"{sample.name}.png", mask_image(prediction.mask))
+            yield sample, prediction
+
+    ranking = rank(judge_all(predicted()))
+    pairs = {pair.name: pair for pair in source.pairs}
+    return LabelSearch(plan, ranking, source, pairs, left_out, out / PREDICTIONS)
 
 
 def gather(
@@ -415,7 +399,7 @@ def gather(
         layout: ``"pets"`` or ``"folder"``.
         trimap_border: What the border of trimaps counts as.
     """
-    entries = [each for each in collect(folder, layout).entries if each.split in JUDGED]
+    entries = [each for each in collect(folder, layout)[0] if each.split in JUDGED]
     counts = Counter(each.name for each in entries if each.image and each.mask)
     pairs = [
         Pair(
@@ -428,21 +412,18 @@ def gather(
     ]
     read = partial(trimap_labels, trimap_border=trimap_border) if layout == "pets" else mask_labels
     whole = FileSource(pairs, read)
-    unreadable = dict(_unreadable(whole))
+    unreadable: dict[str, str] = {}
+    places = range(len(whole))
+    for place in tqdm(places, desc="reading", unit="image", leave=False, delay=1, disable=None):
+        try:
+            whole[place]
+        except DataError as error:
+            unreadable[whole.names[place]] = str(error)
     readable = frozenset(whole.names) - frozenset(unreadable)
     return whole.only(readable), tuple(unreadable.values())
 
 
-def _unreadable(source: FileSource) -> Iterator[tuple[str, str]]:
-    places = range(len(source))
-    for place in tqdm(places, desc="reading", unit="image", leave=False, delay=1, disable=None):
-        try:
-            source[place]
-        except DataError as error:
-            yield source.names[place], str(error)
-
-
-def claim(path: Path, plan: Plan, source: FileSource) -> None:
+def claim(path: Path, plan: LabelPlan, source: FileSource) -> None:
     """Write down what the folds of a folder are of, or refuse a folder whose folds are of others.
 
     Raises:
@@ -471,25 +452,17 @@ def claim(path: Path, plan: Plan, source: FileSource) -> None:
 
 
 def _digest(source: FileSource) -> str:
-    files = ((hash_file(pair.image), hash_file(pair.mask), pair.name) for pair in source.pairs)
-    return sha256(*(" ".join(file) for file in files))
-
-
-def _kept(
-    pairs: Iterator[tuple[Sample, Prediction]], folder: Path
-) -> Iterator[tuple[Sample, Prediction]]:
-    for sample, prediction in pairs:
-        write_png(folder / f"{sample.name}.png", mask_image(prediction.mask))
-        yield sample, prediction
+    digest = hashlib.sha256()
+    for pair in source.pairs:
+        for path in (pair.image, pair.mask):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(pair.name.encode())
+    return digest.hexdigest()
 
 
 def in_words(seconds: float) -> str:
     """Say roughly how long something takes."""
     if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
+        return number_of(max(1, round(seconds)), "second")
     minutes = seconds / 60
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
-
-
-def _kind(card: Card) -> str:
-    return "an ensemble" if card.members else f"of {card.model_class}, a class of your own"

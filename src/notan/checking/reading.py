@@ -1,26 +1,24 @@
-"""What the data doctor reads of a folder, each file once.
+"""Reading a data folder: which files it has, and a few numbers of each.
 
-Which files a data folder has, split by split, without stopping at what is missing.
-
-Reading one sample's files once and keeping a few numbers of them.
-
-Nothing here judges: the ``check_*`` files do, when all samples are read.
+Nothing stops at a file that is missing or damaged: that becomes a finding. Every file is opened
+once, and its pixels are gone when its sample is read; the checks judge the numbers that stay.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from notan.checking.alignment import Alignment, Look, align, look_at
-from notan.checking.diagnosis import Finding, number_of
+from notan.checking.alignment import Alignment, align
+from notan.checking.diagnosis import Finding, Severity, number_of
 from notan.data.folders import (
     PART_NAMES,
     SUFFIXES,
@@ -33,8 +31,7 @@ from notan.data.folders import (
 )
 from notan.data.samples import Labels
 from notan.errors import DataError
-from notan.io.images import read_format, read_image, read_size
-from notan.io.masks import read_trimap
+from notan.io.images import read_format, read_image, read_size, read_trimap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +46,7 @@ UNLISTED = "unlisted"
 WHOLE = "all"
 """The split of a folder that has no parts."""
 
-FIRST = 3
+NAMED = 3
 """Names that a message gives before it only counts."""
 
 
@@ -63,16 +60,8 @@ class Entry:
     mask: Path | None
 
 
-@dataclass(frozen=True)
-class Collection:
-    """The files of a data folder and what their names alone give away."""
-
-    entries: tuple[Entry, ...]
-    findings: tuple[Finding, ...]
-
-
-def collect(folder: Path, layout: str) -> Collection:
-    """List the samples of a data folder.
+def collect(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
+    """List the samples of a data folder, and what their names alone give away.
 
     Args:
         folder: An existing data folder.
@@ -82,66 +71,67 @@ def collect(folder: Path, layout: str) -> Collection:
         DataError: A folder cannot be listed, or there is neither an image nor a mask.
     """
     try:
-        collection = _collect_pets(folder) if layout == "pets" else _collect_parts(folder)
+        entries, findings = _pets(folder) if layout == "pets" else _parts_of(folder)
     except OSError as error:
         raise DataError(
             f"{error.filename or folder}: could not be listed ({error.strerror or error}); "
             "check its permissions and the disk it lies on"
         ) from error
-    if not collection.entries:
+    if not entries:
         raise DataError(
             f"{folder}: no images and no masks here; "
             f"files ending in {', '.join(sorted(SUFFIXES))} were wanted"
         )
-    return collection
+    return entries, findings
 
 
-def _collect_parts(folder: Path) -> Collection:
+def _parts_of(folder: Path) -> tuple[list[Entry], list[Finding]]:
     """List images/ and masks/ of the folder itself and of each of its parts."""
     entries: list[Entry] = []
     findings: list[Finding] = []
     for split, part in _parts(folder):
-        images = _files(part / "images")
-        masks = _files(part / "masks")
+        images, masks = _files(part / "images"), _files(part / "masks")
         found = _matched(split, images, masks)
         entries += found
-        findings += _same_stems(split, images, "image")
-        findings += _same_stems(split, masks, "mask")
+        for what, files in (("image", images), ("mask", masks)):
+            findings += _same_stems(split, files, what)
         findings += _without_partner(part, split, found)
         findings += _ignored(part, split)
-    return Collection(tuple(entries), tuple(findings))
+    return entries, findings
 
 
 def _parts(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Give the parts, also those that have only one of images/ and masks/."""
     if has_pairs(folder):
         yield WHOLE, folder
     for split, names in PART_NAMES.items():
-        part = part_folder(folder, split)
+        halves = (
+            folder / name
+            for name in names
+            if (folder / name / "images").is_dir() or (folder / name / "masks").is_dir()
+        )
+        part = part_folder(folder, split) or next(halves, None)
         if part:
             yield split, part
-            continue
-        for name in names:
-            if any((folder / name / inside).is_dir() for inside in ("images", "masks")):
-                yield split, folder / name
-                break
 
 
 def _files(folder: Path) -> list[Path]:
+    """List the image files of a folder that may be missing."""
     return image_files(folder) if folder.is_dir() else []
 
 
 def _matched(split: str, images: Sequence[Path], masks: Sequence[Path]) -> list[Entry]:
     """Pair files by stem; a second file of a stem stands alone, so that it is read too."""
-    waiting: dict[str, list[Path]] = {}
+    waiting: dict[str, list[Path]] = defaultdict(list)
     for mask in masks:
-        waiting.setdefault(mask.stem, []).append(mask)
-    entries = []
-    for image in images:
-        partners = waiting.get(image.stem)
-        partner = partners.pop(0) if partners else None
-        entries.append(Entry(image.stem, split, image, partner))
-    rest = [mask for partners in waiting.values() for mask in partners]
-    return entries + [Entry(mask.stem, split, None, mask) for mask in rest]
+        waiting[mask.stem].append(mask)
+    entries = [
+        Entry(image.stem, split, image, waiting[image.stem].pop(0) if waiting[image.stem] else None)
+        for image in images
+    ]
+    return entries + [
+        Entry(mask.stem, split, None, mask) for left in waiting.values() for mask in left
+    ]
 
 
 def _same_stems(split: str, files: Sequence[Path], what: str) -> Iterator[Finding]:
@@ -157,28 +147,24 @@ def _same_stems(split: str, files: Sequence[Path], what: str) -> Iterator[Findin
 
 
 def _without_partner(part: Path, split: str, entries: Sequence[Entry]) -> Iterator[Finding]:
-    imaged = {entry.name for entry in entries if entry.image}
-    masked = {entry.name for entry in entries if entry.mask}
+    names = {
+        "image": {entry.name for entry in entries if entry.image},
+        "mask": {entry.name for entry in entries if entry.mask},
+    }
     for entry in entries:
-        if entry.image and entry.name not in masked:
-            hint = _nearest(entry.name, masked - imaged)
-            message = (
-                f"{entry.image}: there is no mask {entry.name}.* in {part / 'masks'}{hint}; "
-                "image and mask must have the same name before the dot"
-            )
-            yield Finding("image-without-mask", "error", message, (entry.image,), split)
-        elif entry.mask and entry.name not in imaged:
-            hint = _nearest(entry.name, imaged - masked)
-            message = (
-                f"{entry.mask}: there is no image {entry.name}.* in {part / 'images'}{hint}; "
-                "image and mask must have the same name before the dot"
-            )
-            yield Finding("mask-without-image", "error", message, (entry.mask,), split)
-
-
-def _nearest(name: str, others: set[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(others), n=1, cutoff=0.4)
-    return f" (the nearest without a partner is {close[0]})" if close else ""
+        path, what, wanted = (
+            (entry.image, "image", "mask") if entry.image else (entry.mask, "mask", "image")
+        )
+        if path is None or entry.name in names[wanted]:
+            continue
+        lonely = sorted(names[wanted] - names[what])
+        close = difflib.get_close_matches(entry.name, lonely, n=1, cutoff=0.4)
+        hint = f" (the nearest without a partner is {close[0]})" if close else ""
+        message = (
+            f"{path}: there is no {wanted} {entry.name}.* in {part / f'{wanted}s'}{hint}; "
+            "image and mask must have the same name before the dot"
+        )
+        yield Finding(f"{what}-without-{wanted}", "error", message, (path,), split)
 
 
 def _ignored(part: Path, split: str) -> Iterator[Finding]:
@@ -186,120 +172,119 @@ def _ignored(part: Path, split: str) -> Iterator[Finding]:
     for folder in (part / "images", part / "masks"):
         if not folder.is_dir():
             continue
-        images = set(image_files(folder))
+        read = set(image_files(folder))
         others = sorted(
-            path
-            for path in folder.iterdir()
-            if path not in images and not path.name.startswith(".")
+            path for path in folder.iterdir() if path not in read and not path.name.startswith(".")
         )
         if others:
             message = (
-                f"{folder}: {_named(others)} {'is' if len(others) == 1 else 'are'} never read, "
-                "because only image files directly in this folder are; move or rename what "
-                "should count"
+                f"{folder}: {_named(others)} never read, because only image files directly in "
+                "this folder are; move or rename what should count"
             )
             yield Finding("ignored-file", "note", message, tuple(others), split)
 
 
-def _collect_pets(folder: Path) -> Collection:
+def _pets(folder: Path) -> tuple[list[Entry], list[Finding]]:
     """List the samples of the official lists, then the files that are in none of them."""
     entries: list[Entry] = []
     findings: list[Finding] = []
+    missing: list[Finding] = []
     for split in ("train", "validation", "test"):
         try:
             names = split_names(folder, split)
         except DataError as error:
             findings.append(Finding("unreadable-list", "error", str(error), (), split))
             continue
-        pairs = [pair_of(folder, name) for name in names]
-        entries += [
-            Entry(
-                pair.name,
-                split,
-                pair.image if pair.image.is_file() else None,
-                pair.mask if pair.mask.is_file() else None,
-            )
-            for pair in pairs
-        ]
-    findings += _listed_but_missing(folder, entries)
-    unlisted = _unlisted(folder, entries)
+        for name in names:
+            pair = pair_of(folder, name)
+            there = [path if path.is_file() else None for path in (pair.image, pair.mask)]
+            entries.append(Entry(name, split, *there))
+            kinds = ("mask-without-image", "image-without-mask")
+            for path, found, kind in zip((pair.image, pair.mask), there, kinds, strict=True):
+                if found is None:
+                    message = (
+                        f"{path}: the {split} list names {name}, but this file is missing; "
+                        "get a whole copy with: notan download oxford-iiit-pet"
+                    )
+                    files = tuple(file for file in there if file)
+                    missing.append(Finding(kind, "error", message, files, split))
+    findings += missing
+    listed = {path for entry in entries for path in (entry.image, entry.mask)}
+    folders = (folder / "images", folder / "annotations" / "trimaps")
+    rest = [[path for path in image_files(each) if path not in listed] for each in folders]
+    unlisted = _matched(UNLISTED, *rest)
     if unlisted:
         files = tuple(path for entry in unlisted for path in (entry.image, entry.mask) if path)
-        message = (
-            f"{folder}: {_named(files)} {'is' if len(files) == 1 else 'are'} in none of the lists, "
-            "so no split reads them"
-        )
+        message = f"{folder}: {_named(files)} in none of the lists, so no split reads them"
         findings.append(Finding("unlisted", "note", message, files, UNLISTED))
-    return Collection((*entries, *unlisted), tuple(findings))
-
-
-def _listed_but_missing(folder: Path, entries: Sequence[Entry]) -> Iterator[Finding]:
-    for entry in entries:
-        pair = pair_of(folder, entry.name)
-        for path, there, kind in (
-            (pair.image, entry.image, "mask-without-image"),
-            (pair.mask, entry.mask, "image-without-mask"),
-        ):
-            if there is None:
-                message = (
-                    f"{path}: the {entry.split} list names {entry.name}, but this file is missing; "
-                    "get a whole copy with: notan download oxford-iiit-pet"
-                )
-                files = tuple(file for file in (entry.image, entry.mask) if file)
-                yield Finding(kind, "error", message, files, entry.split)
-
-
-def _unlisted(folder: Path, entries: Sequence[Entry]) -> list[Entry]:
-    listed = {path for entry in entries for path in (entry.image, entry.mask)}
-    images = [path for path in image_files(folder / "images") if path not in listed]
-    trimaps = image_files(folder / "annotations" / "trimaps")
-    return _matched(UNLISTED, images, [path for path in trimaps if path not in listed])
+    return [*entries, *unlisted], findings
 
 
 def _named(files: Sequence[Path]) -> str:
-    names = ", ".join(path.name for path in files[:FIRST])
-    return names if len(files) <= FIRST else f"{names} and {number_of(len(files) - FIRST, 'other')}"
+    """Return the first names and how many more there are, with the verb that goes with them."""
+    names = ", ".join(path.name for path in files[:NAMED])
+    if len(files) > NAMED:
+        names += f" and {number_of(len(files) - NAMED, 'other')}"
+    return f"{names} {'is' if len(files) == 1 else 'are'}"
 
 
-FaultKind: TypeAlias = Literal["unreadable", "truncated", "ambiguous"]
-MAP_SIDE = 16
+SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"),  # several JPEGs in one file, from cameras
+    "PNG": (".png",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "DIB": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "PPM": (".pgm", ".ppm", ".pbm"),
+    "JPEG2000": (".jp2",),
+    "AVIF": (".avif",),
+}
+"""The names that each format goes by."""
 
-Map = npt.NDArray[np.float32]
+PLACE_SIDE = 16
+THUMBNAIL_SIDE = 32
 
-
-class Fault(NamedTuple):
-    """Why a file could not be used: no image at all, damaged pixels, or unclear values."""
-
-    kind: FaultKind
-    message: str
+Plane = npt.NDArray[np.float32]
+Fault: TypeAlias = Literal["unreadable", "truncated", "ambiguous"]
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What image and mask files have in common.
+    """What is kept of an image or mask that could be read.
 
     Attributes:
         path: The file.
-        format: What it really is, such as ``"PNG"``; None when it is no image.
-        fault: Why it could not be read, or None.
-        size: (height, width), upright; None with a fault.
-        digest: The same for the same pixels, whatever the format; "" with a fault.
+        split: The split it belongs to.
+        size: (height, width), upright.
+        digest: The same for the same pixels, whatever the format.
     """
 
     path: Path
-    format: str | None
-    fault: Fault | None
-    size: Size | None
+    split: str
+    size: Size
     digest: str
+
+    def finding(self, kind: str, message: str, severity: Severity = "warning") -> Finding:
+        """Return a finding about this file alone; its path goes before the message."""
+        return Finding(kind, severity, f"{self.path}: {message}", (self.path,), self.split)
 
 
 @dataclass(frozen=True)
 class ImageFacts(FileFacts):
-    """An image in numbers: its colours are means and deviations of R, G, B on 0..255."""
+    """An image in numbers.
 
-    colour_mean: tuple[float, ...] = ()
-    colour_std: tuple[float, ...] = ()
-    look: Look | None = None
+    Attributes:
+        colour_mean: Means of red, green and blue, 0..255.
+        colour_std: Their standard deviations.
+        thumbnail: float32, (32, 32), grey, mean 0 and standard deviation 1.
+    """
+
+    colour_mean: tuple[float, ...]
+    colour_std: tuple[float, ...]
+    thumbnail: Plane
 
 
 @dataclass(frozen=True)
@@ -315,34 +300,38 @@ class MaskFacts(FileFacts):
         lone_share: The share of pixels that differ from most of their eight neighbours.
         outline_loss: The share of the outline that is gone when the mask is smoothed.
         place: float32, (16, 16), the foreground shrunk: where in the image it lies.
+        alignment: How its outline fits the image's edges; None without an image of its size.
     """
 
-    encoding: str = ""
-    coverage: float = 0.0
-    frame_coverage: float = 0.0
-    is_empty: bool = False
-    is_full: bool = False
-    lone_share: float = 0.0
-    outline_loss: float = 0.0
-    place: Map | None = None
+    encoding: str
+    coverage: float
+    frame_coverage: float
+    is_empty: bool
+    is_full: bool
+    lone_share: float
+    outline_loss: float
+    place: Plane
+    alignment: Alignment | None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One sample in numbers; a missing file is None."""
+    """One sample in numbers.
+
+    Attributes:
+        entry: Its files.
+        image: None where it is missing or cannot be read.
+        mask: The same.
+        findings: What is wrong with the files as such.
+    """
 
     entry: Entry
     image: ImageFacts | None
     mask: MaskFacts | None
-    alignment: Alignment | None = None
-
-    @property
-    def split(self) -> str:
-        """The split of the sample."""
-        return self.entry.split
+    findings: tuple[Finding, ...]
 
 
-class ReadMask(NamedTuple):
+class MaskPixels(NamedTuple):
     """A mask file's pixels.
 
     Attributes:
@@ -357,34 +346,64 @@ class ReadMask(NamedTuple):
     outline: Mask
 
 
-MaskReader: TypeAlias = "Callable[[Path], ReadMask]"
+MaskReader: TypeAlias = "Callable[[Path], MaskPixels]"
 
 
 def mask_reader(layout: str, trimap_border: TrimapBorder) -> MaskReader:
     """Return how masks of a layout are read."""
-    return (
-        partial(_read_trimap, trimap_border=trimap_border)
-        if layout == "pets"
-        else _read_two_classes
-    )
+    if layout == "pets":
+        return partial(_read_trimap, trimap_border=trimap_border)
+    return _read_two_classes
 
 
-def read_sample(entry: Entry, read: MaskReader) -> Facts:
-    """Read a sample's files once; a file that cannot be read becomes a fault, not an error."""
-    image, pixels = _image_facts(entry.image) if entry.image else (None, None)
-    mask, outline = _mask_facts(entry.mask, read) if entry.mask else (None, None)
-    alignment = None
-    if pixels is not None and outline is not None and pixels.shape[:2] == outline.shape:
-        alignment = align(pixels, outline)
-    return Facts(entry, image, mask, alignment)
+def read_sample(entry: Entry, read_mask: MaskReader) -> Facts:
+    """Read a sample's files once; a file that cannot be read becomes a finding, not an error."""
+    findings: list[Finding] = []
+    image = pixels = mask = None
+    if entry.image:
+        pixels = _read(entry.image, read_image, "image", entry.split, findings)
+        image = None if pixels is None else _image_facts(entry.image, entry.split, pixels)
+    if entry.mask:
+        labels = _read(entry.mask, read_mask, "mask", entry.split, findings)
+        mask = None if labels is None else _mask_facts(entry.mask, entry.split, labels, pixels)
+    return Facts(entry, image, mask, tuple(findings))
 
 
-def _read_two_classes(path: Path) -> ReadMask:
+def _read(
+    path: Path, read: Callable[[Path], Content], what: str, split: str, findings: list[Finding]
+) -> Content | None:
+    """Return what a reader makes of a file, or None with a finding that says why not."""
+    try:
+        kind = read_format(path)
+        if path.suffix.lower() not in SUFFIXES_OF.get(kind, (path.suffix.lower(),)):
+            message = (
+                f"{path}: is a {kind} file by its content; it is read as that, "
+                "but other programs trust the name; rename or convert it"
+            )
+            findings.append(Finding("wrong-type-for-name", "warning", message, (path,), split))
+        return read(path)
+    except DataError as error:
+        kind = f"{_fault(path, error)}-{what}"
+        findings.append(Finding(kind, "error", str(error), (path,), split))
+        return None
+
+
+def _fault(path: Path, error: DataError) -> Fault:
+    """Tell a file whose pixels are damaged from one whose values are not understood."""
+    try:
+        read_size(path)
+    except DataError:
+        return "unreadable"
+    # the readers chain what a decoder raised; their own refusals have no such cause
+    return "ambiguous" if error.__cause__ is None else "truncated"
+
+
+def _read_two_classes(path: Path) -> MaskPixels:
     labels = mask_labels(path)
-    return ReadMask(labels, labels.mask, labels.mask)
+    return MaskPixels(labels, labels.mask, labels.mask)
 
 
-def _read_trimap(path: Path, *, trimap_border: TrimapBorder) -> ReadMask:
+def _read_trimap(path: Path, *, trimap_border: TrimapBorder) -> MaskPixels:
     inner, between = read_trimap(path, "ignore")
     outer = inner if between is None else inner | between
     labels = Labels(
@@ -392,10 +411,10 @@ def _read_trimap(path: Path, *, trimap_border: TrimapBorder) -> ReadMask:
         between if trimap_border == "ignore" else None,
         f"trimap, trimap_border = {trimap_border}",
     )
-    return ReadMask(labels, inner, _between(inner, outer))
+    return MaskPixels(labels, inner, _half_way(inner, outer))
 
 
-def _between(inner: Mask, outer: Mask) -> Mask:
+def _half_way(inner: Mask, outer: Mask) -> Mask:
     """Return the mask that ends half-way from one outline to the other."""
     if not inner.any() or outer.all():
         return inner
@@ -405,68 +424,52 @@ def _between(inner: Mask, outer: Mask) -> Mask:
     return middle
 
 
-def _image_facts(path: Path) -> tuple[ImageFacts, RGBImage | None]:
-    try:
-        kind = read_format(path)
-    except DataError as error:
-        fault = Fault("unreadable", str(error))
-        return ImageFacts(path, None, fault, None, ""), None
-    try:
-        pixels = read_image(path)
-    except DataError as error:
-        return ImageFacts(path, kind, _fault(path, error), None, ""), None
+def _image_facts(path: Path, split: str, pixels: RGBImage) -> ImageFacts:
     mean, std = cv2.meanStdDev(pixels)
-    facts = ImageFacts(
+    return ImageFacts(
         path,
-        kind,
-        None,
+        split,
         (pixels.shape[0], pixels.shape[1]),
         _digest(pixels),
-        tuple(mean.ravel().tolist()),
-        tuple(std.ravel().tolist()),
-        look_at(pixels),
+        colour_mean=tuple(mean.ravel().tolist()),
+        colour_std=tuple(std.ravel().tolist()),
+        thumbnail=thumbnail_of(pixels),
     )
-    return facts, pixels
 
 
-def _mask_facts(path: Path, read: MaskReader) -> tuple[MaskFacts, Mask | None]:
-    try:
-        kind = read_format(path)
-    except DataError as error:
-        return MaskFacts(path, None, Fault("unreadable", str(error)), None, ""), None
-    try:
-        reading = read(path)
-    except DataError as error:
-        return MaskFacts(path, kind, _fault(path, error), None, ""), None
-    mask, ignore = reading.labels.mask, reading.labels.ignore
+def thumbnail_of(image: RGBImage) -> Plane:
+    """Shrink an image to 32 x 32 grey values of mean 0 and standard deviation 1, float32."""
+    # shrinking before greying: 3 small channels are cheaper than one large one
+    small = cv2.resize(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return np.asarray((grey - grey.mean()) / (grey.std() + 1e-6), np.float32)
+
+
+def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None) -> MaskFacts:
+    mask, ignore = read.labels.mask, read.labels.ignore
     counted = mask if ignore is None else mask[~ignore]
-    lone_share, outline_loss = _raggedness(mask)
-    facts = MaskFacts(
+    bits = mask.astype(np.uint8)
+    length = _outline_length(bits)
+    smooth = _outline_length(np.asarray(cv2.medianBlur(bits, 5), np.uint8))
+    small = cv2.resize(
+        mask.astype(np.float32), (PLACE_SIDE, PLACE_SIDE), interpolation=cv2.INTER_AREA
+    )
+    fits = image is not None and image.shape[:2] == mask.shape
+    return MaskFacts(
         path,
-        kind,
-        None,
+        split,
         (mask.shape[0], mask.shape[1]),
         _digest(mask),
-        encoding=reading.labels.encoding,
+        encoding=read.labels.encoding,
         coverage=float(counted.mean()) if counted.size else 0.0,
-        frame_coverage=_frame_coverage(mask),
-        is_empty=not reading.certain.any(),
-        is_full=bool(counted.all()) and bool(counted.size),
-        lone_share=lone_share,
-        outline_loss=outline_loss,
-        place=_place(mask),
+        frame_coverage=float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()),
+        is_empty=not read.certain.any(),
+        is_full=bool(counted.size) and bool(counted.all()),
+        lone_share=float((bits != np.asarray(cv2.medianBlur(bits, 3))).mean()),
+        outline_loss=1 - smooth / length if length else 0.0,
+        place=np.asarray(small, np.float32),
+        alignment=align(image, read.outline) if image is not None and fits else None,
     )
-    return facts, reading.outline
-
-
-def _fault(path: Path, error: DataError) -> Fault:
-    """Tell a file whose pixels are damaged from one whose values are not understood."""
-    try:
-        read_size(path)
-    except DataError:
-        return Fault("unreadable", str(error))
-    # the readers chain what a decoder raised; their own refusals have no such cause
-    return Fault("ambiguous" if error.__cause__ is None else "truncated", str(error))
 
 
 def _digest(pixels: RGBImage | Mask) -> str:
@@ -475,26 +478,8 @@ def _digest(pixels: RGBImage | Mask) -> str:
     return digest.hexdigest()
 
 
-def _frame_coverage(mask: Mask) -> float:
-    sides = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
-    return float(np.concatenate(sides).mean())
-
-
-def _raggedness(mask: Mask) -> tuple[float, float]:
-    """Return the share of lone pixels and the share of outline that smoothing takes away."""
-    bits = mask.astype(np.uint8)
-    lone = float((bits != np.asarray(cv2.medianBlur(bits, 3))).mean())
-    length = _outline_length(bits)
-    smooth = _outline_length(np.asarray(cv2.medianBlur(bits, 5), np.uint8))
-    return lone, 1 - smooth / length if length else 0.0
-
-
 def _outline_length(bits: npt.NDArray[np.uint8]) -> int:
+    """Count the places where neighbours, above or beside each other, differ."""
     return int(np.count_nonzero(bits[1:] != bits[:-1])) + int(
         np.count_nonzero(bits[:, 1:] != bits[:, :-1])
     )
-
-
-def _place(mask: Mask) -> Map:
-    small = cv2.resize(mask.astype(np.float32), (MAP_SIDE, MAP_SIDE), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.float32)

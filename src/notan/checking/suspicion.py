@@ -1,23 +1,15 @@
 """How suspicious a mask is, and what would explain it.
 
-Swapped masks: would two images agree far better if they changed masks?
-
-Small copies of all masks and predictions are kept, a bit for each pixel, so that every image can
-be compared with every other of its size: 10,000 images take 80 MB.
-
-What may have gone wrong with a mask: each explanation is tried out against a prediction.
-
-A mask that was shifted, eroded, dilated or inverted agrees with a good prediction once that is
-undone. Shifts are tried all at once by cross-correlation, sizes by thresholds on a distance map.
-
-Suspicion: how much a mask's disagreement with a held-out prediction looks like an error.
-
-The score of an image is the sum of two differences in Dice, each beyond what is typical of the
-whole data set, so that a network that draws every foreground a little fat accuses nobody:
+A network that never saw an image predicts it. The score of the given mask is the sum of two
+differences in Dice, each beyond what is typical of the whole data set, so that a network that
+draws every foreground a little fat accuses nobody:
 
 - the Dice that the network expects of its own mask minus the Dice with the given one: it is sure,
   and it disagrees;
 - what the best explanation gains, where it makes the mask agree about as well as masks usually do.
+
+Explanations are tried out: a mask that was shifted, eroded, dilated, inverted or swapped agrees
+with a good prediction once that is undone.
 
 Source: the first part follows the idea of confident learning (Northcutt, Jiang and Chuang 2021,
 arXiv:1911.00068) that a held-out prediction counts as much as it is sure of itself; Lad and Mueller
@@ -28,98 +20,35 @@ instead, which finds fewer faults here (``benchmarks/planted_labels.py`` prints 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from notan.checking.alignment import shift_in_words
+from notan.checking.diagnosis import number_of
 from notan.metrics import Counts
 from notan.modelfile.postprocess import expected_dice
 from notan.modelfile.preprocess import resize_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from notan.data.samples import Sample
     from notan.prediction.predictor import Prediction
     from notan.types import Mask, Size
 
-LONG_SIDE = 128
-ROWS = 256
-"""Predictions compared with all masks at once; keeps the table of Dice scores small."""
+Kind: TypeAlias = Literal["inverted", "shifted", "eroded", "dilated", "swapped"]
+KINDS: tuple[Kind, ...] = ("inverted", "shifted", "eroded", "dilated", "swapped")
+
+Plane = npt.NDArray[np.float64]
 
 Bits = npt.NDArray[np.uint8]
 Table = npt.NDArray[np.float32]
 
-
-class _Small(NamedTuple):
-    name: str
-    mask: Bits
-    prediction: Bits
-
-
-class Swaps:
-    """Collects masks and predictions, then finds for each image whose mask may be its own."""
-
-    def __init__(self) -> None:
-        self._of_size: dict[Size, list[_Small]] = defaultdict(list)
-
-    def add(self, name: str, mask: Mask, prediction: Mask) -> None:
-        """Keep small copies of an image's mask and of its prediction, both of one size."""
-        height, width = mask.shape
-        scale = min(1.0, LONG_SIDE / max(height, width))
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        bits = (np.packbits(resize_mask(each, size)) for each in (mask, prediction))
-        self._of_size[height, width].append(_Small(name, *bits))
-
-    def explanations(self) -> Iterator[tuple[str, Explanation]]:
-        """Give each image's name with the image of its size that it best changes masks with.
-
-        Both Dice scores are means over the two images, of the small copies: among many masks
-        one fits any prediction by chance, but not the other way round too. An image that is
-        alone in its size has none.
-        """
-        for group in self._of_size.values():
-            if len(group) < 2:
-                continue
-            masks = _unpacked([each.mask for each in group])
-            predictions = _unpacked([each.prediction for each in group])
-            own = np.concatenate(
-                [
-                    _dice(row[None], mask[None])[0]
-                    for row, mask in zip(predictions, masks, strict=True)
-                ]
-            )
-            for first in range(0, len(group), ROWS):
-                rows = slice(first, first + ROWS)
-                there = _dice(predictions[rows], masks)
-                back = _dice(predictions, masks[rows]).T
-                before, after = (own[rows, None] + own) / 2, (there + back) / 2
-                gains = after - before
-                for row, place in enumerate(range(len(group))[rows]):
-                    gains[row, place] = -np.inf  # an image changes masks with another one
-                    best = int(gains[row].argmax())
-                    scores = float(before[row, best]), float(after[row, best])
-                    yield group[place].name, Explanation("swapped", *scores, other=group[best].name)
-
-
-def _unpacked(bits: list[Bits]) -> Table:
-    return np.unpackbits(np.stack(bits), axis=1).astype(np.float32)
-
-
-def _dice(predictions: Table, masks: Table) -> Table:
-    """Return Dice of every prediction (rows) with every mask (columns); 1 where both are empty."""
-    areas = predictions.sum(axis=1)[:, None] + masks.sum(axis=1)[None]
-    overlap = predictions @ masks.T
-    return np.where(areas > 0, 2 * overlap / np.maximum(areas, 1), 1).astype(np.float32)
-
-
-Kind: TypeAlias = Literal["inverted", "shifted", "eroded", "dilated", "swapped"]
-KINDS: tuple[Kind, ...] = ("inverted", "shifted", "eroded", "dilated", "swapped")
-
-EXPLAINED_LONG_SIDE = 512
+SEARCHED_LONG_SIDE = 512
 """Shifts and sizes are searched at this long side at most, and then applied at the mask's own."""
 
 REACH_FRACTION = 0.2
@@ -128,7 +57,25 @@ REACH_FRACTION = 0.2
 SIZE_FRACTION = 0.1
 """The most that is eroded or dilated, as a share of the short side."""
 
-Plane: TypeAlias = npt.NDArray[np.float64]
+SWAPPED_LONG_SIDE = 128
+"""Long side of the copies that are compared with every other: 10,000 images take 80 MB."""
+
+ROWS = 256
+"""Predictions compared with all masks at once; keeps the table of Dice scores small."""
+
+LEAST_GAIN = 0.1
+"""An explanation counts from this much more Dice on, beyond what is typical of its kind."""
+
+LEAST_SHARE = 0.6
+"""And if it makes up for at least this share of what the mask lacks to a typical Dice. Without an
+explanation, a network that is not this many times as sure as usual has lost its way itself."""
+
+LEAST_TYPICAL_DICE = 0.5
+"""Networks that agree less than this with the masks as a whole are no judges."""
+
+LEAST_SCORE = 0.25
+DEVIATIONS = 2.5
+"""The threshold is so many robust standard deviations of the disagreement, or the least score."""
 
 
 @dataclass(frozen=True)
@@ -160,30 +107,20 @@ class Explanation:
 
     def in_words(self) -> str:
         """Say what happened and by which numbers."""
+        pixels = number_of(self.pixels, "pixel")
         looks, undone = {
             "inverted": ("inverted", "the other way round"),
-            "shifted": (f"shifted by {way(self.down, self.right)}", "shifted back"),
-            "eroded": (f"eroded by {_pixels(self.pixels)}", "dilated again"),
-            "dilated": (f"dilated by {_pixels(self.pixels)}", "eroded again"),
+            "shifted": (f"shifted by {shift_in_words(self.down, self.right)}", "shifted back"),
+            "eroded": (f"eroded by {pixels}", "dilated again"),
+            "dilated": (f"dilated by {pixels}", "eroded again"),
             "swapped": (f"swapped with that of {self.other}", "swapped back"),
         }[self.kind]
         numbers = f"Dice with the model {self.before:.2f} as it is, {self.after:.2f} {undone}"
         return f"looks {looks} ({numbers})"
 
 
-def way(down: int, right: int) -> str:
-    """Return a shift in words, such as ``"12 down, 7 right"``."""
-    vertical = f"{abs(down)} {'down' if down > 0 else 'up'}" if down else ""
-    horizontal = f"{abs(right)} {'right' if right > 0 else 'left'}" if right else ""
-    return ", ".join(part for part in (vertical, horizontal) if part)
-
-
-def _pixels(count: int) -> str:
-    return f"{count} pixel" if count == 1 else f"{count} pixels"
-
-
 def explain(mask: Mask, prediction: Mask, ignore: Mask | None = None) -> Iterator[Explanation]:
-    """Try out what may have gone wrong with a mask, the best of each kind.
+    """Try out what may have gone wrong with a mask by itself, the best of each kind.
 
     Whether an explanation is worth anything, its gain says.
 
@@ -193,41 +130,39 @@ def explain(mask: Mask, prediction: Mask, ignore: Mask | None = None) -> Iterato
         ignore: True = not counted; None = every pixel counts.
     """
     counted = np.ones_like(mask) if ignore is None else ~ignore
-    before = Counts.of(prediction, mask, ignore).dice
-    yield Explanation("inverted", before, Counts.of(prediction, ~mask, ignore).dice)
-    height, width = mask.shape
-    scale = min(1.0, EXPLAINED_LONG_SIDE / max(height, width))
+
+    def dice(candidate: Mask) -> float:
+        return Counts.of(prediction, candidate, ignore).dice
+
+    before = dice(mask)
+    yield Explanation("inverted", before, dice(~mask))
+    small, scale = _shrunk(SEARCHED_LONG_SIDE, mask & counted, prediction & counted, counted)
+    down, right = (round(step * scale) for step in _best_shift(*small))
+    if (down, right) != (0, 0):
+        back = moved(mask & counted, -down, -right)
+        yield Explanation("shifted", before, dice(back), down, right)
+    pixels = max(1, round(_best_growth(*small) * scale))
+    yield Explanation("eroded", before, dice(dilate(mask, pixels)), pixels=pixels)
+    pixels = max(1, round(_best_growth(*small, of_background=True) * scale))
+    yield Explanation("dilated", before, dice(erode(mask, pixels)), pixels=pixels)
+
+
+def _shrunk(long_side: int, *masks: Mask) -> tuple[list[Mask], float]:
+    """Return masks of one size, shrunk, and how many of their pixels one stands for."""
+    height, width = masks[0].shape
+    scale = min(1.0, long_side / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    small = [resize_mask(each, size) for each in (mask & counted, prediction & counted, counted)]
-    yield from _shifted(mask, prediction, counted, _best_shift(*small), 1 / scale)
-    yield from _resized(mask, prediction, counted, small, 1 / scale)
-
-
-def _shifted(
-    mask: Mask, prediction: Mask, counted: Mask, shift: tuple[int, int], scale: float
-) -> Iterator[Explanation]:
-    down, right = (round(step * scale) for step in shift)
-    if (down, right) == (0, 0):
-        return
-    before = Counts.of(prediction, mask, ~counted).dice
-    back = moved(mask & counted, -down, -right)
-    yield Explanation("shifted", before, Counts.of(prediction, back, ~counted).dice, down, right)
+    return [resize_mask(each, size) for each in masks], 1 / scale
 
 
 def moved(mask: Mask, down: int, right: int) -> Mask:
     """Shift a mask; what comes in from outside the image is background."""
+    height, width = mask.shape
+    rows, columns = np.arange(height) - down, np.arange(width) - right
+    inside = np.ix_((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
     result = np.zeros_like(mask)
-    (top, rows), (left, columns) = (
-        _window(step, side) for step, side in zip((down, right), mask.shape, strict=True)
-    )
-    result[rows, columns] = mask[top, left]
+    result[inside] = np.roll(mask, (down, right), axis=(0, 1))[inside]
     return result
-
-
-def _window(step: int, side: int) -> tuple[slice, slice]:
-    """Return where a shift by ``step`` takes pixels of a side from, and where it puts them."""
-    step = max(-side, min(side, step))
-    return slice(max(0, -step), side - max(0, step)), slice(max(0, step), side - max(0, -step))
 
 
 def _best_shift(mask: Mask, prediction: Mask, counted: Mask) -> tuple[int, int]:
@@ -236,42 +171,26 @@ def _best_shift(mask: Mask, prediction: Mask, counted: Mask) -> tuple[int, int]:
     Equal shifts: the shortest. The mask is moved back into a frame of background: were only the
     part counted that both show, a far shift would gain by leaving the prediction's faults outside.
     """
-    height, width = mask.shape
-    reach = tuple(max(1, int(side * REACH_FRACTION)) for side in (height, width))
-    overlap = _correlation(mask, prediction, reach)
-    areas = _correlation(mask, counted, reach) + np.count_nonzero(prediction)
-    dice = 2 * overlap / np.maximum(areas, 1)
+    reach = [max(1, int(side * REACH_FRACTION)) for side in mask.shape]
+    shape = [cv2.getOptimalDFTSize(side + far) for side, far in zip(mask.shape, reach, strict=True)]
+    window = np.ix_(*(np.arange(-far, far + 1) for far in reach))
+
+    def overlap(other: Mask) -> Plane:
+        """Count the pixels true in both, for every shift of the mask, all at once by FFT."""
+        product = np.fft.rfft2(mask, shape) * np.conj(np.fft.rfft2(other, shape))
+        return np.asarray(np.round(np.fft.irfft2(product, shape)[window]), np.float64)
+
+    areas = overlap(counted) + np.count_nonzero(prediction)
+    dice = 2 * overlap(prediction) / np.maximum(areas, 1)
     rows, columns = np.mgrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1]
     dice = np.round(dice, 6) - 1e-9 * np.hypot(rows, columns)
     row, column = np.unravel_index(int(dice.argmax()), dice.shape)
     return int(row) - reach[0], int(column) - reach[1]
 
 
-def _correlation(one: Mask, other: Mask, reach: tuple[int, ...]) -> Plane:
-    """Count the pixels true in both, for every shift of ``one`` against ``other``, by FFT."""
-    shape = [cv2.getOptimalDFTSize(side + far) for side, far in zip(one.shape, reach, strict=True)]
-    product = np.fft.rfft2(one, shape) * np.conj(np.fft.rfft2(other, shape))
-    counts = np.fft.irfft2(product, shape)
-    rows, columns = (np.arange(-far, far + 1) for far in reach)
-    return np.asarray(np.round(counts[np.ix_(rows, columns)]), np.float64)
-
-
-def _resized(
-    mask: Mask, prediction: Mask, counted: Mask, small: list[Mask], scale: float
-) -> Iterator[Explanation]:
-    """Find how far the mask must be dilated, and how far eroded, to agree best."""
-    before = Counts.of(prediction, mask, ~counted).dice
-    tries: tuple[tuple[Kind, Callable[[Mask, float], Mask], bool], ...] = (
-        ("eroded", dilate, False),
-        ("dilated", erode, True),
-    )
-    for kind, undo, of_background in tries:
-        pixels = max(1, round(_best_growth(*small, of_background=of_background) * scale))
-        after = Counts.of(prediction, undo(mask, pixels), ~counted).dice
-        yield Explanation(kind, before, after, pixels=pixels)
-
-
-def _best_growth(mask: Mask, prediction: Mask, counted: Mask, *, of_background: bool) -> int:
+def _best_growth(
+    mask: Mask, prediction: Mask, counted: Mask, *, of_background: bool = False
+) -> int:
     """Return by how many pixels foreground or background must grow for the highest Dice."""
     most = max(1, int(min(mask.shape) * SIZE_FRACTION))
     rings = np.ceil(_distance(~mask if of_background else mask)).clip(max=most + 1).astype(np.int64)
@@ -304,23 +223,59 @@ def _distance(mask: Mask) -> Plane:
     )
 
 
-LEAST_GAIN = 0.1
-"""An explanation counts from this much more Dice on, beyond what is typical of its kind."""
+class Swaps:
+    """Collects masks and predictions, then finds for each image whose mask may be its own."""
 
-LEAST_SHARE = 0.6
-"""And if it makes up for at least this share of what the mask lacks to a typical Dice. Without an
-explanation, a network that is not this many times as sure as usual has lost its way itself."""
+    def __init__(self) -> None:
+        self._of_size: dict[Size, list[tuple[str, Bits, Bits]]] = defaultdict(list)
 
-LEAST_TYPICAL_DICE = 0.5
-"""Networks that agree less than this with the masks as a whole are no judges."""
+    def add(self, name: str, mask: Mask, prediction: Mask) -> None:
+        """Keep small copies of an image's mask and of its prediction, a bit for each pixel."""
+        small, _ = _shrunk(SWAPPED_LONG_SIDE, mask, prediction)
+        size = (mask.shape[0], mask.shape[1])
+        self._of_size[size].append((name, np.packbits(small[0]), np.packbits(small[1])))
 
-LEAST_SCORE = 0.25
-DEVIATIONS = 2.5
-"""The cut is so many robust standard deviations of the disagreement, or the least score."""
+    def explanations(self) -> Iterator[tuple[str, Explanation]]:
+        """Give each image's name with the image of its size that it best changes masks with.
+
+        Both Dice scores are means over the two images, of the small copies: among many masks
+        one fits any prediction by chance, but not the other way round too. An image that is
+        alone in its size has none.
+        """
+        for group in self._of_size.values():
+            if len(group) < 2:
+                continue
+            names, *bits = zip(*group, strict=True)
+            masks, predictions = (
+                np.unpackbits(np.stack(each), axis=1).astype(np.float32) for each in bits
+            )
+            own = _dice(np.sum(predictions * masks, axis=1), predictions.sum(1), masks.sum(1))
+            for first in range(0, len(names), ROWS):
+                rows = slice(first, first + ROWS)
+                there = _dice_of_all(predictions[rows], masks)
+                back = _dice_of_all(predictions, masks[rows]).T
+                before, after = (own[rows, None] + own) / 2, (there + back) / 2
+                gains = after - before
+                for row, name in enumerate(names[rows]):
+                    gains[row, first + row] = -np.inf  # an image changes masks with another one
+                    best = int(gains[row].argmax())
+                    scores = float(before[row, best]), float(after[row, best])
+                    yield name, Explanation("swapped", *scores, other=names[best])
+
+
+def _dice_of_all(predictions: Table, masks: Table) -> Table:
+    """Return Dice of every prediction (rows) with every mask (columns)."""
+    return _dice(predictions @ masks.T, predictions.sum(axis=1)[:, None], masks.sum(axis=1))
+
+
+def _dice(overlap: Table, predicted: Table, given: Table) -> Table:
+    """Return Dice from the areas in pixels; 1 where both are empty."""
+    areas = predicted + given
+    return np.where(areas > 0, 2 * overlap / np.maximum(areas, 1), 1).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Suspect:
     """What a network that never saw an image makes of its mask.
 
     Attributes:
@@ -328,12 +283,18 @@ class Judgement:
         dice: Of the given mask with the prediction, 0..1.
         expected_dice: The Dice that the network expects of its prediction, 0..1.
         explanations: What may have gone wrong, the best of each kind, whether it gains or not.
+        score: How suspicious the mask is among the others; 0 and more, most are near 0.
+        explanation: What went wrong with it by the looks of it, where that can be told.
+        is_above_threshold: Whether the mask is worth a look.
     """
 
     name: str
     dice: float
     expected_dice: float
-    explanations: Mapping[Kind, Explanation]
+    explanations: Mapping[Kind, Explanation] = field(default_factory=dict)
+    score: float = 0.0
+    explanation: Explanation | None = None
+    is_above_threshold: bool = False
 
     @property
     def disagreement(self) -> float:
@@ -345,6 +306,15 @@ class Judgement:
         found = self.explanations.get(kind)
         return found.gain if found else 0.0
 
+    def in_words(self) -> str:
+        """Say why it is suspected."""
+        if self.explanation:
+            return self.explanation.in_words()
+        return (
+            f"disagrees with the model (Dice {self.dice:.2f}, where the model expects "
+            f"{self.expected_dice:.2f} of itself)"
+        )
+
 
 @dataclass(frozen=True)
 class Typical:
@@ -354,66 +324,59 @@ class Typical:
         dice: Of given masks with held-out predictions.
         expected_dice: What the networks expect of their predictions.
         disagreement: Expected Dice minus the given mask's.
-        deviation: The disagreement's robust standard deviation, from the median deviation.
+        threshold: The score from which on a mask is reported.
         gains: What each kind of explanation gains, at least 0.
     """
 
     dice: float
     expected_dice: float
     disagreement: float
-    deviation: float
+    threshold: float
     gains: Mapping[Kind, float]
 
     @classmethod
-    def of(cls, judgements: Sequence[Judgement]) -> Typical:
-        """Take the medians of at least one judgement."""
+    def of(cls, suspects: Sequence[Suspect]) -> Typical:
+        """Take the medians of at least one mask."""
         from scipy.stats import median_abs_deviation
 
-        gaps = [each.disagreement for each in judgements]
+        gaps = [each.disagreement for each in suspects]
+        deviation = float(median_abs_deviation(gaps, scale="normal"))
+        gains = {kind: [each.gain(kind) for each in suspects] for kind in KINDS}
         return cls(
-            dice=float(np.median([each.dice for each in judgements])),
-            expected_dice=float(np.median([each.expected_dice for each in judgements])),
+            dice=float(np.median([each.dice for each in suspects])),
+            expected_dice=float(np.median([each.expected_dice for each in suspects])),
             disagreement=float(np.median(gaps)),
-            deviation=float(median_abs_deviation(gaps, scale="normal")),
-            gains={
-                kind: max(0.0, float(np.median([each.gain(kind) for each in judgements])))
-                for kind in KINDS
-            },
+            threshold=max(LEAST_SCORE, DEVIATIONS * deviation),
+            gains={kind: max(0.0, float(np.median(every))) for kind, every in gains.items()},
         )
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the networks have learned enough for their doubts to mean anything."""
+        return self.dice >= LEAST_TYPICAL_DICE
 
     def beyond(self, explanation: Explanation) -> float:
         """Return how much more an explanation gains than its kind usually does."""
         return explanation.gain - self.gains[explanation.kind]
 
-    @property
-    def cut(self) -> float:
-        """The score from which on a mask is reported."""
-        return max(LEAST_SCORE, DEVIATIONS * self.deviation)
+    def best(self, suspect: Suspect, kinds: Iterable[Kind] = KINDS) -> Explanation | None:
+        """Return the explanation that gains most beyond what is usual, if any is believable."""
+        found = [suspect.explanations[kind] for kind in kinds if kind in suspect.explanations]
+        believable = [
+            each
+            for each in found
+            if self.beyond(each) >= LEAST_GAIN
+            and each.gain >= LEAST_SHARE * (self.dice - suspect.dice)
+        ]
+        return max(believable, key=self.beyond, default=None)
 
-
-@dataclass(frozen=True)
-class Suspect:
-    """A mask with its place in the ranking.
-
-    Attributes:
-        judgement: What was found.
-        score: How suspicious it is; 0 and more, most are near 0.
-        explanation: What went wrong with it by the looks of it, where that can be told.
-    """
-
-    judgement: Judgement
-    score: float
-    explanation: Explanation | None
-
-    def in_words(self) -> str:
-        """Say why it is suspected."""
-        if self.explanation:
-            return self.explanation.in_words()
-        found, expected = self.judgement.dice, self.judgement.expected_dice
-        return (
-            f"disagrees with the model (Dice {found:.2f}, where the model expects {expected:.2f} "
-            "of itself)"
-        )
+    def judged(self, suspect: Suspect, explanation: Explanation | None) -> Suspect:
+        """Return a suspect with its score and whether that is reported."""
+        score = max(0.0, suspect.disagreement - self.disagreement)
+        score += self.beyond(explanation) if explanation else 0.0
+        sure = suspect.expected_dice >= LEAST_SHARE * self.expected_dice
+        above = self.is_sound and (explanation is not None or sure) and score >= self.threshold
+        return replace(suspect, score=score, explanation=explanation, is_above_threshold=above)
 
 
 @dataclass(frozen=True)
@@ -429,24 +392,13 @@ class Ranking:
     typical: Typical
 
     @property
-    def is_sound(self) -> bool:
-        """Whether the networks have learned enough for their doubts to mean anything."""
-        return self.typical.dice >= LEAST_TYPICAL_DICE
-
-    @property
-    def beyond_cut(self) -> tuple[Suspect, ...]:
+    def above_threshold(self) -> tuple[Suspect, ...]:
         """Those that are worth a look; none where the networks have learned too little."""
-        return tuple(each for each in self.suspects if self.is_beyond_cut(each))
-
-    def is_beyond_cut(self, suspect: Suspect) -> bool:
-        """Say whether one of the masks is worth a look."""
-        sure = suspect.judgement.expected_dice >= LEAST_SHARE * self.typical.expected_dice
-        told = suspect.explanation is not None or sure
-        return self.is_sound and told and suspect.score >= self.typical.cut
+        return tuple(each for each in self.suspects if each.is_above_threshold)
 
 
-def judge_all(pairs: Iterable[tuple[Sample, Prediction]]) -> list[Judgement]:
-    """Judge masks by predictions of networks that never saw them.
+def judge_all(pairs: Iterable[tuple[Sample, Prediction]]) -> list[Suspect]:
+    """Judge masks by predictions of networks that never saw them; nothing is ranked yet.
 
     Args:
         pairs: Every sample once; they are not kept.
@@ -454,14 +406,16 @@ def judge_all(pairs: Iterable[tuple[Sample, Prediction]]) -> list[Judgement]:
     swaps, found = Swaps(), []
     for sample, prediction in pairs:
         swaps.add(sample.name, sample.mask, prediction.mask)
-        judgement = Judgement(
+        suspect = Suspect(
             sample.name,
             Counts.of(prediction.mask, sample.mask, sample.ignore).dice,
             _expected_dice(prediction, sample.ignore),
             {each.kind: each for each in explain(sample.mask, prediction.mask, sample.ignore)},
         )
-        found.append(judgement)
-    swapped = {name: {each.kind: each} for name, each in swaps.explanations()}
+        found.append(suspect)
+    swapped: dict[str, Mapping[Kind, Explanation]] = {
+        name: {each.kind: each} for name, each in swaps.explanations()
+    }
     return [
         replace(each, explanations={**each.explanations, **swapped.get(each.name, {})})
         for each in found
@@ -475,37 +429,17 @@ def _expected_dice(prediction: Prediction, ignore: Mask | None) -> float:
     return expected_dice(probability, prediction.mask & ~ignore)
 
 
-def rank(judgements: Sequence[Judgement]) -> Ranking:
+def rank(suspects: Sequence[Suspect]) -> Ranking:
     """Rank masks by suspicion, against what is typical of all of them."""
-    typical = Typical.of(judgements)
-    found = {each.name: _best(each.explanations.values(), each, typical) for each in judgements}
-    suspects = []
-    for each in judgements:
-        explanation = found[each.name]
+    typical = Typical.of(suspects)
+    best = {each.name: typical.best(each) for each in suspects}
+    ranked = []
+    for each in suspects:
+        explanation = best[each.name]
         if explanation and explanation.kind == "swapped":
-            partner = found[explanation.other]
+            partner = best[explanation.other]
             if partner is None or partner.other != each.name:  # it takes two to swap
-                alone = [one for one in each.explanations.values() if one.kind != "swapped"]
-                explanation = _best(alone, each, typical)
-        suspects.append(_suspect(each, explanation, typical))
-    suspects.sort(key=lambda each: (-each.score, each.judgement.name))
-    return Ranking(tuple(suspects), typical)
-
-
-def _best(
-    explanations: Iterable[Explanation], judgement: Judgement, typical: Typical
-) -> Explanation | None:
-    """Return the explanation that gains most beyond what is typical, if any is believable."""
-    believable = [
-        each
-        for each in explanations
-        if typical.beyond(each) >= LEAST_GAIN
-        and each.gain >= LEAST_SHARE * (typical.dice - judgement.dice)
-    ]
-    return max(believable, key=typical.beyond, default=None)
-
-
-def _suspect(judgement: Judgement, explanation: Explanation | None, typical: Typical) -> Suspect:
-    gain = typical.beyond(explanation) if explanation else 0.0
-    disagreement = max(0.0, judgement.disagreement - typical.disagreement)
-    return Suspect(judgement, disagreement + gain, explanation)
+                explanation = typical.best(each, [kind for kind in KINDS if kind != "swapped"])
+        ranked.append(typical.judged(each, explanation))
+    ranked.sort(key=lambda each: (-each.score, each.name))
+    return Ranking(tuple(ranked), typical)

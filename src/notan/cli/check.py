@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +12,7 @@ from notan.cli.flags import DEFAULT, DataPath, shows
 
 if TYPE_CHECKING:
     from notan.checking import Diagnosis
-    from notan.checking.label_errors import LabelSearch, Plan
+    from notan.checking.label_errors import LabelPlan, LabelSearch
 
 JSON, PAGE = "check.json", "check.html"
 
@@ -68,19 +67,19 @@ def check(
     _write(folder, diagnosis)
     print(diagnosis.summary())
     if plan:
-        from notan.checking.label_errors import describe, search_labels, with_labels
+        from notan.checking.label_errors import search_labels
 
         search = search_labels(plan, diagnosis, out=folder)
-        diagnosis = with_labels(diagnosis, search)
+        diagnosis = search.add_to(diagnosis)
         _write(folder, diagnosis, search)
-        print(describe(search))
+        print(search.describe())
     print(folder / PAGE)
     code = diagnosis.exit_code(strict)
     if code:
         sys.exit(code)
 
 
-def _plan(model: Path | None, folds: int | None, epochs: int | None) -> Plan | None:
+def _plan(model: Path | None, folds: int | None, epochs: int | None) -> LabelPlan | None:
     from notan.errors import ConfigError
 
     if model is None:
@@ -92,9 +91,8 @@ def _plan(model: Path | None, folds: int | None, epochs: int | None) -> Plan | N
                 "best.safetensors of a run on this folder"
             )
         return None
-    from notan.checking.label_errors import (
-        plan_search,  # imports torch, which a plain check does without
-    )
+    # imports torch, which a plain check does without
+    from notan.checking.label_errors import plan_search
 
     return plan_search(model, folds=folds, epochs=epochs)
 
@@ -103,11 +101,6 @@ def _write(folder: Path, diagnosis: Diagnosis, search: LabelSearch | None = None
     from notan.io.write import write_bytes
     from notan.report.check import check_page
 
-    everything = diagnosis.to_json()
-    if search:
-        from notan.checking.label_errors import labels_to_json
-
-        ranked = {**json.loads(everything), "labels": labels_to_json(search)}
-        everything = json.dumps(ranked, indent=2, ensure_ascii=False)
+    everything = diagnosis.to_json(labels=search.to_json() if search else None)
     write_bytes(folder / JSON, (everything + "\n").encode())
     write_bytes(folder / PAGE, check_page(diagnosis, search).encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,8 +71,7 @@ def show(comparison: Comparison, folder: Path) -> None:
     from notan.io.write import write_bytes
     from notan.report.compare import compare_page
 
-    everything = json.dumps(comparison.to_json(), indent=2, allow_nan=False)
-    write_bytes(folder / JSON, (everything + "\n").encode())
+    write_bytes(folder / JSON, (comparison.model_dump_json(indent=2) + "\n").encode())
     write_bytes(folder / PAGE, compare_page(comparison).encode())
     print(text_of(comparison))
     print(folder / PAGE)

@@ -34,14 +34,14 @@ def ensemble(
         batch_size: Images predicted at once.
         device: Where to compute.
     """
-    from notan.comparison import join
+    from notan.comparison import make_ensemble
 
-    joined = join(models, out, data_path=data_path, device=device, batch_size=batch_size)
+    result = make_ensemble(models, out, data_path=data_path, device=device, batch_size=batch_size)
     print(f"{'':<32} weight  validation Dice")
-    for name, weight in joined.weights.items():
-        dice = f"{joined.dice[name]:.4f}" if name in joined.dice else ""
+    for name, weight in result.weights.items():
+        dice = f"{result.dice[name]:.4f}" if name in result.dice else ""
         print(f"{name:<32} {weight:6.3f}  {dice}".rstrip())
-    print(f"{'ensemble':<32} {'':6}  {joined.dice['ensemble']:.4f}")
-    for reason in joined.card.choices:
+    print(f"{'ensemble':<32} {'':6}  {result.dice['ensemble']:.4f}")
+    for reason in result.card.choices:
         print(reason)
-    print(joined.path)
+    print(result.path)

@@ -11,7 +11,7 @@ from notan.cli.flags import ModelFile, shows
 from notan.errors import ConfigError
 
 if TYPE_CHECKING:
-    from notan.exporting.export import Kind
+    from notan.exporting.make import Kind
     from notan.modelfile.card import Exported
 
 

@@ -1,6 +1,6 @@
 """Several models on the same images: which is better, by how much, and beyond noise."""
 
-from notan.comparison.comparison import Comparison, compare, compare_on
-from notan.comparison.ensemble import Joined, join
+from notan.comparison.comparison import Comparison, compare
+from notan.comparison.ensemble import EnsembleResult, make_ensemble
 
-__all__ = ["Comparison", "Joined", "compare", "compare_on", "join"]
+__all__ = ["Comparison", "EnsembleResult", "compare", "make_ensemble"]

@@ -6,12 +6,11 @@ earlier one was stopped.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
 
 from notan.comparison import Comparison, compare
 from notan.config import UNLIMITED_EPOCHS, Run, changed_settings
@@ -31,42 +30,36 @@ logger = logging.getLogger("notan")
 PLAN = "benchmark.json"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is trained.
+class BenchmarkPlan(BaseModel):
+    """What is trained; it stands in ``benchmark.json``, with how each run ended.
 
     Attributes:
-        run: The settings that all runs share; their model's name and seed are replaced.
         models: Names of models.
         seeds: How many seeds of each, from the run's own on.
+        run: The settings that all runs share; their model's name and seed are replaced.
     """
 
-    run: Run
+    model_config = ConfigDict(frozen=True)
+
     models: tuple[str, ...]
     seeds: int
+    run: Run
 
     def runs(self) -> dict[str, Run]:
         """Return each run under its folder's name, one seed of every model after the other."""
         return {
-            f"{model}-seed{seed}": self.run.model_copy(
-                update={
-                    "model": self.run.model.model_copy(update={"name": model}),
-                    "seed": seed,
-                }
+            f"{name}-seed{seed}": self.run.model_copy(
+                update={"model": self.run.model.model_copy(update={"name": name}), "seed": seed}
             )
-            for seed, model in product(self._seeds(), self.models)
+            for seed in range(self.run.seed, self.run.seed + self.seeds)
+            for name in self.models
         }
 
-    def _seeds(self) -> range:
-        return range(self.run.seed, self.run.seed + self.seeds)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what tells this plan from another."""
-        return {
-            "models": list(self.models),
-            "seeds": self.seeds,
-            "run": self.run.model_dump(mode="json"),
-        }
+class _Stored(BenchmarkPlan):
+    """What an earlier call left: its plan, and how the runs ended, by name."""
+
+    ended: dict[str, Any]
 
 
 def make_plan(
@@ -75,7 +68,7 @@ def make_plan(
     *,
     seeds: int,
     time_limit_seconds: float | None = None,
-) -> Plan:
+) -> BenchmarkPlan:
     """Divide a time limit among runs.
 
     The validation images are the same for all seeds.
@@ -110,10 +103,10 @@ def make_plan(
             "data": run.data.model_copy(update={"split_seed": split_seed}),
         }
     )
-    return Plan(shared, tuple(models), seeds)
+    return BenchmarkPlan(run=shared, models=tuple(models), seeds=seeds)
 
 
-def run_benchmark(plan: Plan, folder: Path) -> Comparison:
+def run_benchmark(plan: BenchmarkPlan, folder: Path) -> Comparison:
     """Train what is not trained yet, then compare all runs on the test split.
 
     Where the data have no test split, the validation split takes its place, which the comparison
@@ -143,7 +136,7 @@ def run_benchmark(plan: Plan, folder: Path) -> Comparison:
     return _compare(plan, ended, folder, split)
 
 
-def _compare(plan: Plan, ended: dict[str, Any], folder: Path, split: str) -> Comparison:
+def _compare(plan: BenchmarkPlan, ended: dict[str, Any], folder: Path, split: str) -> Comparison:
     finished = [name for name in plan.runs() if "dice" in ended[name]]
     notes = list(_notes(plan, ended, split))
     if len(finished) < 2:
@@ -176,7 +169,7 @@ def _train(run: Run, folder: Path, *, anew: bool) -> dict[str, Any]:
     return {"dice": result.dice, "epoch": result.epoch, "seconds": seconds}
 
 
-def _claim(plan: Plan, folder: Path) -> dict[str, Any]:
+def _claim(plan: BenchmarkPlan, folder: Path) -> dict[str, Any]:
     """Return how the runs of an earlier call ended, after making sure that it was the same plan."""
     path = folder / PLAN
     if not path.is_file():
@@ -188,12 +181,8 @@ def _claim(plan: Plan, folder: Path) -> dict[str, Any]:
         _write(plan, {}, folder)
         return {}
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        before = Plan(
-            Run.model_validate(stored["run"]), tuple(stored["models"]), int(stored["seeds"])
-        )
-        ended: dict[str, Any] = dict(stored["ended"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        before = _Stored.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: the benchmark's plan cannot be read ({str(error).splitlines()[0]}); "
             "choose another --out"
@@ -204,10 +193,10 @@ def _claim(plan: Plan, folder: Path) -> dict[str, Any]:
             f"{folder}: the benchmark here has other settings: {', '.join(differing)}; "
             "give the same ones to go on with it, or choose another --out"
         )
-    return ended
+    return before.ended
 
 
-def _differences(before: Plan, now: Plan) -> Iterator[str]:
+def _differences(before: BenchmarkPlan, now: BenchmarkPlan) -> Iterator[str]:
     for name in ("models", "seeds"):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
@@ -221,9 +210,9 @@ def _listed(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _write(plan: Plan, ended: dict[str, Any], folder: Path) -> None:
-    text = json.dumps({**plan.to_json(), "ended": ended}, indent=2)
-    write_bytes(folder / PLAN, (text + "\n").encode())
+def _write(plan: BenchmarkPlan, ended: dict[str, Any], folder: Path) -> None:
+    stored = _Stored(run=plan.run, models=plan.models, seeds=plan.seeds, ended=ended)
+    write_bytes(folder / PLAN, (stored.model_dump_json(indent=2) + "\n").encode())
 
 
 def _is_over(ended: dict[str, Any], folder: Path) -> bool:
@@ -232,7 +221,7 @@ def _is_over(ended: dict[str, Any], folder: Path) -> bool:
     return end is not None and ("diverged" in end or (folder / BEST).is_file())
 
 
-def _remaining(plan: Plan, ended: dict[str, Any], folder: Path) -> str:
+def _remaining(plan: BenchmarkPlan, ended: dict[str, Any], folder: Path) -> str:
     """Say how long the runs that are left will take, going by those that ended."""
     left = sum(not _is_over(ended, folder / name) for name in plan.runs())
     known = [end["seconds"] for end in ended.values() if "seconds" in end]
@@ -240,7 +229,7 @@ def _remaining(plan: Plan, ended: dict[str, Any], folder: Path) -> str:
     return "" if seconds is None else f"; about {left * seconds / 60:.0f} minutes are left"
 
 
-def _notes(plan: Plan, ended: dict[str, Any], split: str) -> Iterator[str]:
+def _notes(plan: BenchmarkPlan, ended: dict[str, Any], split: str) -> Iterator[str]:
     train_settings = plan.run.train
     if train_settings.time_limit_seconds is not None:
         yield f"Each run was given {train_settings.time_limit_seconds:.0f} seconds of training."

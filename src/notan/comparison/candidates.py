@@ -1,22 +1,38 @@
-"""Candidates: the model files that are compared, and which of them are seeds of one run."""
+"""The model files that are compared: which are seeds of one run, and what each does on images."""
 
 from __future__ import annotations
 
 import re
+import time
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from notan.config import changed_settings
 from notan.errors import CheckpointError, ConfigError
 from notan.modelfile.card import Card, read_card
+from notan.modelfile.onnx import is_onnx
+from notan.prediction.backends import TorchBackend
+from notan.prediction.predictor import Predictor
 from notan.run_folder import BEST
 from notan.training.start import HARMLESS
+from notan.types import Size  # noqa: TC001 - pydantic looks for it
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
+
+    import torch
 
     from notan.config import TrimapBorder
+    from notan.data.samples import Sample
+    from notan.metrics import Score
+    from notan.prediction.predictor import Prediction
+    from notan.types import Mask, RGBImage
 
 FEWEST = 2
 HOW_LONG = {"train.patience", "train.time_limit_seconds", "train.loss_guard", "train.max_rollbacks"}
@@ -41,14 +57,6 @@ class Candidate:
     card: Card
 
 
-@dataclass(frozen=True)
-class Group:
-    """Candidates that are seeds of one run; most often a single one."""
-
-    name: str
-    members: tuple[Candidate, ...]
-
-
 def open_candidates(models: Sequence[Path]) -> list[Candidate]:
     """Read the cards of run folders and model files.
 
@@ -56,15 +64,28 @@ def open_candidates(models: Sequence[Path]) -> list[Candidate]:
         ConfigError: Fewer than two were given.
         CheckpointError: One is missing, damaged, a pickle, or a folder without a model.
     """
+    files = named_files(models, "a comparison", "notan compare runs/unet runs/attention_unet")
+    return [Candidate(name, path, read_card(path)) for name, path in files.items()]
+
+
+def named_files(models: Sequence[Path], what: str, example: str) -> dict[str, Path]:
+    """Give the model files of two or more run folders short names.
+
+    Args:
+        models: Run folders or model files.
+        what: What they are wanted for, for the message.
+        example: A command that gives enough of them, likewise.
+
+    Raises:
+        ConfigError: Fewer than two were given.
+        CheckpointError: A folder without a model.
+    """
     if len(models) < FEWEST:
         given = f"only {models[0]} was" if models else "none was"
-        raise ConfigError(
-            f"a comparison wants two or more runs or model files; {given} given: "
-            "notan compare runs/unet runs/attention_unet"
-        )
+        raise ConfigError(f"{what} wants two or more runs or model files; {given} given: {example}")
     paths = [model_file(model) for model in models]
     names = distinct_names([path.parent if path.name == BEST else path for path in paths])
-    return [Candidate(name, path, read_card(path)) for name, path in zip(names, paths, strict=True)]
+    return dict(zip(names, paths, strict=True))
 
 
 def model_file(model: Path) -> Path:
@@ -99,8 +120,8 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def group_seeds(candidates: Sequence[Candidate]) -> list[Group]:
-    """Put candidates together that were trained alike but for the seed.
+def group_seeds(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    """Put candidates together, under a name, that were trained alike but for the seed.
 
     A seed that is there twice begins another group, so that two trainings with one seed can be
     compared; and where all would be one group, its seeds are compared with each other.
@@ -116,10 +137,10 @@ def group_seeds(candidates: Sequence[Candidate]) -> list[Group]:
     if len(groups) == 1:
         groups = [[candidate] for candidate in candidates]
     names = [_group_name(group) for group in groups]
-    return [
-        Group(name if names.count(name) == 1 else group[0].name, tuple(group))
+    return {
+        name if names.count(name) == 1 else group[0].name: group
         for name, group in zip(names, groups, strict=True)
-    ]
+    }
 
 
 def _differ_in_seed_only(one: Candidate, other: Candidate) -> bool:
@@ -170,11 +191,11 @@ def common_trimap_border(
     )
 
 
-def check_validation(candidates: Sequence[Candidate], split: str) -> None:
-    """Refuse models that notan set different validation images aside for.
+def common_validation(candidates: Sequence[Candidate], split: str) -> frozenset[str] | None:
+    """Return the validation images that notan set aside, None where the data have their own.
 
     Raises:
-        ConfigError: They did, and the split is made of those images.
+        ConfigError: The models set aside different ones, and the split is made of them.
     """
     choices = {candidate.card.data.validation_names for candidate in candidates}
     if len(choices) > 1 and split not in ("test", "all"):
@@ -182,26 +203,12 @@ def check_validation(candidates: Sequence[Candidate], split: str) -> None:
             f"--split {split}: the models set different images aside for validation, so some "
             "were trained on what others are scored on; compare them on --split test"
         )
+    names = candidates[0].card.data.validation_names
+    return frozenset(names) if names is not None else None
 
 
 def notes_on(candidates: Sequence[Candidate], trimap_border: TrimapBorder | None) -> list[str]:
     """Say what a reader must know of how the models came about, each in a sentence."""
-    return [
-        *_same_files(candidates),
-        *_different_images(candidates),
-        *(
-            f"{each.name} was trained with trimap_border = {each.card.trimap_border} and is "
-            "scored by "
-            f"trimap_border = {trimap_border}."
-            for each in candidates
-            if trimap_border
-            and each.card.trimap_border
-            and each.card.trimap_border != trimap_border
-        ),
-    ]
-
-
-def _same_files(candidates: Sequence[Candidate]) -> list[str]:
     notes = []
     for number, candidate in enumerate(candidates):
         for earlier in candidates[:number]:
@@ -209,17 +216,151 @@ def _same_files(candidates: Sequence[Candidate]) -> list[str]:
                 notes.append(f"{earlier.path} was given twice: it is compared with itself.")
             elif candidate.card.sha256 == earlier.card.sha256:
                 notes.append(f"{earlier.name} and {candidate.name} hold the same weights.")
-    return notes
-
-
-def _different_images(candidates: Sequence[Candidate]) -> list[str]:
     trained_on: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         trained_on.setdefault(candidate.card.data.training_fingerprint, []).append(candidate)
-    if len(trained_on) == 1:
-        return []
-    listed = "; ".join(
-        f"{', '.join(each.name for each in together)} on {together[0].card.data.training_images}"
-        for together in trained_on.values()
+    if len(trained_on) > 1:
+        listed = "; ".join(
+            f"{', '.join(each.name for each in group)} on {group[0].card.data.training_images}"
+            for group in trained_on.values()
+        )
+        notes.append(f"The models were trained on different images ({listed}).")
+    for candidate in candidates:
+        own = candidate.card.trimap_border
+        if trimap_border and own and own != trimap_border:
+            notes.append(
+                f"{candidate.name} was trained with trimap_border = {own} and is scored by "
+                f"trimap_border = {trimap_border}."
+            )
+    return notes
+
+
+TIMED, TRIES = 10, 3
+"""Images that the speed is measured on, and how often each is tried."""
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask as compressed bits, so that those of a whole test split fit into memory.
+
+    Attributes:
+        size: (height, width) in pixels.
+        bits: One for each pixel, eight to a byte, compressed by zlib.
+    """
+
+    size: Size
+    bits: bytes
+
+    @classmethod
+    def of(cls, mask: Mask) -> PackedMask:
+        """Pack a mask: bool, (height, width)."""
+        bits = zlib.compress(np.packbits(mask).tobytes(), level=1)
+        return cls((mask.shape[0], mask.shape[1]), bits)
+
+    def unpack(self) -> Mask:
+        """Return the mask as it was."""
+        height, width = self.size
+        bits = np.frombuffer(zlib.decompress(self.bits), np.uint8)
+        return np.unpackbits(bits, count=height * width).reshape(self.size).astype(np.bool_)
+
+
+class SeedResult(BaseModel):
+    """What one model file did on the images.
+
+    Attributes:
+        name: Short, and its own among the files.
+        file: The model file.
+        seed: Of its training.
+        epoch: The one that it was saved after.
+        threshold: From which probability on a pixel is foreground.
+        postprocessing: How probabilities became masks, in words; None: by the threshold alone.
+        seen: What the model has seen of the images, in words.
+        mean_dice: Over the images.
+        mean_iou: Over the images.
+        images_per_second: One image at a time, from pixels to mask; reading not counted.
+        parameters: Numbers that were learned; 0 where an ONNX model's card does not say.
+        file_bytes: Of the model file.
+        dice: Of every image.
+        masks: Of every image; not in the JSON.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    file: Path
+    seed: int
+    epoch: int
+    threshold: float
+    postprocessing: str | None
+    seen: str
+    mean_dice: float
+    mean_iou: float
+    images_per_second: float
+    parameters: int
+    file_bytes: int
+    dice: tuple[float, ...]
+    masks: SkipValidation[tuple[PackedMask, ...]] = Field((), exclude=True)
+
+
+def measure(
+    candidate: Candidate, device: torch.device, score_of: Callable[..., Score]
+) -> tuple[SeedResult, Score]:
+    """Evaluate a model, keep its masks and measure its speed."""
+    predictor = _load(candidate, device)
+    masks: list[PackedMask] = []
+    first: list[RGBImage] = []
+
+    def keep(sample: Sample, prediction: Prediction) -> None:
+        masks.append(PackedMask.of(prediction.mask))
+        if len(first) < TIMED:
+            first.append(sample.image)
+
+    score = score_of(predictor, witness=keep)
+    result = SeedResult(
+        name=candidate.name,
+        file=candidate.path,
+        seed=candidate.card.run.seed,
+        epoch=candidate.card.epoch,
+        threshold=score.rules.threshold,
+        postprocessing=score.rules.postprocessing,
+        seen=score.rules.seen,
+        mean_dice=score.mean_dice,
+        mean_iou=score.mean_iou,
+        images_per_second=_speed(predictor, first),
+        parameters=_parameters(predictor),
+        file_bytes=candidate.path.stat().st_size,
+        dice=tuple(image.counts.dice for image in score.images),
+        masks=tuple(masks),
     )
-    return [f"The models were trained on different images ({listed})."]
+    return result, score
+
+
+def _load(candidate: Candidate, device: torch.device) -> Predictor:
+    """Open a model; an ONNX model runs on the processor, whatever the others run on."""
+    if not is_onnx(candidate.path):
+        return Predictor.load(candidate.path, device=device)
+    import torch
+
+    # speeds stand side by side, under one line that says how many threads there were: PyTorch's
+    return Predictor.load(candidate.path, threads=torch.get_num_threads())
+
+
+def _speed(predictor: Predictor, images: Sequence[RGBImage]) -> float:
+    """Return images per second, of the middle image's fastest try.
+
+    Whatever else the machine does makes a try slower, never faster.
+    """
+
+    def seconds(image: RGBImage) -> float:
+        start = time.perf_counter()
+        _ = predictor(image).mask
+        return time.perf_counter() - start
+
+    return 1 / median(min(seconds(image) for _ in range(TRIES)) for image in images)
+
+
+def _parameters(predictor: Predictor) -> int:
+    backend = predictor.backend
+    if isinstance(backend, TorchBackend):
+        return sum(parameter.numel() for parameter in backend.model.parameters())
+    return (predictor.card.parameters if predictor.card else None) or 0

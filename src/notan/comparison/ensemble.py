@@ -1,12 +1,8 @@
-"""Several model files become one, weighted on validation.
-
-The weights of an ensemble's members, from what each says of validation pixels.
-
-Join: from the model files of the members to the file of an ensemble.
-"""
+"""An ensemble: several model files become one, whose members are weighted on validation."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import platform
 from dataclasses import dataclass
@@ -17,12 +13,11 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from notan.comparison.candidates import distinct_names, model_file
+from notan.comparison.candidates import named_files
 from notan.data.samples import fingerprint
 from notan.errors import ConfigError, DataError
 from notan.evaluation.calibrate import choose_postprocessing
-from notan.evaluation.evaluate import find_seen, open_data
-from notan.io.digest import sha256
+from notan.evaluation.evaluate import find_seen, open_subject
 from notan.metrics.statistics import compare_paired
 from notan.modelfile.card import (
     Card,
@@ -36,17 +31,22 @@ from notan.modelfile.postprocess import Postprocessing
 from notan.models.base import stride_of
 from notan.prediction.backends import TorchBackend, rebuild
 from notan.prediction.predictor import Predictor
-from notan.run_folder import BEST
 from notan.runtime import describe_hardware, find_device
 from notan.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from notan.data.samples import Sample, Source
-    from notan.evaluation.calibrate import Choice
     from notan.types import Probability
+
+logger = logging.getLogger("notan")
+
+EXAMPLE = "notan ensemble runs/unet runs/attention_unet --out ensemble.safetensors"
+
+PIXELS = 2000
+"""Of each image, drawn at random, to weigh the members on."""
 
 Chances: TypeAlias = npt.NDArray[np.float64]
 """(members, pixels) of one image: the probability that each gave to what is true."""
@@ -82,20 +82,20 @@ def choose_weights(images: Sequence[Chances]) -> tuple[tuple[float, ...], str]:
     now, then = [], []
     for number, image in enumerate(images):
         others = [each for place, each in enumerate(images) if place % FOLDS != number % FOLDS]
-        now.append(_surprise(image, np.asarray(equal)))
-        then.append(_surprise(image, _likeliest(others)))
+        now.append(_cross_entropy(image, np.asarray(equal)))
+        then.append(_cross_entropy(image, _fit(others)))
     gain = compare_paired(then, now).difference
     interval = f"[{-gain.high:+.4f}, {-gain.low:+.4f}]"
     text = f"mean cross-entropy of a pixel {-gain.mean:+.4f} {interval} nats"
     if not gain.low > 0:
         return equal, f"weights: all alike; fitted ones give {text} on images left out"
-    fitted = _likeliest(images)
+    fitted = _fit(images)
     kept = np.where(fitted < NEGLIGIBLE, 0, fitted)
     weights = tuple(round(float(weight), 3) for weight in kept / kept.sum())
     return weights, f"weights: fitted, {text} on images left out"
 
 
-def _likeliest(images: Sequence[Chances]) -> npt.NDArray[np.float64]:
+def _fit(images: Sequence[Chances]) -> npt.NDArray[np.float64]:
     """Return the convex weights under which the truth of all pixels is likeliest."""
     chances = np.maximum(np.concatenate(images, axis=1), SMALLEST_CHANCE)
     weights = np.full(len(chances), 1 / len(chances))
@@ -105,39 +105,14 @@ def _likeliest(images: Sequence[Chances]) -> npt.NDArray[np.float64]:
     return weights
 
 
-def _surprise(image: Chances, weights: npt.NDArray[np.float64]) -> float:
+def _cross_entropy(image: Chances, weights: npt.NDArray[np.float64]) -> float:
     """Return the mean cross-entropy of an image's pixels, in nats."""
     return float(-np.log(np.maximum(weights @ image, SMALLEST_CHANCE)).mean())
 
 
-logger = logging.getLogger("notan")
-
-FEWEST_MEMBERS = 2
-PIXELS = 2000
-"""Of each image, drawn at random, to weigh the members on."""
-
-
 @dataclass(frozen=True)
-class Part:
-    """A model file that takes part.
-
-    Attributes:
-        name: Short, and its own among the parts.
-        checkpoint: Card and weights.
-    """
-
-    name: str
-    checkpoint: Checkpoint
-
-    @property
-    def card(self) -> Card:
-        """What the file says of itself."""
-        return self.checkpoint.card
-
-
-@dataclass(frozen=True)
-class Joined:
-    """What joining gave.
+class EnsembleResult:
+    """What making an ensemble gave.
 
     Attributes:
         path: The ensemble's file.
@@ -153,14 +128,14 @@ class Joined:
     dice: dict[str, float]
 
 
-def join(
+def make_ensemble(
     models: Sequence[Path],
     out: Path,
     *,
     data_path: Path | None = None,
     device: str = "auto",
     batch_size: int = 8,
-) -> Joined:
+) -> EnsembleResult:
     """Make one model file of several; weights, calibration and threshold come from validation.
 
     The result is a model file like any other, with the images of all members in its card, so that
@@ -181,139 +156,122 @@ def join(
     """
     if out.exists():
         raise ConfigError(f"{out}: something is here already; choose another --out")
-    parts = _open(models)
-    card = parts[0].card
+    members = _open(models)
     place = find_device(device)
-    source = _validation(parts, data_path)
-    weights, reason = choose_weights(_ask(parts, source, place, batch_size))
+    source = _validation(members, data_path)
+    weights, reason = choose_weights(_ask(members, source, place, batch_size))
     logger.info("chosen on validation: %s", reason)
-    taken = [(part, weight) for part, weight in zip(parts, weights, strict=True) if weight > 0]
+    weight_of = dict(zip(members, weights, strict=True))
+    kept = {name: member for name, member in members.items() if weight_of[name] > 0}
     states = {
         f"members.{number}.{name}": tensor
-        for number, (part, _) in enumerate(taken)
-        for name, tensor in part.checkpoint.weights.items()
+        for number, member in enumerate(kept.values())
+        for name, tensor in member.weights.items()
     }
-    card = _card(taken, source, place)
+    card = _card(kept, weight_of, source, place)
     network = rebuild(Checkpoint(card, states), None)
     stride = {"stride": stride_of(network)}
     card = card.model_copy(update={"preprocess": card.preprocess.model_copy(update=stride)})
     predictor = Predictor(TorchBackend(network, place), card.preprocess)
     choice = choose_postprocessing(predictor, source, batch_size=batch_size)
-    card = _decided(card, choice, (reason, *_unknown(parts)))
-    save_checkpoint(out, Checkpoint(card, states))
-    names = [part.name for part in parts]
-    dice = {part.name: part.card.scores["dice"] for part in parts if "dice" in part.card.scores}
-    return Joined(
-        out,
-        card,
-        weights=dict(zip(names, weights, strict=True)),
-        dice={"ensemble": choice.dice, **dice},
+    for chosen in choice.reasons:
+        logger.info("chosen on validation: %s", chosen)
+    unknown = (
+        f"what {name} was trained on is not known"
+        for name, member in members.items()
+        if not member.card.data.training_hashes
     )
+    decided = {
+        "postprocessing": choice.postprocessing,
+        "choices": (reason, *unknown, *choice.reasons),
+        "scores": {"dice": choice.dice, "iou": choice.iou, "plain_dice": choice.plain_dice},
+    }
+    card = card.model_copy(update=decided)
+    save_checkpoint(out, Checkpoint(card, states))
+    scores = {name: member.card.scores for name, member in members.items()}
+    dice = {name: score["dice"] for name, score in scores.items() if "dice" in score}
+    return EnsembleResult(out, card, weight_of, {"ensemble": choice.dice, **dice})
 
 
-def _open(models: Sequence[Path]) -> list[Part]:
-    """Read the members, and refuse those that do not fit each other."""
-    if len(models) < FEWEST_MEMBERS:
-        given = f"only {models[0]} was" if models else "none was"
-        raise ConfigError(
-            f"an ensemble wants two or more runs or model files; {given} given: "
-            "notan ensemble runs/unet runs/attention_unet --out ensemble.safetensors"
-        )
-    paths = [model_file(model) for model in models]
-    names = distinct_names([path.parent if path.name == BEST else path for path in paths])
-    parts: list[Part] = []
-    for name, path in zip(names, paths, strict=True):
-        part = Part(name, load_checkpoint(path))
-        _require_own_network(part)
-        for earlier in parts:
-            _require_fit(earlier, part)
-        parts.append(part)
-    return parts
-
-
-def _require_own_network(part: Part) -> None:
-    if part.card.members:
-        raise ConfigError(f"{part.name} is an ensemble itself; give its members instead")
-    if part.card.model is None:
-        raise ConfigError(
-            f"{part.name} is of {part.card.model_class}, a class of your own; an ensemble's file "
-            "can only hold notan's own networks"
-        )
-
-
-def _require_fit(one: Part, other: Part) -> None:
-    """Refuse two members that do not see the same input, or learned another rule."""
-    if one.card.sha256 == other.card.sha256:
-        raise ConfigError(
-            f"{one.name} and {other.name} hold the same weights; together they know no more"
-        )
-    theirs = [part.card.preprocess.model_dump(exclude={"stride"}) for part in (one, other)]
-    for name, value in theirs[0].items():
-        if value != theirs[1][name]:
+def _open(models: Sequence[Path]) -> dict[str, Checkpoint]:
+    """Read the members by name, and refuse those that do not fit each other."""
+    files = named_files(models, "an ensemble", EXAMPLE)
+    members: dict[str, Checkpoint] = {}
+    for name, path in files.items():
+        checkpoint = load_checkpoint(path)
+        if checkpoint.card.members:
+            raise ConfigError(f"{name} is an ensemble itself; give its members instead")
+        if checkpoint.card.model is None:
             raise ConfigError(
-                f"preprocess.{name} is {value} in {one.name} and {theirs[1][name]} in {other.name}"
-                "; members see the same input, so train them with the same"
+                f"{name} is of {checkpoint.card.model_class}, a class of your own; an ensemble's "
+                "file can only hold notan's own networks"
             )
-    if one.card.trimap_border != other.card.trimap_border:
+        for earlier, member in members.items():
+            _require_fit((earlier, name), member.card, checkpoint.card)
+        members[name] = checkpoint
+    return members
+
+
+def _require_fit(names: tuple[str, str], one: Card, other: Card) -> None:
+    """Refuse two members that do not see the same input, or learned another rule."""
+    if one.sha256 == other.sha256:
         raise ConfigError(
-            f"{one.name} was trained with trimap_border = {one.card.trimap_border or 'none'} and "
-            f"{other.name} "
-            f"with trimap_border = {other.card.trimap_border or 'none'}; train them with one "
-            "--trimap-border"
+            f"{' and '.join(names)} hold the same weights; together they know no more"
+        )
+    ours, theirs = (card.preprocess.model_dump(exclude={"stride"}) for card in (one, other))
+    for key, value in ours.items():
+        if value != theirs[key]:
+            raise ConfigError(
+                f"preprocess.{key} is {value} in {names[0]} and {theirs[key]} in {names[1]}; "
+                "members see the same input, so train them with the same"
+            )
+    if one.trimap_border != other.trimap_border:
+        raise ConfigError(
+            f"{names[0]} was trained with trimap_border = {one.trimap_border or 'none'} and "
+            f"{names[1]} with trimap_border = {other.trimap_border or 'none'}; train them with "
+            "one --trimap-border"
         )
 
 
-def _validation(parts: Sequence[Part], data_path: Path | None) -> Source:
+def _validation(members: Mapping[str, Checkpoint], data_path: Path | None) -> Source:
     """Open the first member's validation images, which none may have been trained on."""
-    card = parts[0].card
-    path = data_path or card.run.data.path
-    source = open_data(card, "val", data_path=path).source
-    for part in parts:
-        trained = find_seen(part.card, source).trained
+    first, card = next((name, member.card) for name, member in members.items())
+    source = open_subject(card, "val", data_path=data_path or card.run.data.path).source
+    for name, member in members.items():
+        trained = find_seen(member.card, source).trained
         if trained:
             more = ", ..." if len(trained) > 3 else ""
             raise DataError(
-                f"{part.name} was trained on {len(trained)} of the {len(source)} validation "
-                f"images of {parts[0].name} ({', '.join(trained[:3])}{more}), so what is chosen "
+                f"{name} was trained on {len(trained)} of the {len(source)} validation "
+                f"images of {first} ({', '.join(trained[:3])}{more}), so what is chosen "
                 "on them would flatter it; train all members with one split: data.split_seed=0"
             )
     return source
 
 
-def _unknown(parts: Sequence[Part]) -> tuple[str, ...]:
-    return tuple(
-        f"what {part.name} was trained on is not known"
-        for part in parts
-        if not part.card.data.training_hashes
-    )
-
-
 def _ask(
-    parts: Sequence[Part], source: Source, device: torch.device, batch_size: int
+    members: Mapping[str, Checkpoint], source: Source, device: torch.device, batch_size: int
 ) -> list[Chances]:
     """Return what each member gives to the truth of some pixels of each image."""
     asked: list[list[npt.NDArray[np.float64]]] = []
-    for part in parts:
-        card = part.card
-        calibrated = Postprocessing(
-            temperature=card.postprocessing.temperature, bias=card.postprocessing.bias
-        )
-        backend = TorchBackend(rebuild(part.checkpoint, None), device)
-        predictor = Predictor(backend, card.preprocess, postprocessing=calibrated)
+    for name, member in members.items():
+        chosen = member.card.postprocessing
+        calibrated = Postprocessing(temperature=chosen.temperature, bias=chosen.bias)
+        backend = TorchBackend(rebuild(member, None), device)
+        predictor = Predictor(backend, member.card.preprocess, postprocessing=calibrated)
         pairs = tqdm(
             predictor.predict_samples(source, batch_size=batch_size),
             total=len(source),
-            desc=part.name,
+            desc=name,
             unit="image",
             leave=False,
             disable=None,
         )
-        asked.append(
-            [
-                _chances(sample, prediction.probability, number)
-                for number, (sample, prediction) in enumerate(pairs)
-            ]
-        )
+        chances = [
+            _chances(sample, prediction.probability, number)
+            for number, (sample, prediction) in enumerate(pairs)
+        ]
+        asked.append(chances)
     return [np.stack(image) for image in zip(*asked, strict=True) if image[0].size]
 
 
@@ -327,22 +285,28 @@ def _chances(sample: Sample, probability: Probability, number: int) -> npt.NDArr
     return np.where(foreground[some], chance[some], 1 - chance[some])
 
 
-def _card(taken: Sequence[tuple[Part, float]], source: Source, device: torch.device) -> Card:
+def _card(
+    kept: Mapping[str, Checkpoint],
+    weight_of: Mapping[str, float],
+    source: Source,
+    device: torch.device,
+) -> Card:
     """Return the card of an ensemble that is not decided yet."""
-    cards = [part.card for part, _ in taken]
+    cards = [member.card for member in kept.values()]
     members = tuple(
         Member(
-            name=part.name,
-            model=part.card.model,
-            weight=weight,
-            temperature=part.card.postprocessing.temperature,
-            bias=part.card.postprocessing.bias,
-            sha256=part.card.sha256,
+            name=name,
+            model=member.card.model,
+            weight=weight_of[name],
+            temperature=member.card.postprocessing.temperature,
+            bias=member.card.postprocessing.bias,
+            sha256=member.card.sha256,
         )
-        for part, weight in taken
-        if part.card.model
+        for name, member in kept.items()
+        if member.card.model
     )
     counts = [card.parameters for card in cards]
+    pretrained = dict.fromkeys(card.pretrained or "a member from scratch" for card in cards)
     return cards[0].model_copy(
         update={
             "model": None,
@@ -352,7 +316,7 @@ def _card(taken: Sequence[tuple[Part, float]], source: Source, device: torch.dev
             "choices": (),
             "scores": {},
             "epoch": max(card.epoch for card in cards),
-            "data": _data(cards, source),
+            "data": _data([card.data for card in cards], source),
             "versions": {
                 "notan": __version__,
                 "torch": torch.__version__,
@@ -360,33 +324,26 @@ def _card(taken: Sequence[tuple[Part, float]], source: Source, device: torch.dev
             },
             "parameters": None if None in counts else sum(count or 0 for count in counts),
             "hardware": describe_hardware(device),
-            "pretrained": _pretrained(cards),
+            "pretrained": (
+                "; ".join(pretrained) if any(card.pretrained for card in cards) else None
+            ),
             "sha256": "",
         }
     )
 
 
-def _pretrained(cards: Sequence[Card]) -> str | None:
-    """Say what members were pretrained on, where any was."""
-    if not any(card.pretrained for card in cards):
-        return None
-    words = dict.fromkeys(card.pretrained or "a member from scratch" for card in cards)
-    return "; ".join(words)
-
-
-def _data(cards: Sequence[Card], source: Source) -> DataCard:
+def _data(data: Sequence[DataCard], source: Source) -> DataCard:
     """Join what the members were trained on, so that no image of any is taken for a new one."""
-    first = cards[0].data
-    trained = {each for card in cards for each in card.data.training_hashes}
-    chosen = {each for card in cards for each in card.data.validation_hashes}
-    unlabelled = {each for card in cards for each in card.data.unlabelled_hashes}
-    prints = sorted({card.data.training_fingerprint for card in cards})
-    all_prints = sha256("\n".join(prints))[:16]
+    trained = {each for one in data for each in one.training_hashes}
+    chosen = {each for one in data for each in one.validation_hashes}
+    unlabelled = {each for one in data for each in one.unlabelled_hashes}
+    prints = sorted({one.training_fingerprint for one in data})
+    all_prints = hashlib.sha256("\n".join(prints).encode()).hexdigest()[:16]
     # one member that does not say is enough: nothing is known then
-    known = all(card.data.training_hashes for card in cards)
-    return first.model_copy(
+    known = all(one.training_hashes for one in data)
+    return data[0].model_copy(
         update={
-            "training_images": len(trained) if known else first.training_images,
+            "training_images": len(trained) if known else data[0].training_images,
             "training_fingerprint": prints[0] if len(prints) == 1 else all_prints,
             "training_hashes": tuple(sorted(trained)) if known else (),
             "unlabelled_images": len(unlabelled),
@@ -395,18 +352,5 @@ def _data(cards: Sequence[Card], source: Source) -> DataCard:
             "validation_images": len(source),
             "validation_fingerprint": fingerprint(source),
             "validation_hashes": tuple(sorted(chosen | set(source.hashes()))),
-        }
-    )
-
-
-def _decided(card: Card, choice: Choice, reasons: tuple[str, ...]) -> Card:
-    """Put into a card what validation chose."""
-    for reason in choice.reasons:
-        logger.info("chosen on validation: %s", reason)
-    return card.model_copy(
-        update={
-            "postprocessing": choice.postprocessing,
-            "choices": (*reasons, *choice.reasons),
-            "scores": {"dice": choice.dice, "iou": choice.iou, "plain_dice": choice.plain_dice},
         }
     )

@@ -1,5 +1,5 @@
-"""From a checkpoint to a file that runs anywhere."""
+"""From a checkpoint to an ONNX model, which runs without PyTorch."""
 
-from notan.exporting.export import export
+from notan.exporting.make import export
 
 __all__ = ["export"]

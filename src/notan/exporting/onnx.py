@@ -1,8 +1,6 @@
-"""From a network to ONNX: traced, stored in half, quantized to int8.
+"""From a PyTorch network to ONNX: traced, stored in half, quantized to int8.
 
-From a PyTorch network to one ONNX model in bytes.
-
-Quantization: the convolutions in int8, but for the few that the masks need in float32.
+In int8 are the convolutions, but for the few that the masks need in float32.
 
 Source: Jacob et al. 2018, arXiv:1712.05877 (a scale and a zero point for each tensor) and
     Krishnamoorthi 2018, arXiv:1806.08342 (a scale for each channel of the weights), as ONNX
@@ -22,16 +20,15 @@ import io
 import logging
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from notan.errors import ExportError
 from notan.modelfile.card import Quantized
-from notan.prediction.backends import onnx_backend
+from notan.prediction.backends.choose import portable_backend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Set
@@ -102,7 +99,6 @@ def store_half(model: Any) -> Any:  # noqa: ANN401 - onnx.ModelProto
     Raises:
         ExportError: A weight is too large for float16.
     """
-    import numpy as np
     import onnx
     from onnx import helper, numpy_helper
 
@@ -140,21 +136,16 @@ def without_traces(model: Any) -> Any:  # noqa: ANN401 - onnx.ModelProto
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's notes on itself away: of torchvision, of its progress, of its future."""
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [log.level for log in logs]
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        for log in logs:
+    with contextlib.ExitStack() as stack:
+        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+            log = logging.getLogger(name)
+            stack.callback(log.setLevel, log.level)
             log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for log, level in zip(logs, levels, strict=True):
-                log.setLevel(level)
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        warnings.simplefilter("ignore")
+        yield
 
 
 LAYERS = ("Conv", "ConvTranspose")
@@ -174,8 +165,7 @@ WEIGHED = 8
 """Most images that the error of each single layer is measured on."""
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """A layer that can be quantized.
 
     Attributes:
@@ -282,23 +272,24 @@ class Quantizer:
         from onnxruntime import InferenceSession
 
         # A convolution's weights meet each pixel of its output, a transposed one's of its input
-        nodes = [node for node in self._model.graph.node if node.name in sizes]
-        places = [node.output[0] if node.op_type == "Conv" else node.input[0] for node in nodes]
+        places = {
+            node.name: node.output[0] if node.op_type == "Conv" else node.input[0]
+            for node in self._model.graph.node
+            if node.name in sizes
+        }
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
-        given = {each.name for each in (*model.graph.output, *model.graph.input)}
+        fed = {model.graph.input[0].name: inputs}
+        wanted = sorted(set(places.values()) - set(fed))
+        given = {each.name for each in model.graph.output}
         model.graph.output.extend(
-            helper.make_empty_tensor_value_info(place)
-            for place in dict.fromkeys(places)
-            if place not in given
+            helper.make_empty_tensor_value_info(each) for each in wanted if each not in given
         )
         session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        fed = {session.get_inputs()[0].name: inputs}
-        wanted = [each for each in dict.fromkeys(places) if each not in fed]
         pixels = dict(zip(wanted, session.run(wanted, fed), strict=True)) | fed
         return {
-            node.name: sizes[node.name] * int(np.prod(pixels[place].shape[2:]))
-            for node, place in zip(nodes, places, strict=True)
+            name: sizes[name] * int(np.prod(pixels[place].shape[2:]))
+            for name, place in places.items()
         }
 
     def _quantize(self, names: Set[str]) -> Any:  # noqa: ANN401 - onnx.ModelProto
@@ -327,7 +318,7 @@ class Quantizer:
 
 def _logits(model: Any, inputs: Sequence[Array], file: Path) -> list[Array]:  # noqa: ANN401
     file.write_bytes(model.SerializeToString())
-    backend = onnx_backend(file, "onnxruntime")
+    backend = portable_backend(file, "onnxruntime")
     return [backend(each) for each in inputs]
 
 

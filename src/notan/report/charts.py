@@ -9,7 +9,7 @@ import io
 import math
 import re
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -312,7 +312,10 @@ def _expected(images: Sequence[ImageScore]) -> Figure:
 def _groups(grouping: str, groups: Mapping[str, Interval]) -> Figure:
     figure, axes = new_chart("mean Dice", _plain(grouping))
     shown = list(groups.items())[:MOST_GROUPS]
-    rows = [(f"{_plain(name)} ({group.images})", group) for name, group in shown]
+    rows = [
+        (f"{_plain(name)} ({group.images})", group.mean, group.low, group.high)
+        for name, group in shown
+    ]
     _draw_intervals(axes, rows, SKY, BLUE, linewidth=5)
     axes.set_xlim(0, 1.02)
     figure.set_figheight(max(1.6, 0.8 + 0.3 * len(shown)))
@@ -320,16 +323,15 @@ def _groups(grouping: str, groups: Mapping[str, Interval]) -> Figure:
 
 
 def _draw_intervals(
-    axes: Axes, rows: Sequence[tuple[str, Interval]], line: str, dot: str, *, linewidth: float
+    axes: Axes, rows: Sequence[IntervalRow], line: str, dot: str, *, linewidth: float
 ) -> None:
     """Draw a dot with its interval in each row, the first on top."""
-    for place, (_, interval) in enumerate(rows):
-        if not math.isnan(interval.low):
-            ends = [interval.low, interval.high]
+    for place, (_, mean, low, high) in enumerate(rows):
+        if low is not None and high is not None and not math.isnan(low):
             alpha = 0.7 if linewidth > 2 else 1.0  # of a broad line, so that the dot stands out
-            axes.plot(ends, [place, place], color=line, linewidth=linewidth, alpha=alpha)
-        axes.plot([interval.mean], [place], "o", color=dot, markersize=6)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+            axes.plot([low, high], [place, place], color=line, linewidth=linewidth, alpha=alpha)
+        axes.plot([mean], [place], "o", color=dot, markersize=6)
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
@@ -338,15 +340,18 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+IntervalRow: TypeAlias = tuple[str, float, float | None, float | None]
+"""What a dot is called, its mean, and the ends of its interval; None or NaN where there is none."""
+
 WIDTH, ROW, FRAME = 7.0, 0.32, 0.7
 """Inches: of the chart, of a row, and of what surrounds the rows of one panel."""
 
 
 def compare_chart(comparison: Comparison) -> str:
     """Return an SVG that stands inside a page and takes its ink from there."""
-    means = [(each.title, each.mean) for each in comparison.contenders]
+    means = [(each.title, each.mean_dice, each.low, each.high) for each in comparison.models]
     differences = [
-        (f"{pair.second.name} − {pair.first.name}", pair.compared.difference)  # noqa: RUF001
+        (f"{pair.second} − {pair.first}", pair.difference, pair.low, pair.high)  # noqa: RUF001
         for pair in comparison.pairs
     ]
     heights = [len(rows) * ROW + FRAME for rows in (means, differences)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from notan.checking import Diagnosis, SplitStatistics
     from notan.checking.label_errors import LabelSearch
     from notan.checking.suspicion import Suspect
-    from notan.config import TrimapBorder
     from notan.types import Mask, RGBImage
 
 TITLES = {
@@ -98,7 +97,7 @@ MOST_ROWS = 12
 
 def _images(search: LabelSearch, suspect: Suspect) -> Iterator[RGBImage]:
     """Give the image alone, with the given mask's outline, and with the prediction's."""
-    name = suspect.judgement.name
+    name = suspect.name
     sample = search.sample(name)
     predicted = read_image(search.predictions / f"{name}.png")[..., 0] > 127
     small = fit(sample.image)
@@ -125,9 +124,7 @@ class Thumbnails:
     """Reads files again and shrinks them, image and mask together."""
 
     def __init__(self, diagnosis: Diagnosis) -> None:
-        self._read_mask = mask_reader(
-            diagnosis.layout, cast("TrimapBorder", diagnosis.trimap_border)
-        )
+        self._read_mask = mask_reader(diagnosis.layout, diagnosis.trimap_border)
         self._mask_of = dict(diagnosis.pairs)
 
     def of(self, path: Path) -> RGBImage | None:

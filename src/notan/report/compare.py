@@ -13,7 +13,7 @@ from notan.report.page import fill, fitted
 
 if TYPE_CHECKING:
     from notan.comparison import Comparison
-    from notan.comparison.comparison import Pair
+    from notan.comparison.comparison import ImagePair, ModelResult
     from notan.data.samples import Sample
     from notan.types import RGBImage
 
@@ -43,6 +43,7 @@ def compare_page(comparison: Comparison) -> str:
     headings, *rows = table(comparison)
     return fill(
         "compare.html",
+        comparison=comparison,
         headline=headline(comparison),
         headings=headings,
         rows=rows,
@@ -51,23 +52,29 @@ def compare_page(comparison: Comparison) -> str:
         pairs=comparison.pairs,
         difference_of=difference_of,
         images=[
-            [_overlays(comparison.source[at], pair, at) for at in pair.most_different[:each]]
+            [
+                _overlays(comparison.source[image.number], image, models)
+                for image in pair.most_different[:each]
+            ]
             for pair in comparison.pairs
+            for models in [(comparison.model(pair.first), comparison.model(pair.second))]
         ],
         method=method(comparison),
         notes=comparison.notes,
     )
 
 
-def _overlays(sample: Sample, pair: Pair, number: int) -> tuple[str, list[Overlay]]:
+def _overlays(
+    sample: Sample, image: ImagePair, models: tuple[ModelResult, ModelResult]
+) -> tuple[str, list[Overlay]]:
     """Return an image's name, and of each of two models its title, Dice and mask on the image.
 
     Of several seeds the one that is nearest to their mean is shown.
     """
     overlays = []
-    for contender in (pair.first, pair.second):
-        result = contender.nearest(number)
-        image = overlay_image(sample.image, result.masks[number].unpack(), sample.mask)
-        shown = fitted(image, side=SIDE, least_side=LEAST_SIDE)
-        overlays.append((result.candidate.name, result.dice[number], shown))
+    for model in models:
+        result = model.nearest(image.number)
+        overlay = overlay_image(sample.image, result.masks[image.number].unpack(), sample.mask)
+        shown = fitted(overlay, side=SIDE, least_side=LEAST_SIDE)
+        overlays.append((result.name, result.dice[image.number], shown))
     return sample.name, overlays

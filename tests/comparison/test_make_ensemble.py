@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from notan.checking.label_errors import plan_search
 from notan.cli.main import main
-from notan.comparison import join
+from notan.comparison import make_ensemble
 from notan.comparison.ensemble import FEWEST, choose_weights
 from notan.data.folders import folder_source
 from notan.errors import CheckpointError, ConfigError, DataError, NotanError
@@ -46,7 +46,7 @@ def members(
 @pytest.fixture(scope="module")
 def ensemble(members: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their ensemble; not to be changed."""
-    return join(members, tmp_path_factory.mktemp("ensemble") / "e.safetensors").path
+    return make_ensemble(members, tmp_path_factory.mktemp("ensemble") / "e.safetensors").path
 
 
 def altered(checkpoint: Path, path: Path, **fields: Any) -> Path:
@@ -144,11 +144,13 @@ def test_the_training_images_of_all_members_are_known(
     other = altered(
         members[1], tmp_path / "o.safetensors", data={**data, "training_hashes": hashes}
     )
-    joined = join([members[0], other], tmp_path / "e.safetensors", data_path=drawn_folder)
+    joined = make_ensemble([members[0], other], tmp_path / "e.safetensors", data_path=drawn_folder)
     assert set(joined.card.data.training_hashes) == {*card.data.training_hashes, "another"}
     assert joined.card.data.training_images == 25
     unknown = altered(members[1], tmp_path / "u.safetensors", data={**data, "training_hashes": []})
-    joined = join([members[0], unknown], tmp_path / "f.safetensors", data_path=drawn_folder)
+    joined = make_ensemble(
+        [members[0], unknown], tmp_path / "f.safetensors", data_path=drawn_folder
+    )
     assert joined.card.data.training_hashes == ()
     assert "what u was trained on is not known" in joined.card.choices
 
@@ -161,7 +163,7 @@ def test_a_member_that_was_trained_on_the_validation_images_is_refused(
     leak = [*card.data.training_hashes, *card.data.validation_hashes[:2]]
     other = altered(members[1], tmp_path / "o.safetensors", data={**data, "training_hashes": leak})
     with pytest.raises(DataError, match=r"o was trained on 2 of the 6 validation images of small"):
-        join([members[0], other], tmp_path / "e.safetensors", data_path=drawn_folder)
+        make_ensemble([members[0], other], tmp_path / "e.safetensors", data_path=drawn_folder)
     assert not (tmp_path / "e.safetensors").exists()
 
 
@@ -182,7 +184,7 @@ def test_members_that_do_not_fit_are_refused(
 ) -> None:
     other = altered(members[1], tmp_path / "o.safetensors", **fields)
     with pytest.raises(ConfigError, match=words):
-        join([members[0], other], tmp_path / "e.safetensors")
+        make_ensemble([members[0], other], tmp_path / "e.safetensors")
 
 
 def test_what_makes_no_ensemble_is_refused(
@@ -199,9 +201,9 @@ def test_what_makes_no_ensemble_is_refused(
     ]
     for models, kind, words in wrong:
         with pytest.raises(kind, match=words):
-            join(models, out)
+            make_ensemble(models, out)
     with pytest.raises(ConfigError, match="something is here already; choose another --out"):
-        join(members, ensemble)
+        make_ensemble(members, ensemble)
     with pytest.raises(SystemExit) as end:
         main(["ensemble", str(members[0]), str(members[1])])
     assert end.value.code == 2  # --out is missing
@@ -209,7 +211,7 @@ def test_what_makes_no_ensemble_is_refused(
 
 def test_images_that_are_nowhere_are_missed(members: list[Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder"):
-        join(members, tmp_path / "e.safetensors", data_path=tmp_path / "nowhere")
+        make_ensemble(members, tmp_path / "e.safetensors", data_path=tmp_path / "nowhere")
 
 
 def test_damage_in_an_ensembles_card_is_refused(ensemble: Path, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_a_module_of_ones_own_cannot_be_a_member(members: list[Path], tmp_path: 
     torch.manual_seed(0)
     own = train_own(read_card(members[0]).run, tmp_path / "own", model=Own()).checkpoint
     with pytest.raises(ConfigError, match="own is of Own, a class of your own"):
-        join([members[0], own], tmp_path / "e.safetensors")
+        make_ensemble([members[0], own], tmp_path / "e.safetensors")
 
 
 def noise(number: int, *quality: float) -> list[Chances]:
