@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types check-tests check-gpu clean help
+.PHONY: demo test lint types check-tests check-gpu check-wheel clean help
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,8 +30,11 @@ check-tests: $(INSTALLED)  ## The test suite alone
 check-gpu: $(INSTALLED)  ## The tests that want a CUDA device; all others hide it
 	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
 
+check-wheel: $(INSTALLED)  ## Build the wheel, and use it in fresh environments as a newcomer would
+	PYTHON=$(BIN)/python scripts/check_wheel.sh
+
 clean:  ## Remove the environment and caches; runs and data stay
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # The constraints name one build of torch: the CPU's where there is one for this machine.
 $(INSTALLED): pyproject.toml constraints.txt

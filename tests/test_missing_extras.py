@@ -11,7 +11,6 @@ from forbidden import run_without
 from notan.errors import EXTRAS, MissingExtraError, explaining_extras
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNTIMES = "openvino,onnxruntime"
 
 
 def extras() -> dict[str, list[str]]:
@@ -21,8 +20,11 @@ def extras() -> dict[str, list[str]]:
 
 def test_a_missing_package_of_an_extra_says_which_extra_brings_it() -> None:
     absent = ModuleNotFoundError("No module named 'onnx.helper'", name="onnx.helper")
-    wanted = r"needs onnx, which is not installed: pip install 'notan\[export\]'"
-    with pytest.raises(MissingExtraError, match=wanted), explaining_extras():
+    wanted = r"^export needs ONNX: pip install 'notan\[export\]'; or do without$"
+    with (
+        pytest.raises(MissingExtraError, match=wanted),
+        explaining_extras("export", otherwise="; or do without"),
+    ):
         raise absent
 
 
@@ -39,7 +41,7 @@ def test_each_package_stands_in_the_extra_that_is_offered(package: str) -> None:
     assert not any(word.startswith(wanted) for word in extras()[""])
 
 
-@pytest.mark.parametrize("name", ["runtime", "openvino", ""])
+@pytest.mark.parametrize("name", ["openvino", ""])
 def test_what_predicts_brings_no_torch(name: str) -> None:
     assert not any(word.startswith(("torch", "notan[")) for word in extras()[name])
 
@@ -55,23 +57,26 @@ def _of_dev() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "wanted"),
     [
-        ("train", "--data-path", "{data}"),
-        ("evaluate", "--model", "{model}", "--data-path", "{data}"),
-        ("predict", "--model", "{model}", "{data}/test/images"),
-        ("compare", "{model}", "{model}"),
-        ("report", "{run}"),
-        ("demo", "--out", "{run}/demo"),
+        (("train", "--data-path", "{data}"), "training"),
+        (("evaluate", "--model", "{model}", "--data-path", "{data}"), "{model}"),
+        (("predict", "--model", "{model}", "{data}/test/images"), "{model}"),
+        (("compare", "{model}", "{model}"), "notan compare"),
+        (("export", "--model", "{model}"), "export"),
+        (("report", "{run}"), "notan report"),
+        (("demo", "--out", "{run}/demo"), "notan demo"),
     ],
     ids=lambda words: words[0],
 )
 def test_a_command_that_needs_torch_says_so_in_one_line(
-    words: tuple[str, ...], small_checkpoint: Path, drawn_folder: Path
+    words: tuple[str, ...], wanted: str, small_checkpoint: Path, drawn_folder: Path
 ) -> None:
     places = {"model": small_checkpoint, "data": drawn_folder, "run": small_checkpoint.parent}
     result = run_without("torch", *(word.format(**places) for word in words))
     assert result.returncode == MissingExtraError.exit_code
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("notan: this needs torch, which is not installed: pip install 'notan[tr")
+    needs = f"notan: {wanted.format(**places)} needs PyTorch: pip install 'notan[train]'"
+    assert last.startswith(needs)
+    assert ("notan export --model" in last) == (wanted == "{model}")
     assert "Traceback" not in result.stderr

@@ -1,10 +1,16 @@
 """notan: two-class image segmentation, foreground against background.
 
-The nouns are here, loaded when they are first asked for, so that ``import notan`` is quick::
+The functions do what the commands of the same names do; the classes are what they take and give.
+All are loaded when they are first asked for, so that ``import notan`` is quick::
 
-    from notan import Predictor, load_run
+    import notan
 
-The verbs live in their rooms: ``notan.training.train``, ``notan.evaluation.evaluate.evaluate``.
+    result = notan.train("cells/", time_limit="10m")
+    print(notan.evaluate(result.checkpoint, "cells/").summary())
+    mask = notan.predict("photo.jpg", result.checkpoint).mask
+
+Below them are the rooms, such as ``notan.training``, whose functions take sources, modules and
+transforms of your own.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from typing import TYPE_CHECKING
 from notan.version import __version__
 
 if TYPE_CHECKING:
+    from notan.api import UNet, check, compare, evaluate, export, load, predict, train
     from notan.config import Run, load_run
     from notan.data.samples import Sample, Source
     from notan.errors import NotanError
@@ -42,9 +49,17 @@ _HOMES = {
     "SegmentationModel": "notan.models.base",
     "Source": "notan.data.samples",
     "Trainer": "notan.training",
+    "UNet": "notan.api",
+    "check": "notan.api",
+    "compare": "notan.api",
+    "evaluate": "notan.api",
+    "export": "notan.api",
+    "load": "notan.api",
     "load_checkpoint": "notan.modelfile.card",
     "load_run": "notan.config",
+    "predict": "notan.api",
     "read_card": "notan.modelfile.card",
+    "train": "notan.api",
 }
 
 __all__ = [
@@ -63,10 +78,18 @@ __all__ = [
     "SegmentationModel",
     "Source",
     "Trainer",
+    "UNet",
     "__version__",
+    "check",
+    "compare",
+    "evaluate",
+    "export",
+    "load",
     "load_checkpoint",
     "load_run",
+    "predict",
     "read_card",
+    "train",
 ]
 
 
@@ -74,7 +97,10 @@ def __getattr__(name: str) -> object:
     """Import a public name from its room the first time that it is asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'notan' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    from notan.errors import explaining_extras
+
+    with explaining_extras(f"notan.{name}"):
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

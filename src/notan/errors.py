@@ -122,7 +122,6 @@ EXTRAS = {
     "safetensors": "train",
     "filelock": "train",
     "matplotlib": "train",
-    "onnxruntime": "runtime",
     "openvino": "openvino",
     "onnx": "export",
     "onnxscript": "export",
@@ -132,13 +131,17 @@ EXTRAS = {
 }
 """Package -> the extra of notan that installs it."""
 
-BETTER = {"torch": "; or predict with an ONNX model, which needs none: notan export --help"}
-"""Package -> what can be done without it."""
+KNOWN_FOR = {"train": "PyTorch", "export": "ONNX", "openvino": "OpenVINO"}
+"""Extra -> what it brings above all; of the others it is the package itself."""
 
 
 @contextlib.contextmanager
-def explaining_extras() -> Iterator[None]:
+def explaining_extras(wanted: str = "this", *, otherwise: str = "") -> Iterator[None]:
     """Turn the absence of an optional package into an error that says how to install it.
+
+    Args:
+        wanted: What the user wanted, as in "training needs PyTorch".
+        otherwise: What can be done without the package.
 
     Raises:
         MissingExtraError: A package of an extra was imported inside and is not installed.
@@ -149,9 +152,10 @@ def explaining_extras() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise  # no extra of ours: a fault in the installation, or in the code
+        extra = EXTRAS[package]
+        name = KNOWN_FOR.get(extra, package)
         raise MissingExtraError(
-            f"this needs {package}, which is not installed: "
-            f"pip install 'notan[{EXTRAS[package]}]'{BETTER.get(package, '')}"
+            f"{wanted} needs {name}: pip install 'notan[{extra}]'{otherwise}"
         ) from error
 
 

@@ -4,50 +4,84 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
 
 import notan
 from notan.cli import demo as demo_command
-from notan.cli.main import main
+from notan.cli.main import COMMANDS, main
 from notan.config import Data, Run, load_run
 from notan.data.folders import open_split
 from notan.metrics import Tolerance
 from notan.modelfile.card import read_card
 from notan.training import train as run_training
+from runs import no_report
 
-COMMANDS = (
-    "train",
-    "evaluate",
-    "inference",
-    "predict",
-    "submit",
-    "compare",
-    "benchmark-models",
-    "report",
-    "download",
-    "demo",
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MACHINE = "batch-size device backend precision threads"
+SCORED = (
+    "model data-path split out trimap-border tolerance groups allow-training-images threshold tta "
+    f"{MACHINE}"
 )
 FLAGS = {
-    "train": "data-path model auto write-recipe recipe out overwrite device time-limit epochs "
-    "batch-size learning-rate image-size trimap-border patience seed detect-anomaly",
-    "evaluate": "model data-path split trimap-border tolerance groups batch-size device out",
-    "inference": "model data-path split trimap-border tolerance groups batch-size device out",
-    "predict": "model out batch-size device",
-    "submit": "model data-path list out threshold tta batch-size device check",
+    "train": "data-path time-limit auto model encoder pretrained image-size keep-aspect-ratio "
+    "epochs batch-size learning-rate device out resume trimap-border unlabelled encoder-weights "
+    "freeze-epochs teacher patience seed deterministic detect-anomaly recipe write-recipe "
+    "overwrite allow-changes",
+    "pretrain": "data-path out overwrite resume encoder pretrained encoder-weights epochs "
+    "batch-size learning-rate image-size device seed",
+    "evaluate": SCORED,
+    "inference": SCORED,
+    "predict": f"model out format resume frame-step tiles scale threshold tta {MACHINE}",
+    "submit": f"model data-path list out check threshold tta {MACHINE}",
+    "export": "model to out half int8 data-path",
     "compare": "data-path split trimap-border allow-training-images batch-size device out",
     "benchmark-models": "data-path models seeds time-limit epochs recipe trimap-border device out",
+    "ensemble": "out data-path batch-size device",
     "report": "data-path split device out",
+    "check": "data-path strict trimap-border layout model folds epochs out",
     "download": "out",
     "demo": "out seed",
 }
 TINY = ("model.width=2", "train.tensorboard=false")
 QUICK = ("--image-size", "16", "--epochs", "1", "--batch-size", "8")
+
+
+@pytest.fixture(autouse=True)
+def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the page at a training's end, which test_report.py looks at and takes seconds."""
+    monkeypatch.setattr("notan.cli.train._report", no_report)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Return the settings that the words of ``notan train`` ask for, without training."""
+
+    class StopError(Exception):
+        pass
+
+    def ask(*words: str) -> Run:
+        seen: list[Run] = []
+
+        def remember(run: Run, **_: object) -> None:
+            seen.append(run)
+            raise StopError
+
+        monkeypatch.setattr("notan.training.train", remember)
+        with pytest.raises(StopError):
+            main(["train", *words])
+        return seen[0]
+
+    return ask
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -58,25 +92,19 @@ def read(folder: Path) -> Run:
     return load_run(folder / "run.toml")
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert all(command in text for command in COMMANDS)
-    assert "--debug" in text
-    assert "--version" in text
-
-
-def test_no_words_at_all_print_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    outputs = []
-    for words in ([], ["--help"]):
-        with pytest.raises(SystemExit) as stop:
-            main(words)
-        assert not stop.value.code
-        outputs.append(capsys.readouterr())
-    assert outputs[0] == outputs[1]
-    assert outputs[0].err == ""
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_the_overview_is_one_screen_with_a_line_for_each_command(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(words)
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 80
+    named = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert sorted(named) == sorted(COMMANDS)
+    assert all(word in said.out for word in ("--debug", "--version", "notan demo", "--help"))
+    assert said.err == ""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -87,8 +115,12 @@ def test_the_help_of_a_command_names_every_flag(
         main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    shown = {word.rstrip(",") for word in text.split() if word.startswith("--")}
-    assert {f"--{flag}" for flag in FLAGS[command].split()} <= shown
+    lines = [line[2:].rstrip("│ ") for line in text.splitlines()]  # within the boxes
+    starts = [number for number, line in enumerate(lines) if re.match("--[a-z]", line)]
+    shown = [lines[number].split()[0] for number in starts]
+    assert sorted(shown) == sorted(f"--{flag}" for flag in FLAGS[command].split())
+    for number in starts:  # what it does stands beside the flag, or on the next line
+        assert "  " in lines[number] or lines[number + 1].startswith("   "), lines[number]
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,38 +186,29 @@ def check_images(folder: Path, names: list[str]) -> None:
                 assert (image.size, image.mode) == ((48, 40), mode)
 
 
-def test_hyphens_and_underscores_are_alike(drawn_folder: Path, tmp_path: Path) -> None:
-    for name, style in (("a", "-"), ("b", "_")):
+def test_hyphens_and_underscores_are_alike(asked: Callable[..., Run]) -> None:
+    runs = []
+    for style in "-_":
         words = ["--data-path", "--batch-size", "--image-size", "--learning-rate"]
         path, batch, size, rate = (f"--{word[2:].replace('-', style)}" for word in words)
-        given = [path, str(drawn_folder), batch, "6", size, "16", f"{rate}=2e-4"]
-        main(["train", *given, "--epochs", "1", "--out", str(tmp_path / name), *TINY])
-    assert read(tmp_path / "a") == read(tmp_path / "b")
-    assert read(tmp_path / "a").train.batch_size == 6
-    assert read(tmp_path / "a").train.learning_rate == 2e-4
-
-
-def test_an_underscore_in_a_folder_name_stays_one(
-    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my_data").symlink_to(drawn_folder)
-    monkeypatch.chdir(tmp_path)
-    main(["train", "--data_path=my_data", "--out", "my_run", *QUICK, *TINY])
-    assert read(tmp_path / "my_run").data.path == Path("my_data")
+        runs.append(asked(path, "my_data", batch, "6", size, "16", f"{rate}=2e-4"))
+    assert runs[0] == runs[1]
+    assert runs[0].train.batch_size == 6
+    assert runs[0].train.learning_rate == 2e-4
+    assert runs[0].data.path == Path("my_data")
+    assert asked("--data_path=my_data").data.path == Path("my_data")
 
 
 def test_the_later_word_wins_from_defaults_to_recipe_to_flag_to_override(
-    drawn_folder: Path, tmp_path: Path
+    asked: Callable[..., Run], tmp_path: Path
 ) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         "seed = 5\n[train]\nepochs = 9\nbatch_size = 7\ntensorboard = false\n"
         "gamma = 0.5\n[model]\nwidth = 2\n[preprocess]\nimage_size = [16, 32]\n"
     )
-    files = ["--data-path", str(drawn_folder), "--recipe", str(recipe), "--out"]
     flags = ["--epochs", "8", "--batch-size", "6", "train.epochs=1"]
-    main(["train", *files, str(tmp_path / "run"), *flags])
-    run = read(tmp_path / "run")
+    run = asked("--recipe", str(recipe), *flags)
     assert run.train.epochs == 1  # the override
     assert run.train.batch_size == 6  # the flag
     assert (run.seed, run.train.gamma) == (5, 0.5)  # the recipe
@@ -204,7 +227,7 @@ def test_every_run_gets_a_fresh_folder(
         main(["evaluate", "--model", str(model), "--data-path", str(drawn_folder)])
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"unet", "unet-2"}
     folders = {path.name for path in model.parent.iterdir() if path.is_dir()}
-    assert folders == {"evaluate-test", "evaluate-test-2", "last", "report"}
+    assert folders == {"evaluate-test", "evaluate-test-2", "last"}
 
 
 @pytest.mark.parametrize(
@@ -214,6 +237,7 @@ def test_every_run_gets_a_fresh_folder(
         (["--trimap-border", "ignore"], "data", "trimap_border", "ignore"),
         (["--model", "attention_unet"], "model", "name", "attention_unet"),
         (["--image-size", "48"], "preprocess", "image_size", (48, 48)),
+        (["--keep-aspect-ratio"], "preprocess", "keep_aspect_ratio", True),
         (["--epochs", "3"], "train", "epochs", 3),
         (["--batch-size", "5"], "train", "batch_size", 5),
         (["--learning-rate", "0.01"], "train", "learning_rate", 0.01),
@@ -227,23 +251,12 @@ def test_every_run_gets_a_fresh_folder(
     ],
 )
 def test_every_flag_of_train_reaches_the_run(
-    monkeypatch: pytest.MonkeyPatch, words: list[str], section: str | None, key: str, value: object
+    asked: Callable[..., Run], words: list[str], section: str | None, key: str, value: object
 ) -> None:
-    seen: list[Run] = []
-
-    class StopError(Exception):
-        pass
-
-    def remember(run: Run, **_: object) -> None:
-        seen.append(run)
-        raise StopError
-
-    monkeypatch.setattr("notan.training.train", remember)
-    with pytest.raises(StopError):
-        main(["train", *words])
     changed = {key: value} if section is None else {section: {key: value}}
-    assert seen == [Run.model_validate(changed)]
-    assert seen != [Run()]
+    run = asked(*words)
+    assert run == Run.model_validate(changed)
+    assert run != Run()
 
 
 def test_out_and_overwrite_reach_the_training(

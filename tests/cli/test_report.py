@@ -48,7 +48,7 @@ def test_the_flags_of_a_report_are_heard(run: Path, drawn_folder: Path, tmp_path
         (["run/run.toml"], 2, "run/run.toml: this is a file; the run folder is wanted"),
         (["."], 2, "there is no run here (run.toml is missing)"),
         (["run", "--split", "tset"], 2, "--split"),
-        (["run", "--split", "train"], 2, "choose one of test, val"),
+        (["run", "--split", "train"], 2, "choose one of (test, val)"),
         (["run", "--device", "gpu"], 2, "there is no such device"),
         (["run", "--data-path", "gone"], 3, "gone: there is no such folder"),
         (["run", "--out", "file"], 9, "file/report/loss.png: could not be written"),

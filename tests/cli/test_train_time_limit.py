@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 QUICK = ["--image-size", "16", "--batch-size", "8", "model.width=2", "train.tensorboard=false"]
 
 
-def test_a_budget_that_no_training_can_keep_leaves_a_model_and_says_what_is_missing(
+def test_a_time_limit_that_no_training_can_keep_leaves_a_model_and_says_what_is_missing(
     drawn_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ["--data-path", str(drawn_folder), "--out", str(tmp_path / "run"), *QUICK]
@@ -33,17 +33,16 @@ def test_a_budget_that_no_training_can_keep_leaves_a_model_and_says_what_is_miss
     Predictor.load(tmp_path / "run" / "best.safetensors")
 
 
-def test_the_budget_becomes_seconds_and_brings_its_schedule(
+def test_the_time_limit_becomes_seconds_and_brings_its_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
 
-    def start(place: object, flags: Any, overrides: Any, frame: object) -> TrainResult:
-        del place
+    def start(_: object, __: object, flags: Any, overrides: Any, frame: object) -> TrainResult:
         seen.append((load_run(flags=flags, overrides=overrides).train, frame))
         return TrainResult(tmp_path / "best.safetensors", 0.5, 1, seconds_left=-1.0)
 
-    monkeypatch.setattr(command, "_start", start)
+    monkeypatch.setattr(command, "_train", start)
     before = time.monotonic()
     main(["train", "--time-limit", "1.5h"])
     main(["train", "--time-limit", "600", "train.schedule=exponential", "--epochs", "7"])

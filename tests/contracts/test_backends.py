@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from forbidden import run_without
+from needs import INSTALLED, OPENVINO, RUNTIMES
 from notan.cli.main import main
 from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 IMAGES = [DrawnSource(1, size=size, seed=5)[0].image for size in [(70, 90), (33, 71), (8, 9)]]
 SAME_SIZE = [sample.image for sample in DrawnSource(8, size=(40, 48), seed=6)]
-RUNTIMES = ("openvino", "onnxruntime")
 MOST = 1e-5
 """That a probability may differ by between two runtimes."""
 
@@ -116,11 +116,12 @@ def written(
     predictor = Predictor.load(small_checkpoint)
     threshold = clear_threshold([predictor(path) for path in sorted(images.iterdir())])
     folders = {}
-    for runtime in ("torch", *RUNTIMES):
+    for runtime in ("torch", *INSTALLED):
         out = folders[runtime] = tmp_path_factory.mktemp(runtime)
         model = small_checkpoint if runtime == "torch" else portable
         words = ("--model", model, "--backend", runtime, "--out", out, "--threshold", threshold)
-        main(["predict", str(images), "--format", ",".join(FORMATS), *map(str, words)])
+        given = ("--device", "cpu", "--format", ",".join(FORMATS), *map(str, words))
+        main(["predict", str(images), *given])
     return folders
 
 
@@ -173,7 +174,7 @@ def test_an_answer_is_not_written_over_by_the_next(runtime: str, portable: Path)
     np.testing.assert_array_equal(first, kept)
 
 
-@pytest.mark.parametrize("file", ["checkpoint", "portable"])
+@pytest.mark.parametrize("file", ["checkpoint", pytest.param("portable", marks=OPENVINO)])
 def test_bf16_is_near_to_fp32(file: str, portable: Path, small_checkpoint: Path) -> None:
     path = portable if file == "portable" else small_checkpoint
     exact, rounded = (Predictor.load(path, precision=each) for each in ("fp32", "bf16"))
@@ -193,13 +194,14 @@ def test_a_machine_without_torch_predicts(
     runtime: str, portable: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
     absent = "torch,safetensors,filelock,matplotlib,onnx,onnxscript,nncf"
-    other = next(each for each in RUNTIMES if each != runtime)
+    other = "openvino" if runtime == "onnxruntime" else "onnxruntime"
     words = ("predict", str(drawn_folder / "test" / "images"), "--model", str(portable))
     result = run_without(f"{absent},{other}", *words, "--out", tmp_path / "o", "--backend", runtime)
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "o" / "masks").iterdir())) == 6
 
 
+@OPENVINO
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_openvino_keeps_nothing_that_could_be_damaged(
     precision: Precision, portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from needs import INSTALLED, OPENVINO
 from silence import attempts
 
 if TYPE_CHECKING:
@@ -70,14 +71,16 @@ def test_nothing_between_training_and_masks_reaches_the_network(
     model, portable = (str(tmp_path / "run" / name) for name in ("best.safetensors", "best.onnx"))
     data, images = ("--data-path", str(drawn_folder)), str(drawn_folder / "test" / "images")
     training = ("--image-size", "32", "--epochs", "1", "--out", str(tmp_path / "run"))
-    results = [str(tmp_path / name) for name in ("torch", "openvino", "onnxruntime")]
+    results = [str(tmp_path / name) for name in ("torch", *INSTALLED)]
     commands = [
         ("train", *data, *training, "model.width=4"),
         ("evaluate", "--model", model, *data),
         ("export", "--model", model),
         ("predict", images, "--model", model, "--out", results[0]),
-        ("predict", images, "--model", portable, "--backend", "openvino", "--out", results[1]),
-        ("predict", images, "--model", portable, "--backend", "onnxruntime", "--out", results[2]),
+        *(
+            ("predict", images, "--model", portable, "--backend", name, "--out", result)
+            for name, result in zip(INSTALLED, results[1:], strict=True)
+        ),
     ]
     assert attempts(COMMANDS, json.dumps(commands), home=home) == []
     for result in results:
@@ -102,12 +105,14 @@ def test_whoever_calls_unnoticed_is_written_down(home: Path) -> None:
     ]
 
 
+@OPENVINO
 def test_openvino_reports_its_use_where_nobody_stops_it(portable: Path, home: Path) -> None:
     found = attempts(CONVERT, str(portable), home=home)
     assert found
     assert all("google-analytics" in line for line in found)
 
 
+@OPENVINO
 def test_openvino_is_stopped(portable: Path, home: Path) -> None:
     assert attempts(STOPPED + CONVERT, str(portable), home=home) == []
     assert list(home.iterdir()) == []

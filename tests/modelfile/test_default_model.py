@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 import re
 import tomllib
@@ -82,22 +81,6 @@ def test_an_image_is_predicted_without_a_model(
     assert "no --model was given: the default model" in caplog.text
     with Image.open(tmp_path / "out" / "masks" / "cat.png") as mask:
         assert np.asarray(mask).shape == image.shape[:2]
-
-
-def test_without_a_runtime_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    saved(tmp_path / "cat.png", Image.fromarray(photo()))
-    find = importlib.util.find_spec
-    absent = ("onnxruntime", "openvino")
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in absent else find(name)
-    )
-    with pytest.raises(SystemExit) as stop:
-        main(["predict", str(tmp_path / "cat.png"), "--out", str(tmp_path / "out")])
-    assert stop.value.code not in (0, None)
-    assert "pip install 'notan[openvino]'" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_it_finds_pets_that_it_has_not_seen(pets_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""``notan check``: the data doctor."""
+"""Data folders: ``notan check`` is the data doctor, ``notan download`` fetches a dataset."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
-from notan.cli.flags import DEFAULT, DataPath, shows
+from notan.cli.flags import DEFAULT, DataPath, Switch, TrimapBorderSetting, flag
+from notan.errors import ConfigError
 
 if TYPE_CHECKING:
     from notan.checking import Diagnosis
@@ -20,19 +21,17 @@ JSON, PAGE = "check.json", "check.html"
 def check(
     *,
     data_path: DataPath = None,
-    strict: bool = False,
-    trimap_border: Annotated[
-        Literal["foreground", "background", "ignore"], arg(metavar="foreground|background|ignore")
-    ] = DEFAULT.data.trimap_border,
+    strict: Switch = False,
+    trimap_border: TrimapBorderSetting = None,
     layout: Annotated[
         Literal["auto", "pets", "folder"], arg(metavar="auto|pets|folder")
     ] = DEFAULT.data.layout,
-    model: Annotated[Path | None, shows("none; masks are not ranked", "FILE")] = None,
-    folds: Annotated[int | None, shows("3, with --model", "N")] = None,
-    epochs: Annotated[int | None, shows("the model's own, with --model", "N")] = None,
-    out: Annotated[Path | None, shows("a fresh folder, runs/check", "FOLDER")] = None,
+    model: Annotated[Path | None, flag("FILE", "masks are not ranked")] = None,
+    folds: Annotated[int | None, flag("N", "3, with --model")] = None,
+    epochs: Annotated[int | None, flag("N", "the model's own, with --model")] = None,
+    out: Annotated[Path | None, flag("FOLDER", "a fresh folder, runs/check")] = None,
 ) -> None:
-    """Look at every image and mask of a data folder, and say what is wrong with them.
+    """Say what is wrong with the images and masks of a folder.
 
     Finds unreadable and mismatched files, masks that can be misread, are inverted, shifted or
     ragged, and images that stand in two splits. Prints a summary, and writes check.json and
@@ -44,9 +43,7 @@ def check(
     trainings. A check that was stopped goes on when it is given the same --out again.
 
     Args:
-        data_path: The folder with the images and masks.
         strict: Count warnings as a failure too.
-        trimap_border: What the border of Oxford's trimaps counts as.
         layout: How the folder is arranged; auto looks.
         model: A best.safetensors of a run on this folder; ranks the masks by how much they look
             like mistakes.
@@ -56,13 +53,13 @@ def check(
         out: Where check.json and check.html go.
     """
     from notan.checking import examine
-    from notan.errors import ConfigError
     from notan.io.write import fresh_folder
 
     if data_path is None:
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
     plan = _plan(model, folds, epochs)
-    diagnosis = examine(data_path, trimap_border=trimap_border, layout=layout)
+    border = trimap_border or DEFAULT.data.trimap_border
+    diagnosis = examine(data_path, trimap_border=border, layout=layout)
     folder = out or fresh_folder(Path("runs") / "check")
     _write(folder, diagnosis)
     print(diagnosis.summary())
@@ -80,21 +77,17 @@ def check(
 
 
 def _plan(model: Path | None, folds: int | None, epochs: int | None) -> LabelPlan | None:
-    from notan.errors import ConfigError
+    if model is not None:
+        from notan.checking.label_errors import plan_search  # imports torch; a plain check does not
 
-    if model is None:
-        words = (("folds", folds), ("epochs", epochs))
-        given = [f"--{name}" for name, value in words if value is not None]
-        if given:
+        return plan_search(model, folds=folds, epochs=epochs)
+    for name, value in (("folds", folds), ("epochs", epochs)):
+        if value is not None:
             raise ConfigError(
-                f"{given[0]} is about the networks that judge masks; give --model FILE too, a "
+                f"--{name} is about the networks that judge masks; give --model FILE too, a "
                 "best.safetensors of a run on this folder"
             )
-        return None
-    # imports torch, which a plain check does without
-    from notan.checking.label_errors import plan_search
-
-    return plan_search(model, folds=folds, epochs=epochs)
+    return None
 
 
 def _write(folder: Path, diagnosis: Diagnosis, search: LabelSearch | None = None) -> None:
@@ -104,3 +97,22 @@ def _write(folder: Path, diagnosis: Diagnosis, search: LabelSearch | None = None
     everything = diagnosis.to_json(labels=search.to_json() if search else None)
     write_bytes(folder / JSON, (everything + "\n").encode())
     write_bytes(folder / PAGE, check_page(diagnosis, search).encode())
+
+
+def download(
+    dataset: Positional[Annotated[Literal["oxford-iiit-pet"], arg(metavar="oxford-iiit-pet")]],
+    *,
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("dataset"),
+) -> None:
+    """Download a dataset from its own site and verify it.
+
+    Whole archives are kept until they are unpacked, so the command may be given again.
+
+    Args:
+        dataset: The Oxford-IIIT Pet dataset (Parkhi et al., CVPR 2012; CC BY-SA 4.0; 0.8 GB).
+        out: The folder in which the dataset's folder is made.
+    """
+    from notan.data.download import download_pets
+
+    del dataset  # there is one; its name is there to be read
+    print(download_pets(out))

@@ -1,49 +1,62 @@
-"""``notan compare``: several models on the same images."""
+"""Several models: ``notan compare``, ``benchmark-models`` and ``ensemble``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from notan.cli.flags import Device, Split, TrimapBorderFlag, shows
+from notan.api import seconds_of
+from notan.cli.flags import (
+    AllowTrainingImages,
+    BatchSize,
+    DataPath,
+    Device,
+    DeviceSetting,
+    KnownDataPath,
+    Models,
+    Overrides,
+    Split,
+    TimeLimit,
+    TrimapBorderRule,
+    TrimapBorderSetting,
+    flag,
+)
+from notan.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from notan.comparison import Comparison
 
 JSON, PAGE = "compare.json", "compare.html"
-
-Models = Positional[Annotated[tuple[Path, ...], arg(metavar="RUN RUN ...")]]
+DECIDED = {
+    "model.name": "--models",
+    "train.epochs": "--epochs",
+    "train.time_limit_seconds": "--time-limit",
+}
 
 
 def compare(
     models: Models,
     *,
-    data_path: Annotated[Path | None, shows("the first run's own", "FOLDER")] = None,
+    data_path: KnownDataPath = None,
     split: Split = "test",
-    trimap_border: TrimapBorderFlag = None,
-    allow_training_images: bool = False,
-    batch_size: int = 8,
+    trimap_border: TrimapBorderRule = None,
+    allow_training_images: AllowTrainingImages = False,
+    batch_size: BatchSize = 8,
     device: Device = "auto",
-    out: Annotated[Path | None, shows("a fresh folder, runs/compare", "FOLDER")] = None,
+    out: Annotated[Path | None, flag("FOLDER", "a fresh folder, runs/compare")] = None,
 ) -> None:
-    """Compare models on the same images, and say which differences are more than noise.
+    """Compare models on the same images.
 
     Prints each model's mean Dice with its interval, IoU, speed and size, and for each pair the
-    difference with its interval, a test on the paired images and a verdict in words. Runs that
-    differ in the seed only are taken together. Writes compare.json and compare.html, a page with
-    the images on which the models differ most.
+    difference with its interval, a test on the paired images and a verdict in words: which
+    differences are more than noise. Runs that differ in the seed only are taken together. Writes
+    compare.json and compare.html, a page with the images on which the models differ most.
 
     Args:
-        models: Run folders or model files; two or more.
-        data_path: The folder with the images and masks.
-        split: Which images; all takes every image of a folder that has no parts.
-        trimap_border: What the border of Oxford's trimaps counts as; needed where the models
-            differ in it.
-        allow_training_images: Score images that a model was trained on too, and say so.
-        batch_size: Images predicted at once; changes neither score nor speed that is reported.
-        device: Where to compute.
         out: Where compare.json and compare.html go.
     """
     from notan.comparison import compare as compare_models
@@ -58,15 +71,11 @@ def compare(
         batch_size=batch_size,
         allow_training_images=allow_training_images,
     )
-    show(comparison, out or fresh_folder(Path("runs") / "compare"))
+    _show(comparison, out or fresh_folder(Path("runs") / "compare"))
 
 
-def show(comparison: Comparison, folder: Path) -> None:
-    """Print a comparison, and write it as JSON and as a page.
-
-    Raises:
-        StorageError: A file could not be written.
-    """
+def _show(comparison: Comparison, folder: Path) -> None:
+    """Print a comparison, and write it as JSON and as a page."""
     from notan.comparison.comparison import text_of
     from notan.io.write import write_bytes
     from notan.report.compare import compare_page
@@ -75,3 +84,96 @@ def show(comparison: Comparison, folder: Path) -> None:
     write_bytes(folder / PAGE, compare_page(comparison).encode())
     print(text_of(comparison))
     print(folder / PAGE)
+
+
+def benchmark_models(
+    overrides: Overrides = (),
+    *,
+    data_path: DataPath = None,
+    models: Annotated[str, arg(metavar="NAME,NAME")],
+    seeds: int = 3,
+    time_limit: TimeLimit = None,
+    epochs: Annotated[int | None, flag("N")] = None,
+    recipe: Annotated[Path | None, flag("FILE")] = None,
+    trimap_border: TrimapBorderSetting = None,
+    device: DeviceSetting = None,
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("runs") / "benchmark",
+) -> None:
+    """Train several models in one time limit; compare them.
+
+    Give the time limit as time for all runs together, divided equally, or as epochs for each run.
+    The same command goes on where it was stopped: runs that have ended are kept, the others
+    resumed. Ends with the comparison of notan compare on the test split, or on the validation split
+    where there is none, and writes compare.json and compare.html beside the runs.
+
+    Args:
+        overrides: Any other setting for all runs, as for train: model.width=16
+            preprocess.image_size=128 train.learning_rate=1e-3.
+        models: Names with commas between them, say unet,resnet34_unet,attention_unet.
+        seeds: Runs of each model, with the seeds 0, 1, 2 and so on; seed=5 starts at another.
+        time_limit: Training time for all runs together; each ends within its share, its learning
+            rate too where train.schedule=cosine is given.
+        epochs: Passes over the training images for each run.
+        recipe: A .toml file of settings for all runs.
+        out: Where the runs and the comparison go.
+    """
+    from notan.comparison.benchmark import make_plan, run_benchmark
+    from notan.config import load_run
+
+    if (epochs is None) == (time_limit is None):
+        given = "neither --time-limit nor --epochs was" if epochs is None else "both were"
+        raise ConfigError(
+            f"{given} given; give one: a time for all runs together (--time-limit 30m), or epochs "
+            "for each run (--epochs 20)"
+        )
+    _refuse_decided(overrides)
+    flags = {
+        "data.path": data_path,
+        "data.trimap_border": trimap_border,
+        "device": device,
+        "train.epochs": epochs,
+    }
+    run = load_run(recipe, flags=flags, overrides=overrides)
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    seconds = None if time_limit is None else seconds_of(time_limit)
+    plan = make_plan(run, names, seeds=seeds, time_limit_seconds=seconds)
+    _show(run_benchmark(plan, out), out)
+
+
+def _refuse_decided(overrides: Sequence[str]) -> None:
+    """Refuse words on settings that the flags decide: they would do nothing."""
+    for word in overrides:
+        name = word.partition("=")[0].strip()
+        if name in DECIDED:
+            raise ConfigError(f"{word}: for a benchmark, {name} is said by {DECIDED[name]}")
+
+
+def ensemble(
+    models: Models,
+    *,
+    out: Annotated[Path, arg(metavar="FILE")],
+    data_path: KnownDataPath = None,
+    batch_size: BatchSize = 8,
+    device: Device = "auto",
+) -> None:
+    """Make one model file of several models.
+
+    It answers with their weighted mean. Weights, calibration and threshold are chosen on the
+    validation images of the first model, on which none of them may have been trained: give all
+    trainings one split, data.split_seed=0, where the data have no val/ part. The file is used like
+    any other model, and takes the time of all its members.
+
+    Args:
+        out: The file to write, such as ensemble.safetensors.
+    """
+    from notan.comparison import make_ensemble
+
+    result = make_ensemble(models, out, data_path=data_path, device=device, batch_size=batch_size)
+    print(f"{'':<32} weight  validation Dice")
+    for name, weight in result.weights.items():
+        dice = f"{result.dice[name]:.4f}" if name in result.dice else ""
+        print(f"{name:<32} {weight:6.3f}  {dice}".rstrip())
+    print(f"{'ensemble':<32} {'':6}  {result.dice['ensemble']:.4f}")
+    for reason in result.card.choices:
+        print(reason)
+    print(result.path)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from tyro.conf import arg
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from notan.cli.flags import flag
+from notan.cli.parse import parse
 
 PARTS = {"train": 500, "val": 40, "test": 60}
 """Drawn images in each part."""
@@ -30,41 +28,36 @@ SETTINGS = (
 SHOWN = 12
 
 
-def demo(*, out: Annotated[Path | None, arg(metavar="FOLDER")] = None, seed: int = 0) -> None:
-    """Draw images, train on them, evaluate, predict, and say where to look.
+def demo(
+    *,
+    out: Annotated[Path | None, flag("FOLDER", "a fresh folder, runs/demo")] = None,
+    seed: int = 0,
+) -> None:
+    """Show the whole path on drawn images, in minutes.
 
-    Every step is an ordinary command on ordinary files and is printed before it runs, so that
-    you can give the same commands with a folder of your own.
+    Draws images, trains on them, evaluates, predicts, and says where to look. Every step is an
+    ordinary command on ordinary files and is printed before it runs, so that you can give the same
+    commands with a folder of your own.
 
     Args:
-        out: Where everything goes; by default a fresh folder, runs/demo.
+        out: Where everything goes.
         seed: Draws other images and starts from other weights.
     """
-    from notan.cli.evaluate import inference
-    from notan.cli.predict import predict
-    from notan.cli.train import DataFlags, RunFlags, TrainFlags, train
+    import notan.training  # noqa: F401 - a missing PyTorch is said before the work, not after it
     from notan.io.write import fresh_folder
 
     folder = out or fresh_folder(Path("runs") / "demo")
     data, run = folder / "data", folder / "run"
     model = run / "best.safetensors"
     _draw(data, seed)
-    _say(
-        train,
+    _run(
+        "train",
         *("--data-path", data, "--out", run, "--image-size", IMAGE_SIZE, "--epochs", EPOCHS),
         *("--batch-size", 16, "--learning-rate", 0.003, "--seed", seed, *SETTINGS),
     )
-    train(
-        SETTINGS,
-        images=DataFlags(data_path=data, image_size=IMAGE_SIZE),
-        learning=TrainFlags(epochs=EPOCHS, batch_size=16, learning_rate=0.003, seed=seed),
-        place=RunFlags(out=run),
-    )
-    _say(inference, "--model", model, "--data-path", data, "--out", folder / "test")
-    inference(model=model, data_path=data, out=folder / "test")
+    _run("inference", "--model", model, "--data-path", data, "--out", folder / "test")
     photos = data / "test" / "images"
-    _say(predict, photos, "--model", model, "--out", folder / "predictions")
-    predict((photos,), model=model, out=folder / "predictions")
+    _run("predict", photos, "--model", model, "--out", folder / "predictions")
     _show(folder)
     print(f"\nImages to look at: {folder / 'overview.png'} and {folder / 'test' / 'overlays'}")
     print("Orange is the model's foreground, the blue line is the truth.")
@@ -81,9 +74,15 @@ def _draw(data: Path, seed: int) -> None:
     print(f"Drew {first} images with exact masks: {data}")
 
 
-def _say(command: Callable[..., None], *words: object) -> None:
-    line = shlex.join(str(word) for word in words)
-    print(f"\n$ notan {command.__name__} {line}", flush=True)
+def _run(*words: object) -> None:
+    """Print a command, and do it."""
+    from notan.cli.evaluate import inference
+    from notan.cli.predict import predict
+    from notan.cli.train import train
+
+    given = [str(word) for word in words]
+    print(f"\n$ notan {shlex.join(given)}", flush=True)
+    parse(given, {"train": train, "inference": inference, "predict": predict})()
 
 
 def _show(folder: Path) -> None:

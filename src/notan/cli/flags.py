@@ -1,67 +1,165 @@
-"""Flags that several commands share, and how a flag shows its default."""
+"""Flags that several commands share: each is declared once, with its help."""
 
 from __future__ import annotations
 
-import math
-import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from tyro.conf import Positional, arg
 
 from notan.config import Run
-from notan.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from notan.prediction.predictor import Predictor
+    from notan.prediction.tiles import Tiling
 
 DEFAULT = Run()
-NUMBER = r"(\d+(?:\.\d+)?)"
-DURATION = re.compile(rf"(?:{NUMBER}h)?(?:{NUMBER}m)?(?:{NUMBER}s)?", re.ASCII)
-UNITS = (3600, 60, 1)
+SETTING, READ = "setting", "read"
 
 
-def shows(default: object, metavar: str) -> Any:  # noqa: ANN401 - tyro keeps its type private
-    """Describe an optional flag whose default comes from the recipe or from Run."""
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+def flag(metavar: str, default: object = None, *, help: str | None = None) -> Any:  # noqa: A002, ANN401 - as tyro calls it; tyro keeps the type private
+    """Describe a flag that is None where it is not given.
 
-
-DataPath: TypeAlias = Annotated[Path | None, shows("none; needed", "FOLDER")]
-Device: TypeAlias = Annotated[str, arg(metavar="auto|cpu|cuda|cuda:1|mps")]
-TrimapBorderFlag: TypeAlias = Annotated[
-    Literal["foreground", "background", "ignore"] | None,
-    shows("the model's own", "foreground|background|ignore"),
-]
-Split: TypeAlias = Annotated[str, arg(metavar="test|val|train|all")]
-Threshold: TypeAlias = Annotated[float | None, shows("as validation chose", "0..1")]
-Tta: TypeAlias = Annotated[str | None, shows("none", "hflip,vflip,rot90,scale")]
-BackendFlag: TypeAlias = Annotated[str, arg(metavar="auto|torch|onnxruntime|openvino")]
-PrecisionFlag: TypeAlias = Annotated[Literal["fp32", "bf16"], arg(metavar="fp32|bf16")]
-TimeLimitFlag: TypeAlias = Annotated[str | None, shows("none", "90s|10m|1.5h")]
-Threads: TypeAlias = Annotated[int | None, shows("the runtime's own choice", "N")]
-Scale: TypeAlias = Annotated[float | None, shows("as training saw its images", "FRACTION")]
-ModelFile: TypeAlias = Annotated[Path, arg(metavar="FILE")]
-ModelOrDefault: TypeAlias = Annotated[
-    Path | None, shows("the default model, for cats and dogs", "FILE")
-]
-Inputs: TypeAlias = Positional[Annotated[tuple[Path, ...], arg(metavar="INPUT ...")]]
-Overrides: TypeAlias = Positional[
-    Annotated[tuple[str, ...], arg(metavar="SECTION.KEY=VALUE ...", help_behavior_hint="")]
-]
-
-
-def seconds_of(time_limit: str) -> float:
-    """Return the seconds of a time such as 90s, 10m, 1.5h, 1h30m or 600.
-
-    Raises:
-        ConfigError: It is no time, or none at all.
+    Args:
+        metavar: What stands for its value in the help.
+        default: What is taken then, in words; None: nothing worth saying.
+        help: What the flag does; None: the docstring of its group says it.
     """
-    text = time_limit.strip()
-    alone = re.fullmatch(NUMBER, text, re.ASCII)
-    found = DURATION.fullmatch(f"{text}s" if alone else text)
-    parts = found.groups(default="0") if found else ()
-    seconds = sum(float(part) * unit for part, unit in zip(parts, UNITS, strict=False))
-    if not 0 < seconds < math.inf:
-        raise ConfigError(
-            f"--time-limit {time_limit}: a time above zero is wanted, such as 90s, 10m, 1.5h or "
-            "1h30m; a "
-            "number alone is seconds"
-        )
-    return seconds
+    hint = "" if default is None else f"(default: {default})"
+    return arg(metavar=metavar, help_behavior_hint=hint, help=help)
+
+
+IMAGES_AND_MASKS = "The folder with the images and masks."
+DEVICES = "auto|cpu|cuda|cuda:1|mps"
+BORDERS = "foreground|background|ignore"
+BORDER_HELP = "What the border of Oxford's trimaps counts as; other masks have none."
+COMPUTE = "Where to compute."
+TrimapBorder: TypeAlias = Literal["foreground", "background", "ignore"]
+
+Switch: TypeAlias = Annotated[bool, arg(help_behavior_hint="")]
+DataPath: TypeAlias = Annotated[Path | None, flag("FOLDER", help=IMAGES_AND_MASKS)]
+KnownDataPath: TypeAlias = Annotated[
+    Path | None, flag("FOLDER", "where the training found them", help=IMAGES_AND_MASKS)
+]
+Device: TypeAlias = Annotated[str, arg(metavar=DEVICES, help=COMPUTE)]
+DeviceSetting: TypeAlias = Annotated[str | None, flag(DEVICES, DEFAULT.device, help=COMPUTE)]
+BatchSize: TypeAlias = Annotated[
+    int, arg(metavar="N", help="Images predicted at once; changes the speed, not the masks.")
+]
+TrimapBorderSetting: TypeAlias = Annotated[
+    TrimapBorder | None, flag(BORDERS, DEFAULT.data.trimap_border, help=BORDER_HELP)
+]
+TrimapBorderRule: TypeAlias = Annotated[
+    TrimapBorder | None, flag(BORDERS, "the model's own", help=BORDER_HELP)
+]
+AllowTrainingImages: TypeAlias = Annotated[
+    bool,
+    arg(
+        help="Score images that a model was trained on too, and mark the score.",
+        help_behavior_hint="",
+    ),
+]
+Split: TypeAlias = Annotated[
+    str,
+    arg(
+        metavar="test|val|train|all",
+        help="Which images; all takes every image of a folder that has no parts.",
+    ),
+]
+TimeLimit: TypeAlias = Annotated[str | None, flag("90s|10m|1.5h")]
+ModelFile: TypeAlias = Annotated[
+    Path,
+    arg(
+        metavar="FILE",
+        help="A best.safetensors that train wrote, or an .onnx file that export made of one.",
+    ),
+]
+Models: TypeAlias = Positional[
+    Annotated[
+        tuple[Path, ...],
+        flag("RUN RUN ...", help="Run folders or model files; two or more."),
+    ]
+]
+Overrides: TypeAlias = Positional[Annotated[tuple[str, ...], flag("SECTION.KEY=VALUE ...")]]
+
+
+def sets(
+    setting: str, default: object = None, *, read: Callable[[Any], object] = lambda value: value
+) -> Any:  # noqa: ANN401 - stands for any value
+    """Give a flag its setting, by dotted name; one that is left at its default sets nothing.
+
+    What was given is read by ``read``.
+    """
+    return field(default=default, metadata={SETTING: setting, READ: read})
+
+
+def settings_of(*groups: object) -> Mapping[str, object]:
+    """Return the settings that groups of flags ask for; None where a flag was not given."""
+    return {
+        each.metadata[SETTING]: None
+        if value is None or value is False
+        else each.metadata[READ](value)
+        for group in groups
+        for each in fields(group)  # type: ignore[arg-type]
+        if SETTING in each.metadata
+        for value in (getattr(group, each.name),)
+    }
+
+
+@dataclass(frozen=True)
+class MaskFlags:
+    """How the masks are made.
+
+    Attributes:
+        threshold: Calibrated probability from which a pixel is foreground; leaves out what else
+            validation chose for the mask.
+        tta: Test-time augmentation: ask the network several views of each image and take the mean:
+            hflip (left and right), vflip (top and bottom), rot90 (quarter turns), scale, or
+            several: hflip,vflip. Slower by the number of views.
+    """
+
+    threshold: Annotated[float | None, flag("0..1", "as validation chose")] = None
+    tta: Annotated[str | None, flag("hflip,vflip,rot90,scale")] = None
+
+
+@dataclass(frozen=True)
+class MachineFlags:
+    """What runs the network.
+
+    Attributes:
+        backend: A checkpoint runs on torch, an .onnx file on openvino where it is installed, else
+            on onnxruntime.
+        precision: bf16 is quicker on processors that know it, and may move a few pixels.
+        threads: Of the processor, at most.
+    """
+
+    batch_size: BatchSize = 1
+    device: Device = "auto"
+    backend: Annotated[str, arg(metavar="auto|torch|onnxruntime|openvino")] = "auto"
+    precision: Annotated[Literal["fp32", "bf16"], arg(metavar="fp32|bf16")] = "fp32"
+    threads: Annotated[int | None, flag("N", "the runtime's own choice")] = None
+
+
+MASKS, MACHINE = MaskFlags(), MachineFlags()
+"""Groups of which no flag is given."""
+
+
+def load_predictor(
+    model: Path | None, masks: MaskFlags, machine: MachineFlags, *, tiling: Tiling | None = None
+) -> Predictor:
+    """Open a model as the flags ask for it; None: the default model."""
+    from notan.api import load
+
+    return load(
+        model,
+        device=machine.device,
+        backend=machine.backend,
+        precision=machine.precision,
+        threads=machine.threads,
+        threshold=masks.threshold,
+        tta=masks.tta or (),
+        tiling=tiling,
+    )

@@ -1,32 +1,36 @@
-"""``notan predict``: masks for any images."""
+"""Models in use: ``notan predict``, ``submit`` and ``export``."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import signal
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from notan.cli.flags import (
-    BackendFlag,
-    Device,
-    Inputs,
-    ModelOrDefault,
-    PrecisionFlag,
-    Scale,
-    Threads,
-    Threshold,
-    Tta,
+    MACHINE,
+    MASKS,
+    DataPath,
+    KnownDataPath,
+    MachineFlags,
+    MaskFlags,
+    Switch,
+    flag,
+    load_predictor,
 )
+from notan.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tqdm import tqdm
 
+    from notan.exporting.make import Kind
+    from notan.modelfile.card import Exported
     from notan.prediction.inputs import Found, Item
     from notan.prediction.pipeline import Pipeline
     from notan.prediction.predictor import Predictor
@@ -37,25 +41,39 @@ logger = logging.getLogger("notan")
 MOST_NAMED = 5
 
 
+@dataclass(frozen=True)
+class InputFlags:
+    """How inputs are gone through.
+
+    Attributes:
+        frame_step: Of a video, take the first frame and every N-th after it.
+        tiles: Cut every image into overlapping tiles, as images that are too large for one go
+            always are.
+        scale: Of an image in tiles, network pixels for each of its pixels, such as 0.5.
+    """
+
+    frame_step: Annotated[int, arg(metavar="N")] = 1
+    tiles: Switch = False
+    scale: Annotated[float | None, flag("FRACTION", "as training saw its images")] = None
+
+
+INPUT = InputFlags()
+
+
 def predict(
-    inputs: Inputs,
+    inputs: Positional[
+        Annotated[tuple[Path, ...], arg(metavar="INPUT ...", help_behavior_hint="")]
+    ],
     *,
-    model: ModelOrDefault = None,
+    model: Annotated[Path | None, flag("FILE", "the default model, for cats and dogs")] = None,
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions"),
     format: Annotated[str, arg(metavar="NAME,...")] = "mask,overlay",  # noqa: A002 - the flag's name
-    threshold: Threshold = None,
-    tta: Tta = None,
-    tiles: bool = False,
-    scale: Scale = None,
-    frame_step: Annotated[int, arg(metavar="N")] = 1,
-    resume: bool = False,
-    batch_size: int = 1,
-    device: Device = "auto",
-    backend: BackendFlag = "auto",
-    precision: PrecisionFlag = "fp32",
-    threads: Threads = None,
+    resume: Switch = False,
+    input: OmitArgPrefixes[InputFlags] = INPUT,  # noqa: A002 - the title of its flags
+    mask: OmitArgPrefixes[MaskFlags] = MASKS,
+    machine: OmitArgPrefixes[MachineFlags] = MACHINE,
 ) -> None:
-    """Write the mask and the overlay of any image, folder of images or video.
+    """Write the masks of images, folders and videos.
 
     Writes masks/NAME.png (0 / 255) and overlays/NAME.png at the images' own size, and
     predictions.csv with the Dice that the model expects of each mask and whether a person should
@@ -69,57 +87,33 @@ def predict(
     Args:
         inputs: Image files, videos, folders of them, patterns such as 'plates/**/*.tif' (in
             quotes, or your shell expands them), or - for an image on standard input.
-        model: A best.safetensors that train wrote, or an .onnx file that export made of one. The
-            model in the box wants OpenVINO or ONNX Runtime: pip install 'notan[openvino]'.
+        model: A best.safetensors that train wrote, or an .onnx file that export made of one.
         out: Where everything goes.
         format: What to write, separated by commas: mask, overlay, cutout (RGBA), probability,
             probability16, probability-float (TIFF), rle (one rle.csv for all images),
             coco-rle (one coco-rle.json), polygons (one COCO polygons.json), geojson, contours
             (SVG).
-        threshold: Calibrated probability from which a pixel is foreground; leaves out what else
-            validation chose for the mask.
-        tta: Ask the network several views of each image and take the mean: hflip (left
-            and right), vflip (top and bottom), rot90 (quarter turns), scale, or several:
-            hflip,vflip. Slower by the number of views.
-        tiles: Cut every image into overlapping tiles, as images that are too large for one go
-            always are.
-        scale: Of an image in tiles, network pixels for each of its pixels, such as 0.5.
-        frame_step: Of a video, take the first frame and every N-th after it.
         resume: Leave out what an earlier run with the same settings has written into the folder.
-        batch_size: Images predicted at once.
-        device: Where to compute.
-        backend: What runs the network: a checkpoint runs on torch, an .onnx file on openvino or
-            else onnxruntime, whichever is installed.
-        precision: bf16 is quicker on processors that know it, and may move a few pixels.
-        threads: Of the processor, at most.
     """
     from notan.prediction.formats import Writers
     from notan.prediction.inputs import find_inputs, refuse_outputs_over_inputs
     from notan.prediction.pipeline import Pipeline
-    from notan.prediction.predictor import Predictor
     from notan.prediction.table import PredictionTable
     from notan.prediction.tiles import make_tiling
-    from notan.prediction.tta import parse_augment
 
-    _require_at_least_one("--frame-step", frame_step)
-    _require_at_least_one("--batch-size", batch_size)
+    _require_at_least_one("--frame-step", input.frame_step)
+    _require_at_least_one("--batch-size", machine.batch_size)
     found = find_inputs(inputs)
-    augment = parse_augment(tta) if tta is not None else ()
-    predictor = Predictor.load(
-        _default_model() if model is None else model,
-        device=device,
-        backend=backend,
-        precision=precision,
-        threads=threads,
-        threshold=threshold,
-        augment=augment,
-        tiling=make_tiling(always=tiles, scale=scale),
-    )
+    if model is None:
+        _say_what_the_default_model_knows()
+    tiling = make_tiling(always=input.tiles, scale=input.scale)
+    predictor = load_predictor(model, mask, machine, tiling=tiling)
     writers = Writers([name.strip() for name in format.split(",")], out, resume=resume)
     refuse_outputs_over_inputs(found, writers.paths)
-    table = PredictionTable.begin(out, _settings(predictor, precision), resume=resume)
+    table = PredictionTable.begin(out, _settings(predictor, machine.precision), resume=resume)
+    pipeline = Pipeline(predictor, writers, table, batch_size=machine.batch_size)
     try:
-        _run(Pipeline(predictor, writers, table, batch_size=batch_size), found, frame_step)
+        _run(pipeline, found, input.frame_step)
     finally:
         writers.close()
     if unsure := table.summary():
@@ -129,11 +123,10 @@ def predict(
     _raise_failures(table)
 
 
-def _default_model() -> Path:
-    from notan.modelfile.default import DEFAULT_MODEL, WHAT_IT_KNOWS
+def _say_what_the_default_model_knows() -> None:
+    from notan.modelfile.default import WHAT_IT_KNOWS
 
     logger.info("no --model was given: %s", WHAT_IT_KNOWS)
-    return DEFAULT_MODEL
 
 
 def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
@@ -182,15 +175,11 @@ class _Progress:
 
 
 def _require_at_least_one(flag: str, value: int) -> None:
-    from notan.errors import ConfigError
-
     if value < 1:
         raise ConfigError(f"{flag} is {value}; 1 or more is wanted")
 
 
 def _raise_failures(table: PredictionTable) -> None:
-    from notan.errors import DataError
-
     failures = table.failures
     if not failures:
         return
@@ -200,3 +189,153 @@ def _raise_failures(table: PredictionTable) -> None:
         f"{len(failures)} of {table.total} images could not be read: {reasons}{more}; all in "
         "failed.csv"
     )
+
+
+SUBMISSION = Path("submission.csv")
+
+
+def submit(
+    *,
+    model: Annotated[Path | None, flag("FILE")] = None,
+    data_path: DataPath = None,
+    list: Annotated[Path | None, flag("FILE")] = None,  # noqa: A002 - the flag's name
+    out: Annotated[Path | None, flag("FILE", SUBMISSION)] = None,
+    check: Annotated[Path | None, flag("FILE")] = None,
+    mask: OmitArgPrefixes[MaskFlags] = MASKS,
+    machine: OmitArgPrefixes[MachineFlags] = MACHINE,
+) -> None:
+    """Write a leaderboard's file, or check one.
+
+    Writes image_id,encoded_mask: the names and the order of the list, and Kaggle's run lengths at
+    the images' own size (column by column, from 1; an empty mask is an empty cell). The images
+    need no masks: they lie in the folder, in its images/ or in images/ of its train/, val/, test/.
+
+    With --check FILE nothing is predicted: every row is read strictly, and all that is wrong is
+    listed, with exit code 3. --list adds the names, --data-path the images' sizes.
+
+    Args:
+        model: A best.safetensors that train wrote, or an .onnx file that export made of one.
+        list: One name a line, the first word of it, with or without the file's suffix.
+        out: The file to write.
+        check: A file to check.
+    """
+    if check is not None:
+        _refuse_beside_check(model, out, mask, machine)
+        _check_submission(check, data_path, list)
+        return
+    if model is None or data_path is None or list is None:
+        flags = {"--model": model, "--data-path": data_path, "--list": list}
+        missing = ", ".join(flag for flag, value in flags.items() if value is None)
+        raise ConfigError(f"{missing}: needed to write a submission; see notan submit --help")
+    if machine.batch_size < 1:
+        raise ConfigError(f"--batch-size is {machine.batch_size}; 1 or more is wanted")
+    _write_submission(model, data_path, list, out or SUBMISSION, mask, machine)
+
+
+def _write_submission(
+    model: Path,
+    data_path: Path,
+    listing: Path,
+    out: Path,
+    mask: MaskFlags,
+    machine: MachineFlags,
+) -> None:
+    from tqdm import tqdm
+
+    from notan.prediction.submission import (
+        find_images,
+        read_list,
+        refuse_to_replace,
+        write_submission,
+    )
+
+    refuse_to_replace(out, [model, listing])
+    images = find_images(read_list(listing), data_path)
+    predictor = load_predictor(model, mask, machine)
+    with tqdm(total=len(images), unit="image", leave=False, disable=None) as bar:
+        write_submission(predictor, images, out, batch_size=machine.batch_size, progress=bar.update)
+    print(f"{len(images)} images: {out}")
+
+
+def _refuse_beside_check(
+    model: Path | None, out: Path | None, mask: MaskFlags, machine: MachineFlags
+) -> None:
+    values = {"model": model, "out": out, **vars(mask), **vars(machine)}
+    unset = {"model": None, "out": None, **vars(MASKS), **vars(MACHINE)}
+    given = [f"--{name.replace('_', '-')}" for name in values if values[name] != unset[name]]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: --check predicts nothing, so this has no meaning beside it; "
+            "leave one of them out"
+        )
+
+
+def _check_submission(path: Path, data_path: Path | None, listing: Path | None) -> None:
+    from notan.prediction.submission import check_submission, find_images, read_list, read_sizes
+
+    names = read_list(listing) if listing is not None else None
+    sizes = None
+    if data_path is not None:
+        if names is None:
+            raise ConfigError("--data-path: needs --list, which says what the images are called")
+        sizes = read_sizes(find_images(names, data_path))
+    findings = check_submission(path, names, sizes)
+    if findings.count:
+        print(findings.in_words())
+        problems = "1 problem" if findings.count == 1 else f"{findings.count} problems"
+        raise DataError(f"{path}: {problems}, listed above; mend them before you submit it")
+    print(f"fine: {findings.images} images")
+
+
+def export(
+    *,
+    model: Annotated[Path, arg(metavar="FILE")],
+    to: Annotated[Literal["onnx"], arg(metavar="onnx")] = "onnx",  # noqa: ARG001 - one so far
+    out: Annotated[Path | None, flag("FILE", "beside the model, best.onnx")] = None,
+    half: Switch = False,
+    int8: Switch = False,
+    data_path: KnownDataPath = None,
+) -> None:
+    """Write an ONNX model, which predicts without PyTorch.
+
+    Before it is written, its masks are compared with the checkpoint's on validation images, at
+    their own size, under ONNX Runtime and, where it is installed, OpenVINO; a file whose masks
+    differ is refused. The file holds the card, so predict, evaluate and compare take it like a
+    checkpoint. With --int8 it is calibrated on validation images too.
+
+    Args:
+        model: A best.safetensors that train wrote.
+        to: The format.
+        out: The file to write.
+        half: Store the weights in float16: a file half as large, of the same speed.
+        int8: Compute in eight bits: several times as quick, a quarter of the size; refused where
+            the masks would be others.
+    """
+    from notan.exporting import export as export_model
+
+    if half and int8:
+        raise ConfigError(
+            "--half and --int8 are two kinds of file; give one: --int8 for a quicker file, --half "
+            "for a smaller one with nearly the same masks"
+        )
+    precision: Kind = "int8" if int8 else "half" if half else "fp32"
+    path, card = export_model(model, out, precision=precision, data_path=data_path)
+    if card.exported:
+        print(_parity_in_words(card.exported))
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _parity_in_words(exported: Exported) -> str:
+    lines = []
+    if made := exported.quantized:
+        lines.append(
+            f"int8: {made.layers} of {made.layers + len(made.float_layers)} convolutions, "
+            f"{made.share:.1%} of the multiplications, calibrated on {made.images}"
+        )
+    lines += [
+        f"{each.runtime}: mask IoU {each.mask_iou:.5f} with the checkpoint on {each.images} "
+        f"(worst {each.worst_iou:.5f}), probabilities differ by at most "
+        f"{each.largest_difference:.1g}"
+        for each in exported.parity
+    ]
+    return "\n".join(lines)

@@ -1,170 +1,140 @@
-"""``notan train``.
-
-The flags of ``notan train`` in groups, each flag with the setting that it stands for.
-
-``notan train``.
-"""
+"""``notan train`` and ``notan pretrain``."""
 
 from __future__ import annotations
 
 import logging
 import shlex
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
+from notan.api import seconds_of
 from notan.cli import BEGAN
-from notan.cli.flags import DEFAULT, DataPath, Overrides, TimeLimitFlag, seconds_of, shows
+from notan.cli.flags import (
+    DEFAULT,
+    DataPath,
+    DeviceSetting,
+    Overrides,
+    Switch,
+    TimeLimit,
+    TrimapBorderSetting,
+    flag,
+    sets,
+    settings_of,
+)
+from notan.config import Pretrain, Pretraining, load_run, load_settings
+from notan.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from notan.auto import Suggestion
     from notan.training import TrainResult
     from notan.training.time_limit import Overhead
 
-SETTING, READ = "setting", "read"
 
+@dataclass(frozen=True)
+class MainFlags:
+    """What is wanted every day.
 
-def sets(
-    setting: str, default: object = None, *, read: Callable[[Any], object] = lambda value: value
-) -> Any:  # noqa: ANN401 - stands for any value
-    """Give a flag its setting, by dotted name; one that is left at its default sets nothing.
-
-    What was given is read by ``read``.
+    Attributes:
+        time_limit: The time in which everything ends, from here to the report; the learning rate
+            comes down by then, and --epochs is the most there may be.
+        auto: Look at the training images and at this machine, choose the settings, say why, and
+            keep them with the run as auto.toml; flags and settings given beside it stand.
+        model: unet, resnet34_unet or attention_unet.
+        encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with; or
+            timm:NAME, smp:NAME, a convolutional network of that package where it is installed.
+        pretrained: Start the encoder from its published weights, learned on ImageNet.
+        image_size: Side of the square that images are resized to, in pixels.
+        keep_aspect_ratio: Only shrink images that are larger than that, until they fit, in their
+            own proportions; smaller ones keep their pixels.
+        epochs: Passes over the training images.
+        batch_size: Images in a step.
+        learning_rate: Peak learning rate of AdamW.
+        out: Where the run is kept.
+        resume: Go on with the run in this folder where it was stopped, with its own settings; other
+            flags change them.
     """
-    return field(default=default, metadata={SETTING: setting, READ: read})
 
-
-def settings_of(*groups: object) -> Mapping[str, object]:
-    """Return the settings that groups of flags ask for; None where a flag was not given."""
-    return {
-        flag.metadata[SETTING]: None
-        if value is None or value is False
-        else flag.metadata[READ](value)
-        for group in groups
-        for flag in fields(group)  # type: ignore[arg-type]
-        for value in (getattr(group, flag.name),)
-    }
+    data_path: DataPath = sets("data.path")
+    time_limit: TimeLimit = sets("train.time_limit_seconds", read=seconds_of)
+    auto: Switch = False
+    model: Annotated[str | None, flag("NAME", DEFAULT.model.name)] = sets("model.name")
+    encoder: Annotated[str | None, flag("NAME", "the model's own")] = sets("model.encoder")
+    pretrained: Switch = sets("train.pretrained", default=False)
+    image_size: Annotated[int | None, flag("PIXELS", DEFAULT.preprocess.image_size[0])] = sets(
+        "preprocess.image_size"
+    )
+    keep_aspect_ratio: Switch = sets("preprocess.keep_aspect_ratio", default=False)
+    epochs: Annotated[int | None, flag("N", DEFAULT.train.epochs)] = sets("train.epochs")
+    batch_size: Annotated[int | None, flag("N", DEFAULT.train.batch_size)] = sets(
+        "train.batch_size"
+    )
+    learning_rate: Annotated[float | None, flag("RATE", DEFAULT.train.learning_rate)] = sets(
+        "train.learning_rate"
+    )
+    device: DeviceSetting = sets("device")
+    out: Annotated[Path | None, flag("FOLDER", "a fresh folder under runs/")] = None
+    resume: Annotated[Path | None, flag("FOLDER")] = None
 
 
 @dataclass(frozen=True)
-class DataFlags:
-    """What is learned from.
+class LearningFlags:
+    """What is learned from, and how.
 
     Attributes:
-        data_path: The folder with the images and masks.
         unlabelled: A folder of more such images, without masks, to learn from too: what the
             moving average of the weights says of them is taken for true, after the first steps.
             Copies of validation and test images are left out.
             loss.consistency=1 is its weight.
-        trimap_border: What the border of Oxford's trimaps counts as; other masks have none.
-        image_size: Side of the square that images are resized to, in pixels.
-    """
-
-    data_path: DataPath = sets("data.path")
-    unlabelled: Annotated[Path | None, shows("none", "FOLDER")] = sets("train.unlabelled")
-    trimap_border: Annotated[
-        Literal["foreground", "background", "ignore"] | None,
-        shows(DEFAULT.data.trimap_border, "foreground|background|ignore"),
-    ] = sets("data.trimap_border")
-    image_size: Annotated[int | None, shows(DEFAULT.preprocess.image_size[0], "PIXELS")] = sets(
-        "preprocess.image_size"
-    )
-
-
-@dataclass(frozen=True)
-class ModelFlags:
-    """What learns.
-
-    Attributes:
-        model: unet, resnet34_unet or attention_unet.
-        encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with; or
-            timm:NAME, smp:NAME, a convolutional network of that package where it is installed.
-        pretrained: Start the encoder from its published weights, learned on ImageNet
-            (of timm and smp: from what their packages fetch).
-        encoder_weights: Start it from a file instead: a .pth of published weights, or a model of
+        encoder_weights: Start the encoder from a file: a .pth of published weights, or a model of
             notan's with the same encoder.
         freeze_epochs: Epochs at the start in which the encoder stays as it came and the rest
             learns; then all of it does, the encoder at a lower rate with
             train.encoder_lr_multiplier=0.3.
         teacher: A model file, an ensemble's for example, to learn from beside the masks;
             loss.teacher=1 is its weight.
-    """
-
-    model: Annotated[str | None, shows(DEFAULT.model.name, "NAME")] = sets("model.name")
-    encoder: Annotated[str | None, shows("the model's own", "NAME")] = sets("model.encoder")
-    pretrained: bool = sets("train.pretrained", default=False)
-    encoder_weights: Annotated[Path | None, shows("none", "FILE")] = sets("train.encoder_weights")
-    freeze_epochs: Annotated[int | None, shows(DEFAULT.train.freeze_epochs, "N")] = sets(
-        "train.freeze_epochs"
-    )
-    teacher: Annotated[Path | None, shows("none", "FILE")] = sets("train.teacher")
-
-
-@dataclass(frozen=True)
-class TrainFlags:
-    """How it learns.
-
-    Attributes:
-        time_limit: The time in which everything ends, from here to the report, such as 90s, 10m or
-            1.5h; the learning rate comes down by then, and --epochs is the most there may be.
-        epochs: Passes over the training images.
-        batch_size: Images in a step.
-        learning_rate: Of AdamW, at its highest.
         patience: Stop after so many epochs without a better validation Dice.
         seed: Decides weights, order, augmentation and split.
-        device: Where to compute.
         deterministic: Repeatable arithmetic on a GPU too, slower; on a CPU it always is.
         detect_anomaly: Stop at the very operation that made a NaN.
     """
 
-    time_limit: TimeLimitFlag = sets("train.time_limit_seconds", read=seconds_of)
-    epochs: Annotated[int | None, shows(DEFAULT.train.epochs, "N")] = sets("train.epochs")
-    batch_size: Annotated[int | None, shows(DEFAULT.train.batch_size, "N")] = sets(
-        "train.batch_size"
+    trimap_border: TrimapBorderSetting = sets("data.trimap_border")
+    unlabelled: Annotated[Path | None, flag("FOLDER")] = sets("train.unlabelled")
+    encoder_weights: Annotated[Path | None, flag("FILE")] = sets("train.encoder_weights")
+    freeze_epochs: Annotated[int | None, flag("N", DEFAULT.train.freeze_epochs)] = sets(
+        "train.freeze_epochs"
     )
-    learning_rate: Annotated[float | None, shows(DEFAULT.train.learning_rate, "RATE")] = sets(
-        "train.learning_rate"
-    )
-    patience: Annotated[int | None, shows("never stop early", "EPOCHS")] = sets("train.patience")
-    seed: Annotated[int | None, shows(DEFAULT.seed, "N")] = sets("seed")
-    device: Annotated[str | None, shows(DEFAULT.device, "auto|cpu|cuda|cuda:1|mps")] = sets(
-        "device"
-    )
-    deterministic: bool = sets("train.deterministic", default=False)
+    teacher: Annotated[Path | None, flag("FILE")] = sets("train.teacher")
+    patience: Annotated[int | None, flag("EPOCHS", "never stop early")] = sets("train.patience")
+    seed: Annotated[int | None, flag("N", DEFAULT.seed)] = sets("seed")
+    deterministic: Switch = sets("train.deterministic", default=False)
     detect_anomaly: Annotated[bool, arg(help_behavior_hint="(slow)")] = sets(
         "train.detect_anomaly", default=False
     )
 
 
 @dataclass(frozen=True)
-class RunFlags:
-    """Where the run begins and where it is kept.
+class RecipeFlags:
+    """Where settings come from, and what may be changed.
 
     Attributes:
-        auto: Look at the training images and at this machine, choose the settings, say why, and
-            keep them with the run as auto.toml; flags and settings given beside it stand.
+        recipe: A .toml file of settings, such as recipes/oxford-unet.toml.
         write_recipe: With --auto: write the recipe here and train nothing, to be looked at, changed
             and trained with --recipe.
-        recipe: A .toml file of settings, such as recipes/oxford-unet.toml.
-        out: Where the run is kept.
         overwrite: Replace the run that is already in --out.
-        resume: Go on with the run in this folder where it was stopped, with its own settings; other
-            flags change them.
         allow_changes: Go on with --resume even if changed settings or images make it another run.
     """
 
-    auto: bool = False
-    write_recipe: Annotated[Path | None, shows("none", "FILE")] = None
-    recipe: Annotated[Path | None, shows("none", "FILE")] = None
-    out: Annotated[Path | None, shows("a fresh folder under runs/", "FOLDER")] = None
-    overwrite: bool = False
-    resume: Annotated[Path | None, shows("none", "FOLDER")] = None
-    allow_changes: bool = False
+    recipe: Annotated[Path | None, flag("FILE")] = None
+    write_recipe: Annotated[Path | None, flag("FILE")] = None
+    overwrite: Switch = False
+    allow_changes: Switch = False
 
 
 logger = logging.getLogger("notan")
@@ -173,45 +143,36 @@ REPORT_OVER_LOADING, LEAVING_OVER_LOADING = 3.0, 0.3
 """Time that a report takes beside scoring images, and that the process takes to end, over the
 time that loading PyTorch takes."""
 
-IMAGES, NETWORK, LEARNING, PLACE = DataFlags(), ModelFlags(), TrainFlags(), RunFlags()
+MAIN, LEARNING, RECIPE = MainFlags(), LearningFlags(), RecipeFlags()
 """Groups of which no flag is given."""
 
 
 def train(
     overrides: Overrides = (),
     *,
-    images: OmitArgPrefixes[DataFlags] = IMAGES,
-    network: OmitArgPrefixes[ModelFlags] = NETWORK,
-    learning: OmitArgPrefixes[TrainFlags] = LEARNING,
-    place: OmitArgPrefixes[RunFlags] = PLACE,
+    main: OmitArgPrefixes[MainFlags] = MAIN,
+    learning: OmitArgPrefixes[LearningFlags] = LEARNING,
+    recipe: OmitArgPrefixes[RecipeFlags] = RECIPE,
 ) -> None:
-    """Train a model on images and masks, and keep the best by validation Dice.
+    """Train a model on images and masks.
 
-    The data folder is the Oxford-IIIT Pet dataset in its own layout, or any folder with images/
-    and masks/ (matched by name), alone or inside train/, val/ and test/. No test image is
-    read. The run folder receives best.safetensors, run.toml, history.jsonl, curves, and at the end
-    report.html.
+    Keeps the best by validation Dice. The data folder is the Oxford-IIIT Pet dataset in its own
+    layout, or any folder with images/ and masks/ (matched by name), alone or inside train/, val/
+    and test/. No test image is read. The run folder receives best.safetensors, run.toml,
+    history.jsonl, curves, and at the end report.html.
 
     Args:
         overrides: Any other setting: model.width=16 train.precision=bf16 data.limit=40
             train.schedule=cosine loss.focal=1 augment.enabled=false. The last word on a setting
             wins: defaults, then the recipe, then flags, then these.
-        images: What is learned from.
-        network: What learns.
-        learning: How it learns.
-        place: Where the run begins and where it is kept.
     """
-    flags = settings_of(images, network, learning)
-    _refuse_mixed(place)
-    if place.write_recipe is not None:
-        _write_recipe(place.write_recipe, flags, overrides, overwrite=place.overwrite)
+    flags = settings_of(main, learning)
+    _refuse_mixed(main, recipe)
+    if recipe.write_recipe is not None:
+        _write_recipe(recipe.write_recipe, flags, overrides, overwrite=recipe.overwrite)
         return
     overhead = _overhead()
-    result = (
-        _start(place, flags, overrides, overhead)
-        if place.resume is None
-        else _go_on(place.resume, flags, overrides, overhead, allow_changes=place.allow_changes)
-    )
+    result = _train(main, recipe, flags, overrides, overhead)
     print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})\n{result.checkpoint}")
     folder, left = result.checkpoint.parent, result.seconds_left
     if left is not None and left < overhead.report_seconds / 2:
@@ -221,20 +182,18 @@ def train(
         _report(folder)
 
 
-def _refuse_mixed(place: RunFlags) -> None:
+def _refuse_mixed(main: MainFlags, recipe: RecipeFlags) -> None:
     """Refuse flags of a new run beside one that goes on, and the other way round."""
-    from notan.errors import ConfigError
-
-    if place.auto and (place.recipe or place.resume):
-        other = "--recipe" if place.recipe else "--resume"
+    if main.auto and (recipe.recipe or main.resume):
+        other = "--recipe" if recipe.recipe else "--resume"
         raise ConfigError(
             f"--auto chooses the settings and {other} brings them: leave one of the two"
         )
-    if place.write_recipe and not place.auto:
+    if recipe.write_recipe and not main.auto:
         raise ConfigError("--write-recipe writes what --auto chooses: give --auto too")
-    if place.resume is None and place.allow_changes:
+    if main.resume is None and recipe.allow_changes:
         raise ConfigError("--allow-changes goes with --resume FOLDER; there is no run to change")
-    if place.resume is not None and (place.recipe or place.out or place.overwrite):
+    if main.resume is not None and (recipe.recipe or main.out or recipe.overwrite):
         raise ConfigError(
             "--resume takes settings and folder from the run: leave --recipe, --out and --overwrite"
         )
@@ -255,7 +214,6 @@ def _overhead() -> Overhead:
 
 def _report(folder: Path) -> None:
     """Write the report; whatever hinders it, the training is done and stays so."""
-    from notan.config import load_run
     from notan.report.run import write_report
 
     try:
@@ -267,19 +225,31 @@ def _report(folder: Path) -> None:
         logger.info("report: %s", page)
 
 
-def _start(
-    place: RunFlags, flags: Mapping[str, object], overrides: Sequence[str], overhead: Overhead
+def _train(
+    main: MainFlags,
+    recipe: RecipeFlags,
+    flags: Mapping[str, object],
+    overrides: Sequence[str],
+    overhead: Overhead,
 ) -> TrainResult:
-    from notan.config import load_run
+    """Begin a run, by settings that were given or chosen, or go on with one."""
+    from notan.training import resume as resume_training
     from notan.training import train as run_training
 
-    if place.auto:
+    if main.resume is not None:
+        stored = main.resume / "run.toml"
+        run = load_run(stored, flags=flags, overrides=overrides) if stored.is_file() else None
+        changes = recipe.allow_changes
+        return resume_training(main.resume, run=run, allow_changes=changes, overhead=overhead)
+    reasons = None
+    if main.auto:
         chosen = _suggest(flags, overrides)
-        run, recipe = chosen.run, chosen.recipe
+        run, reasons = chosen.run, chosen.recipe
     else:
-        run, recipe = load_run(place.recipe, flags=flags, overrides=overrides), None
-    where, overwrite = place.out, place.overwrite
-    return run_training(run, out=where, overwrite=overwrite, recipe=recipe, overhead=overhead)
+        run = load_run(recipe.recipe, flags=flags, overrides=overrides)
+    return run_training(
+        run, out=main.out, overwrite=recipe.overwrite, recipe=reasons, overhead=overhead
+    )
 
 
 def _suggest(flags: Mapping[str, object], overrides: Sequence[str]) -> Suggestion:
@@ -293,7 +263,6 @@ def _suggest(flags: Mapping[str, object], overrides: Sequence[str]) -> Suggestio
 def _write_recipe(
     path: Path, flags: Mapping[str, object], overrides: Sequence[str], *, overwrite: bool
 ) -> None:
-    from notan.errors import ConfigError
     from notan.io.write import write_bytes
 
     if path.exists() and not overwrite:
@@ -302,17 +271,93 @@ def _write_recipe(
     print(f"Train it with: notan train --recipe {shlex.quote(str(path))}")
 
 
-def _go_on(
-    folder: Path,
-    flags: Mapping[str, object],
-    overrides: Sequence[str],
-    overhead: Overhead,
-    *,
-    allow_changes: bool,
-) -> TrainResult:
-    from notan.config import load_run
-    from notan.training import resume as resume_training
+PRETRAIN = Pretrain()
 
-    settings = folder / "run.toml"
-    run = load_run(settings, flags=flags, overrides=overrides) if settings.is_file() else None
-    return resume_training(folder, run=run, allow_changes=allow_changes, overhead=overhead)
+
+@dataclass(frozen=True)
+class PretrainFlags:
+    """What learns, and how.
+
+    Attributes:
+        encoder: efficientnet_lite0, resnet34, timm:NAME or smp:NAME: what learns.
+        pretrained: Go on from the encoder's published weights, learned on ImageNet.
+        encoder_weights: Go on from the weights in this file.
+        epochs: Passes over the images; of a few hundred images, hundreds are wanted.
+        batch_size: Images in a step.
+        learning_rate: Peak learning rate of AdamW.
+        image_size: Side of the square that images are cropped and resized to, in pixels; near
+            what you will train at.
+        seed: Decides weights, order, crops, what is hidden and which images are held out; give
+            the training the same, so that both set the same validation images aside.
+    """
+
+    encoder: Annotated[str | None, flag("NAME", PRETRAIN.encoder)] = sets("pretrain.encoder")
+    pretrained: Switch = sets("pretrain.pretrained", default=False)
+    encoder_weights: Annotated[Path | None, flag("FILE")] = sets("pretrain.encoder_weights")
+    epochs: Annotated[int | None, flag("N", PRETRAIN.epochs)] = sets("pretrain.epochs")
+    batch_size: Annotated[int | None, flag("N", PRETRAIN.batch_size)] = sets("pretrain.batch_size")
+    learning_rate: Annotated[float | None, flag("RATE", PRETRAIN.learning_rate)] = sets(
+        "pretrain.learning_rate"
+    )
+    image_size: Annotated[int | None, flag("PIXELS", PRETRAIN.image_size)] = sets(
+        "pretrain.image_size"
+    )
+    device: DeviceSetting = sets("pretrain.device")
+    seed: Annotated[int | None, flag("N", PRETRAIN.seed)] = sets("pretrain.seed")
+
+
+PRETRAINING = PretrainFlags()
+
+
+def pretrain(
+    overrides: Overrides = (),
+    *,
+    data_path: DataPath = None,
+    out: Annotated[Path | None, flag("FOLDER", "a fresh folder under runs/")] = None,
+    overwrite: Switch = False,
+    resume: Annotated[Path | None, flag("FOLDER")] = None,
+    learning: OmitArgPrefixes[PretrainFlags] = PRETRAINING,
+) -> None:
+    """Let an encoder learn from images without masks first.
+
+    Squares of each image are hidden, and the network learns to fill them in: for that it has to
+    know what your images show. It is of use where you have many more images than masks, and the
+    images are of a kind that published weights have never seen. Start the training from it with:
+    notan train --encoder NAME --encoder-weights RUN/encoder.safetensors.
+
+    The data folder holds images; or it is one as train takes it, of which only the training images
+    are used. The run folder receives encoder.safetensors, history.jsonl with the loss on images
+    that were held out, and reconstructions.png: what is seen, what is filled in, and what was
+    there.
+
+    Args:
+        overrides: Any other setting: pretrain.hidden_share=0.5 pretrain.patch=16
+            pretrain.crop_area=0.3 pretrain.precision=bf16 pretrain.workers=4.
+        out: Where the run is kept.
+        overwrite: Replace the pretraining that is already in --out.
+        resume: Go on with the pretraining in this folder where it was stopped, with its own
+            settings; device, workers and a folder of images that was moved may be given anew.
+    """
+    from notan.pretraining import pretrain as run_pretraining
+    from notan.pretraining import resume as resume_pretraining
+    from notan.pretraining.pretrainer import stored_settings
+
+    if resume is not None and (out or overwrite):
+        raise ConfigError(
+            "--resume takes settings and folder from the run: leave --out and --overwrite"
+        )
+    stored = stored_settings(resume) if resume else None
+    flags = {"pretrain.path": data_path, **settings_of(learning)}
+    settings = load_settings(Pretraining, stored, flags=flags, overrides=overrides).pretrain
+    result = (
+        resume_pretraining(resume, settings=settings)
+        if resume
+        else run_pretraining(settings, out=out, overwrite=overwrite)
+    )
+    lowest = result.lowest
+    print(
+        f"Lowest held-out loss: {lowest.loss:.4f} (epoch {lowest.epoch}); "
+        f"grey in every gap: {lowest.blind:.4f}\n{result.encoder}\n"
+        f"Train from it: notan train --encoder {result.name} "
+        f"--encoder-weights {shlex.quote(str(result.encoder))} --data-path FOLDER"
+    )

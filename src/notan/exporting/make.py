@@ -103,7 +103,7 @@ def export(
     out = out or model.with_name(f"{model.stem}{kind}.onnx")
     if not is_onnx(out):
         raise ConfigError(f"{out}: an ONNX model is called .onnx, say {out.with_suffix(SUFFIX)}")
-    with explaining_extras():
+    with explaining_extras("export"):
         import onnx  # noqa: F401 - before the work, not after it
 
         runtimes = installed_runtimes()

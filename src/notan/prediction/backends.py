@@ -15,10 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from notan.errors import (
-    EXTRAS,
     CheckpointError,
     ConfigError,
-    MissingExtraError,
     ShapeError,
     explaining_extras,
     nearest,
@@ -241,14 +239,15 @@ def open_model(
     if is_onnx(path):
         card = read_card(path)
         runtime = _choose_onnx_runtime(path, backend, device, precision)
-        with explaining_extras():
+        with explaining_extras(f"--backend {runtime}"):
             return card, onnx_backend(path, runtime, precision=precision, threads=threads)
     if backend in ONNX_RUNTIMES:
         raise ConfigError(
             f"{path}: a checkpoint runs on PyTorch only; make an ONNX model for {backend}: "
             f"notan export --model {path} --to onnx"
         )
-    with explaining_extras():
+    needless = f"; or make an ONNX model of it where PyTorch is: notan export --model {path}"
+    with explaining_extras(str(path), otherwise=needless):
         checkpoint = load_checkpoint(path)
         where = find_device(device) if isinstance(device, str) else device
         if threads is not None:
@@ -303,16 +302,9 @@ def onnx_backend(
 def installed_runtimes() -> tuple[str, ...]:
     """Name what can run an ONNX model on this machine, the quicker one first.
 
-    Raises:
-        MissingExtraError: Nothing can.
+    ONNX Runtime comes with notan; OpenVINO with an extra.
     """
-    found = tuple(name for name in ONNX_RUNTIMES if importlib.util.find_spec(name) is not None)
-    if not found:
-        choices = " or ".join(f"pip install 'notan[{EXTRAS[name]}]'" for name in ONNX_RUNTIMES)
-        raise MissingExtraError(
-            f"an ONNX model needs OpenVINO or ONNX Runtime, and neither is installed: {choices}"
-        )
-    return found
+    return ONNX_RUNTIMES if importlib.util.find_spec("openvino") else ONNX_RUNTIMES[1:]
 
 
 def rebuild(checkpoint: Checkpoint, own_model: torch.nn.Module | None) -> torch.nn.Module:

@@ -1,10 +1,10 @@
-"""Flags that several commands share: times."""
+"""Times, as the functions and the commands take them."""
 
 from __future__ import annotations
 
 import pytest
 
-from notan.cli.flags import seconds_of
+from notan.api import seconds_of
 from notan.errors import ConfigError
 
 
@@ -22,7 +22,9 @@ from notan.errors import ConfigError
         (" 2.5 ", 2.5),
     ],
 )
-def test_a_budget_is_hours_minutes_and_seconds_or_seconds_alone(text: str, seconds: float) -> None:
+def test_a_time_limit_is_hours_minutes_and_seconds_or_seconds_alone(
+    text: str, seconds: float
+) -> None:
     assert seconds_of(text) == seconds
 
 
@@ -48,6 +50,6 @@ def test_a_budget_is_hours_minutes_and_seconds_or_seconds_alone(text: str, secon
         "9" * 400,
     ],
 )
-def test_any_other_budget_is_refused_with_words(text: str) -> None:
+def test_any_other_time_is_refused_with_words(text: str) -> None:
     with pytest.raises(ConfigError, match=r"a time above zero is wanted, such as 90s, 10m, 1\.5h"):
         seconds_of(text)
