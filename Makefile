@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types check-tests check-gpu check-wheel clean help
+.PHONY: demo test docs lint types check-tests check-gpu check-wheel clean help
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,10 @@ types: $(INSTALLED)  ## Types, strictly
 check-tests: $(INSTALLED)  ## The test suite alone
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+docs: $(INSTALLED)  ## Build docs/ into docs/build/html, with warnings as errors
+	$(BIN)/python -m sphinx -W --keep-going -n -q -E docs docs/build/html
+	@echo "open docs/build/html/index.html"
+
 check-gpu: $(INSTALLED)  ## The tests that want a CUDA device; all others hide it
 	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
 
@@ -41,5 +45,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "notan needs Python 3.11 or newer; say which: make PYTHON=python3.11 test" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@

@@ -38,7 +38,7 @@ say "pip install notan: the default model, without PyTorch"
 "$python" -m venv plain
 plain/bin/pip install --quiet --constraint "$root/constraints.txt" "$wheel"
 plain/bin/python -c 'import torch' 2>/dev/null && fail "torch came with the bare wheel"
-cp "$root/docs/images/chelsea-cutout.png" cat.png
+cp "$root/docs/images/chelsea.png" cat.png
 plain/bin/notan predict cat.png
 test -s predictions/masks/cat.png || fail "no mask was written"
 plain/bin/python - <<'PY'

@@ -1,6 +1,6 @@
 """Measure what is left to guess where the trimap's border counts as background.
 
-Run by hand: python benchmarks/border_ceiling.py ../shared/data/oxford-iiit-pet
+Run by hand: python benchmarks/trimap_border_ceiling.py ../shared/data/oxford-iiit-pet
 Takes each test image's true outline, border included, moves it inwards by a distance, and scores
 what is left against the true foreground, for a range of distances: how good a mask can be that
 knows every outline to the pixel, and of the border no more than its usual width.
