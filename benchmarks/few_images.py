@@ -91,9 +91,7 @@ PRETRAINING: Mapping[str, Any] = {
     "image_size": 128,
     "patch": 16,
     "width": 4,
-    "epochs": 30,
-    "warmup_epochs": 2,
-    "batch_size": BATCH,
+    "train": {"epochs": 30, "warmup_epochs": 2, "batch_size": BATCH},
     "device": "cpu",
 }
 PRETRAINED = {"train.pretrained": True}
@@ -160,7 +158,7 @@ def learned_encoder(seed: int, data: Path, keep: Path) -> Path:
     folder = keep / f"pretraining-s{seed}"
     finished = folder / "finished"
     if not finished.exists():
-        settings = Pretrain(path=data, seed=seed, **PRETRAINING)
+        settings = Pretrain.model_validate({"path": data, "seed": seed, **PRETRAINING})
         if (folder / PRETRAIN_SETTINGS).exists():
             resume_pretraining(folder, settings=settings)
         else:

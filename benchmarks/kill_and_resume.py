@@ -111,7 +111,7 @@ def outcome(folder: Path) -> tuple[object, ...]:
         for number, values in tree["optimizer"]["state"].items()
         for name, value in values.items()
     }
-    hashes = [hash_weights(part) for part in (tree["model"], moments, tree["average"]["model"])]
+    hashes = [hash_weights(part) for part in (tree["model"], moments, tree["average"])]
     card = read_card(folder / "best.safetensors")
     return (*hashes, tree["progress"]["step"], card.sha256, card.epoch)
 

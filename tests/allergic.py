@@ -72,7 +72,7 @@ def train_allergic(
     allows, after_step = Trainer.allows, Trainer.after_step
 
     def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-        return {name: value.clone() for name, value in trainer.parts.model.state_dict().items()}
+        return {name: value.clone() for name, value in trainer.setup.model.state_dict().items()}
 
     def before(trainer: Trainer, *arguments: Any) -> bool:
         if not after:

@@ -18,7 +18,7 @@ INCIDENT = {
     "epoch": 1,
     "batch": 2,
     "step": 2,
-    "reason": "the loss is no number",
+    "reason": "the loss is NaN or infinite",
     "action": "skip",
     "loss": "nan",
     "terms": {"bce": "nan", "dice": 0.5},

@@ -390,7 +390,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("notan.training.trainer.train_epoch", interrupted)
+    monkeypatch.setattr("notan.training.trainer.Trainer.train_epoch", interrupted)
     words = ["train", "--data-path", str(data), "--out", str(tmp_path / "out"), *QUICK, QUIET]
     assert refused(words, capsys) == (130, "stopped by Ctrl-C")
     with pytest.raises(KeyboardInterrupt):

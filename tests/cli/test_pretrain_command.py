@@ -34,8 +34,8 @@ def test_from_images_to_a_training_that_starts_from_them(
     assert said.startswith("Lowest held-out loss: ")
     assert f"notan train --encoder efficientnet_lite0 --encoder-weights {run}/encoder.saf" in said
     settings = load_settings(Pretraining, run / "pretrain.toml").pretrain
-    assert (settings.path, settings.epochs, settings.patch) == (drawn_folder, 1, 16)
-    assert (settings.batch_size, settings.image_size, settings.seed) == (8, 64, 4)
+    assert (settings.path, settings.train.epochs, settings.patch) == (drawn_folder, 1, 16)
+    assert (settings.train.batch_size, settings.image_size, settings.seed) == (8, 64, 4)
     weights = run / "encoder.safetensors"
     assert "on 22 images of" in read_weights(weights).origin
     main(["pretrain", "--resume", str(run)])
@@ -66,7 +66,7 @@ def test_the_help_says_what_it_is_for_and_names_every_flag(
         (["pretrain.patch=200"], 2, "patches of 200 pixels in images of 192: at least two must"),
         (["pretrain.hidden_share=1"], 2, "pretrain.hidden_share: Input should be less than or"),
         (["--image-size", "32"], 2, "pretrain.image_size: Input should be greater than or"),
-        (["--epochs", "0"], 2, "pretrain.epochs: Input should be greater than or equal to 1"),
+        (["--epochs", "0"], 2, "pretrain.train.epochs: Input should be greater than or equal to 1"),
         (["--pretrained", "--encoder-weights", "x"], 2, "both say what to go on from; give one"),
         (["--encoder-weights", "missing.safetensors"], 5, "missing.safetensors: there is no such"),
         (["--device", "tpu"], 2, "--device tpu: there is no such device"),

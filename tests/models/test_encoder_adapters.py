@@ -18,7 +18,7 @@ from notan.models.base import IMAGENET_MEAN, encoder_of
 from notan.models.build import build_encoder, build_model
 from notan.models.encoder_files import save_encoder
 from notan.prediction.predictor import Predictor
-from notan.training.build import Parts, prepare
+from notan.training.build import TrainingSetup, prepare
 from notan.training.optim import parameter_groups
 from notan.training.trainer import Trainer
 from runs import TRAINING, VALIDATION, ask_to_stop, before_step, resume_own, tiny, train_own
@@ -49,11 +49,11 @@ def on(encoder: str, **flags: object) -> Run:
     return tiny(model__encoder=encoder, preprocess__image_size=32, **flags)
 
 
-def parts_of(run: Run) -> Parts:
+def parts_of(run: Run) -> TrainingSetup:
     return prepare(run, training=TRAINING, validation=VALIDATION)
 
 
-def encoder_in(parts: Parts) -> Encoder:
+def encoder_in(parts: TrainingSetup) -> Encoder:
     encoder = encoder_of(parts.model)
     assert encoder is not None
     return encoder

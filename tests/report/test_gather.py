@@ -14,7 +14,7 @@ import pytest
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.report.run import content_of, gather, page_of
-from notan.run_folder import locked
+from notan.run_folder import RunFolder
 from notan.training import train
 from report_runs import RULES, forget_data, full_score, image_row, keep_incidents, keep_score
 from runs import Own, resume_own, tiny, train_own
@@ -212,7 +212,7 @@ def test_a_run_that_was_stopped_says_how_to_go_on(run: Path) -> None:
 
 def test_a_run_that_goes_on_says_so(run: Path) -> None:
     shorten_history(run, 1)
-    with locked(run):
+    with RunFolder(run).locked():
         assert 'class="verdict note"' in shown(run)
         assert content(run)["state"] == "Still going: 1 of 2 epochs are done."
     (run / ".lock").touch()  # what a killed run leaves is no training

@@ -25,8 +25,8 @@ from notan.modelfile.card import load_checkpoint, read_card
 from notan.prediction.predictor import Predictor
 from notan.report.run import facts_of, gather
 from notan.training import train
-from notan.training.build import Parts, prepare
-from notan.training.guard import Guard
+from notan.training.build import TrainingSetup, prepare
+from notan.training.guard import LossJudge
 from notan.training.semi_supervised import add_agreement
 from notan.training.steps import compute_loss
 from notan.training.trainer import Trainer
@@ -62,11 +62,11 @@ def beside(folder: Path, **flags: object) -> Run:
     return tiny(train__unlabelled=folder, **flags)
 
 
-def parts_of(run: Run) -> Parts:
+def parts_of(run: Run) -> TrainingSetup:
     return prepare(run, training=TRAINING, validation=VALIDATION)
 
 
-def first_batch(parts: Parts, *, step: int = 0) -> Batch:
+def first_batch(parts: TrainingSetup, *, step: int = 0) -> Batch:
     assert parts.consistency
     parts.training_batches.set_epoch(1)
     return next(iter(parts.consistency.mark(parts.training_batches, step)))
@@ -90,18 +90,18 @@ def test_the_average_answers_the_plain_views(folder: Path) -> None:
     parts = parts_of(beside(folder))
     assert parts.average
     assert parts.consistency
-    for weight in parts.average.model.parameters():
+    for weight in parts.average.module.parameters():
         weight.add_(0.01)  # another network than the one that is trained
-    before = {name: value.clone() for name, value in parts.average.model.state_dict().items()}
+    before = {name: value.clone() for name, value in parts.average.module.state_dict().items()}
     plain = first_batch(parts).unlabelled
     assert plain
     assert plain.answers is not None
-    wanted = torch.sigmoid(parts.average.model(plain.plain))
+    wanted = torch.sigmoid(parts.average.module(plain.plain))
     answers = parts.consistency.answer(plain.plain)
     torch.testing.assert_close(answers, wanted)
     assert not answers.requires_grad
-    assert not parts.average.model.training
-    for name, value in parts.average.model.state_dict().items():
+    assert not parts.average.module.training
+    for name, value in parts.average.module.state_dict().items():
         assert torch.equal(value, before[name])
 
 
@@ -333,11 +333,11 @@ def test_the_guard_judges_an_epoch_by_the_masks_alone(
 ) -> None:
     judged: list[float | None] = []
 
-    def judge_epoch(_: Guard, training: float | None, validation: float | None) -> None:
+    def judge_epoch(_: LossJudge, training: float | None, validation: float | None) -> None:
         del validation
         judged.append(training)
 
-    monkeypatch.setattr(Guard, "judge_epoch", judge_epoch)
+    monkeypatch.setattr(LossJudge, "judge_epoch", judge_epoch)
     run = beside(folder, loss__bce=2.0, loss__consistency=50.0, train__consistency_steps=0)
     (both,) = history(train_own(run, tmp_path / "both"))
     assert judged.pop() == pytest.approx(2 * both["train/bce_loss"] + both["train/dice_loss"])
@@ -348,13 +348,13 @@ def test_the_guard_judges_an_epoch_by_the_masks_alone(
 def test_an_ensemble_and_a_student_remember_what_was_seen(
     folder: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
-    from notan.comparison import make_ensemble
+    from notan.comparison import join
 
     settings: dict[str, object] = {"data__path": drawn_folder, "model__width": 2}
     one = train(beside(folder, **settings), out=tmp_path / "one").checkpoint
     two = train(tiny(**settings, seed=1), out=tmp_path / "two").checkpoint
     seen = read_card(one).data.unlabelled_hashes
-    whole = make_ensemble([one, two], tmp_path / "e.safetensors").path
+    whole = join([one, two], tmp_path / "e.safetensors").path
     assert set(read_card(whole).data.unlabelled_hashes) == set(seen)
     student = train(tiny(**settings, train__teacher=one), out=tmp_path / "student").checkpoint
     assert read_card(student).data.unlabelled_hashes == seen

@@ -11,7 +11,7 @@ from torch import nn
 
 from notan.errors import StoppedBySignal
 from notan.modelfile.card import load_checkpoint
-from notan.training.optim import WeightAverage
+from notan.training.optim import average_weights
 from notan.training.trainer import Trainer
 from runs import (
     ask_to_stop,
@@ -44,29 +44,29 @@ def arrays(model: nn.Module) -> dict[str, Weights]:
 def test_the_average_follows_the_formula_with_its_warm_up(decay: float) -> None:
     """Of the first steps it keeps a growing share only: 1/11, 2/12 ... up to the decay."""
     model = small_network()
-    average = WeightAverage(model, decay)
+    average = average_weights(model, decay)
     expected = arrays(model)
     for step in range(1, 60):
         with torch.no_grad():
             for weight in model.parameters():
                 weight.add_(torch.randn_like(weight))
             model(torch.randn(2, 3, 4, 4))  # moves batch norm's statistics
-        average.update(model)
+        average.update_parameters(model)
         kept = min(decay, step / (step + 10))
         for name, value in arrays(model).items():
             whole = name.endswith("num_batches_tracked")
             expected[name] = value if whole else kept * expected[name] + (1 - kept) * value
-    assert average.steps == 59
-    for name, value in arrays(average.model).items():
+    assert average.n_averaged == 60  # counted from 1
+    for name, value in arrays(average.module).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_the_average_is_neither_trained_nor_in_training_mode() -> None:
     model = small_network()
-    average = WeightAverage(model, 0.9)
+    average = average_weights(model, 0.9)
     assert model.training
-    assert not average.model.training
-    assert not any(weight.requires_grad for weight in average.model.parameters())
+    assert not average.module.training
+    assert not any(weight.requires_grad for weight in average.module.parameters())
 
 
 def test_the_average_changes_nothing_in_the_training_itself(tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_whichever_scores_better_is_the_best_checkpoint(
     validations = Trainer._validations
 
     def biased(trainer: Trainer) -> object:
-        average = trainer.parts.average
+        average = trainer.setup.average
         assert average
-        worse = trainer.parts.model if better == "average" else average.model
+        worse = trainer.setup.model if better == "average" else average.module
         kept = {name: value.clone() for name, value in worse.state_dict().items()}
         with torch.no_grad():
             for weight in worse.parameters():
@@ -106,18 +106,19 @@ def test_whichever_scores_better_is_the_best_checkpoint(
     assert result.dice > 0
     assert state["progress"]["best"]["averaged"] == (better == "average")
     best = history(result)[result.epoch - 1]
-    name = "validation/average_dice" if better == "average" else "validation/dice"
+    name = "validation/ema_dice" if better == "average" else "validation/dice"
     assert result.dice == best[name]
     if result.epoch == 2:  # else the weights have moved on
-        kept = state["average"]["model"] if better == "average" else state["model"]
+        before = "module." if better == "average" else ""  # as AveragedModel names them
+        kept = state["average" if before else "model"]
         saved = load_checkpoint(result.checkpoint).weights
-        assert all(torch.equal(saved[key], value) for key, value in kept.items())
+        assert all(torch.equal(value, kept[before + key]) for key, value in saved.items())
 
 
 def test_without_a_decay_there_is_no_average(tmp_path: Path) -> None:
     result = train_own(tiny(), tmp_path / "run")
     assert last_state(tmp_path / "run")["average"] is None
-    assert "validation/average_dice" not in history(result)[0]
+    assert "validation/ema_dice" not in history(result)[0]
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
@@ -131,5 +132,5 @@ def test_the_average_resumes_exactly(
         train_own(run, tmp_path / "run")
     monkeypatch.undo()
     resume_own(tmp_path / "run")
-    assert last_state(tmp_path / "run")["average"]["steps"] == 6
+    assert last_state(tmp_path / "run")["average"]["n_averaged"] == 7  # counted from 1
     assert fate(tmp_path / "run") == fate(tmp_path / "whole")

@@ -60,8 +60,8 @@ def test_the_encoder_stays_bit_for_bit_while_it_is_frozen_and_learns_after(
 
     def look(trainer: Trainer) -> None:
         changed.append(differing(came, encoder_state(model)))
-        assert trainer.parts.average
-        averages.append(differing(came, encoder_state(trainer.parts.average.model)))
+        assert trainer.setup.average
+        averages.append(differing(came, encoder_state(trainer.setup.average.module)))
 
     monkeypatch.setattr(Trainer, "after_step", watched(look))
     train_own(two_stages(), tmp_path / "run", model=model)
@@ -140,10 +140,10 @@ def test_the_guard_goes_back_to_good_weights_across_the_thaw(
 ) -> None:
     def look(trainer: Trainer) -> None:
         if trainer.progress.step == 0:
-            good.update(trainer.recovery.good or {})
+            good.update(trainer.guard.good or {})
         if trainer.progress.step == 2 * EPOCH_STEPS:
-            trainer.recovery.good = good
-            trainer.recovery._return()
+            trainer.guard.good = good
+            trainer.guard._roll_back()
             returned.append(differing(came, encoder_state(model)))
 
     model, good, returned = fresh_unet(), dict[str, Any](), list[set[str]]()
@@ -324,7 +324,7 @@ def test_images_without_masks_leave_a_frozen_encoder_alone_too(
         ("train.encoder_lr_multiplier=3", "less than or equal to 1"),
         ("train.layer_lr_decay=nan", "finite"),
         ("train.layer_lr_decay=1.5", "less than or equal to 1"),
-        ("train.freeze_encoder_batchnorm=published", "valid boolean"),
+        ("train.freeze_encoder_batchnorm=published", "'batch' or 'frozen'"),
     ],
 )
 def test_settings_out_of_bounds_are_refused_by_name(word: str, complaint: str) -> None:

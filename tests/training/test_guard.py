@@ -13,50 +13,50 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notan.training.guard import Guard
+from notan.training.guard import LossJudge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def verdicts(guard: Guard, losses: Iterable[float], norm: float = 1.0) -> list[str]:
+def verdicts(guard: LossJudge, losses: Iterable[float], norm: float = 1.0) -> list[str]:
     """Return the guard's actions, with '' for a step that is well."""
     found = [guard.judge(float(loss), norm) for loss in losses]
     return [verdict.action if verdict else "" for verdict in found]
 
 
-def quiet_guard(max_rollbacks: int = 5) -> Guard:
+def quiet_guard(max_rollbacks: int = 5) -> LossJudge:
     """A guard that has seen a quiet loss around 0.5."""
-    guard = Guard(max_rollbacks)
+    guard = LossJudge(max_rollbacks)
     assert set(verdicts(guard, [0.5, 0.52, 0.48, 0.51] * 10)) == {""}
     return guard
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_is_skipped_from_the_first_step_on(loss: float) -> None:
-    for guard in (Guard(5), quiet_guard()):
+    for guard in (LossJudge(5), quiet_guard()):
         verdict = guard.judge(loss, 1.0)
         assert verdict
-        assert (verdict.reason, verdict.action) == ("the loss is no number", "skip")
+        assert (verdict.reason, verdict.action) == ("the loss is NaN or infinite", "skip")
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
 def test_a_gradient_that_is_no_number_is_skipped(norm: float) -> None:
     verdict = quiet_guard().judge(0.5, norm)
     assert verdict
-    assert (verdict.reason, verdict.action) == ("the gradient is no number", "skip")
+    assert (verdict.reason, verdict.action) == ("the gradient is NaN or infinite", "skip")
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_a_spike_over_a_quiet_window_is_seen_at_any_scale(scale: float) -> None:
-    guard = Guard(5)
+    guard = LossJudge(5)
     assert set(verdicts(guard, [scale * loss for loss in [0.5, 0.52, 0.48, 0.51] * 10])) == {""}
     assert verdicts(guard, [scale * 1.4, scale * 1.7]) == ["", "skip"]
 
 
 def test_a_loss_that_runs_away_slowly_is_seen_too() -> None:
     losses = [0.5 * 1.03**step for step in range(100)]
-    found = verdicts(Guard(5), losses)
+    found = verdicts(LossJudge(5), losses)
     assert "" not in found[-30:]
     assert losses[found.index("skip")] < 3.0
 
@@ -73,14 +73,14 @@ def test_trouble_that_persists_leads_back_a_bounded_number_of_times_and_then_sto
 
 
 def test_a_first_batch_that_was_far_too_easy_costs_one_return_and_not_the_training() -> None:
-    guard = Guard(5)
+    guard = LossJudge(5)
     found = verdicts(guard, [0.01, *[0.9, 1.0, 1.1] * 30])
     assert found == ["", "skip", "skip", "go back", *[""] * 87]
 
 
 def test_single_bad_batches_far_apart_are_only_skipped() -> None:
     losses = ([0.5] * 9 + [math.nan]) * 20
-    assert set(verdicts(Guard(0), losses)) == {"", "skip"}
+    assert set(verdicts(LossJudge(0), losses)) == {"", "skip"}
 
 
 def test_a_guard_is_calm_ten_steps_after_trouble() -> None:
@@ -110,8 +110,8 @@ def test_a_healthy_loss_however_noisy_raises_no_alarm(
     trend = 0.05 + 0.95 * np.exp(-fall * np.arange(400))
     walk = np.exp(wander * rng.normal(size=400).cumsum())
     losses = scale * trend * walk * np.exp(noise * rng.normal(size=400))
-    assert "go back" not in verdicts(Guard(0), losses)
-    assert verdicts(Guard(0), losses).count("skip") <= 1
+    assert "go back" not in verdicts(LossJudge(0), losses)
+    assert verdicts(LossJudge(0), losses).count("skip") <= 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -123,7 +123,7 @@ def test_heavy_tails_cost_a_few_batches_and_never_the_training(seed: int, kind: 
         "t": np.abs(1 + 0.1 * rng.standard_t(4, size=400)),
         "lognormal": np.exp(0.35 * rng.normal(size=400)),
     }[kind]
-    guard = Guard(5)
+    guard = LossJudge(5)
     found = verdicts(guard, losses)
     assert "stop" not in found
     assert guard.returns <= 1
@@ -139,7 +139,7 @@ def test_heavy_tails_cost_a_few_batches_and_never_the_training(seed: int, kind: 
 def test_a_restored_guard_goes_on_as_the_one_before(
     losses: list[float], most: int, cut: int
 ) -> None:
-    whole, first, second = Guard(most), Guard(most), Guard(most)
+    whole, first, second = LossJudge(most), LossJudge(most), LossJudge(most)
     expected = verdicts(whole, losses)
     begun = verdicts(first, losses[:cut])
     second.restore(first.state())
@@ -149,7 +149,7 @@ def test_a_restored_guard_goes_on_as_the_one_before(
     assert whole.returns <= most
 
 
-def judged(guard: Guard, epochs: Iterable[tuple[float | None, float | None]]) -> list[str]:
+def judged(guard: LossJudge, epochs: Iterable[tuple[float | None, float | None]]) -> list[str]:
     found = [guard.judge_epoch(*epoch) for epoch in epochs]
     return [verdict.action if verdict else "" for verdict in found]
 

@@ -10,7 +10,7 @@ import pytest
 
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError
-from notan.run_folder import LOCK, locked
+from notan.run_folder import LOCK, RunFolder
 from notan.training.trainer import Trainer
 from runs import Crash, before_step, crash, fate, names_in, resume_own, tiny, train_own
 
@@ -36,7 +36,7 @@ def test_a_folder_that_is_locked_takes_no_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train_own(tiny(), folder)
     before = fate(folder)
-    with locked(folder):
+    with RunFolder(folder).locked():
         with pytest.raises(ConfigError, match=WORDS):
             train_own(tiny(seed=1), folder, overwrite=True)
         with pytest.raises(ConfigError, match=WORDS):
@@ -50,7 +50,7 @@ def test_what_a_killed_report_was_writing_goes_with_the_next_run(tmp_path: Path)
     whole.parent.mkdir()
     for path in (*half, whole):
         path.touch()
-    with locked(tmp_path):
+    with RunFolder(tmp_path).locked():
         assert [path.exists() for path in (*half, whole)] == [False, False, False, True]
 
 

@@ -77,7 +77,7 @@ def test_a_run_that_goes_on_with_other_rates_keeps_every_weights_own_moments(
         resume_own(tmp_path / "run", run=changed, model=fresh_unet())
     parts = prepare(changed, training=TRAINING, validation=VALIDATION, model=fresh_unet())
     tree = last_state(tmp_path / "run")
-    restore(parts, tree, None)
+    restore(parts, tree)
     for number, weight in enumerate(parts.model.parameters()):
         moments = parts.optimization.optimizer.state[weight]
         assert torch.equal(moments["exp_avg"], tree["optimizer"]["state"][str(number)]["exp_avg"])

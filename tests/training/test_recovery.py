@@ -27,7 +27,7 @@ from runs import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-REASONS = ("jumped above", "no number", "the validation loss", "has lost more than half")
+REASONS = ("jumped above", "NaN or infinit", "the validation loss", "has lost more than half")
 
 
 @pytest.mark.parametrize("to", ["loss", "gradient"])
@@ -41,12 +41,12 @@ def test_a_bad_batch_is_skipped_and_recorded_and_leaves_no_trace_in_the_network(
     (incident,) = lines_of(tmp_path / "run" / "incidents.jsonl")
     assert (incident["epoch"], incident["batch"], incident["step"]) == (1, 5, 5)
     assert incident["action"] == "skip"
-    assert incident["reason"] == f"the {to} is no number"
+    assert incident["reason"] == f"the {to} is NaN or infinite"
     assert incident["gradient_norm"] == "nan"
     assert (incident["loss"] == "nan") == (to == "loss")
     assert len(incident["images"]) == 3
     assert set(incident["images"]) < set(TRAINING.names)
-    text = f"epoch 1, batch 5: the {to} is no number; the batch is skipped (loss of "
+    text = f"epoch 1, batch 5: the {to} is NaN or infinite; the batch is skipped (loss of "
     assert f"{text}{', '.join(incident['images'])}: bce" in caplog.text
     assert len(history(result)) == 3
 
@@ -103,7 +103,7 @@ def test_numberless_answers_in_validation_are_an_incident_and_cost_one_return(
     def ill_in_the_second(*arguments: Any) -> Validation:
         asked.append(1)
         if len(asked) == 2:
-            raise DivergedError("the network answers drawn-0024 with no numbers", ("drawn-0024",))
+            raise DivergedError("the network gives NaN or infinity for drawn-0024", ("drawn-0024",))
         return validate(*arguments)
 
     monkeypatch.setattr("notan.training.trainer.validate", ill_in_the_second)
@@ -120,10 +120,10 @@ def test_without_the_guard_numberless_answers_stop_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ill(*_: Any) -> Validation:
-        raise DivergedError("the network answers drawn-0024 with no numbers", ("drawn-0024",))
+        raise DivergedError("the network gives NaN or infinity for drawn-0024", ("drawn-0024",))
 
     monkeypatch.setattr("notan.training.trainer.validate", ill)
-    with pytest.raises(DivergedError, match="answers drawn-0024 with no numbers"):
+    with pytest.raises(DivergedError, match="gives NaN or infinity for drawn-0024"):
         train_allergic(watched(train__loss_guard=False), tmp_path / "run")
     assert len(lines_of(tmp_path / "run" / "history.jsonl")) == 1
 
@@ -151,7 +151,9 @@ def test_trouble_that_does_not_end_stops_and_names_batch_images_and_record(
     assert [incident["action"] for incident in incidents] == actions
     assert error.value.exit_code == 6
     text = str(error.value)
-    assert text.startswith("epoch 2, batch 1: the loss is no number, having gone back 1 time(s): ")
+    assert text.startswith(
+        "epoch 2, batch 1: the loss is NaN or infinite, having gone back 1 time(s): "
+    )
     assert f"loss of {', '.join(incidents[-1]['images'])}: bce nan" in text
     assert f"{tmp_path / 'run' / 'incidents.jsonl'}; try a smaller --learning-rate" in text
     parts: dict[str, Any] = {"training": TRAINING, "validation": VALIDATION}

@@ -33,7 +33,7 @@ from runs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from notan.config import Run
@@ -67,12 +67,12 @@ def go_on(folder: Path, **more: Any) -> None:
 
 
 def in_validation(number: int, action: Callable[[Trainer], None]) -> Callable[..., Iterator[Batch]]:
-    """Return an ``_until_stopped`` that does something at the n-th batch of validation."""
+    """Return an ``until_stopped`` that does something at the n-th batch of validation."""
     calls = itertools.count(1)
-    original = Trainer._until_stopped
+    original = Trainer.until_stopped
 
-    def replaced(trainer: Trainer) -> Iterator[Batch]:
-        for batch in original(trainer):
+    def replaced(trainer: Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in original(trainer, batches):
             if next(calls) == number:
                 action(trainer)
             yield batch
@@ -128,7 +128,7 @@ def test_a_run_stopped_while_it_validates_goes_on_too(
     action: Callable[[Trainer], None],
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_until_stopped", in_validation(batch, action))
+        patch.setattr(Trainer, "until_stopped", in_validation(batch, action))
         with pytest.raises((StoppedBySignal, Crash)):
             train_rich(rich(), tmp_path / "run")
     go_on(tmp_path / "run")

@@ -10,7 +10,7 @@ import pytest
 
 from notan.errors import StorageError
 from notan.modelfile.card import load_checkpoint, read_card
-from notan.training.steps import train_epoch
+from notan.training.trainer import Trainer
 from runs import names_in, tiny, train_own
 
 if TYPE_CHECKING:
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def interrupted(*arguments: Any) -> None:
+    train_epoch = Trainer.train_epoch
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        train_epoch(*arguments)
+        return train_epoch(*arguments)
 
-    monkeypatch.setattr("notan.training.trainer.train_epoch", interrupted)
+    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_own(tiny(train__epochs=5), tmp_path / "run")
     assert read_card(tmp_path / "run" / "best.safetensors").epoch == 1

@@ -20,7 +20,7 @@ from notan.modelfile.card import Checkpoint, load_checkpoint, read_card, save_ch
 from notan.modelfile.postprocess import Postprocessing
 from notan.prediction.predictor import Predictor
 from notan.report.run import facts_of, gather
-from notan.training.build import Parts, prepare
+from notan.training.build import TrainingSetup, prepare
 from notan.training.trainer import Trainer
 from runs import (
     TRAINING,
@@ -52,7 +52,7 @@ def taught(teacher: Path, **flags: object) -> Run:
     return tiny(train__teacher=teacher, **flags)
 
 
-def parts_of(run: Run) -> Parts:
+def parts_of(run: Run) -> TrainingSetup:
     return prepare(run, training=TRAINING, validation=VALIDATION)
 
 
@@ -218,12 +218,12 @@ def test_a_teacher_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_ensemble_can_teach(drawn_folder: Path, small_run: Run, tmp_path: Path) -> None:
-    from notan.comparison import make_ensemble
+    from notan.comparison import join
     from notan.training import train
 
     runs = [small_run.model_copy(update={"seed": seed}) for seed in (0, 1)]
     models = [train(run, out=tmp_path / str(run.seed)).checkpoint for run in runs]
-    whole = make_ensemble(models, tmp_path / "e.safetensors").path
+    whole = join(models, tmp_path / "e.safetensors").path
     words = ["train", "--data-path", str(drawn_folder), "--out", str(tmp_path / "student")]
     quick = ["--image-size", "32", "--epochs", "1", "model.width=2", "train.tensorboard=false"]
     main([*words, *quick, "--device", "cpu", "--teacher", str(whole)])

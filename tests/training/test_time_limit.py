@@ -97,7 +97,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def budgeted(seconds: float, **flags: object) -> Run:
+def limited(seconds: float, **flags: object) -> Run:
     """Settings with a time limit, and without a limit of epochs."""
     return tiny(train__time_limit_seconds=seconds, **{"train__epochs": UNLIMITED_EPOCHS, **flags})
 
@@ -114,9 +114,9 @@ def steps_of(result: TrainResult) -> int:
     return int(last_state(result.checkpoint.parent)["progress"]["step"])
 
 
-def test_the_steps_and_the_end_fill_the_budget(tmp_path: Path, clock: Clock) -> None:
+def test_the_steps_and_the_end_fill_the_time_limit(tmp_path: Path, clock: Clock) -> None:
     clock.validating, clock.choosing = 1.0, 5.0
-    result = run_it(budgeted(25), tmp_path / "run")
+    result = run_it(limited(25), tmp_path / "run")
     assert 25 - 0.2 * 6 - 2 <= clock.now - BEGAN <= 25  # a margin is kept, and a step did not fit
     assert result.seconds_left == 25 - (clock.now - BEGAN)
     assert Predictor.load(result.checkpoint)(VALIDATION[0].image).mask.shape == (16, 16)
@@ -127,16 +127,16 @@ def test_what_was_before_the_training_and_what_comes_after_are_paid_for(
 ) -> None:
     clock.now += 20
     overhead = Overhead(BEGAN, report_seconds=10, leaving_seconds=2)
-    result = run_it(budgeted(50), tmp_path / "run", overhead=overhead)
+    result = run_it(limited(50), tmp_path / "run", overhead=overhead)
     assert steps_of(result) == 15  # 50 - 20 - 1.2 * 12 = 15.6
     assert result.seconds_left is not None
     assert result.seconds_left >= 12
 
 
-def test_the_learning_rate_comes_down_by_the_end_of_the_budget(
+def test_the_learning_rate_comes_down_by_the_end_of_the_time_limit(
     tmp_path: Path, clock: Clock
 ) -> None:
-    result = run_it(budgeted(40), tmp_path / "run")
+    result = run_it(limited(40), tmp_path / "run")
     assert len(clock.rates) == 40
     expected = [cosine_factor(step, 40, 4) for step in range(40)]
     assert clock.rates[4:] == pytest.approx(expected[4:], abs=1e-9)
@@ -148,7 +148,7 @@ def test_the_learning_rate_comes_down_by_the_end_of_the_budget(
 
 def test_the_schedule_follows_a_machine_that_slows_down(tmp_path: Path, clock: Clock) -> None:
     clock.slow_from = 16
-    run_it(budgeted(36), tmp_path / "run")
+    run_it(limited(36), tmp_path / "run")
     assert clock.now - BEGAN <= 36
     assert len(clock.rates) == 15 + (36 - 15) // 3
     assert clock.rates[-1] < 0.1
@@ -161,7 +161,7 @@ def test_it_is_said_once_how_many_steps_fit_and_at_the_end_what_was_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="notan"):
-        run_it(budgeted(12), tmp_path / "run")
+        run_it(limited(12), tmp_path / "run")
     assert caplog.text.count("a time limit of 12 s: 4 s are spent, about 0 s are kept") == 1
     assert "about 12 steps fit between them, 3.0 epochs" in caplog.text
     assert "12 of 12 seconds are used" in caplog.text
@@ -169,17 +169,17 @@ def test_it_is_said_once_how_many_steps_fit_and_at_the_end_what_was_used(
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(("frozen", "told"), [(2, False), (3, True)])
-def test_it_is_said_where_the_budget_ends_before_the_encoder_learns(
+def test_it_is_said_where_the_time_limit_ends_before_the_encoder_learns(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, frozen: int, told: bool
 ) -> None:
-    run_it(budgeted(12, train__freeze_epochs=frozen), tmp_path / "run", model=UNet(width=2))
+    run_it(limited(12, train__freeze_epochs=frozen), tmp_path / "run", model=UNet(width=2))
     said = f"train.freeze_epochs = {frozen} of 3 epochs: the encoder will stay as it came"
     assert (said in caplog.text) == told
 
 
 @pytest.mark.usefixtures("clock")
-def test_an_epoch_that_is_longer_than_the_budget_ends_within_it(tmp_path: Path) -> None:
-    result = run_it(budgeted(3), tmp_path / "run")
+def test_an_epoch_that_is_longer_than_the_time_limit_ends_within_it(tmp_path: Path) -> None:
+    result = run_it(limited(3), tmp_path / "run")
     (line,) = history(result)
     assert (steps_of(result), line["time_limit/steps_left"]) == (3, 0)
     assert "validation/dice" in line
@@ -189,7 +189,7 @@ def test_validations_take_a_fifth_of_the_time_and_the_last_is_made_all_the_same(
     tmp_path: Path, clock: Clock
 ) -> None:
     clock.validating = 3.0
-    lines = history(run_it(budgeted(45), tmp_path / "run"))
+    lines = history(run_it(limited(45), tmp_path / "run"))
     validated = [line["epoch"] for line in lines if "validation/dice" in line]
     assert validated[:3] == [1, 4, 7]  # expected to take nothing; then 12 s, 3 epochs, lie between
     assert validated[3:] == [lines[-1]["epoch"]]
@@ -199,7 +199,7 @@ def test_validations_take_a_fifth_of_the_time_and_the_last_is_made_all_the_same(
 def test_patience_counts_where_there_was_a_validation(tmp_path: Path, clock: Clock) -> None:
     clock.validating = 3.0
     never_better = Own(scale=0.0)
-    result = run_it(budgeted(45, train__patience=1), tmp_path / "run", model=never_better)
+    result = run_it(limited(45, train__patience=1), tmp_path / "run", model=never_better)
     lines = history(result)
     assert [line["epoch"] for line in lines if "validation/dice" in line] == [1, 4]
 
@@ -207,17 +207,17 @@ def test_patience_counts_where_there_was_a_validation(tmp_path: Path, clock: Clo
 def test_epochs_are_an_upper_limit_and_the_rate_comes_down_by_it(
     tmp_path: Path, clock: Clock
 ) -> None:
-    result = run_it(budgeted(1000, train__epochs=3), tmp_path / "run")
+    result = run_it(limited(1000, train__epochs=3), tmp_path / "run")
     assert len(history(result)) == 3
     assert clock.rates[-1] < 0.1
 
 
-def test_a_budget_that_is_too_small_says_so_and_leaves_a_model_all_the_same(
+def test_a_time_limit_that_is_too_small_says_so_and_leaves_a_model_all_the_same(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock.validating, clock.choosing = 30.0, 60.0
     with caplog.at_level(logging.INFO, logger="notan"):
-        result = run_it(budgeted(10), tmp_path / "run")
+        result = run_it(limited(10), tmp_path / "run")
     assert "a time limit of 10 s is too small and will not be kept: 0 s are spent" in caplog.text
     assert steps_of(result) == 1
     assert Predictor.load(result.checkpoint)(VALIDATION[0].image).mask.shape == (16, 16)
@@ -226,7 +226,7 @@ def test_a_budget_that_is_too_small_says_so_and_leaves_a_model_all_the_same(
     )
 
 
-def test_a_first_validation_after_the_end_of_the_budget_finds_a_model_saved(
+def test_a_first_validation_after_the_end_of_the_time_limit_finds_a_model_saved(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock.choosing = 60.0
@@ -236,7 +236,7 @@ def test_a_first_validation_after_the_end_of_the_budget_finds_a_model_saved(
 
     monkeypatch.setattr(Trainer, "_validations", killed)
     with pytest.raises(Crash):
-        run_it(budgeted(10), tmp_path / "run")
+        run_it(limited(10), tmp_path / "run")
     Predictor.load(tmp_path / "run" / "best.safetensors")
 
 
@@ -244,11 +244,11 @@ def test_a_first_validation_after_the_end_of_the_budget_finds_a_model_saved(
 def test_a_stopped_run_goes_on_with_the_same_rates_to_the_same_weights(
     tmp_path: Path, clock: Clock, stop_at: int
 ) -> None:
-    run_it(budgeted(18), tmp_path / "whole")
+    run_it(limited(18), tmp_path / "whole")
     rates, whole = clock.rates, fate(tmp_path / "whole")
     clock.now, clock.rates, clock.stop_at = BEGAN, [], stop_at
     with pytest.raises(StoppedBySignal):
-        run_it(budgeted(18), tmp_path / "stopped")
+        run_it(limited(18), tmp_path / "stopped")
     clock.now += 5000  # while nothing runs
     go_on(tmp_path / "stopped")
     assert clock.rates == rates
@@ -258,15 +258,15 @@ def test_a_stopped_run_goes_on_with_the_same_rates_to_the_same_weights(
 def test_time_before_a_resume_counts(tmp_path: Path, clock: Clock) -> None:
     clock.stop_at = 10
     with pytest.raises(StoppedBySignal):
-        run_it(budgeted(20), tmp_path / "run")
+        run_it(limited(20), tmp_path / "run")
     clock.now += 5000
     began = clock.now - 4  # of the second call's loading
     result = go_on(tmp_path / "run", overhead=Overhead(began))
     assert steps_of(result) == 20 - 4
 
 
-def test_another_budget_may_be_given_when_a_run_goes_on(tmp_path: Path, clock: Clock) -> None:
-    first = run_it(budgeted(10), tmp_path / "run")
+def test_another_time_limit_may_be_given_when_a_run_goes_on(tmp_path: Path, clock: Clock) -> None:
+    first = run_it(limited(10), tmp_path / "run")
     assert go_on(tmp_path / "run") == first
     assert len(clock.rates) == 10
     longer = load_run(tmp_path / "run" / "run.toml", flags={"train.time_limit_seconds": 20})
@@ -274,7 +274,7 @@ def test_another_budget_may_be_given_when_a_run_goes_on(tmp_path: Path, clock: C
     assert clock.rates[10] == pytest.approx(cosine_factor(10, 20, 2), abs=1e-9)
 
 
-def test_a_run_without_a_budget_goes_on_with_one(tmp_path: Path, clock: Clock) -> None:
+def test_a_run_without_a_time_limit_goes_on_with_one(tmp_path: Path, clock: Clock) -> None:
     clock.stop_at = 6
     with pytest.raises(StoppedBySignal):
         run_it(tiny(train__epochs=50), tmp_path / "run")
@@ -284,17 +284,17 @@ def test_a_run_without_a_budget_goes_on_with_one(tmp_path: Path, clock: Clock) -
     assert len(history(result)) < 50
 
 
-def test_a_budget_makes_the_schedule_a_cosine_without_end_unless_another_is_said() -> None:
-    settings = budgeted(60, train__epochs=None).train
+def test_a_time_limit_makes_the_schedule_a_cosine_without_end_unless_another_is_said() -> None:
+    settings = limited(60, train__epochs=None).train
     assert (settings.schedule, settings.epochs) == ("cosine", UNLIMITED_EPOCHS)
-    said = budgeted(60, train__epochs=7, train__schedule="exponential").train
+    said = limited(60, train__epochs=7, train__schedule="exponential").train
     assert (said.schedule, said.epochs) == ("exponential", 7)
 
 
 def test_an_exponential_schedule_falls_with_every_epoch_as_ever(
     tmp_path: Path, clock: Clock
 ) -> None:
-    run_it(budgeted(8, train__schedule="exponential", train__gamma=0.5), tmp_path / "run")
+    run_it(limited(8, train__schedule="exponential", train__gamma=0.5), tmp_path / "run")
     assert clock.rates == pytest.approx([1] * STEPS + [0.5] * STEPS)
 
 
@@ -304,7 +304,7 @@ def test_every_epoch_adds_its_time(tmp_path: Path) -> None:
     assert spent == pytest.approx(sum(line["seconds"] for line in history(result)))
 
 
-def test_a_budget_of_nothing_is_refused() -> None:
+def test_a_time_limit_of_nothing_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"train.time_limit_seconds: Input should be greater than 0"
     ):

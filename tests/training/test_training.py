@@ -162,7 +162,7 @@ def test_a_file_cannot_be_overwritten_by_a_run_folder(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_and_names_the_images(tmp_path: Path) -> None:
     with pytest.raises(
-        DivergedError, match=r"answers drawn-000\d.* with no numbers; .*--learning-rate"
+        DivergedError, match=r"gives NaN or infinity for drawn-000\d.*; .*--learning-rate"
     ):
         train_own(tiny(), tmp_path / "run", model=Own(scale=float("nan")))
     assert "best.safetensors" not in names_in(tmp_path / "run")

@@ -31,7 +31,7 @@ from notan.run_folder import SETTINGS
 from notan.runtime import find_device
 from notan.training import resume, train
 from notan.training.build import prepare
-from notan.training.steps import train_epoch
+from notan.training.steps import train_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 
     from notan.checking.suspicion import Suspect
     from notan.config import Run, TrimapBorder
-    from notan.data.batches import Batch
     from notan.data.samples import Sample, Source
-    from notan.losses import LossValue
     from notan.prediction.predictor import Prediction
 
 logger = logging.getLogger("notan")
@@ -154,17 +152,6 @@ def _train_fold(run: Run, source: Source, fold: Fold, folder: Path) -> Predictor
     return Predictor.load(result.checkpoint, device=find_device(run.device))
 
 
-class _NoGuard:
-    """Lets every step of a timing pass."""
-
-    def allows(self, batch: Batch, value: LossValue, gradient_norm: float) -> bool:
-        del batch, value, gradient_norm
-        return True
-
-    def after_step(self, batch: Batch, value: LossValue, *, taken: bool) -> None:
-        """Nothing is kept."""
-
-
 def estimate_seconds(run: Run, source: Source, *, folds: int) -> float:
     """Time a few steps of training, and return about how long all folds will take.
 
@@ -177,9 +164,8 @@ def estimate_seconds(run: Run, source: Source, *, folds: int) -> float:
         for epoch in (1, 2):  # the first pays for what is only done once
             began = time.perf_counter()
             parts.training_batches.set_epoch(epoch)
-            train_epoch(
-                parts.model, parts.training_batches, parts.loss, parts.optimization, _NoGuard()
-            )
+            for batch in parts.training_batches:
+                train_step(parts.model, batch, parts.loss, parts.optimization)
     finally:
         parts.training_batches.close()
     a_image = (time.perf_counter() - began) / len(few)

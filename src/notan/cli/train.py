@@ -279,7 +279,7 @@ class PretrainFlags:
     """What learns, and how.
 
     Attributes:
-        encoder: efficientnet_lite0, resnet34, timm:NAME or smp:NAME: what learns.
+        encoder: efficientnet_lite0, resnet34, timm:NAME: what learns.
         pretrained: Go on from the encoder's published weights, learned on ImageNet.
         encoder_weights: Go on from the weights in this file.
         epochs: Passes over the images; of a few hundred images, hundreds are wanted.
@@ -292,12 +292,14 @@ class PretrainFlags:
     """
 
     encoder: Annotated[str | None, flag("NAME", PRETRAIN.encoder)] = sets("pretrain.encoder")
-    pretrained: Switch = sets("pretrain.pretrained", default=False)
-    encoder_weights: Annotated[Path | None, flag("FILE")] = sets("pretrain.encoder_weights")
-    epochs: Annotated[int | None, flag("N", PRETRAIN.epochs)] = sets("pretrain.epochs")
-    batch_size: Annotated[int | None, flag("N", PRETRAIN.batch_size)] = sets("pretrain.batch_size")
-    learning_rate: Annotated[float | None, flag("RATE", PRETRAIN.learning_rate)] = sets(
-        "pretrain.learning_rate"
+    pretrained: Switch = sets("pretrain.train.pretrained", default=False)
+    encoder_weights: Annotated[Path | None, flag("FILE")] = sets("pretrain.train.encoder_weights")
+    epochs: Annotated[int | None, flag("N", PRETRAIN.train.epochs)] = sets("pretrain.train.epochs")
+    batch_size: Annotated[int | None, flag("N", PRETRAIN.train.batch_size)] = sets(
+        "pretrain.train.batch_size"
+    )
+    learning_rate: Annotated[float | None, flag("RATE", PRETRAIN.train.learning_rate)] = sets(
+        "pretrain.train.learning_rate"
     )
     image_size: Annotated[int | None, flag("PIXELS", PRETRAIN.image_size)] = sets(
         "pretrain.image_size"
@@ -332,7 +334,7 @@ def pretrain(
 
     Args:
         overrides: Any other setting: pretrain.hidden_share=0.5 pretrain.patch=16
-            pretrain.crop_area=0.3 pretrain.precision=bf16 pretrain.workers=4.
+            pretrain.crop_area=0.3 pretrain.workers=4 pretrain.train.precision=bf16.
         out: Where the run is kept.
         overwrite: Replace the pretraining that is already in --out.
         resume: Go on with the pretraining in this folder where it was stopped, with its own
@@ -340,13 +342,13 @@ def pretrain(
     """
     from notan.pretraining import pretrain as run_pretraining
     from notan.pretraining import resume as resume_pretraining
-    from notan.pretraining.pretrainer import stored_settings
+    from notan.pretraining.pretrainer import run_folder
 
     if resume is not None and (out or overwrite):
         raise ConfigError(
             "--resume takes settings and folder from the run: leave --out and --overwrite"
         )
-    stored = stored_settings(resume) if resume else None
+    stored = run_folder(resume).find_settings() if resume else None
     flags = {"pretrain.path": data_path, **settings_of(learning)}
     settings = load_settings(Pretraining, stored, flags=flags, overrides=overrides).pretrain
     result = (
@@ -356,8 +358,8 @@ def pretrain(
     )
     lowest = result.lowest
     print(
-        f"Lowest held-out loss: {lowest.loss:.4f} (epoch {lowest.epoch}); "
-        f"grey in every gap: {lowest.blind:.4f}\n{result.encoder}\n"
+        f"Lowest held-out loss: {lowest.score:.4f} (epoch {lowest.epoch}); "
+        f"grey in every gap: {lowest.baseline:.4f}\n{result.encoder}\n"
         f"Train from it: notan train --encoder {result.name} "
         f"--encoder-weights {shlex.quote(str(result.encoder))} --data-path FOLDER"
     )

@@ -9,7 +9,6 @@ from notan.config.load import (
     load_settings,
     run_to_toml,
 )
-from notan.config.pretraining import Pretrain, Pretraining
 from notan.config.sections import (
     UNLIMITED_EPOCHS,
     Augment,
@@ -17,6 +16,8 @@ from notan.config.sections import (
     LossTerms,
     Model,
     Preprocess,
+    Pretrain,
+    Pretraining,
     Run,
     Train,
     TrimapBorder,

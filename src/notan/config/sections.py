@@ -247,3 +247,82 @@ class Run(Section):
     """Seed of the first weights, the order of the images, augmentation and split."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
+
+
+class PretrainTrain(Train):
+    """How long and how fast an encoder learns without masks: ``train`` with other defaults.
+
+    Settings that need masks, or that keep what an encoder came with, have no meaning here.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 200
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    schedule: Literal["exponential", "cosine"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 5.0
+
+    @model_validator(mode="after")
+    def _has_meaning(self) -> PretrainTrain:
+        for name in (
+            *("patience", "time_limit_seconds", "ema_decay", "freeze_epochs", "frozen_stages"),
+            *("freeze_encoder_batchnorm", "teacher", "unlabelled", "consistency_steps"),
+            *("detect_anomaly", "log_images", "tensorboard"),
+        ):
+            if getattr(self, name) != Train.model_fields[name].default:
+                raise ValueError(f"{name} has no meaning for a pretraining; leave it out")
+        if self.pretrained and self.encoder_weights:
+            raise ValueError(
+                "--pretrained and --encoder-weights both say what to go on from; give one"
+            )
+        return self
+
+
+class Pretrain(Section):
+    """How an encoder learns to fill in what is hidden of images.
+
+    Where nothing else is said, the values are SimMIM's (Xie et al. 2022, arXiv:2111.09886, section
+    4.1), fitted to a convolutional encoder and to hundreds of images instead of a million.
+    """
+
+    path: Path | None = None
+    """The folder of images, or a data folder, of which the training split is taken."""
+    encoder: str = "efficientnet_lite0"
+    """What learns: a name that ``model.encoder`` knows."""
+    width: Annotated[int, Field(ge=1, le=512)] = 8
+    """Channels of the finest level of the decoder, which is thrown away in the end."""
+    image_size: Annotated[int, Field(ge=64, le=2048)] = 192
+    """Side of the square that images are cropped and resized to, in pixels."""
+    patch: Annotated[int, Field(ge=1)] = 32
+    """Side of the squares that are hidden, in pixels of that square."""
+    hidden_share: Annotated[float, Field(ge=0.05, le=0.95)] = 0.6
+    """How much of each image is hidden."""
+    crop_area: Annotated[float, Field(gt=0.0, le=1.0)] = 0.67
+    """Random crops keep at least this share of an image."""
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """The share of the images that are not learned from, and say which epoch was best."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Of the training that will follow, where the data folder has no validation part; None: the
+    seed."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that read images; None: none on a CPU, up to 8 beside a GPU."""
+    train: PretrainTrain = PretrainTrain()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides weights, order, crops, what is hidden and which images are held out."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
+
+    @model_validator(mode="after")
+    def _something_to_see(self) -> Pretrain:
+        if 2 * self.patch > self.image_size:
+            raise ValueError(
+                f"patches of {self.patch} pixels in images of {self.image_size}: at least two "
+                "must fit beside each other; lower pretrain.patch or raise --image-size"
+            )
+        return self
+
+
+class Pretraining(Section):
+    """All settings of one pretraining: the root of ``pretrain.key=value``."""
+
+    pretrain: Pretrain = Pretrain()

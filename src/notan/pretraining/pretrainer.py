@@ -1,25 +1,11 @@
-"""An encoder learns from images without masks.
-
-The network that fills in what is hidden, and by how much it is wrong.
-
-Which images an encoder is pretrained on, and what is hidden of each.
-
-Everything a pretraining needs, built from its settings and checked before the first step.
-
-An image of what the network sees, what it fills in, and what was there.
-
-Pretrainer: runs the epochs of a pretraining and keeps the encoder that fills in best.
-
-The two ways to start a pretraining: from nothing, and from the state of one that was stopped.
-"""
+"""Pretraining: an encoder learns from images without masks, by filling in what is hidden."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import math
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -31,59 +17,44 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from notan.config import (
-    Augment,
-    Data,
-    Model,
-    Preprocess,
-    Pretraining,
-    Run,
-    Train,
-    changed_settings,
-    load_settings,
-    run_to_toml,
-)
-from notan.data.batches import Batch, BatchLoader, SampleDataset, find_unlabelled
-from notan.data.folders import looks_like_folder, looks_like_pets, open_split
-from notan.data.samples import Sample, Source, choose_validation, fingerprint, hash_ends
+from notan.config import Augment, Model, Preprocess, Pretraining, Run, load_settings, run_to_toml
+from notan.data.batches import BatchLoader
+from notan.data.samples import choose_validation, fingerprint
 from notan.data.transforms import Geometry
-from notan.errors import CheckpointError, ConfigError, DataError, DivergedError, NotanError
-from notan.io.images import read_image, read_size
+from notan.errors import DataError, DivergedError
 from notan.io.write import fresh_folder, write_bytes
 from notan.losses import LossValue
 from notan.models.build import build_encoder
 from notan.models.encoder_files import read_weights, save_encoder
 from notan.models.unet import EncoderUNet
 from notan.prediction.formats import contact_sheet, write_png
-from notan.run_folder import HISTORY, INCIDENTS, STATES, claim_folder, clear_folder, locked
-from notan.runtime import (
-    choose_precision,
-    choose_workers,
-    find_device,
-    keep_freed_memory,
-    seed_everything,
-)
-from notan.training.build import build_optimization, build_preprocessor
-from notan.training.fine_tuning import EncoderStart, Freezing, start_encoder
+from notan.pretraining.masked_images import MaskedImages, find_images
+from notan.run_folder import HISTORY, INCIDENTS, STATES, RunFolder, refuse_changes
+from notan.runtime import choose_workers
+from notan.training.build import Setup, begin_computing, build_optimization, build_preprocessor
+from notan.training.fine_tuning import HASHES, EncoderStart, Freezing, start_encoder
 from notan.training.log import append_line, keep_lines
-from notan.training.provenance import HASHES
-from notan.training.state import StateFolder, capture_learning
-from notan.training.steps import ADVICE, AverageMeter, compute_loss, train_epoch
-from notan.training.trainer import Loop
+from notan.training.loop import Loop
+from notan.training.start import HARMLESS as HARMLESS_IN_TRAINING
+from notan.training.state import Best, StateFolder
+from notan.training.steps import ADVICE, AverageMeter, compute_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
     from notan.config import Pretrain
-    from notan.data.batches import Key
-    from notan.data.transforms import Transform
+    from notan.data.samples import FileSource
     from notan.modelfile.preprocess import Preprocessor
     from notan.models.base import Encoder
-    from notan.training.optim import WeightAverage
-    from notan.training.steps import Optimization
-    from notan.types import Images, Mask, Masks, ModelInput, Probabilities, RGBImage, Size
+    from notan.types import Images, Masks, ModelInput, Probabilities, RGBImage
+
+logger = logging.getLogger("notan")
+
+SETTINGS = "pretrain.toml"
+ENCODER = "encoder.safetensors"
+IMAGE = "reconstructions.png"
 
 
 class Reconstructor(EncoderUNet):
@@ -118,185 +89,19 @@ def reconstruction_loss(
     return LossValue(mean, {"reconstruction": mean})
 
 
-@torch.no_grad()
-def blind_loss(targets: Images, hidden: Masks) -> float:
-    """Return the loss of filling everything with the mean colour."""
-    return reconstruction_loss(torch.zeros_like(targets), targets, hidden).total.item()
-
-
-HIDING = 1
-"""Keeps the random numbers that hide patches apart from those that crop."""
-
-
-class ImageFiles(Source):
-    """Images without masks: every pixel counts as background."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        """Keep the paths, of different names; nothing is read yet."""
-        self.paths = tuple(paths)
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The files' names, in order."""
-        return [path.name for path in self.paths]
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read one image.
-
-        Raises:
-            DataError: The file is missing or unreadable.
-        """
-        image = read_image(self.paths[index])
-        return Sample(self.paths[index].name, image, np.zeros(image.shape[:2], bool))
-
-    def sizes(self) -> list[Size]:
-        """Return the (height, width) of each image, from its file's header.
-
-        Raises:
-            DataError: A file cannot be read.
-        """
-        return [read_size(path) for path in self.paths]
-
-    def hashes(self) -> list[str]:
-        """Return a short hash of each image's file, from its size and its two ends.
-
-        Raises:
-            DataError: A file cannot be read.
-        """
-        return [hash_ends(path) for path in self.paths]
-
-    def only(self, names: frozenset[str]) -> ImageFiles:
-        """Return the images of these names, in this source's order."""
-        return ImageFiles([path for path in self.paths if path.name in names])
-
-
-def find_images(settings: Pretrain) -> tuple[ImageFiles, str]:
-    """Return the images to learn from, and which they are in words.
-
-    Of a data folder it is the training split, the very one that ``notan train`` takes with the same
-    seed: images that will choose or judge a model must not shape its encoder. Of a mere folder of
-    images, every file is read once, and those that cannot be are left out with a warning.
-
-    Raises:
-        ConfigError: No folder was given.
-        DataError: It is missing, holds no images, or mixes in test images.
-    """
-    folder = _existing(settings.path)
-    if looks_like_pets(folder) or looks_like_folder(folder):
-        data = Data(path=folder, split_seed=settings.split_seed)
-        source = open_split(data, "train", seed=settings.seed)
-        words = "its training split; the images that validate and test are left out"
-        return ImageFiles([pair.image for pair in source.pairs]), words
-    if folder.name == "images" and looks_like_pets(folder.absolute().parent):
-        raise DataError(
-            f"{folder}: holds the test images too; give {folder.parent}, whose training split "
-            "alone is taken"
-        )
-    paths = [file.path for file in find_unlabelled(folder)]
-    return ImageFiles(paths), "every image in it"
-
-
-def _existing(path: Path | None) -> Path:
-    if path is None:
-        raise ConfigError("no images were given; name their folder with --data-path FOLDER")
-    if not path.exists():
-        raise DataError(f"{path}: there is no such folder; check --data-path")
-    if not path.is_dir():
-        raise DataError(f"{path}: this is a file; --data-path wants the folder of images")
-    return path
-
-
-class MaskedImages(SampleDataset):
-    """Images as batches of one, of which patches are hidden.
-
-    The batch's images are what is seen, its targets the whole image, (n, 3, h, w) likewise
-    normalised, and its valid pixels those that are hidden.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        preprocessor: Preprocessor,
-        settings: Pretrain,
-        *,
-        transforms: Sequence[Transform[Any]] = (),
-    ) -> None:
-        super().__init__(source, preprocessor, transforms=transforms, seed=settings.seed)
-        self.patch = settings.patch
-        self.hidden_share = settings.hidden_share
-
-    def __getitem__(self, key: Key) -> Batch | NotanError:
-        """Read, crop and normalise one image, and hide patches of it."""
-        batch = super().__getitem__(key)
-        if isinstance(batch, NotanError):
-            return batch
-        rng = np.random.default_rng((self.seed, *key, HIDING))
-        height, width = batch.images.shape[2:]
-        hidden = draw_hidden(rng, (height, width), patch=self.patch, share=self.hidden_share)
-        counted = torch.from_numpy(hidden.astype(np.float32)) * batch.valid
-        seen = batch.images * (1 - torch.from_numpy(hidden.astype(np.float32)))
-        return batch._replace(images=seen, targets=batch.images, valid=counted)
-
-
-def draw_hidden(rng: np.random.Generator, size: Size, *, patch: int, share: float) -> Mask:
-    """Draw which squares of a grid are hidden: that share of them, at least one, never all.
-
-    What is hidden is filled with the mean colour, which is 0 after normalising.
-
-    Source: Xie et al. 2022, SimMIM, arXiv:2111.09886, section 3.2; there a learned token stands in
-        the hidden places, which a convolutional encoder has no place for.
-
-    Args:
-        rng: Where the randomness comes from.
-        size: (height, width) in pixels.
-        patch: Side of a square; the last row and column are cut where they do not fit.
-        share: 0..1.
-
-    Returns:
-        bool, (height, width), True = hidden.
-    """
-    rows, columns = (-(-side // patch) for side in size)
-    count = min(max(1, round(share * rows * columns)), rows * columns - 1)
-    grid = np.zeros(rows * columns, bool)
-    grid[rng.permutation(grid.size)[:count]] = True
-    squares = grid.reshape(rows, columns).repeat(patch, axis=0).repeat(patch, axis=1)
-    return squares[: size[0], : size[1]]
-
-
-logger = logging.getLogger("notan")
-
-
-@dataclass(frozen=True)
-class PretrainParts:
+@dataclass(frozen=True, kw_only=True)
+class PretrainSetup(Setup):
     """What ``prepare`` builds.
 
     Attributes:
         settings: All of it was built from them.
-        model: On its device, in channels-last layout.
-        device: Where the model is.
-        preprocessor: What images are normalised by.
-        training: The images that are learned from.
-        validation: Those that are held out.
-        training_batches: Shuffled and cropped.
-        validation_batches: Neither; the same patches are hidden every time.
-        optimization: What the loss is made small with.
-        start: Where the encoder's weights came from, where it did not begin from scratch.
-        average: None: the weights themselves are kept.
+        model: The encoder with a light decoder.
     """
 
     settings: Pretrain
     model: Reconstructor
-    device: torch.device
-    preprocessor: Preprocessor
-    training: ImageFiles
-    validation: ImageFiles
-    training_batches: BatchLoader
-    validation_batches: BatchLoader
-    optimization: Optimization
-    start: EncoderStart | None = None
-    average: WeightAverage | None = None
 
-    @property
+    @cached_property
     def fingerprints(self) -> list[str]:
         """Which images are learned from and held out."""
         return [fingerprint(self.training), fingerprint(self.validation)]
@@ -322,7 +127,7 @@ class PretrainParts:
         )
 
 
-def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> PretrainParts:
+def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> PretrainSetup:
     """Build and check everything.
 
     Args:
@@ -335,30 +140,39 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
         DataError: An image is missing or unreadable, or there are too few.
         CheckpointError: The weights to go on from cannot be read, or are another network's.
     """
-    run = as_run(settings)
-    device = find_device(settings.device)
-    precision = choose_precision(settings.precision, device)
-    seed_everything(settings.seed, deterministic=settings.deterministic)
-    if device.type == "cpu":
-        keep_freed_memory()
+    learning = settings.train
+    precision = begin_computing(settings.device, learning, seed=settings.seed)
+    device = precision.device
     network = Reconstructor(build_encoder(settings.encoder), settings.width)
     training, validation = _divided(settings)
-    preprocessor = build_preprocessor(run, network)
-    start = (
-        start_encoder(network, run, preprocessor, own_model=False)
-        if state is None
-        else EncoderStart.from_state(state.get("encoder_start"))
-    )
+    size = Preprocess(image_size=(settings.image_size,) * 2)
+    preprocessor = build_preprocessor(size, network)
+    if state is None:
+        model = Model(encoder=settings.encoder, width=settings.width)
+        run = Run(preprocess=size, model=model, train=learning)
+        start = start_encoder(network, run, preprocessor, own_model=False)
+    else:
+        start = EncoderStart.from_state(state["encoder_start"])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    crop = Geometry(run.augment, preprocessor.fit)
-    images = MaskedImages(training, preprocessor, settings, transforms=(crop,))
+    crop = Augment(
+        scale_probability=0.0,
+        affine_scale=0.0,
+        translate=0.0,
+        rotate_degrees=0.0,
+        crop_area=settings.crop_area,
+        crop_probability=1.0,
+    )
+    crops = (Geometry(crop, preprocessor.fit),)
     workers = choose_workers(settings.workers, device)
-    pin = device.type == "cuda"
     batches = BatchLoader(
-        images, settings.batch_size, shuffle=True, workers=workers, pin_memory=pin
+        MaskedImages(training, preprocessor, settings, transforms=crops),
+        learning.batch_size,
+        shuffle=True,
+        pin_memory=device.type == "cuda",
+        workers=workers,
     )
     held_out = MaskedImages(validation, preprocessor, settings)
-    return PretrainParts(
+    return PretrainSetup(
         settings=settings,
         model=network,
         device=device,
@@ -367,46 +181,14 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
         validation=validation,
         training_batches=batches,
         validation_batches=BatchLoader(
-            held_out, settings.batch_size, shuffle=False, workers=workers
+            held_out, learning.batch_size, shuffle=False, workers=workers
         ),
-        optimization=build_optimization(run, network, precision, len(batches), Freezing()),
+        optimization=build_optimization(learning, network, precision, len(batches), Freezing()),
         start=start,
     )
 
 
-def as_run(settings: Pretrain) -> Run:
-    """Say the settings in the words of a training, whose parts are used."""
-    return Run(
-        preprocess=Preprocess(image_size=(settings.image_size,) * 2),
-        augment=Augment(
-            scale_probability=0.0,
-            affine_scale=0.0,
-            translate=0.0,
-            rotate_degrees=0.0,
-            crop_area=settings.crop_area,
-            crop_probability=1.0,
-        ),
-        model=Model(encoder=settings.encoder, width=settings.width),
-        train=Train(
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            schedule="cosine",
-            warmup_epochs=settings.warmup_epochs,
-            gradient_clip=settings.gradient_clip,
-            pretrained=settings.pretrained,
-            encoder_weights=settings.encoder_weights,
-            loss_guard=settings.loss_guard,
-            max_rollbacks=settings.max_rollbacks,
-            checkpoint_every_seconds=settings.checkpoint_every_seconds,
-            checkpoint_every_steps=settings.checkpoint_every_steps,
-        ),
-        seed=settings.seed,
-    )
-
-
-def _divided(settings: Pretrain) -> tuple[ImageFiles, ImageFiles]:
+def _divided(settings: Pretrain) -> tuple[FileSource, FileSource]:
     """Return the images to learn from and those held out, once every file's header is read."""
     images, words = find_images(settings)
     logger.info("%s: %s", settings.path, words)
@@ -427,24 +209,24 @@ SHOWN = 6
 """Held-out images, one to a row."""
 
 
-def write_reconstructions(path: Path, parts: PretrainParts) -> None:
+def write_reconstructions(path: Path, setup: PretrainSetup) -> None:
     """Write held-out images in three columns: with gaps, with the gaps filled in, whole.
 
     Args:
         path: A PNG file.
-        parts: The network and the images.
+        setup: The network and the images.
 
     Raises:
         StorageError: The file could not be written.
     """
-    model, precision = parts.model.eval(), parts.optimization.precision
+    model, precision = setup.model.eval(), setup.optimization.precision
     cells: list[RGBImage] = []
-    rows = (row for batch in parts.validation_batches for row in zip(*batch[:3], strict=True))
+    rows = (row for batch in setup.validation_batches for row in zip(*batch[:3], strict=True))
     for seen, whole, hidden in islice(rows, SHOWN):
         with torch.no_grad(), precision.autocast():
             answer = model(seen[None].to(precision.device))[0].float().cpu()
         filled = torch.where(hidden > 0, answer, whole)
-        cells += [as_colours(each.numpy(), parts.preprocessor) for each in (seen, filled, whole)]
+        cells += [as_colours(each.numpy(), setup.preprocessor) for each in (seen, filled, whole)]
     write_png(path, contact_sheet(cells, columns=3))
 
 
@@ -455,26 +237,6 @@ def as_colours(image: ModelInput, preprocessor: Preprocessor) -> RGBImage:
     return levels
 
 
-SETTINGS = "pretrain.toml"
-ENCODER = "encoder.safetensors"
-IMAGE = "reconstructions.png"
-
-
-@dataclass(frozen=True)
-class Lowest:
-    """The lowest held-out loss so far.
-
-    Attributes:
-        loss: Mean absolute difference of the hidden pixels, in normalised colours.
-        epoch: The epoch it is from, counted from 1.
-        blind: What filling everything with the mean colour would give.
-    """
-
-    loss: float
-    epoch: int
-    blind: float
-
-
 @dataclass(frozen=True)
 class PretrainResult:
     """What a pretraining left.
@@ -482,12 +244,13 @@ class PretrainResult:
     Attributes:
         encoder: The file of weights, for ``train.encoder_weights``.
         name: What ``model.encoder`` calls the encoder.
-        lowest: How well it fills in what is hidden of the images that were held out.
+        lowest: The epoch with the lowest loss on the images that were held out: the mean absolute
+            difference of the hidden pixels, in normalised colours.
     """
 
     encoder: Path
     name: str
-    lowest: Lowest
+    lowest: Best
 
 
 class Pretrainer(Loop):
@@ -495,22 +258,15 @@ class Pretrainer(Loop):
 
     command = "notan pretrain"
 
-    def __init__(self, parts: PretrainParts, folder: Path) -> None:
+    def __init__(self, setup: PretrainSetup, folder: Path) -> None:
         """Take what ``prepare`` has built and checked, and the run folder."""
-        super().__init__(parts, as_run(parts.settings).train, folder)
-        self.parts: PretrainParts = parts
-        self.lowest: Lowest | None = None
-        self.blank: DivergedError | None = None
+        super().__init__(setup, setup.settings.train, folder)
+        self.setup: PretrainSetup = setup
 
     def capture(self) -> dict[str, Any]:
         """Return all that the rest of the pretraining depends on."""
-        return {
-            "settings": run_to_toml(self.parts.settings),
-            "images": self.parts.fingerprints,
-            "encoder_start": self.parts.start and asdict(self.parts.start),
-            "lowest": self.lowest and asdict(self.lowest),
-            **capture_learning(self.parts, self.progress, self.guard, self.recovery.good),
-        }
+        settings = run_to_toml(self.setup.settings)
+        return {**super().capture(), "settings": settings, "images": self.setup.fingerprints}
 
     def train(self, tree: dict[str, Any] | None = None) -> PretrainResult:
         """Learn from the start, or from a state, to the end; see ``pretrain`` for errors.
@@ -518,157 +274,146 @@ class Pretrainer(Loop):
         Args:
             tree: What ``capture`` returned, to go on from there.
         """
-        parts = self.parts
+        setup = self.setup
         self.begin(tree)
-        if tree:
-            self.lowest = tree["lowest"] and Lowest(**tree["lowest"])
         keep_lines(self.folder / HISTORY, lambda line: line["epoch"] < self.progress.epoch)
-        told = run_to_toml(Pretraining(pretrain=parts.settings))
+        told = run_to_toml(Pretraining(pretrain=setup.settings))
         write_bytes(self.folder / SETTINGS, told.encode())
         try:
             with self.stop:
-                lowest = self._epochs()
-                self._finish(lowest)
+                while self.progress.epoch <= self.settings.epochs:
+                    self.begin_epoch()
+                    losses = self.train_epoch(reconstruction_loss)
+                    held_out = self._validate()
+                    best = self.progress.best
+                    if held_out and (best is None or held_out.score < best.score):
+                        self._keep(held_out)
+                    self._write_down(losses, held_out)
+                    loss = held_out.score if held_out else None
+                    self.guard.after_epoch(self.progress, loss, self.failure)
+                    self.end_epoch()
+                lowest = self.require_best()
+                self.save_state()  # says that the run is finished
+                if lowest.score >= lowest.baseline:
+                    logger.warning(
+                        "the lowest held-out loss, %.4f, is no better than grey in every gap "
+                        "(%.4f): nothing was learned; give more epochs, or another --learning-rate",
+                        *(lowest.score, lowest.baseline),
+                    )
+                self._update_statistics(lowest)
         finally:
-            parts.training_batches.close()
-            parts.validation_batches.close()
-        return PretrainResult(self.folder / ENCODER, parts.settings.encoder, lowest)
+            setup.training_batches.close()
+            setup.validation_batches.close()
+        return PretrainResult(self.folder / ENCODER, setup.settings.encoder, lowest)
 
-    def _epochs(self) -> Lowest:
-        """Learn epoch after epoch; the state after the last says that the run is finished."""
-        while self.progress.epoch <= self.settings.epochs:
-            self._epoch()
-        if self.lowest is None:
-            raise self.blank or DivergedError(
-                f"{self.folder}: no epoch of this run ended with a network that answers in "
-                f"numbers; {ADVICE}"
-            )
-        self._save_state()
-        if self.lowest.loss >= self.lowest.blind:
-            logger.warning(
-                "the lowest held-out loss, %.4f, is no better than grey in every gap (%.4f): "
-                "nothing was learned; give more epochs, or another --learning-rate",
-                *(self.lowest.loss, self.lowest.blind),
-            )
-        return self.lowest
-
-    def _epoch(self) -> None:
-        """Learn for the rest of an epoch, look at what is held out, keep the encoder if better."""
-        parts, progress = self.parts, self.progress
-        self.epoch_began = time.perf_counter() - progress.seconds
-        parts.training_batches.set_epoch(progress.epoch, progress.batch)
-        with self._show_progress() as self.bar:
-            train_epoch(parts.model, self.bar, reconstruction_loss, parts.optimization, self)
+    def _validate(self) -> Best | None:
+        """Score the network on the held-out images; None where it answers with NaN."""
+        self.failure = None
         try:
-            self.blank, held_out = None, self._held_out()
+            return self._score()
         except DivergedError as error:
-            self.blank, held_out = error, None
-        if held_out and (self.lowest is None or held_out.loss < self.lowest.loss):
-            self._keep(held_out)
-        seconds = time.perf_counter() - self.epoch_began
-        self._write_down(held_out, seconds)
-        self.recovery.after_epoch(progress, held_out.loss if held_out else None, self.blank)
-        progress.seconds = seconds
-        progress.next_epoch()
-        self.recovery.keep()
+            self.failure = error
+            return None
 
     @torch.no_grad()
-    def _held_out(self) -> Lowest:
+    def _score(self) -> Best:
         """Return how well the network fills in what is hidden of the held-out images.
 
         Raises:
-            DivergedError: It answers with no number.
+            DivergedError: It answers with NaN or infinity.
         """
-        parts, means, blind = self.parts, AverageMeter(), 0.0
-        parts.model.eval()
-        bar = tqdm(self._until_stopped(), desc="held out", unit="batch", leave=False, disable=None)
-        for batch in bar:
+        setup, means, grey = self.setup, AverageMeter(), AverageMeter()
+        setup.model.eval()
+        batches = self.until_stopped(setup.validation_batches)
+        for batch in tqdm(batches, desc="held out", unit="batch", leave=False, disable=None):
             value = compute_loss(
-                parts.model, batch, reconstruction_loss, parts.optimization.precision
+                setup.model, batch, reconstruction_loss, setup.optimization.precision
             )
             if not math.isfinite(value.total.item()):
                 names = tuple(truth.name for truth in batch.truths)
                 raise DivergedError(
-                    f"the network answers {', '.join(names[:4])} with no numbers; {ADVICE}", names
+                    f"the network gives NaN or infinity for {', '.join(names[:4])}; {ADVICE}", names
                 )
             means.add(value, len(batch.truths))
-            blind += blind_loss(batch.targets, batch.valid) * len(batch.truths)
-        return Lowest(means.result()["loss"], self.progress.epoch, blind / means.images)
+            mean_colour = torch.zeros_like(batch.targets)
+            grey.add(
+                reconstruction_loss(mean_colour, batch.targets, batch.valid), len(batch.truths)
+            )
+        return Best(means.result()["loss"], self.progress.epoch, grey.result()["loss"])
 
-    def _until_stopped(self) -> Iterator[Batch]:
-        for batch in self.parts.validation_batches:
-            self._stop_if_asked()
-            yield batch
-
-    def _keep(self, held_out: Lowest) -> None:
+    def _keep(self, held_out: Best) -> None:
         """Save the encoder, and show what its network fills in."""
-        self._save_encoder(self.parts.model.encoder, held_out)
-        write_reconstructions(self.folder / IMAGE, self.parts)
-        self.lowest = held_out
+        self._save_encoder(self.setup.model.encoder, held_out)
+        write_reconstructions(self.folder / IMAGE, self.setup)
+        self.progress.best = held_out
 
-    def _save_encoder(self, encoder: Encoder, lowest: Lowest) -> None:
-        settings = self.parts.settings
-        start = self.parts.start.words if self.parts.start else "nothing"
+    def _save_encoder(self, encoder: Encoder, lowest: Best) -> None:
+        settings = self.setup.settings
+        start = self.setup.start.words if self.setup.start else "nothing"
         origin = (
-            f"notan pretrain on {len(self.parts.training)} images of {settings.path}, "
-            f"{lowest.epoch} of {settings.epochs} epochs, starting from {start}"
+            f"notan pretrain on {len(self.setup.training)} images of {settings.path}, "
+            f"{lowest.epoch} of {self.settings.epochs} epochs, starting from {start}"
         )
         save_encoder(
             self.folder / ENCODER,
             settings.encoder,
             encoder,
             origin=origin,
-            images=self.parts.known,
+            images=self.setup.known,
         )
 
-    def _write_down(self, held_out: Lowest | None, seconds: float) -> None:
-        progress, losses = self.progress, self.progress.means.result()
+    def _write_down(self, losses: dict[str, float], held_out: Best | None) -> None:
+        progress, seconds, lowest = self.progress, self.stop_clock(), self.progress.best
         values = {f"train/{name}": value for name, value in losses.items() if name == "loss"}
         if held_out:
-            values |= {"held_out/loss": held_out.loss, "held_out/blind_loss": held_out.blind}
-        values["learning_rate"] = self.parts.optimization.schedule.rate_after(progress.epoch - 1)
+            values["held_out/loss"] = held_out.score
+            values["held_out/baseline_loss"] = held_out.baseline
+        values["learning_rate"] = self.setup.optimization.schedule.rate_after(progress.epoch - 1)
         append_line(self.folder / HISTORY, {"epoch": progress.epoch, **values, "seconds": seconds})
-        start = f"epoch {progress.epoch}/{self.settings.epochs}  loss {losses.get('loss', 0):.4f}"
-        if not held_out or self.lowest is None:
-            logger.info("%s  the held-out images gave no numbers", start)
-            return
-        logger.info(
-            "%s  held-out loss %.4f  lowest %.4f (epoch %d)  %.1f s",
-            *(start, held_out.loss, self.lowest.loss, self.lowest.epoch, seconds),
-        )
+        words = f"epoch {progress.epoch}/{self.settings.epochs}  loss {losses.get('loss', 0):.4f}"
+        if held_out and lowest:
+            words += f"  held-out loss {held_out.score:.4f}"
+            words += f"  lowest {lowest.score:.4f} (epoch {lowest.epoch})  {seconds:.1f} s"
+        else:
+            words += "  the held-out images gave NaN"
+        logger.info("%s", words)
 
-    def _finish(self, lowest: Lowest) -> None:
+    def _update_statistics(self, lowest: Best) -> None:
         """Give the best encoder the batch norm statistics of whole images.
 
         It has seen images with gaps only, and the images that it will be trained on have none.
 
         Source: Izmailov et al. 2018, arXiv:1803.05407, section 3.2, there for averaged weights.
         """
-        parts = self.parts
-        encoder = copy.deepcopy(parts.model.encoder)  # a state that is saved meanwhile has the last
+        setup = self.setup
+        encoder = copy.deepcopy(setup.model.encoder)  # a state that is saved meanwhile has the last
         encoder.load_state_dict(read_weights(self.folder / ENCODER).weights)
-        parts.training_batches.set_epoch(epoch=0)
-        update_bn(self._whole_images(), encoder, parts.device)
+        setup.training_batches.set_epoch(epoch=0)
+        update_bn(self._whole_images(), encoder, setup.device)
         self._save_encoder(encoder, lowest)
 
     def _whole_images(self) -> Iterator[Images]:
-        for batch in self.parts.training_batches:
-            self._stop_if_asked()
+        for batch in self.until_stopped(self.setup.training_batches):
             yield batch.targets
 
 
-FILES = (ENCODER, IMAGE, SETTINGS, HISTORY, INCIDENTS)
 HARMLESS = {
-    "device",
-    "path",
-    "workers",
-    "encoder_weights",
-    "checkpoint_every_seconds",
-    "checkpoint_every_steps",
-    "loss_guard",
-    "max_rollbacks",
+    *("pretrain.device", "pretrain.path", "pretrain.workers", "pretrain.train.encoder_weights"),
+    *(f"pretrain.{name}" for name in HARMLESS_IN_TRAINING if name.startswith("train.")),
 }
 """Settings that may differ when a run goes on: they decide where and how long, not what."""
+
+
+def run_folder(path: Path) -> RunFolder:
+    """Return the folder of a pretraining."""
+    return RunFolder(
+        path,
+        noun="pretraining",
+        again="notan pretrain --overwrite --out {path}",
+        settings=SETTINGS,
+        result=ENCODER,
+        files=(ENCODER, IMAGE, SETTINGS, HISTORY, INCIDENTS),
+    )
 
 
 def pretrain(
@@ -685,30 +430,16 @@ def pretrain(
         ConfigError: A setting does not fit, or the folder is taken.
         DataError: An image is missing or unreadable, or there are too few.
         CheckpointError: The weights to go on from cannot be read, or are another network's.
-        DivergedError: The loss is no number or jumps, again and again.
+        DivergedError: The loss is NaN or infinite, or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
-    folder = out or fresh_folder(Path("runs") / f"pretrain-{settings.encoder}")
-    claim_folder(folder, overwrite=overwrite)
-    parts = prepare(settings)
-    with locked(folder, FILES):
-        clear_folder(folder, FILES)  # only now: a wrong setting must not cost the earlier run
-        return Pretrainer(parts, folder).train()
-
-
-def stored_settings(folder: Path) -> Path:
-    """Return the file with a pretraining's settings.
-
-    Raises:
-        ConfigError: There is no pretraining in the folder.
-    """
-    path = folder / SETTINGS
-    if not path.is_file():
-        raise ConfigError(
-            f"{folder}: there is no pretraining here to go on with ({SETTINGS} is missing)"
-        )
-    return path
+    folder = run_folder(out or fresh_folder(Path("runs") / f"pretrain-{settings.encoder}"))
+    folder.claim(overwrite=overwrite)
+    setup = prepare(settings)
+    with folder.locked():
+        folder.clear()  # only now: a wrong setting must not cost the earlier run
+        return Pretrainer(setup, folder.path).train()
 
 
 def resume(folder: Path, *, settings: Pretrain | None = None) -> PretrainResult:
@@ -725,41 +456,22 @@ def resume(folder: Path, *, settings: Pretrain | None = None) -> PretrainResult:
         ConfigError: There is no pretraining, or other settings make it another one.
         DataError: The images are not those of the run.
         CheckpointError: Every saved state is damaged; the folder is left as it is.
-        DivergedError: The loss is no number or jumps, again and again.
+        DivergedError: The loss is NaN or infinite, or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
-    stored = load_settings(Pretraining, stored_settings(folder)).pretrain
-    settings = settings or stored
-    changed = changed_settings(stored, settings)
-    other = [
-        f"pretrain.{name} ({before} -> {now})"
-        for name, (before, now) in changed.items()
-        if name not in HARMLESS
-    ]
-    if other:
-        raise ConfigError(f"{', '.join(other)} would make it another run; start a new one")
-    with locked(folder, FILES):
-        states = StateFolder(folder / STATES)
-        tree = states.load()
-        parts = prepare(settings, state=tree)
+    kept = run_folder(folder)
+    stored = load_settings(Pretraining, kept.find_settings())
+    settings = settings or stored.pretrain
+    refuse_changes(stored, Pretraining(pretrain=settings), harmless=HARMLESS)
+    with kept.locked():
+        tree = StateFolder(folder / STATES).load()
+        setup = prepare(settings, state=tree)
         if tree is None:
-            _require_no_states(folder, states)
-            logger.info("%s was stopped before its first state: beginning again", folder)
-            clear_folder(folder, FILES)
-        elif tree["images"] != parts.fingerprints:
+            kept.begin_again()
+        elif tree["images"] != setup.fingerprints:
             raise DataError(
                 f"{settings.path}: these are not the images that the run learned from; give "
                 "their folder with --data-path, or start a new run"
             )
-        return Pretrainer(parts, folder).train(tree)
-
-
-def _require_no_states(folder: Path, states: StateFolder) -> None:
-    """Refuse to begin a run again whose states are all damaged: its encoder may be of worth."""
-    if states.files():
-        raise CheckpointError(
-            f"{folder}: no saved state in {STATES}/ can be read, so the run cannot go on; what is "
-            f"in {ENCODER} can still be used; begin anew with: notan pretrain --overwrite "
-            f"--out {folder}"
-        )
+        return Pretrainer(setup, folder).train(tree)

@@ -161,8 +161,8 @@ TRAINING: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
         {
             "validation/dice": ("Dice", RED, "-"),
             "validation/iou": ("IoU", ORANGE, "-"),
-            "validation/average_dice": ("Dice, averaged weights", RED, ":"),
-            "validation/average_iou": ("IoU, averaged weights", ORANGE, ":"),
+            "validation/ema_dice": ("Dice, EMA of the weights", RED, ":"),
+            "validation/ema_iou": ("IoU, EMA of the weights", ORANGE, ":"),
         },
     ),
     "learning-rate": ("learning rate", {"learning_rate": ("", GREEN, "-")}),

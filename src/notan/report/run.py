@@ -24,7 +24,7 @@ from notan.report.page import TIMES, fill
 from notan.report.run_folder import read_run_folder
 from notan.run_folder import CHARTS, CONTENT, PAGE
 from notan.runtime import find_device
-from notan.training.recovery import ACTIONS
+from notan.training.guard import ACTIONS
 from notan.version import __version__
 
 if TYPE_CHECKING:

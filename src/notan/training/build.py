@@ -1,4 +1,4 @@
-"""Parts: everything a training needs, built from a Run and checked before the first step."""
+"""TrainingSetup: everything a training needs, built from a Run and checked before the start."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from notan.data.batches import BatchLoader, SampleDataset
-from notan.data.folders import find_layout, makes_validation, open_split, survey_masks
+from notan.config import run_to_toml
+from notan.data.batches import BatchLoader, SampleDataset, fingerprint_unlabelled
+from notan.data.folders import find_layout, look_over, makes_validation, open_split
 from notan.data.samples import FileSource, fingerprint, median_size
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
@@ -28,70 +29,89 @@ from notan.runtime import (
     keep_freed_memory,
     seed_everything,
 )
-from notan.training.fine_tuning import EncoderStart, Freezing, build_freezing, start_encoder
-from notan.training.optim import Schedule, WeightAverage, build_optimizer
+from notan.training.fine_tuning import (
+    HASHES,
+    EncoderStart,
+    build_freezing,
+    require_unseen,
+    start_encoder,
+)
+from notan.training.optim import Schedule, average_weights, build_optimizer
 from notan.training.semi_supervised import (
     Consistency,
     build_consistency,
     load_teacher,
     open_unlabelled,
-    require_not_taught,
-    with_unlabelled,
 )
 from notan.training.steps import Optimization
 from notan.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
+    from torch.optim.swa_utils import AveragedModel
 
-    from notan.config import Run, TrimapBorder
+    from notan.config import Data, LossTerms, Preprocess, Run, Train, TrimapBorder
     from notan.data.batches import UnlabelledImages
     from notan.data.samples import Source
+    from notan.training.fine_tuning import Freezing
     from notan.training.semi_supervised import Teacher
 
 logger = logging.getLogger("notan")
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What ``prepare`` builds.
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What every training changes, and what with.
 
     Attributes:
-        run: The settings all of it was built from.
         model: On its device, in channels-last layout.
-        own_model: Whether the model is the caller's and not one of ours.
         device: Where the model is.
-        preprocessor: Saved in the card.
+        preprocessor: How images become inputs.
         training: The images trained on.
-        validation: The images that choose the best checkpoint.
-        data_card: What the card says of both.
+        validation: The images that choose the best epoch.
         training_batches: Shuffled and varied.
         validation_batches: Neither.
-        loss: What is made small.
-        optimization: What it is made small with.
-        average: The moving average of the weights, where one is kept.
-        teacher: The model that is learned from beside the masks, where there is one.
+        optimization: What the loss is made small with.
+        average: The EMA of the weights, where one is kept.
         start: Where the encoder's weights came from, where it did not begin from scratch.
-        consistency: What is learned from images without masks, where there are some.
     """
 
-    run: Run
     model: nn.Module
-    own_model: bool
     device: torch.device
     preprocessor: Preprocessor
     training: Source
     validation: Source
-    data_card: DataCard
     training_batches: BatchLoader
     validation_batches: BatchLoader
-    loss: Loss
     optimization: Optimization
-    average: WeightAverage | None
+    average: AveragedModel | None = None
+    start: EncoderStart | None = None
+
+    def describe(self) -> str:
+        """Say in a line what will be trained on what, where."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSetup(Setup):
+    """What ``prepare`` builds.
+
+    Attributes:
+        run: The settings all of it was built from.
+        own_model: Whether the model is the caller's and not one of ours.
+        data_card: What the card says of the images.
+        loss: What is made small.
+        teacher: The model that is learned from beside the masks, where there is one.
+        consistency: What is learned from images without masks, where there are some.
+    """
+
+    run: Run
+    own_model: bool
+    data_card: DataCard
+    loss: Loss
     teacher: Teacher | None
-    start: EncoderStart | None
     consistency: Consistency | None
 
     def card(self, epoch: int, scores: Mapping[str, float]) -> Card:
@@ -100,7 +120,7 @@ class Parts:
             model=None if self.own_model else self.run.model,
             model_class=type(self.model).__name__,
             preprocess=self.preprocessor,
-            trimap_border=_trimap_border(self.run, self.data_card),
+            trimap_border=_trimap_border(self.run.data, self.data_card.layout),
             epoch=epoch,
             scores=dict(scores),
             data=self.data_card,
@@ -116,12 +136,22 @@ class Parts:
             pretrained=self._pretrained(),
         )
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a state says of the run, so that a resume can tell whether it is the same."""
+        card = self.data_card
+        return {
+            "run": run_to_toml(self.run),
+            "images": [card.training_fingerprint, card.validation_fingerprint],
+            "teacher": self.teacher and self.teacher.identity,
+            "unlabelled": card.unlabelled_fingerprint,
+        }
+
     def _pretrained(self) -> str | None:
         """Say what was learned before this training; what a teacher knew counts too."""
+        words = [self.start.words] if self.start else []
         if self.teacher and self.teacher.card.pretrained:
-            taught = f"its teacher from {self.teacher.card.pretrained}"
-            return f"{self.start.words}; {taught}" if self.start else taught
-        return self.start.words if self.start else None
+            words.append(f"its teacher from {self.teacher.card.pretrained}")
+        return "; ".join(words) or None
 
     @property
     def parameters(self) -> int:
@@ -149,7 +179,7 @@ def prepare(
     model: nn.Module | None = None,
     transform: Callable[..., Mapping[str, Any]] | None = None,
     state: Mapping[str, Any] | None = None,
-) -> Parts:
+) -> TrainingSetup:
     """Build and check everything; see ``notan.training.train`` for the arguments.
 
     Args:
@@ -165,39 +195,44 @@ def prepare(
         ConfigError: A setting does not fit.
         DataError: An image or mask is missing, unreadable or ambiguous.
     """
-    device = find_device(run.device)
-    precision = choose_precision(run.train.precision, device)
-    seed_everything(run.seed, deterministic=run.train.deterministic)
-    if device.type == "cpu":
-        keep_freed_memory()
+    precision = begin_computing(run.device, run.train, seed=run.seed)
+    device = precision.device
+    own_model = model is not None
     network = model or build_model(run.model)
-    preprocessor = build_preprocessor(run, network)
+    preprocessor = build_preprocessor(run.preprocess, network)
     start = (
-        start_encoder(network, run, preprocessor, own_model=model is not None)
+        start_encoder(network, run, preprocessor, own_model=own_model)
         if state is None
         else EncoderStart.from_state(state.get("encoder_start"))
     )
-    freezing = build_freezing(run, network, own_model=model is not None)
+    freezing = build_freezing(run.train, network, own_model=own_model)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training, validation, data_card = _open_sources(run, training, validation)
+    training, validation, layout = _open_sources(run.data, run.seed, training, validation)
     _require_statistics(run, preprocessor, training)
-    unlabelled = open_unlabelled(run, preprocessor, data_card)
-    data_card = with_unlabelled(data_card, unlabelled)
-    if start:
-        data_card = start.seen_too(data_card, validation)
+    unlabelled = open_unlabelled(run, preprocessor, validation, own_source=layout == OWN)
     teacher = load_teacher(
-        run, preprocessor, precision, trimap_border=_trimap_border(run, data_card)
+        run.train.teacher,
+        preprocessor,
+        precision,
+        trimap_border=_trimap_border(run.data, layout),
+        weight=run.loss.teacher,
     )
+    if start:
+        who = f"the model whose encoder is begun with ({start.words})"
+        require_unseen(start.training_hashes, validation, who=who, whose="the new model's")
     if teacher:
-        require_not_taught(teacher, run.train.teacher, validation)
-        data_card = teacher.seen_too(data_card)
+        who = f"{run.train.teacher}: the teacher"
+        taught = teacher.card.data.training_hashes
+        require_unseen(taught, validation, who=who, whose="the student's")
+    known = [start, teacher.card.data if teacher else None]
+    data_card = _data_card(run.data, layout, training, validation, unlabelled, known)
     decay = run.train.ema_decay
-    average = WeightAverage(network, decay) if decay is not None else None
+    average = average_weights(network, decay) if decay is not None else None
     batches = _load(run, device, preprocessor, training, validation, transform, unlabelled)
-    return Parts(
+    return TrainingSetup(
         run=run,
         model=network,
-        own_model=model is not None,
+        own_model=own_model,
         device=device,
         preprocessor=preprocessor,
         training=training,
@@ -205,64 +240,114 @@ def prepare(
         data_card=data_card,
         training_batches=batches[0],
         validation_batches=batches[1],
-        loss=_build_loss(run),
-        optimization=build_optimization(run, network, precision, len(batches[0]), freezing),
+        loss=_build_loss(run.loss, taught=teacher is not None),
+        optimization=build_optimization(run.train, network, precision, len(batches[0]), freezing),
         average=average,
         teacher=teacher,
         start=start,
-        consistency=build_consistency(run, precision, average, teacher) if unlabelled else None,
+        consistency=build_consistency(
+            precision,
+            teacher.answer if teacher else None,
+            average,
+            weight=run.loss.consistency,
+            ramp_steps=run.train.consistency_steps,
+        )
+        if unlabelled
+        else None,
     )
 
 
-def build_preprocessor(run: Run, network: nn.Module) -> Preprocessor:
+def begin_computing(device: str, settings: Train, *, seed: int) -> Precision:
+    """Seed every random generator, and return the device and arithmetic of a training.
+
+    Raises:
+        ConfigError: There is no such device, or it lacks the arithmetic.
+    """
+    precision = choose_precision(settings.precision, find_device(device))
+    seed_everything(seed, deterministic=settings.deterministic)
+    if precision.device.type == "cpu":
+        keep_freed_memory()
+    return precision
+
+
+def build_preprocessor(settings: Preprocess, network: nn.Module) -> Preprocessor:
     """Return what turns images into the inputs that a network, or its encoder, was made for."""
     published = encoder_of(network) or Encoder
     return Preprocessor(
-        image_size=run.preprocess.image_size,
-        keep_aspect_ratio=run.preprocess.keep_aspect_ratio,
-        mean=run.preprocess.mean or published.mean,
-        std=run.preprocess.std or published.std,
+        image_size=settings.image_size,
+        keep_aspect_ratio=settings.keep_aspect_ratio,
+        mean=settings.mean or published.mean,
+        std=settings.std or published.std,
         stride=stride_of(network),
     )
 
 
-def _trimap_border(run: Run, data_card: DataCard) -> TrimapBorder | None:
+OWN = "own source"
+"""What a card calls the layout of images that lie in no folder."""
+
+
+def _trimap_border(data: Data, layout: str) -> TrimapBorder | None:
     """Return the rule for the trimap's border; None where the masks have none."""
-    return run.data.trimap_border if data_card.layout == "pets" else None
+    return data.trimap_border if layout == "pets" else None
 
 
 def _open_sources(
-    run: Run, training: Source | None, validation: Source | None
-) -> tuple[Source, Source, DataCard]:
+    data: Data, seed: int, training: Source | None, validation: Source | None
+) -> tuple[Source, Source, str]:
+    """Return the images to train and to validate on, and how they lie in their folder."""
     if (training is None) != (validation is None):
         raise ConfigError("training and validation images of your own come together or not at all")
-    layout, own_split = "own source", False
+    layout = OWN
     if training is None or validation is None:
-        layout, own_split = find_layout(run.data), makes_validation(run.data)
-        training, validation = (_open_and_survey(run, part) for part in ("train", "validation"))
+        layout = find_layout(data)
+        training, validation = (_open_and_survey(data, seed, part) for part in PARTS)
     for part, images in (("train on", training), ("validate on", validation)):
         if len(images) == 0:
             raise DataError(f"there are no images to {part}")
-    card = DataCard(
+    return training, validation, layout
+
+
+PARTS = ("train", "validation")
+
+
+def _open_and_survey(data: Data, seed: int, split: str) -> FileSource:
+    source = open_split(data, split, seed=seed)
+    found = look_over(source)
+    readings = ", ".join(f"{encoding} ({count})" for encoding, count in found.items())
+    logger.info(f"{split} masks read as: {readings}")
+    return source
+
+
+def _data_card(
+    data: Data,
+    layout: str,
+    training: Source,
+    validation: Source,
+    unlabelled: UnlabelledImages | None,
+    known: Sequence[EncoderStart | DataCard | None],
+) -> DataCard:
+    """Say which images the model will know, those included that it knows through other models."""
+    files = unlabelled.files if unlabelled else ()
+    own = (training.hashes(), validation.hashes(), [file.file_hash for file in files])
+    hashes = dict(zip(HASHES, own, strict=True))
+    for other in filter(None, known):
+        for name in HASHES:
+            hashes[name] = list(dict.fromkeys((*hashes[name], *getattr(other, name))))
+    own_split = layout != OWN and makes_validation(data)
+    return DataCard(
         layout=layout,
         training_images=len(training),
         training_fingerprint=fingerprint(training),
         validation_images=len(validation),
         validation_fingerprint=fingerprint(validation),
-        training_hashes=tuple(training.hashes()),
-        validation_hashes=tuple(validation.hashes()),
+        training_hashes=tuple(hashes["training_hashes"]),
+        validation_hashes=tuple(hashes["validation_hashes"]),
         validation_names=tuple(validation.names) if own_split else None,
+        unlabelled_images=len(files),
+        unlabelled_fingerprint=fingerprint_unlabelled(files) if unlabelled else None,
+        unlabelled_hashes=tuple(hashes["unlabelled_hashes"]),
         median_size=median_size(training),
     )
-    return training, validation, card
-
-
-def _open_and_survey(run: Run, split: str) -> FileSource:
-    source = open_split(run.data, split, seed=run.seed)
-    found = survey_masks(source)
-    readings = ", ".join(f"{encoding} ({count})" for encoding, count in found.items())
-    logger.info(f"{split} masks read as: {readings}")
-    return source
 
 
 def _require_statistics(run: Run, preprocessor: Preprocessor, training: Source) -> None:
@@ -309,31 +394,30 @@ def _load(
     )
 
 
-def _build_loss(run: Run) -> Loss:
-    settings = run.loss
+def _build_loss(settings: LossTerms, *, taught: bool) -> Loss:
     return Loss(
         settings.weights,
         focal_gamma=settings.focal_gamma,
         tversky_alpha=settings.tversky_alpha,
         tversky_beta=settings.tversky_beta,
-        teacher=settings.teacher if run.train.teacher else 0.0,
+        teacher=settings.teacher if taught else 0.0,
     )
 
 
 def build_optimization(
-    run: Run,
+    settings: Train,
     model: nn.Module,
     precision: Precision,
     steps_per_epoch: int,
     freezing: Freezing,
 ) -> Optimization:
-    """Return what the steps of a run change a network with."""
-    optimizer = build_optimizer(model, run.train)
+    """Return what the steps of a training change a network with."""
+    optimizer = build_optimizer(model, settings)
     return Optimization(
         optimizer,
-        Schedule(optimizer, run.train, steps_per_epoch),
+        Schedule(optimizer, settings, steps_per_epoch),
         torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler),
         precision,
-        run.train.gradient_clip,
+        settings.gradient_clip,
         freezing,
     )

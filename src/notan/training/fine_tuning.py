@@ -1,8 +1,4 @@
-"""Fine-tuning: encoders that begin with learned weights, and what of them is frozen.
-
-Weights that an encoder begins with: published ones, or those of a file of the user's.
-
-Two stages of a training: the decoder learns on an encoder that stays as it came, then both do.
+"""Fine-tuning: encoders that begin with learned weights, and what of them stays frozen.
 
 Source: Howard and Ruder 2018, ULMFiT, arXiv:1801.06146 (freezing first, smaller learning rates in
 layers further from the answer); Kumar et al. 2022, arXiv:2202.10054 (why: the first gradients, of
@@ -14,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from notan.errors import CheckpointError, ConfigError
+from notan.errors import CheckpointError, ConfigError, DataError
 from notan.modelfile.card import KEY, load_checkpoint
 from notan.models.base import encoder_of
 from notan.models.build import ENCODERS, name_encoder
@@ -28,10 +24,9 @@ from notan.models.encoder_files import WeightsFile, read_weights
 from notan.models.encoder_names import fit_weights
 from notan.models.foreign_encoder import ForeignEncoder
 from notan.models.pretrained import PUBLISHED
-from notan.training.provenance import HASHES, require_unseen, seen_too
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
     from typing import Any
 
@@ -39,11 +34,15 @@ if TYPE_CHECKING:
 
     from notan.config import Run, Train
     from notan.data.samples import Source
-    from notan.modelfile.card import Card, DataCard
+    from notan.modelfile.card import Card
     from notan.modelfile.preprocess import Preprocessor
     from notan.models.base import Encoder
 
 logger = logging.getLogger("notan")
+
+HASHES = ("training_hashes", "validation_hashes", "unlabelled_hashes")
+"""How a card names what it knows of images by their content: seen with masks, chosen on, seen
+without masks."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +61,6 @@ class EncoderStart:
     validation_hashes: tuple[str, ...] = ()
     unlabelled_hashes: tuple[str, ...] = ()
 
-    def seen_too(self, data: DataCard, validation: Source) -> DataCard:
-        """Add to a training's images those that the encoder has learned with their masks.
-
-        Raises:
-            DataError: Some of them would choose the model.
-        """
-        who = f"the model whose encoder is begun with ({self.words})"
-        require_unseen(self, validation, who=who, whose="the new model's")
-        return seen_too(data, self)
-
     @classmethod
     def from_state(cls, fields: Mapping[str, Any] | None) -> EncoderStart | None:
         """Read what a state's JSON has kept of one."""
@@ -79,6 +68,31 @@ class EncoderStart:
             return None
         words, *hashes = (fields[name] for name in cls.__dataclass_fields__)
         return cls(words, *map(tuple, hashes))
+
+
+def require_unseen(
+    trained_hashes: Iterable[str], validation: Source, *, who: str, whose: str
+) -> None:
+    """Refuse to choose a model on images that it knows through another.
+
+    Args:
+        trained_hashes: Of the images that the other was trained on.
+        validation: What the model will be chosen on.
+        who: The other, as the message begins.
+        whose: What the Dice would flatter.
+
+    Raises:
+        DataError: The other was trained on some of them.
+    """
+    trained = set(trained_hashes)
+    hashes = validation.hashes() if trained else ()
+    known = [name for name, each in zip(validation.names, hashes, strict=False) if each in trained]
+    if known:
+        raise DataError(
+            f"{who} was trained on {len(known)} of this run's {len(validation)} "
+            f"validation images ({', '.join(known[:3])}{', ...' if len(known) > 3 else ''}), so "
+            f"{whose} Dice on them would flatter it; train both with one data.split_seed"
+        )
 
 
 def start_encoder(
@@ -178,7 +192,7 @@ def _start_from_file(
         )
     encoder.load_state_dict(fit_weights(path, file.weights, name, encoder))
     published = PUBLISHED.get(name)
-    if published and f"sha256:{file.sha256}".startswith(published.where.known_hash):
+    if published and file.sha256.startswith(published.where.checksum.digits):
         return EncoderStart(f"{name}, {published.words}")
     known = {how: hashes for how, hashes in file.images.items() if how in HASHES}
     return EncoderStart(f"{name}, {file.origin or 'weights'} {_named(file)}", **known)
@@ -250,6 +264,7 @@ SETTINGS = (*FREEZING, "encoder_lr_multiplier", "layer_lr_decay")
 """All that treat the encoder apart from the rest of the network."""
 
 
+@dataclass
 class Freezing:
     """Says what of a network's encoder learns, as a function of the epoch and nothing else.
 
@@ -262,19 +277,11 @@ class Freezing:
         frozen: Whether this is one of the epochs that leave all of it as it came.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder | None = None,
-        epochs: int = 0,
-        *,
-        stages: int = 0,
-        statistics: bool = False,
-    ) -> None:
-        self.encoder = encoder
-        self.epochs = epochs
-        self.stages = stages
-        self.statistics = statistics
-        self.frozen = False
+    encoder: Encoder | None = None
+    epochs: int = 0
+    stages: int = field(default=0, kw_only=True)
+    statistics: bool = field(default=False, kw_only=True)
+    frozen: bool = field(default=False, init=False)
 
     @contextlib.contextmanager
     def during(self, epoch: int) -> Iterator[None]:
@@ -345,11 +352,11 @@ class Freezing:
         return f"encoder: {', then '.join(parts)}"
 
 
-def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing:
+def build_freezing(settings: Train, network: nn.Module, *, own_model: bool) -> Freezing:
     """Check the settings that treat the encoder apart, and say what they freeze.
 
     Args:
-        run: All settings.
+        settings: How long and how fast to train.
         network: Its encoder has its weights already.
         own_model: Whether it is a module of the user's, who knows what its weights are.
 
@@ -357,7 +364,6 @@ def build_freezing(run: Run, network: nn.Module, *, own_model: bool) -> Freezing
         ConfigError: The network has no encoder, or nothing beside it, or the encoder that is to
             stay as it came knows nothing, or its stages are to learn apart and are not known.
     """
-    settings = run.train
     changed = _changed(settings, SETTINGS)
     if not changed:
         return Freezing()

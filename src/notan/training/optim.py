@@ -1,19 +1,21 @@
-"""Throughput: how fast a training with a time limit goes, and how far."""
+"""AdamW, its learning rate schedule, and the EMA of the weights."""
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from notan.models.base import encoder_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
 
     from notan.config import Train
 
@@ -157,7 +159,7 @@ def rate_factor(settings: Train, epochs_done: float) -> float:
 def cosine_factor(done: float, whole: float, warmup: float) -> float:
     """Return the cosine schedule's factor; the three are epochs, or shares of a training."""
     if done < warmup:
-        return _rise(done, warmup)
+        return max(done / warmup, 0.01)
     remaining = max(whole - warmup, 1e-9)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / remaining)))
 
@@ -171,41 +173,28 @@ def warm_up(settings: Train, epochs_done: float) -> float:
     warmup = min(settings.warmup_epochs, settings.epochs)
     if settings.schedule == "exponential" or epochs_done >= warmup:
         return 1.0
-    return _rise(epochs_done, warmup)
+    return max(epochs_done / warmup, 0.01)
 
 
-def _rise(done: float, warmup: float) -> float:
-    return max(done / warmup, 0.01)
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average (EMA) of a model's weights and buffers.
 
-
-class WeightAverage:
-    """Keeps a second model whose weights follow the first one's slowly.
-
-    Attributes:
-        model: The averaged model, on the same device; never trained itself.
+    Args:
+        model: The one that is trained; the average starts from its present weights.
+        decay: The share of the average that is kept at each step, below 1; 0.99 looks back over
+            about 100 steps. In the first steps it is less, so that the random start is soon
+            forgotten.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        """Start from a model's present weights.
-
-        Args:
-            model: The one that is trained.
-            decay: The share of the average that is kept at each step, below 1; 0.99 looks back
-                over about 100 steps. In the first steps it is less, so that the random start
-                is soon forgotten.
-        """
-        self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-        self.decay = decay
-        self.steps = 0
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's weights after a step."""
-        self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 10))
-        current = model.state_dict()
-        for name, average in self.model.state_dict().items():
+    def move(averages: Sequence[Tensor], currents: Sequence[Tensor], count: Tensor | int) -> None:
+        steps = int(count)
+        kept = min(decay, steps / (steps + 10))
+        for average, current in zip(averages, currents, strict=True):
             if average.is_floating_point():
-                average.lerp_(current[name], 1 - decay)
+                average.lerp_(current, 1 - kept)
             else:
-                average.copy_(current[name])
+                average.copy_(current)
+
+    average = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
+    average.n_averaged.fill_(1)  # at 0 the first update would copy the weights, not average them
+    return average.eval().requires_grad_(requires_grad=False)

@@ -1,14 +1,8 @@
-"""Learning from a teacher, and from images without masks.
-
-Teacher: a finished model whose probabilities a student learns from, beside the true masks.
-
-Which images without masks a training may see, and how: none that it is judged by.
-
-Consistency: a network learns to answer images without masks as its own average does.
-"""
+"""Learning from a teacher's probabilities, and from images without masks."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from dataclasses import dataclass
@@ -17,30 +11,28 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from notan.data.batches import UnlabelledImages, find_unlabelled, fingerprint_unlabelled
+from notan.data.batches import UnlabelledImages, find_unlabelled
 from notan.data.folders import has_test, open_split
 from notan.data.transforms import build_geometry, build_strong
 from notan.errors import ConfigError, DataError
-from notan.io.digest import sha256
 from notan.losses import LossValue, bce
 from notan.modelfile.card import load_checkpoint
 from notan.models.base import stride_of
 from notan.prediction.backends import rebuild
-from notan.training.provenance import require_unseen, seen_too
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from torch import nn
+    from torch.optim.swa_utils import AveragedModel
 
     from notan.config import Run
     from notan.data.batches import Batch, Unlabelled
     from notan.data.samples import Source
-    from notan.modelfile.card import Card, DataCard
+    from notan.modelfile.card import Card
     from notan.modelfile.preprocess import Preprocessor
     from notan.runtime import Precision
-    from notan.training.optim import WeightAverage
     from notan.types import Images, Logits, Probabilities
 
 logger = logging.getLogger("notan")
@@ -73,48 +65,48 @@ class Teacher:
             )
             yield batch._replace(images=images, soft=self.answer(images))
 
-    @torch.no_grad()
     def answer(self, images: Images) -> Probabilities:
         """Map (n, 3, h, w) to calibrated probabilities, float32 (n, 1, h, w)."""
-        with self.precision.autocast():
-            logits = self.model(images)
-        postprocessing = self.card.postprocessing
-        return torch.sigmoid(logits.float() / postprocessing.temperature + postprocessing.bias)
+        chosen = self.card.postprocessing
+        return predict(
+            self.model, self.precision, images, temperature=chosen.temperature, bias=chosen.bias
+        )
 
     @property
     def identity(self) -> str:
         """What tells this teacher from any that answers otherwise."""
         postprocessing, members = self.card.postprocessing, self.card.members
         told = f"{self.card.sha256} {postprocessing.temperature} {postprocessing.bias} {members!r}"
-        return sha256(told)
-
-    def seen_too(self, data: DataCard) -> DataCard:
-        """Add to a student's images those of its teacher, which it knows at second hand."""
-        return seen_too(data, self.card.data)
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 def load_teacher(
-    run: Run, preprocessor: Preprocessor, precision: Precision, *, trimap_border: str | None
+    path: Path | None,
+    preprocessor: Preprocessor,
+    precision: Precision,
+    *,
+    trimap_border: str | None,
+    weight: float,
 ) -> Teacher | None:
-    """Open the teacher that a run names, and make sure that it can teach this student.
+    """Open a teacher, and make sure that it can teach this student.
 
     Args:
-        run: ``train.teacher`` and the weight of its term.
+        path: Its model file; None: there is no teacher.
         preprocessor: The student's; the teacher sees the same inputs.
         precision: Device and arithmetic of the training.
         trimap_border: What the student takes the trimap's border for; None: there is none.
+        weight: Of the teacher's term in the loss.
 
     Returns:
-        None where the run names no teacher.
+        None where there is none.
 
     Raises:
         ConfigError: It was trained on other inputs or by another rule, or its term weighs nothing.
         CheckpointError: The file is missing, damaged, foreign, or of a class of the user's own.
     """
-    path = run.train.teacher
     if path is None:
         return None
-    if run.loss.teacher == 0:
+    if weight == 0:
         raise ConfigError(f"{path}: a teacher whose loss.teacher is 0 teaches nothing; raise it")
     checkpoint = load_checkpoint(path)
     card = checkpoint.card
@@ -149,17 +141,8 @@ def _require_same_input(path: Path, card: Card, preprocessor: Preprocessor, stri
         )
 
 
-def require_not_taught(teacher: Teacher, path: Path | None, validation: Source) -> None:
-    """Refuse a teacher that has learned the images by which the student is chosen.
-
-    Raises:
-        DataError: It has.
-    """
-    require_unseen(teacher.card.data, validation, who=f"{path}: the teacher", whose="the student's")
-
-
 def open_unlabelled(
-    run: Run, preprocessor: Preprocessor, card: DataCard
+    run: Run, preprocessor: Preprocessor, validation: Source, *, own_source: bool
 ) -> UnlabelledImages | None:
     """Open the images without masks that a run names, less those that it is judged by.
 
@@ -169,9 +152,10 @@ def open_unlabelled(
     without.
 
     Args:
-        run: ``train.unlabelled`` and the weight of the agreement.
+        run: ``train.unlabelled``, the weight of the agreement, and where the test part lies.
         preprocessor: The training's.
-        card: The hashes of the images with masks.
+        validation: The images that choose the best epoch.
+        own_source: Whether the images with masks lie in no folder; there is no test part then.
 
     Returns:
         None where the run names none.
@@ -188,7 +172,10 @@ def open_unlabelled(
             f"{folder}: images without masks teach nothing where loss.consistency is 0; raise it"
         )
     found = find_unlabelled(folder)
-    left_out = {"test": _test_hashes(run, card), "validation": {*card.validation_hashes}}
+    test = set[str]()
+    if not own_source and has_test(run.data):
+        test = {*open_split(run.data, "test", seed=run.seed).hashes()}
+    left_out = {"test": test, "validation": {*validation.hashes()}}
     files, counts = found, []
     for part, hashes in left_out.items():
         others = [file for file in files if not file.is_among(hashes)]
@@ -206,25 +193,6 @@ def open_unlabelled(
         geometry=build_geometry(run.augment, preprocessor.fit),
         light=build_strong(),
         seed=run.seed,
-    )
-
-
-def _test_hashes(run: Run, card: DataCard) -> set[str]:
-    if card.layout == "own source" or not has_test(run.data):
-        return set()
-    return {*open_split(run.data, "test", seed=run.seed).hashes()}
-
-
-def with_unlabelled(card: DataCard, images: UnlabelledImages | None) -> DataCard:
-    """Write into a card which images without masks were seen."""
-    if images is None:
-        return card
-    return card.model_copy(
-        update={
-            "unlabelled_images": len(images),
-            "unlabelled_fingerprint": fingerprint_unlabelled(images.files),
-            "unlabelled_hashes": tuple(file.file_hash for file in images.files),
-        }
     )
 
 
@@ -280,33 +248,43 @@ class Consistency:
 
 
 def build_consistency(
-    run: Run,
     precision: Precision,
-    average: WeightAverage | None,
-    teacher: Teacher | None,
+    teacher: Callable[[Images], Probabilities] | None,
+    average: AveragedModel | None,
+    *,
+    weight: float,
+    ramp_steps: int,
 ) -> Consistency:
-    """Choose who answers images without masks: the teacher where there is one, else the average.
+    """Choose who answers images without masks: the teacher where there is one, else the EMA.
 
     Raises:
         ConfigError: There is neither.
     """
     if teacher is not None:
-        answer = teacher.answer
+        answer = teacher
     elif average is not None:
-        answer = partial(_answer, average.model, precision)
+        answer = partial(predict, average, precision)
     else:
         raise ConfigError(
             "train.ema_decay = none: it is the average of the weights that answers images "
             "without masks; leave the setting out, or give 0.99"
         )
-    return Consistency(answer, precision, run.loss.consistency, run.train.consistency_steps)
+    return Consistency(answer, precision, weight, ramp_steps)
 
 
 @torch.no_grad()
-def _answer(model: nn.Module, precision: Precision, images: Images) -> Probabilities:
+def predict(
+    model: nn.Module,
+    precision: Precision,
+    images: Images,
+    *,
+    temperature: float = 1.0,
+    bias: float = 0.0,
+) -> Probabilities:
+    """Map (n, 3, h, w) to probabilities, float32 (n, 1, h, w), perhaps calibrated ones."""
     with precision.autocast():
         logits = model(images)
-    return torch.sigmoid(logits.float())
+    return torch.sigmoid(logits.float() / temperature + bias)
 
 
 def add_agreement(value: LossValue, logits: Logits, unlabelled: Unlabelled) -> LossValue:

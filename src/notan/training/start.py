@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notan.config import changed_settings, load_run
-from notan.errors import CheckpointError, ConfigError, DataError
-from notan.io.write import fresh_folder
-from notan.run_folder import BEST, SETTINGS, STATES, claim_folder, clear_folder, locked, put_recipe
+from notan.config import load_run
+from notan.errors import ConfigError, DataError
+from notan.io.write import fresh_folder, write_bytes
+from notan.run_folder import RECIPE, STATES, RunFolder, refuse_changes
 from notan.training.build import prepare
-from notan.training.state import StateFolder, fingerprints
+from notan.training.state import StateFolder
 from notan.training.time_limit import Overhead
 from notan.training.trainer import Trainer, TrainResult
 
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 
     from notan.config import Run
     from notan.data.samples import Source
-    from notan.training.build import Parts
-
-logger = logging.getLogger("notan")
+    from notan.training.build import TrainingSetup
 
 HARMLESS = {
     "device",
@@ -78,18 +75,20 @@ def train(
     Raises:
         ConfigError: A setting does not fit, or the folder is taken.
         DataError: An image or mask is missing, unreadable or ambiguous.
-        DivergedError: The loss is no number or jumps, again and again.
+        DivergedError: The loss is NaN or infinite, or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
     overhead = overhead or Overhead()
-    folder = out or fresh_folder(Path("runs") / _folder_name(run, model))
-    claim_folder(folder, overwrite=overwrite)
-    parts = prepare(run, training=training, validation=validation, model=model, transform=transform)
-    with locked(folder):
-        clear_folder(folder)  # only now: a wrong setting must not cost the earlier run
-        put_recipe(folder, recipe)
-        return Trainer(parts, folder, overhead=overhead).train()
+    name = run.model.name if model is None else type(model).__name__
+    folder = RunFolder(out or fresh_folder(Path("runs") / name))
+    folder.claim(overwrite=overwrite)
+    setup = prepare(run, training=training, validation=validation, model=model, transform=transform)
+    with folder.locked():
+        folder.clear()  # only now: a wrong setting must not cost the earlier run
+        if recipe is not None:
+            write_bytes(folder.path / RECIPE, recipe.encode())
+        return Trainer(setup, folder.path, overhead=overhead).train()
 
 
 def resume(
@@ -122,23 +121,24 @@ def resume(
         ConfigError: There is no run, or other settings or another teacher make it another one.
         DataError: The images, with masks or without, are not those of the run.
         CheckpointError: Every saved state is damaged; the folder is left as it is.
-        DivergedError: The loss is no number or jumps, again and again.
+        DivergedError: The loss is NaN or infinite, or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
     overhead = overhead or Overhead()
-    stored = load_run(_settings_of(folder))
+    kept = RunFolder(folder)
+    stored = load_run(kept.find_settings())
     run = run or stored
-    other = _changes(stored, run)
-    if other and not allow_changes:
-        raise ConfigError(
-            f"{', '.join(other)} would make it another run; start a new one, "
-            "or go on all the same with --allow-changes"
-        )
-    with locked(folder):
-        states = StateFolder(folder / STATES)
-        tree = states.load()
-        parts = prepare(
+    lasts = {"train.epochs"} if run.train.schedule == "exponential" else set()
+    refuse_changes(
+        stored,
+        run,
+        harmless=None if allow_changes else HARMLESS | MOVED | lasts,
+        hint=", or go on all the same with --allow-changes",
+    )
+    with kept.locked():
+        tree = StateFolder(folder / STATES).load()
+        setup = prepare(
             run,
             training=training,
             validation=validation,
@@ -147,74 +147,28 @@ def resume(
             state=tree,
         )
         if tree is None:
-            _require_no_states(folder, states)
-            logger.info("%s was stopped before its first state: beginning again", folder)
-            clear_folder(folder)
+            kept.begin_again()
         elif not allow_changes:
-            _refuse_other_images(parts, tree)
-            _refuse_another_teacher(parts, tree)
-            _refuse_other_unlabelled(parts, tree)
-        return Trainer(parts, folder, overhead=overhead).train(tree)
+            _refuse_other_material(setup, tree)
+        return Trainer(setup, folder, overhead=overhead).train(tree)
 
 
-def _settings_of(folder: Path) -> Path:
-    path = folder / SETTINGS
-    if not path.is_file():
-        raise ConfigError(f"{folder}: there is no run here to go on with ({SETTINGS} is missing)")
-    return path
-
-
-def _require_no_states(folder: Path, states: StateFolder) -> None:
-    """Refuse to begin a run again whose states are all damaged: its best may still be of worth."""
-    if not states.files():
-        return
-    best = " best.safetensors is kept and can still be used;" if (folder / BEST).exists() else ""
-    raise CheckpointError(
-        f"{folder}: no saved state in {STATES}/ can be read, so the run cannot go on;{best} "
-        f"train it anew with: notan train --recipe {folder / SETTINGS} --out {folder}-again"
-    )
-
-
-def _changes(stored: Run, run: Run) -> list[str]:
-    """Say which settings have changed; return those that make it another run."""
-    harmless = (
-        HARMLESS | MOVED | ({"train.epochs"} if run.train.schedule == "exponential" else set())
-    )
-    changed = changed_settings(stored, run)
-    for name, (before, now) in changed.items():
-        logger.info("changed since the run began: %s, %s -> %s", name, before, now)
-    return [
-        f"{name} ({before} -> {now})"
-        for name, (before, now) in changed.items()
-        if name not in harmless
-    ]
-
-
-def _refuse_other_images(parts: Parts, tree: dict[str, Any]) -> None:
-    if tree["images"] != fingerprints(parts):
+def _refuse_other_material(setup: TrainingSetup, tree: Mapping[str, Any]) -> None:
+    """Refuse images, a teacher or images without masks that are not those of the state."""
+    stored, now, run = tree, setup.identity(), setup.run
+    again = "or go on all the same with --allow-changes"
+    if stored["images"] != now["images"]:
         raise DataError(
-            f"{parts.run.data.path}: these are not the images that the run was trained on; "
-            "give their folder with --data-path, or go on all the same with --allow-changes"
+            f"{run.data.path}: these are not the images that the run was trained on; "
+            f"give their folder with --data-path, {again}"
         )
-
-
-def _refuse_another_teacher(parts: Parts, tree: dict[str, Any]) -> None:
-    teacher = parts.teacher and parts.teacher.identity
-    if tree.get("teacher") != teacher:
+    if stored["teacher"] != now["teacher"]:
         raise ConfigError(
-            f"train.teacher = {parts.run.train.teacher}: this is not the teacher that the run "
-            "began with; give that one, or go on all the same with --allow-changes"
+            f"train.teacher = {run.train.teacher}: this is not the teacher that the run "
+            f"began with; give that one, {again}"
         )
-
-
-def _refuse_other_unlabelled(parts: Parts, tree: dict[str, Any]) -> None:
-    if tree.get("unlabelled") != parts.data_card.unlabelled_fingerprint:
+    if stored["unlabelled"] != now["unlabelled"]:
         raise DataError(
-            f"train.unlabelled = {parts.run.train.unlabelled}: these are not the images without "
-            "masks that the run began with; give their folder with --unlabelled, or go on all the "
-            "same with --allow-changes"
+            f"train.unlabelled = {run.train.unlabelled}: these are not the images without "
+            f"masks that the run began with; give their folder with --unlabelled, {again}"
         )
-
-
-def _folder_name(run: Run, model: nn.Module | None) -> str:
-    return run.model.name if model is None else type(model).__name__

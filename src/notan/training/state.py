@@ -1,16 +1,13 @@
-"""Training state: everything that an exact resume needs, in files that survive a crash.
-
-Training state: everything that an exact resume needs, in files that survive a crash.
+"""Training state: where a training stands, and everything that an exact resume needs.
 
 A state is a tree of tensors and plain values, written as safetensors with the plain part as JSON in
 the metadata and a SHA-256 over both; never a pickle. The newest two are kept, each written whole or
 not at all, so that one intact state is always there.
-
-Progress: where a training stands, and how all of it is put into a state and taken out again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
@@ -22,11 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from notan.config import run_to_toml
 from notan.errors import CheckpointError
-from notan.io.digest import sha256
 from notan.io.write import storage_errors, write_bytes
-from notan.modelfile.safetensors import hash_weights
+from notan.modelfile.card import hash_weights
 from notan.training.steps import AverageMeter
 
 if TYPE_CHECKING:
@@ -34,9 +29,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from notan.training.build import Parts
-    from notan.training.guard import Guard
-    from notan.training.steps import Learned
+    from notan.training.build import Setup
 
 logger = logging.getLogger("notan")
 
@@ -84,16 +77,6 @@ class StateFolder:
     def files(self) -> list[Path]:
         """Return the states' files, newest first."""
         return sorted(self.folder.glob("[0-9]*.safetensors"), reverse=True)
-
-    def clear(self) -> None:
-        """Remove all states.
-
-        Raises:
-            StorageError: One could not be removed.
-        """
-        with storage_errors(self.folder):
-            for path in self.files():
-                path.unlink()
 
 
 def random_states() -> dict[str, Any]:
@@ -177,24 +160,26 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _digest(plain: str, tensors: dict[str, torch.Tensor]) -> str:
-    return sha256(f"{hash_weights(tensors)} {plain}")
+    return hashlib.sha256(f"{hash_weights(tensors)} {plain}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best validation Dice so far.
+    """The best epoch so far.
 
     Attributes:
-        dice: Mean over the validation images, at their own size.
+        score: The validation Dice, a mean over images at their own size; of a pretraining the
+            held-out loss, of which less is better.
         epoch: The epoch it is from, counted from 1.
-        averaged: Whether the weight average scored it.
-        all_foreground_dice: What calling every pixel foreground would score.
+        baseline: What the same answer for every image would score: all foreground; of a
+            pretraining the mean colour in every gap.
+        averaged: Whether the EMA of the weights scored it.
     """
 
-    dice: float
+    score: float
     epoch: int
-    averaged: bool
-    all_foreground_dice: float
+    baseline: float
+    averaged: bool = False
 
 
 @dataclass
@@ -226,78 +211,38 @@ class Progress:
         self.batch, self.seconds, self.means = 0, 0.0, AverageMeter()
 
 
-def capture(
-    parts: Parts, progress: Progress, guard: Guard | None, good: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return all that the rest of a training depends on, as a tree for a StateFolder.
+def capture(setup: Setup, progress: Progress) -> dict[str, Any]:
+    """Return what every training's future depends on, as a tree for a StateFolder.
 
-    Args:
-        parts: The weights and what changes them.
-        progress: The place in the training.
-        guard: What it has seen.
-        good: The weights that it would go back to.
+    The optimizer's moments are no copies: save them before the next step.
     """
+    optimization = setup.optimization
+    schedule = optimization.schedule
     return {
-        "run": run_to_toml(parts.run),
-        "images": fingerprints(parts),
-        "teacher": parts.teacher and parts.teacher.identity,
-        "encoder_start": parts.start and asdict(parts.start),
-        "unlabelled": parts.data_card.unlabelled_fingerprint,
-        **capture_learning(parts, progress, guard, good),
-    }
-
-
-def capture_learning(
-    parts: Learned, progress: Progress, guard: Guard | None, good: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return the part of a state that does not depend on what is learned; see ``capture``."""
-    return {
+        "encoder_start": setup.start and asdict(setup.start),
         "progress": asdict(progress),
-        **weights_of(parts),
-        **optimization_state(parts),
-        "guard": guard and guard.state(),
-        "good": good,
+        **weights_of(setup),
+        "optimizer": optimization.optimizer.state_dict(),
+        "schedule": {"lowered": schedule.lowered, "steps": schedule.steps},
+        "scaler": optimization.scaler.state_dict(),
         "random": random_states(),
     }
 
 
-def weights_of(parts: Learned) -> dict[str, Any]:
-    """Return copies of the weights and of their average."""
-    average = parts.average
-    return {
-        "model": clone_weights(parts.model),
-        "average": average and {"steps": average.steps, "model": clone_weights(average.model)},
-    }
+def weights_of(setup: Setup) -> dict[str, Any]:
+    """Return copies of the weights and of their EMA."""
+    average = setup.average
+    return {"model": clone_weights(setup.model), "average": average and clone_weights(average)}
 
 
-def fingerprints(parts: Parts) -> list[str]:
-    """Say which images are trained and validated on."""
-    return [parts.data_card.training_fingerprint, parts.data_card.validation_fingerprint]
-
-
-def optimization_state(parts: Learned) -> dict[str, Any]:
-    """Return the state of optimizer, schedule and scaler; the moments are copies."""
-    optimization = parts.optimization
-    return {
-        "optimizer": _copied(optimization.optimizer.state_dict()),
-        "schedule": {
-            "lowered": optimization.schedule.lowered,
-            "steps": optimization.schedule.steps,
-        },
-        "scaler": optimization.scaler.state_dict(),
-    }
-
-
-def restore(parts: Learned, tree: dict[str, Any], guard: Guard | None) -> Progress:
+def restore(setup: Setup, tree: dict[str, Any]) -> Progress:
     """Put a training back to where ``capture`` found it, to the last bit."""
-    restore_weights(parts, tree)
-    restore_optimizer(parts.optimization.optimizer, tree["optimizer"])
-    parts.optimization.scaler.load_state_dict(tree["scaler"])
-    schedule = parts.optimization.schedule
+    restore_weights(setup, tree)
+    restore_optimizer(setup.optimization.optimizer, tree["optimizer"])
+    setup.optimization.scaler.load_state_dict(tree["scaler"])
+    schedule = setup.optimization.schedule
     schedule.lowered, schedule.steps = tree["schedule"]["lowered"], tree["schedule"]["steps"]
     schedule.apply()
-    if guard and tree["guard"]:
-        guard.restore(tree["guard"])
     restore_random_states(tree["random"])
     fields = tree["progress"]
     best = fields["best"]
@@ -306,30 +251,18 @@ def restore(parts: Learned, tree: dict[str, Any], guard: Guard | None) -> Progre
     )
 
 
-def restore_weights(parts: Learned, tree: dict[str, Any]) -> None:
+def restore_weights(setup: Setup, tree: dict[str, Any]) -> None:
     """Put back what ``weights_of`` returned.
 
     Raises:
         CheckpointError: They are another network's.
     """
     try:
-        parts.model.load_state_dict(tree["model"])
+        setup.model.load_state_dict(tree["model"])
     except RuntimeError as error:
         raise CheckpointError(
             "the state of this run does not fit the network; resume with the model settings, "
             "or the module, that it was started with"
         ) from error
-    if parts.average and tree["average"]:
-        parts.average.steps = tree["average"]["steps"]
-        parts.average.model.load_state_dict(tree["average"]["model"])
-
-
-def _copied(node: Any) -> Any:  # noqa: ANN401 - any tree
-    """Copy a tree, tensors too: an optimizer's own state goes on changing."""
-    if torch.is_tensor(node):
-        return node.detach().clone()
-    if isinstance(node, dict):
-        return {key: _copied(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_copied(value) for value in node]
-    return node
+    if setup.average and tree["average"]:
+        setup.average.load_state_dict(tree["average"])

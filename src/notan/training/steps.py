@@ -1,10 +1,10 @@
-"""One step, one pass over the training images, and one over the validation images."""
+"""One training step, and one pass over the validation images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -22,16 +22,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from notan.data.batches import Batch, BatchLoader, Target
-    from notan.data.samples import Source
+    from notan.data.batches import Batch, Target
     from notan.losses import Loss, LossValue
     from notan.prediction.backends import Array, Backend
     from notan.runtime import Precision
-    from notan.training.optim import Schedule, WeightAverage
+    from notan.training.optim import Schedule
     from notan.types import Images
 
 Criterion: TypeAlias = "Callable[[Images, Tensor, Tensor, Tensor | None], LossValue]"
-"""From a network's answer, targets, valid pixels and a teacher's word to what is made small."""
+"""From a network's output, targets, valid pixels and a teacher's probabilities to the loss."""
 
 THRESHOLD = 0.5
 """Probability from which a pixel is foreground while training; its end chooses a better one."""
@@ -58,33 +57,6 @@ class Optimization:
     precision: Precision
     gradient_clip: float | None
     freezing: Freezing = field(default_factory=Freezing)
-
-
-class Learned(Protocol):
-    """What a loop changes, and what with."""
-
-    @property
-    def model(self) -> nn.Module:
-        """On its device."""
-
-    @property
-    def average(self) -> WeightAverage | None:
-        """The moving average of the weights, where one is kept."""
-
-    @property
-    def optimization(self) -> Optimization:
-        """Optimizer, schedule and arithmetic."""
-
-    @property
-    def training_batches(self) -> BatchLoader:
-        """Shuffled and varied."""
-
-    @property
-    def validation(self) -> Source:
-        """The images that are kept back."""
-
-    def describe(self) -> str:
-        """Say in a line what will learn from what, where."""
 
 
 @dataclass(frozen=True)
@@ -122,42 +94,28 @@ class AverageMeter:
         return {name: total / self.images for name, total in self.sums.items()}
 
 
-class Watcher(Protocol):
-    """Is asked about every step before the weights change, and told after it."""
-
-    def allows(self, batch: Batch, value: LossValue, gradient_norm: float) -> bool:
-        """Say whether to change the weights; if not, the batch is skipped."""
-
-    def after_step(self, batch: Batch, value: LossValue, *, taken: bool) -> None:
-        """Count a step, whether it was taken or skipped."""
-
-
-def train_epoch(
+def train_step(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batch: Batch,
     loss: Criterion,
     optimization: Optimization,
-    watcher: Watcher,
-) -> None:
-    """Train on every batch once.
+    allows: Callable[[Batch, LossValue, float], bool] | None = None,
+) -> tuple[LossValue, bool]:
+    """Take one step down the gradient of one batch's loss.
 
     Args:
         model: Changed in place.
-        batches: In the order to train in.
+        batch: Images and what is wanted of them.
         loss: What to make small.
         optimization: Optimizer, schedule and arithmetic.
-        watcher: Sees every step; what it raises ends the epoch.
+        allows: Says from the loss and the norm of the gradient whether to change the weights; if
+            not, batch norm's statistics stay too. None: always.
+
+    Returns:
+        The loss before the step, and whether the step was taken.
     """
-    for batch in batches:
-        optimization.freezing.set_mode(model)
-        train_step(model, batch, loss, optimization, watcher)
-
-
-def train_step(
-    model: nn.Module, batch: Batch, loss: Criterion, optimization: Optimization, watcher: Watcher
-) -> None:
-    """Take one step down the gradient of one batch's loss, if the watcher allows it."""
     scaler, optimizer = optimization.scaler, optimization.optimizer
+    optimization.freezing.set_mode(model)
     # An image of NaN would stay in batch norm's statistics long after its batch was skipped.
     buffers = [buffer.clone() for buffer in model.buffers()]
     optimizer.zero_grad(set_to_none=True)
@@ -165,7 +123,7 @@ def train_step(
     scaler.scale(value.total).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
     norm = _gradient_norm(model, optimization)
-    taken = watcher.allows(batch, value, norm)
+    taken = allows is None or allows(batch, value, norm)
     if taken:
         scaler.step(optimizer)
     else:
@@ -174,7 +132,7 @@ def train_step(
                 buffer.copy_(before)
     scaler.update()
     optimization.schedule.advance()
-    watcher.after_step(batch, value, taken=taken)
+    return value, taken
 
 
 def compute_loss(
@@ -220,25 +178,25 @@ def validate(backend: Backend, batches: Iterable[Batch], loss: Loss) -> Validati
         loss: Computed at the model's size.
 
     Raises:
-        DivergedError: The network's answer is no number.
+        DivergedError: The network's output has NaN or infinity.
     """
-    means, counts, blind = AverageMeter(), list[Counts](), list[Counts]()
+    means, counts, all_foreground = AverageMeter(), list[Counts](), list[Counts]()
     bar = tqdm(batches, desc="validating", unit="batch", leave=False, disable=None)
     for batch in bar:
         logits = backend(batch.images.numpy())
         if not np.isfinite(logits).all():
             names = tuple(truth.name for truth in batch.truths)
             raise DivergedError(
-                f"the network answers {', '.join(names[:4])} with no numbers; {ADVICE}", names
+                f"the network gives NaN or infinity for {', '.join(names[:4])}; {ADVICE}", names
             )
         means.add(loss(torch.from_numpy(logits), batch.targets, batch.valid), len(batch.truths))
         counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths))
-        blind.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
+        all_foreground.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
     return Validation(
         means.result(),
         dice=fmean(count.dice for count in counts),
         iou=fmean(count.iou for count in counts),
-        all_foreground_dice=fmean(count.dice for count in blind),
+        all_foreground_dice=fmean(count.dice for count in all_foreground),
     )
 
 

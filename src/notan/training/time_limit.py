@@ -1,7 +1,6 @@
 """The time limit: the time in which a training ends, with all that comes before it and after it.
 
-A time limit buys three things: the start of the command, steps with validations between them, and
-the
+A time limit pays for the start of the command, for steps with validations between them, and for the
 end: the last validation, the choice of threshold and the report. What the end will take is timed
 before the first step, on an image or two; what is left is for the steps. How fast those go is
 noted again and again, and the learning rate between two notes is a function of the steps alone, so
@@ -10,6 +9,7 @@ that a training which is stopped goes on with the same rates.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from notan.training.optim import Schedule
     from notan.training.state import Progress
 
+logger = logging.getLogger("notan")
+
 MARGIN = 1.2
 """Times what the end is expected to take: what is kept for it."""
 
@@ -29,6 +31,9 @@ APART = 4.0
 
 STRETCHES = 32
 """Notes of the speed in a training, or a few more."""
+
+FIRST_STEPS = 4
+"""Steps after which their speed is known well enough to say how many fit."""
 
 REPORTING = 0.5
 """Time that a report takes to score images, over the time that the choice on them takes."""
@@ -98,6 +103,7 @@ class TimeLimit:
         self.spent = Spent()
         self._before = 0.0
         self._moment = 0.0
+        self._told = False
 
     def state(self) -> dict[str, Any]:
         """Return what ``restore`` takes up."""
@@ -131,15 +137,6 @@ class TimeLimit:
     def left(self) -> float:
         """Seconds that are left; below 0 where the time limit was too small."""
         return self.seconds - self.total
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether it is known what the end will take."""
-        return self.spent.choosing is not None
-
-    def expect(self, choosing: float, validating: float) -> None:
-        """Say what the choice of threshold and a validation are expected to take, in seconds."""
-        self.spent.choosing, self.spent.validating = choosing, validating
 
     def plan(self) -> None:
         """Decide what the end consists of, once for each time limit."""
@@ -184,7 +181,7 @@ class TimeLimit:
         """Count a step's time, and note the speed when it is time to.
 
         Returns:
-            Whether it was noted.
+            Whether it is known now, and was not before, how many steps fit: True once.
         """
         now = time.monotonic()
         self.spent.trained += now - self._moment
@@ -192,7 +189,9 @@ class TimeLimit:
         pace, steps = self.schedule.pace, self.schedule.steps
         if pace is None or steps - pace.step >= min(pace.step, pace.steps / STRETCHES):
             self.note()
-            return True
+            if steps >= FIRST_STEPS and not self._told:
+                self._told = True
+                return True
         return False
 
     def after_validation(self) -> None:
@@ -221,15 +220,10 @@ class TimeLimit:
         time_left = self.left - self.end
         validating = self.spent.validating
         epoch = step_seconds * self.schedule.steps_per_epoch
-        between = epoch * max(1, math.ceil(self._apart / epoch))
+        between = epoch * max(1, math.ceil(APART * validating / epoch))
         since = self.spent.trained - self.spent.validated
         validations = max(0, int((since + time_left) // (between + validating)))
         return time_left - validations * validating
-
-    @property
-    def _apart(self) -> float:
-        """Seconds of steps that have to lie between two validations."""
-        return APART * self.spent.validating
 
     @property
     def is_over(self) -> bool:
@@ -243,7 +237,8 @@ class TimeLimit:
     @property
     def wants_validation(self) -> bool:
         """Whether validations would not take too much of the time if one were made now."""
-        return self.spent.trained - self.spent.validated >= self._apart
+        spent = self.spent
+        return spent.trained - spent.validated >= APART * spent.validating
 
     @property
     def has_validated(self) -> bool:
@@ -257,6 +252,17 @@ class TimeLimit:
         if pace is None:
             return 1
         return 0 if self.is_over else max(1, int(pace.left / pace.step_seconds))
+
+    def warn_if_too_small(self) -> None:
+        """Say what fits into the time limit, or that not even the end does."""
+        if self.left >= self.end:
+            logger.info("%s", self.in_words())
+            return
+        logger.warning(
+            "a time limit of %g s is too small and will not be kept: %.0f s are spent before the "
+            "first step, and the end takes about %.0f s; give --time-limit %.0fs or more",
+            *(self.seconds, self.total, self.end, 2 * (self.total + self.end)),
+        )
 
     def in_words(self) -> str:
         """Say how much is in the time limit, what it has been spent on and what fits."""
