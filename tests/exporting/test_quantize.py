@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from notan.prediction.backends.choose import portable_backend
 from torch import nn
 
 from forbidden import run_without
@@ -27,7 +26,7 @@ from notan.modelfile.card import (
     read_card,
     save_checkpoint,
 )
-from notan.prediction.backends import TorchBackend
+from notan.prediction.backends import TorchBackend, onnx_backend
 from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -204,7 +203,7 @@ def test_a_quantized_layer_computes_what_its_rounded_numbers_say(tmp_path: Path)
         expected = layer(torch.from_numpy(rounded.astype(np.float32))).numpy()
     (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
     for runtime in RUNTIMES:
-        found = portable_backend(tmp_path / "a.onnx", runtime)(INPUTS[0])
+        found = onnx_backend(tmp_path / "a.onnx", runtime)(INPUTS[0])
         np.testing.assert_allclose(found, expected, atol=3 * step * float(scale.max()))
 
 
@@ -217,7 +216,7 @@ def test_the_largest_numbers_are_added_without_loss_on_every_processor(tmp_path:
     (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
     expected = layer(torch.from_numpy(largest)).detach().numpy()
     for runtime in RUNTIMES:
-        found = portable_backend(tmp_path / "a.onnx", runtime)(largest)
+        found = onnx_backend(tmp_path / "a.onnx", runtime)(largest)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -264,7 +263,7 @@ def test_each_layer_more_in_float32_brings_the_logits_nearer(
     errors = []
     for candidate, _ in steps.candidates():
         (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
-        found = portable_backend(tmp_path / "a.onnx", "onnxruntime")(INPUTS[0])
+        found = onnx_backend(tmp_path / "a.onnx", "onnxruntime")(INPUTS[0])
         errors.append(float(((found - expected) ** 2).mean()))
     assert 0 < errors[0] < 1e-3
     assert errors == sorted(errors, reverse=True)

@@ -139,7 +139,9 @@ def test_no_finding_at_all_is_said(clean: Path) -> None:
 
 def test_an_unknown_kind_has_a_title_all_the_same(clean: Path) -> None:
     finding = Finding("strange-new-thing", "note", "a message", ())
-    text = check_page(Diagnosis(clean, "folder", "foreground", (finding,), ()))
+    text = check_page(
+        Diagnosis(folder=clean, layout="folder", trimap_border="foreground", findings=(finding,))
+    )
     assert "<h3>Strange new thing</h3>" in text
 
 

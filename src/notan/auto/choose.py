@@ -1,45 +1,19 @@
-"""The settings that suit data and machine, with a reason for each.
+"""The rules of ``train --auto``: from a fingerprint and a machine to settings, with reasons.
 
-Case: what a rule decides on; ChosenSetting: what it says.
-
-What training costs, in time and memory, as far as it can be told beforehand.
-
-How training images are varied.
-
-The size at which the network sees the images.
-
-Which network.
-
-How long and how fast to train, on what, and with which loss.
-
-choose: from a fingerprint and a machine to a recipe, a rule and a sentence for each setting.
-
-Nothing is read and nothing is tried out here: the same numbers give the same recipe. The rules
-stand in files of their own, each with what was measured for it.
-
-The recipe as a file that its user reads, changes and keeps.
-
-suggest: from what was asked for to a whole run, with the reasons.
+Nothing is read and nothing is tried out here: the same numbers give the same settings.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import tomli_w
-
-from notan.auto.look import look_at_machine, take_fingerprint
-from notan.config import NONE, Run, asked_settings, load_run
+from notan.config import Run
 from notan.errors import DataError
-from notan.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from notan.auto.look import Fingerprint, Machine
     from notan.types import Size
 
@@ -164,8 +138,7 @@ def turning(case: Case) -> Iterator[ChosenSetting]:
             "augment.rotate_degrees",
             ANY_DEGREES,
             "neither foregrounds nor light lie higher or lower than chance would put them, so "
-            "images "
-            "are turned all the way round; if yours have a top, 15 is better",
+            "images are turned all the way round; if yours have a top, 15 is better",
         )
 
 
@@ -178,16 +151,13 @@ def parts(case: Case) -> Iterator[ChosenSetting]:
     )
 
 
-AUGMENT_RULES = (turning, parts)
-
-
 STRIDE = 32
 LEAST_SIDE, MOST_SIDE = 64, 2048
 THINNEST = 4.0
 """Pixels that the thinnest fifth of the foregrounds is to keep: the finest features of a network
 on an encoder have a stride of 2, so that less is a guess."""
 
-PASSES, PASSES_EACH = 4000, 15
+FEWEST_PASSES, FEWEST_PASSES_EACH = 4000, 15
 """Images that a training wants to see at least, in all and for each training image, before a
 larger size is worth its time."""
 
@@ -241,7 +211,7 @@ def _affordable_scale(case: Case) -> float | None:
     possible = passes_within(case, own)
     if possible is None:
         return None
-    wanted = max(PASSES, PASSES_EACH * case.images.training)
+    wanted = max(FEWEST_PASSES, FEWEST_PASSES_EACH * case.images.training)
     return math.sqrt(possible / wanted)
 
 
@@ -267,9 +237,6 @@ def _within_memory(case: Case, size: Size) -> Size:
 
 def _scale_of(size: Size, own: Size) -> float:
     return math.sqrt(size[0] * size[1] / (own[0] * own[1]))
-
-
-INPUT_RULES = (input_size,)
 
 
 SMALL_WIDTH, USUAL_WIDTH = 8, 16
@@ -321,9 +288,6 @@ def width(case: Case) -> Iterator[ChosenSetting]:
         yield ChosenSetting("model.width", SMALL_WIDTH, why)
     else:
         yield ChosenSetting("model.width", USUAL_WIDTH, "the usual one on an encoder")
-
-
-MODEL_RULES = (network, encoder, width)
 
 
 USUAL_BATCH = 8
@@ -422,7 +386,7 @@ def slow_encoder(case: Case) -> Iterator[ChosenSetting]:
         return
     why = "what the encoder knows fits mostly as it is, so it learns more slowly than the rest"
     yield ChosenSetting("train.encoder_lr_multiplier", ENCODER_RATE, why)
-    if ":" not in (case.get("model.encoder") or ""):  # another package's stages may be unknown
+    if ":" not in (case.get("model.encoder") or ""):  # timm's stages may be unknown
         why = "and edges and colours, each stage towards the image, more slowly still"
         yield ChosenSetting("train.layer_lr_decay", LAYER_DECAY, why)
 
@@ -474,7 +438,12 @@ def loss(case: Case) -> Iterator[ChosenSetting]:
     )
 
 
-TRAINING_RULES = (
+AS_ASKED = "as asked"
+RULES: tuple[Rule, ...] = (
+    network,
+    encoder,
+    width,
+    input_size,
     validation,
     batch_size,
     epochs,
@@ -484,11 +453,9 @@ TRAINING_RULES = (
     average,
     precision,
     loss,
+    turning,
+    parts,
 )
-
-
-AS_ASKED = "as asked"
-RULES: tuple[Rule, ...] = (*MODEL_RULES, *INPUT_RULES, *TRAINING_RULES, *AUGMENT_RULES)
 """In the order in which they build on each other."""
 
 
@@ -547,96 +514,3 @@ def _require_two_classes(images: Fingerprint) -> None:
                 f"no mask of the {images.opened} training images looked at has any {what}: "
                 f"all are {other}, so there is nothing to learn; look at them with notan check"
             )
-
-
-LINE = 98
-
-
-def recipe_to_toml(choice: Choice, header: Sequence[str]) -> str:
-    """Write a choice as TOML that ``load_run`` reads, with each reason above its setting.
-
-    Args:
-        choice: The settings.
-        header: Lines that stand at the top as comments.
-    """
-    choices = choice.choices
-    lines = [comment for line in header for comment in _comment(line)]
-    # settings of no section come first: below a [section] they would belong to it
-    there = {_section(each) for each in choices}
-    for section in (section for section in ("", *Run.model_fields) if section in there):
-        lines += ["", f"[{section}]"] if section else [""]
-        for each in choices:
-            if _section(each) == section:
-                lines += _setting(each)
-    return "\n".join(lines) + "\n"
-
-
-def _section(choice: ChosenSetting) -> str:
-    return choice.setting.rpartition(".")[0]
-
-
-def _setting(choice: ChosenSetting) -> Iterator[str]:
-    yield from _comment(choice.why)
-    name = choice.setting.rpartition(".")[2]
-    yield f"{name} = {_value(choice.value)}"
-
-
-def _value(value: Any) -> str:  # noqa: ANN401 - whatever a setting holds
-    """Write a value on one line; what is no TOML type, a path for example, becomes text."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(each) for each in value)}]"
-    plain = value if isinstance(value, bool | int | float | str) else str(value or NONE)
-    return tomli_w.dumps({"value": plain}).removeprefix("value = ").rstrip("\n")
-
-
-def _comment(text: str) -> Iterator[str]:
-    for line in textwrap.wrap(text, LINE) or [""]:
-        yield f"# {line}".rstrip()
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """Settings that were chosen, and why.
-
-    Attributes:
-        run: All settings, those that were asked for among them.
-        recipe: TOML with a sentence above each; ``load_run`` reads it back to the same run.
-        sentences: What was seen, and each choice in a line.
-    """
-
-    run: Run
-    recipe: str
-    sentences: str
-
-
-def suggest(
-    *, flags: Mapping[str, object] | None = None, overrides: Sequence[str] = ()
-) -> Suggestion:
-    """Look at a data folder and this machine, and choose how to train.
-
-    Only training images are opened. What is asked for stands, and the other choices follow it.
-
-    Args:
-        flags: As for ``load_run``; ``data.path`` is needed, here or among the overrides.
-        overrides: As for ``load_run``.
-
-    Raises:
-        ConfigError: No data folder was given, or a setting does not exist or fit.
-        DataError: The data are missing or unreadable, or every mask is empty or all foreground.
-    """
-    wanted = load_run(flags=flags, overrides=overrides)
-    machine = look_at_machine(wanted.device)
-    images = take_fingerprint(wanted.data, seed=wanted.seed)
-    choice = choose(images, machine, asked_settings(flags=flags, overrides=overrides))
-    seen = (f"The data: {images.in_words()}.", f"The machine: {machine.in_words()}.")
-    header = (
-        f"Chosen by notan {__version__}, train --auto. Change what you like, and train it with:",
-        "notan train --recipe THIS_FILE",
-        "",
-        *seen,
-    )
-    return Suggestion(
-        run=load_run(flags=choice.settings, overrides=overrides),
-        recipe=recipe_to_toml(choice, header),
-        sentences="\n".join((*seen, choice.sentences())),
-    )

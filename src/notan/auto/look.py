@@ -1,13 +1,7 @@
 """What a data folder and the machine are like: measured, never asked.
 
-How wide the parts of a foreground are.
-
-Fingerprint: the numbers of a data folder that decide how to train on it.
-
-Only the training images are opened; of the validation images the number is known, of the test
-images nothing.
-
-Machine: what there is to train with.
+Only training images are opened; of the validation images the number is known, of the test images
+nothing.
 """
 
 from __future__ import annotations

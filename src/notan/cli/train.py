@@ -47,7 +47,7 @@ class MainFlags:
             keep them with the run as auto.toml; flags and settings given beside it stand.
         model: unet, resnet34_unet or attention_unet.
         encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with; or
-            timm:NAME, smp:NAME, a convolutional network of that package where it is installed.
+            timm:NAME, a convolutional network of timm where that is installed.
         pretrained: Start the encoder from its published weights, learned on ImageNet.
         image_size: Side of the square that images are resized to, in pixels.
         keep_aspect_ratio: Only shrink images that are larger than that, until they fit, in their

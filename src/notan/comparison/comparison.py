@@ -79,7 +79,7 @@ def in_words(compared: PairedComparison, p_value: float, first: str, second: str
         first: What to call the first.
         second: What to call the second.
     """
-    difference, number = compared.difference, compared.difference.number
+    difference, number = compared.difference, compared.difference.images
     if compared.ties == number:
         images = "the one image" if number == 1 else f"each of these {number} images"
         return f"no difference: {first} and {second} score the same on {images}"

@@ -17,7 +17,7 @@ from notan.comparison.candidates import named_files
 from notan.data.samples import fingerprint
 from notan.errors import ConfigError, DataError
 from notan.evaluation.calibrate import choose_postprocessing
-from notan.evaluation.evaluate import find_seen, open_subject
+from notan.evaluation.evaluate import find_seen, open_data
 from notan.metrics.statistics import compare_paired
 from notan.modelfile.card import (
     Card,
@@ -236,7 +236,7 @@ def _require_fit(names: tuple[str, str], one: Card, other: Card) -> None:
 def _validation(members: Mapping[str, Checkpoint], data_path: Path | None) -> Source:
     """Open the first member's validation images, which none may have been trained on."""
     first, card = next((name, member.card) for name, member in members.items())
-    source = open_subject(card, "val", data_path=data_path or card.run.data.path).source
+    source = open_data(card, "val", data_path=data_path or card.run.data.path).source
     for name, member in members.items():
         trained = find_seen(member.card, source).trained
         if trained:

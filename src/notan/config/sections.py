@@ -108,7 +108,7 @@ class Model(Section):
     """``unet``, ``resnet34_unet`` or ``attention_unet``."""
     encoder: str | None = None
     """Encoder of ``unet`` and ``attention_unet``: ``resnet34``, ``efficientnet_lite0``, or one of
-    another package, ``timm:NAME`` or ``smp:NAME``; None: their own."""
+    timm, ``timm:NAME``; None: their own."""
     width: Annotated[int, Field(ge=1, le=512)] = 64
     """Channels of the finest level; the other levels have multiples of it. Default 16 where an
     encoder is named, as only the decoder has them then."""

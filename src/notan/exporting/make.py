@@ -17,8 +17,7 @@ from notan.errors import ConfigError, ExportError, explaining_extras
 from notan.exporting.onnx import OPSET, Quantizer, store_half, to_onnx
 from notan.modelfile.card import KEY, Exported, Parity, load_checkpoint
 from notan.modelfile.onnx import SUFFIX, hash_model, is_onnx, write_onnx
-from notan.prediction.backends import TorchBackend, rebuild
-from notan.prediction.backends.choose import installed_runtimes, portable_backend
+from notan.prediction.backends import TorchBackend, installed_runtimes, onnx_backend, rebuild
 from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -264,7 +263,7 @@ def _compare(
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
         for runtime in runtimes:
-            exported = predictor(portable_backend(file, runtime))
+            exported = predictor(onnx_backend(file, runtime))
             found.append(measure_parity(reference, exported, images, runtime=runtime))
             if found[-1].mask_iou < LEAST_IOU[precision]:
                 break

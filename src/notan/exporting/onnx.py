@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from notan.errors import ExportError
 from notan.modelfile.card import Quantized
-from notan.prediction.backends.choose import portable_backend
+from notan.prediction.backends import onnx_backend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Set
@@ -318,7 +318,7 @@ class Quantizer:
 
 def _logits(model: Any, inputs: Sequence[Array], file: Path) -> list[Array]:  # noqa: ANN401
     file.write_bytes(model.SerializeToString())
-    backend = portable_backend(file, "onnxruntime")
+    backend = onnx_backend(file, "onnxruntime")
     return [backend(each) for each in inputs]
 
 

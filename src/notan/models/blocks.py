@@ -1,20 +1,14 @@
-"""Blocks that several networks are built of, and convolutions that avoid two faults of oneDNN.
+"""Blocks that the networks are built of, and two convolutions that avoid faults of oneDNN.
 
-A convolution of each channel by itself, whose gradient a processor finds in float32.
+oneDNN computes PyTorch's convolutions on a processor. Its bfloat16 code is quick forward but not
+backward for depthwise convolutions: with kernels of 5x5, or where the size halves, the gradients of
+an EfficientNet's few depthwise layers took two fifths of a training step or more
+(benchmarks/training_step.py); DepthwiseConv2d finds them in float32.
 
-oneDNN, which computes PyTorch's convolutions on a processor, has quick bfloat16 code for the way
-there but not for the way back: with kernels of 5x5, or where the size halves, the gradients of an
-EfficientNet's few depthwise layers took some two fifths of a training step or more
-(benchmarks/training_step.py).
-
-A convolution of single pixels that may pass over some, whose gradient is right on a processor.
-
-oneDNN, which computes PyTorch's convolutions on a processor, writes beside its memory when it finds
-the gradient of such a convolution's weights, where it passes over pixels, reads fewer channels than
-a register holds and the channels lie last (uxlfoundation/oneDNN issue 6035): the gradient is wrong,
-or the process ends. A ResNet's shortcuts are such convolutions.
-
-The pieces that the networks are made of.
+It also writes outside its memory in the weight gradient of a 1x1 convolution with a stride, where
+that reads fewer channels than a register holds and the channels lie last (uxlfoundation/oneDNN
+issue 6035): the gradient is wrong, or the process ends. A ResNet's shortcuts are such convolutions;
+PointwiseConv2d takes another way.
 """
 
 from __future__ import annotations

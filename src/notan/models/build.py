@@ -1,9 +1,4 @@
-"""Networks and encoders by name.
-
-The encoders that a U-Net can be put on, by name: ours, and those of other packages.
-
-From the settings of a model to the model, freshly initialised.
-"""
+"""Networks and encoders by name, freshly initialised from the settings of a model."""
 
 from __future__ import annotations
 
@@ -12,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from notan.errors import ConfigError, nearest
 from notan.models.efficientnet_lite0 import EfficientNetLite0Encoder
-from notan.models.encoder_adapters import build_foreign, is_foreign
 from notan.models.resnet34 import ResNet34Encoder
+from notan.models.timm_encoder import TimmEncoder, is_timm
 from notan.models.unet import EncoderUNet, ResNet34UNet, UNet
 
 if TYPE_CHECKING:
@@ -40,15 +35,15 @@ def build_encoder(name: str) -> Encoder:
     """Build an encoder from scratch.
 
     Raises:
-        ConfigError: There is no such encoder, or another package's does not fit under a U-Net.
-        MissingExtraError: It is of a package that is not installed.
+        ConfigError: There is no such encoder, or a network of timm does not fit under a U-Net.
+        MissingExtraError: It is timm's, and timm is not installed.
     """
-    if is_foreign(name):
-        return build_foreign(name)
+    if is_timm(name):
+        return TimmEncoder(name)
     if name not in ENCODERS:
         raise ConfigError(
             f"'{name}': there is no such encoder{nearest(name, ENCODERS)}; "
-            "those of other packages are called timm:NAME and smp:NAME"
+            "those of timm are called timm:NAME"
         )
     return ENCODERS[name]()
 

@@ -12,7 +12,7 @@ import torch
 from notan.errors import CheckpointError
 from notan.models.build import ENCODERS
 from notan.models.efficientnet_lite0 import STAGES
-from notan.models.encoder_adapters import is_foreign
+from notan.models.timm_encoder import is_timm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -120,7 +120,7 @@ def fit_weights(
 def _read(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> _Reading:
     """Read weights in our dialect or in the publisher's, whichever explains more of them."""
     dialects = [OWN]
-    if is_foreign(name):
+    if is_timm(name):
         dialects.append(_dialect_of_package(weights, wanted))
     elif name in PUBLISHED:
         dialects.append(PUBLISHED[name])

@@ -1,17 +1,8 @@
-"""U-Net, Attention U-Net and ResNet34-U-Net: a way down, a way up, skips between them.
+"""U-Net, Attention U-Net, U-Nets on an encoder, and the reference report's ResNet34-U-Net.
 
-The U-Net and the Attention U-Net.
-
-Source: Ronneberger, Fischer, Brox 2015, arXiv:1505.04597; Oktay et al. 2018, arXiv:1804.03999.
-Both with padded convolutions and batch norm, so that logits have the image's size.
-
-A U-Net whose downward half is a classifier's: any encoder of the registry.
-
-Source: Ronneberger, Fischer, Brox 2015, arXiv:1505.04597; on pretrained encoders: Iglovikov and
-Shvets 2018, TernausNet, arXiv:1801.05746. Here the step from the finest features to the image's
-size has no skip, as the encoder has no features of that size.
-
-The ResNet34-U-Net of the reference report: a ResNet-34 going down, a U-Net coming up.
+Source: Ronneberger, Fischer, Brox 2015, arXiv:1505.04597; attention gates: Oktay et al. 2018,
+arXiv:1804.03999; pretrained encoders: Iglovikov and Shvets 2018, TernausNet, arXiv:1801.05746.
+Convolutions are padded and batch norm follows them, so that logits have the image's size.
 """
 
 from __future__ import annotations
@@ -76,6 +67,8 @@ class UNet(SegmentationModel):
 
 class EncoderUNet(SegmentationModel):
     """An encoder going down, a U-Net coming up, and plain steps from there to the image's size.
+
+    The last steps up have no skip, as the encoder has no features of the image's size.
 
     Attributes:
         encoder: Its weights may come from elsewhere.

@@ -19,11 +19,10 @@ from notan.errors import CheckpointError, ConfigError, DataError
 from notan.modelfile.card import KEY, load_checkpoint
 from notan.models.base import encoder_of
 from notan.models.build import ENCODERS, name_encoder
-from notan.models.encoder_adapters import is_foreign
 from notan.models.encoder_files import WeightsFile, read_weights
 from notan.models.encoder_names import fit_weights
-from notan.models.foreign_encoder import ForeignEncoder
 from notan.models.pretrained import PUBLISHED
+from notan.models.timm_encoder import TimmEncoder, is_timm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -128,20 +127,16 @@ def start_encoder(
         )
     name = name_encoder(run.model)
     if path is None:
-        start = _start_published(name, encoder, run, preprocessor)
+        start = _start_published(name, encoder, run)
     else:
         start = _start_from_file(path, name, encoder, preprocessor)
     logger.info("the encoder begins with %s", start.words)
     return start
 
 
-def _start_published(
-    name: str, encoder: Encoder, run: Run, preprocessor: Preprocessor
-) -> EncoderStart:
-    if isinstance(encoder, ForeignEncoder):
-        words = encoder.load_published()
-        _require_input(encoder, run, preprocessor)
-        return EncoderStart(f"{name}, {words}")
+def _start_published(name: str, encoder: Encoder, run: Run) -> EncoderStart:
+    if isinstance(encoder, TimmEncoder):
+        return EncoderStart(f"{name}, {encoder.load_published()}")
     if name not in PUBLISHED:
         known = " or ".join(sorted(PUBLISHED))
         raise ConfigError(
@@ -158,21 +153,6 @@ def _start_published(
     file = read_weights(published.where.find())
     encoder.load_state_dict(fit_weights(file.path, file.weights, name, encoder))
     return EncoderStart(f"{name}, {published.words}")
-
-
-def _require_input(encoder: ForeignEncoder, run: Run, preprocessor: Preprocessor) -> None:
-    """Refuse images that weights were not made for, unless the run itself asks for them."""
-    wanted = " ".join(
-        f"preprocess.{each}={list(getattr(encoder, each))}".replace(", ", ",")
-        for each in ("mean", "std")
-        if getattr(run.preprocess, each) is None
-        and getattr(encoder, each) != getattr(preprocessor, each)
-    )
-    if wanted:
-        raise ConfigError(
-            f"{encoder.called}: its weights were learned from images with another mean and "
-            f"deviation than this run has; give {wanted}"
-        )
 
 
 STANDARD = (64, "standard")
@@ -246,7 +226,7 @@ def _warn_of_other_input(path: Path, card: Card, preprocessor: Preprocessor) -> 
 
 def _choosing(name: str) -> str:
     """Say what makes a run's encoder the named one."""
-    known = name in ENCODERS or is_foreign(name)
+    known = name in ENCODERS or is_timm(name)
     return f"choose --encoder {name}" if known else f"choose --model {name} alone"
 
 

@@ -1,4 +1,4 @@
-"""Encoders of other packages go under our U-Net as our own do, or are refused in one line."""
+"""Networks of timm go under the U-Net as our own encoders do, or are refused in one line."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ import numpy as np
 import pytest
 import torch
 
-from foreign_packages import CHANNELS, HALF, LEARNED, Shelf, fake_smp, fake_timm, full_weights
 from notan.config import Model
 from notan.errors import CheckpointError, ConfigError, MissingExtraError, StoppedBySignal
 from notan.modelfile.card import load_checkpoint
-from notan.models.base import IMAGENET_MEAN, encoder_of
+from notan.models.base import encoder_of
 from notan.models.build import build_encoder, build_model
 from notan.models.encoder_files import save_encoder
 from notan.prediction.predictor import Predictor
-from notan.training.build import TrainingSetup, prepare
+from notan.training.build import Parts, prepare
 from notan.training.optim import parameter_groups
 from notan.training.trainer import Trainer
 from runs import TRAINING, VALIDATION, ask_to_stop, before_step, resume_own, tiny, train_own
+from stand_in_timm import CHANNELS, HALF, LEARNED, Shelf, fake_timm, full_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
     from notan.config import Run
     from notan.models.base import Encoder
 
 STRIDES = (2, 4, 8, 16, 32)
-TINY = ("timm:tiny", "smp:tiny")
 
 
 @pytest.fixture
 def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    """Both packages, as far as an adapter needs them."""
+    """timm, as far as the encoder needs it."""
     shelf = Shelf()
     monkeypatch.setitem(sys.modules, "timm", fake_timm(shelf))
-    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", fake_smp(shelf))
     return shelf
 
 
@@ -49,11 +48,11 @@ def on(encoder: str, **flags: object) -> Run:
     return tiny(model__encoder=encoder, preprocess__image_size=32, **flags)
 
 
-def parts_of(run: Run) -> TrainingSetup:
+def parts_of(run: Run) -> Parts:
     return prepare(run, training=TRAINING, validation=VALIDATION)
 
 
-def encoder_in(parts: TrainingSetup) -> Encoder:
+def encoder_in(parts: Parts) -> Encoder:
     encoder = encoder_of(parts.model)
     assert encoder is not None
     return encoder
@@ -76,10 +75,8 @@ def keeps_the_contract(name: str) -> None:
         assert model(torch.randn(1, 3, *size)).shape == (1, 1, *size)
 
 
-@pytest.mark.parametrize(
-    "name", [*TINY, "timm:tiny.made_up", "timm:late", "smp:late", "smp:tiny_two"]
-)
-def test_a_network_of_another_package_goes_under_the_unet(shelf: Shelf, name: str) -> None:
+@pytest.mark.parametrize("name", ["timm:tiny", "timm:tiny.made_up", "timm:late"])
+def test_a_network_of_timm_goes_under_the_unet(shelf: Shelf, name: str) -> None:
     keeps_the_contract(name)
     late = "late" in name
     encoder = build_encoder(name)
@@ -88,20 +85,55 @@ def test_a_network_of_another_package_goes_under_the_unet(shelf: Shelf, name: st
     assert not any(pretrained for _, pretrained in shelf.asked)
 
 
-@pytest.mark.parametrize(
-    ("package", "names"),
-    [
-        ("timm", ["resnet18", "convnext_atto", "mobilenetv3_small_100", "regnety_002"]),
-        ("segmentation_models_pytorch", ["resnet18", "efficientnet-b0", "mit_b0"]),
-    ],
-)
-def test_the_packages_themselves_keep_the_contract(package: str, names: list[str]) -> None:
+@pytest.fixture(scope="session")
+def real_timm() -> ModuleType:
+    """timm itself.
+
+    torchvision's wheel of the plain index is made for CUDA: beside a CPU torch its compiled
+    operators do not load, and it fails where it registers their fake kernels. With the schemas of
+    these two declared first it imports, and timm uses neither.
+    """
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)  # its schemas go with it
     try:
-        importlib.import_module(package)
+        return importlib.import_module("timm")
     except (ImportError, RuntimeError) as error:
-        pytest.skip(f"{package} cannot be imported here: {error}")
-    for name in names:
-        keeps_the_contract(f"{'timm' if package == 'timm' else 'smp'}:{name}")
+        pytest.skip(f"timm cannot be imported here: {error}")
+
+
+_KEPT: list[object] = []
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "convnext_atto", "mobilenetv3_small_100", "regnety_002"]
+)
+def test_timm_itself_keeps_the_contract(real_timm: ModuleType, name: str) -> None:
+    keeps_the_contract(f"timm:{name}")
+    encoder = build_encoder(f"timm:{name}")
+    told = real_timm.create_model(name, features_only=True, pretrained=False)
+    assert encoder.channels == tuple(told.feature_info.channels())
+    assert encoder.strides == tuple(told.feature_info.reduction())
+    assert encoder.mean == told.pretrained_cfg["mean"]
+    assert encoder.std == told.pretrained_cfg["std"]
+
+
+@pytest.mark.usefixtures("real_timm")
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_timms_transformers_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="a convolutional network with maps at strides"):
+        build_encoder(f"timm:{name}")
+
+
+def test_a_whole_network_of_timm_fills_the_encoder(real_timm: ModuleType, tmp_path: Path) -> None:
+    whole = real_timm.create_model("convnext_atto", pretrained=False).state_dict()
+    torch.save(whole, tmp_path / "theirs.pth")
+    run = on("timm:convnext_atto", train__encoder_weights=tmp_path / "theirs.pth")
+    found = encoder_in(parts_of(run)).state_dict()
+    name = "stages.3.blocks.0.conv_dw.weight"
+    assert torch.equal(found[f"network.{name.replace('stages.', 'stages_')}"], whole[name])
 
 
 def test_measuring_leaves_no_trace(shelf: Shelf) -> None:
@@ -137,9 +169,8 @@ def test_a_network_that_cannot_is_refused_with_what_it_has(name: str, words: str
     [
         ("timm:tinny", r"'timm:tinny': there is no such encoder; did you mean 'tiny'\?"),
         ("timm:tiny.made_ip", r"did you mean 'tiny.made_up'\?"),
-        ("smp:tinny", r"'smp:tinny': there is no such encoder; did you mean 'tiny'\?"),
         ("timm:hf-hub:some/body", r"such encoder; timm.list_models\(\) has them all$"),
-        ("tmim:tiny", r"other packages are called timm:NAME and smp:NAME$"),
+        ("tmim:tiny", r"those of timm are called timm:NAME$"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(shelf: Shelf, name: str, words: str) -> None:
@@ -148,16 +179,11 @@ def test_an_unknown_name_is_refused_with_the_nearest(shelf: Shelf, name: str, wo
     assert not shelf.asked
 
 
-@pytest.mark.parametrize(
-    ("name", "package"), [("timm", "timm"), ("smp", "segmentation_models_pytorch")]
-)
-def test_a_package_that_is_absent_is_offered(
-    monkeypatch: pytest.MonkeyPatch, name: str, package: str
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    wanted = rf"needs {package}, which is not installed: pip install 'notan\[{name}\]'"
+def test_timm_is_offered_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    wanted = r"needs timm, which is not installed: pip install 'notan\[timm\]'"
     with pytest.raises(MissingExtraError, match=wanted):
-        build_encoder(f"{name}:resnet18")
+        build_encoder("timm:resnet18")
 
 
 def test_a_package_that_cannot_be_imported_says_why(
@@ -175,7 +201,6 @@ def test_a_package_that_cannot_be_imported_says_why(
 def test_an_image_reaches_timms_network_as_its_package_says() -> None:
     preprocessor = parts_of(on("timm:tiny")).preprocessor
     assert (preprocessor.mean, preprocessor.std) == (HALF, (0.25, 0.25, 0.25))
-    assert parts_of(on("smp:tiny")).preprocessor.mean == IMAGENET_MEAN
 
 
 INPUTS = {"preprocess__mean": [0.5, 0.5, 0.5], "preprocess__std": [0.25, 0.25, 0.25]}
@@ -186,7 +211,6 @@ INPUTS = {"preprocess__mean": [0.5, 0.5, 0.5], "preprocess__std": [0.25, 0.25, 0
     [
         ("timm:tiny", "timm:tiny, timm 9.8 tiny.made_up"),
         ("timm:tiny.made_up", "timm:tiny.made_up, timm 9.8 tiny.made_up"),
-        ("smp:tiny", "smp:tiny, segmentation_models_pytorch 9.8 tiny imagenet"),
     ],
 )
 @needs_stand_ins
@@ -198,36 +222,24 @@ def test_published_weights_come_through_the_package_and_the_card_says_so(
     assert parts.card(1, {}).pretrained == words
 
 
-@needs_stand_ins
-def test_other_inputs_than_smps_weights_know_are_refused_with_theirs() -> None:
-    wanted = r"give preprocess.mean=\[0.5,0.5,0.5\] preprocess.std=\[0.25,0.25,0.25\]$"
-    with pytest.raises(ConfigError, match=wanted):
-        parts_of(on("smp:tiny", train__pretrained=True))
-    with pytest.raises(ConfigError, match="its weights want images in BGR from"):
-        parts_of(on("smp:tiny_two", train__pretrained=True, **INPUTS))
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_a_failed_download_is_one_line_with_a_way_out(shelf: Shelf, name: str) -> None:
+def test_a_failed_download_is_one_line_with_a_way_out(shelf: Shelf) -> None:
     shelf.offline = True
     wanted = r"cannot be fetched \(cannot reach the hub\); .*huggingface.co/\w.*weights FILE$"
     with pytest.raises(CheckpointError, match=wanted) as caught:
-        parts_of(on(name, train__pretrained=True))
+        parts_of(on("timm:tiny", train__pretrained=True))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["timm:untaught", "smp:untaught"])
 @needs_stand_ins
-def test_a_network_without_published_weights_says_so(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"train.pretrained: .* weights of {name}.*; leave --p"):
-        parts_of(on(name, train__pretrained=True))
+def test_a_network_without_published_weights_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"weights of timm:untaught.*; leave --p"):
+        parts_of(on("timm:untaught", train__pretrained=True))
 
 
-@pytest.mark.parametrize("name", TINY)
 def test_a_model_is_saved_loaded_and_resumed_without_fetching(
-    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = on(name, train__pretrained=True, train__epochs=2, train__ema_decay=0.9, **INPUTS)
+    run = on("timm:tiny", train__pretrained=True, train__epochs=2, train__ema_decay=0.9, **INPUTS)
     whole = train_own(run, tmp_path / "whole").checkpoint
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "after_step", before_step(2, ask_to_stop))
@@ -259,18 +271,17 @@ def test_a_file_in_timms_own_names_fills_the_encoder(tmp_path: Path) -> None:
 
 @needs_stand_ins
 def test_notans_own_file_fills_it_and_names_it(tmp_path: Path) -> None:
-    path, encoder = tmp_path / "mine.safetensors", build_encoder("smp:tiny")
-    save_encoder(path, "smp:tiny", encoder, origin="leaves")
-    found = encoder_in(parts_of(on("smp:tiny", train__encoder_weights=path))).state_dict()
+    path, encoder = tmp_path / "mine.safetensors", build_encoder("timm:tiny")
+    save_encoder(path, "timm:tiny", encoder, origin="leaves")
+    found = encoder_in(parts_of(on("timm:tiny", train__encoder_weights=path))).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in encoder.state_dict().items())
-    with pytest.raises(CheckpointError, match=r"weights of smp:tiny, .* --encoder smp:tiny"):
-        parts_of(on("timm:tiny", train__encoder_weights=path))
+    with pytest.raises(CheckpointError, match=r"weights of timm:tiny, .* --encoder timm:tiny"):
+        parts_of(on("timm:tiny_two", train__encoder_weights=path))
 
 
-@pytest.mark.parametrize("name", TINY)
 @needs_stand_ins
-def test_finer_stages_learn_more_slowly(name: str) -> None:
-    run = on(name, train__encoder_lr_multiplier=0.5, train__layer_lr_decay=0.5)
+def test_finer_stages_learn_more_slowly() -> None:
+    run = on("timm:tiny", train__encoder_lr_multiplier=0.5, train__layer_lr_decay=0.5)
     groups = parameter_groups(parts_of(run).model, run.train)
     assert [group["factor"] for group in groups] == [0.5**power for power in range(5, -1, -1)]
 

@@ -1,9 +1,9 @@
-"""Stand-ins for timm and segmentation_models_pytorch: small networks behind the same functions."""
+"""A stand-in for timm: small networks behind the functions of timm that notan calls."""
 
 from __future__ import annotations
 
-from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -93,49 +93,8 @@ def fake_timm(shelf: Shelf) -> ModuleType:
         }
         return network
 
-    return _module("timm", list_models=list_models, create_model=create_model)
-
-
-class Encoder(nn.Module):
-    """Hands out the image itself first, and a map of no channels where there is none."""
-
-    def __init__(self, inner: Chain) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        maps: list[Tensor] = self.inner(images)
-        filling = [images.new_empty(1, 0, 9, 9)] if self.inner.kind == "late" else []
-        return [images, *filling, *maps]
-
-
-def fake_smp(shelf: Shelf) -> ModuleType:
-    said: dict[str, Any] = {"input_space": "RGB", "input_range": [0, 1], "mean": [0.5] * 3}
-    imagenet = {"imagenet": {"repo_id": "smp-hub/tiny.imagenet"}}
-    known = {name: {"pretrained_settings": imagenet} for name in NAMES}
-    known["untaught"] = {"pretrained_settings": {}}
-
-    def get_encoder(name: str, *, depth: int, weights: str | None) -> nn.Module:
-        assert depth == 5
-        return Encoder(shelf.make(name, pretrained=weights == "imagenet"))
-
-    def get_preprocessing_params(name: str, pretrained: str) -> dict[str, Any]:
-        assert pretrained == "imagenet"
-        space = "BGR" if name == "tiny_two" else "RGB"
-        return {**said, "std": [0.25] * 3, "input_space": space}
-
-    encoders = SimpleNamespace(
-        encoders=known,
-        get_encoder_names=lambda: list(known),
-        get_encoder=get_encoder,
-        get_preprocessing_params=get_preprocessing_params,
-    )
-    return _module("segmentation_models_pytorch", encoders=encoders)
-
-
-def _module(name: str, **content: object) -> ModuleType:
-    module = ModuleType(name)
-    vars(module).update(content, __version__="9.8")
+    module = ModuleType("timm")
+    vars(module).update(list_models=list_models, create_model=create_model, __version__="9.8")
     return module
 
 
