@@ -22,6 +22,7 @@ version = release = __version__
 extensions = ["myst_parser"]
 exclude_patterns = ["build"]
 myst_heading_anchors = 3  # links such as predict.md#memory
+smartquotes = False  # a flag keeps its two hyphens
 html_theme = "furo"
 html_title = f"notan {__version__}"
 html_show_sphinx = False

@@ -102,7 +102,7 @@ def _read_box(box: str) -> tuple[str, list[tuple[str, str, str]]]:
     """Return a box's title, where it has one, and its rows: flag, meaning, default."""
     lines = [line.strip().strip("│") for line in box.splitlines() if line.startswith("│")]
     title = ""
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str]] = []
     for line in (line[1:].rstrip() for line in lines):
         if set(line) <= {"─"}:
             title = " ".join(_escape(flag) for flag, _ in rows)

@@ -16,6 +16,7 @@ from notan.data.synthetic import DrawnSource, write_folder
 from notan.exporting import export
 from notan.training import train
 from runs import Drawn, Server
+from test_house import House
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("ci", derandomize=True)
     if os.environ.get("CI"):
         hypothesis.settings.load_profile("ci")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures of the house after the tests."""
+    terminalreporter.write_line(str(House.measured()))
 
 
 def real_folder(name: str) -> Path:

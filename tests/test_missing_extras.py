@@ -47,7 +47,7 @@ def test_what_predicts_brings_no_torch(name: str) -> None:
 
 
 def test_a_developer_has_every_extra_that_the_pinned_torch_allows() -> None:
-    others = {*extras()} - {"dev", "timm", ""}
+    others = {*extras()} - {"dev", "docs", "timm", ""}
     assert f"notan[{','.join(sorted(others))}]" == f"notan[{','.join(sorted(_of_dev()))}]"
 
 

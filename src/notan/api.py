@@ -421,7 +421,7 @@ def UNet(  # noqa: N802 - a network, as one writes it in a loop of one's own
         from notan.training.fine_tuning import start_encoder
 
         network = build_model(run.model)
-        start_encoder(network, run, build_preprocessor(run, network), own_model=False)
+        start_encoder(network, run, build_preprocessor(run.preprocess, network), own_model=False)
     return network
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from notan.auto.choose import AS_ASKED, Case, Choice, choose, seconds_for
+from notan.auto.choose import AS_ASKED, Case, ChosenSettings, choose, seconds_for
 from notan.auto.look import Fingerprint, Machine
 from notan.config import load_run
 from notan.errors import DataError
@@ -38,7 +38,7 @@ def decide(
     return choose(replace(IMAGES, **images), machine, asked or {}).settings
 
 
-def reason(choice: Choice, setting: str) -> str:
+def reason(choice: ChosenSettings, setting: str) -> str:
     return next(each.why for each in choice.choices if each.setting == setting)
 
 

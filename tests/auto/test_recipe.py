@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notan.auto.choose import Choice, ChosenSetting
+from notan.auto.choose import ChosenSetting, ChosenSettings
 from notan.auto.recipe import recipe_to_toml
 from notan.config import load_run
 
@@ -25,13 +25,15 @@ DECISIONS = (
 
 def test_a_recipe_reads_back_to_the_settings(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(recipe_to_toml(Choice(DECISIONS), ["A header"]), encoding="utf-8")
+    path.write_text(recipe_to_toml(ChosenSettings(DECISIONS), ["A header"]), encoding="utf-8")
     wanted = load_run(flags={each.setting: each.value for each in DECISIONS})
     assert load_run(path) == wanted
 
 
 def test_each_reason_stands_above_its_setting() -> None:
-    lines = recipe_to_toml(Choice(DECISIONS), ["A header", "", "of three lines"]).splitlines()
+    lines = recipe_to_toml(
+        ChosenSettings(DECISIONS), ["A header", "", "of three lines"]
+    ).splitlines()
     assert lines[:3] == ["# A header", "#", "# of three lines"]
     place = lines.index("image_size = [64, 96]")
     assert lines[place - 2 : place] == ["[preprocess]", "# a shape"]
@@ -39,7 +41,7 @@ def test_each_reason_stands_above_its_setting() -> None:
 
 
 def test_settings_of_no_section_come_before_the_first_section() -> None:
-    lines = recipe_to_toml(Choice(DECISIONS), []).splitlines()
+    lines = recipe_to_toml(ChosenSettings(DECISIONS), []).splitlines()
     assert lines.index("seed = 3") < min(i for i, line in enumerate(lines) if line.startswith("["))
 
 
@@ -48,5 +50,5 @@ READABLE = st.characters(codec="utf-8", exclude_categories=["Cc"])
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60), st.text(READABLE, max_size=200))
 def test_no_text_breaks_the_file(value: str, why: str) -> None:
-    text = recipe_to_toml(Choice((ChosenSetting("model.name", value, why),)), [why])
+    text = recipe_to_toml(ChosenSettings((ChosenSetting("model.name", value, why),)), [why])
     assert tomllib.loads(text) == {"model": {"name": value}}

@@ -9,7 +9,7 @@ import pytest
 from notan.cli.main import main
 from notan.config import Pretraining, load_settings
 from notan.modelfile.card import read_card
-from notan.models.encoder_files import read_weights
+from notan.models.encoder_weights import read_weights
 
 if TYPE_CHECKING:
     from pathlib import Path

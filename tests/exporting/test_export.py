@@ -24,12 +24,12 @@ from notan.exporting.make import (
 from notan.exporting.onnx import store_half, to_onnx
 from notan.modelfile.card import (
     Checkpoint,
-    hash_weights,
     load_checkpoint,
     read_card,
     save_checkpoint,
 )
 from notan.modelfile.onnx import write_onnx
+from notan.modelfile.safetensors import hash_weights
 from notan.prediction.predictor import Predictor
 
 IMAGE = DrawnSource(1, size=(40, 48), seed=1, first=30)[0].image

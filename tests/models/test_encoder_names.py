@@ -9,7 +9,7 @@ import torch
 
 from notan.errors import CheckpointError
 from notan.models.build import ENCODERS, build_encoder
-from notan.models.encoder_names import FIRST_BLOCKS, PUBLISHED, fit_weights
+from notan.models.encoder_weights import FIRST_BLOCKS, PUBLISHED, fit_weights
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,9 +15,9 @@ from notan.errors import CheckpointError, ConfigError, MissingExtraError, Stoppe
 from notan.modelfile.card import load_checkpoint
 from notan.models.base import encoder_of
 from notan.models.build import build_encoder, build_model
-from notan.models.encoder_files import save_encoder
+from notan.models.encoder_weights import save_encoder
 from notan.prediction.predictor import Predictor
-from notan.training.build import Parts, prepare
+from notan.training.build import TrainingSetup, prepare
 from notan.training.optim import parameter_groups
 from notan.training.trainer import Trainer
 from runs import TRAINING, VALIDATION, ask_to_stop, before_step, resume_own, tiny, train_own
@@ -48,11 +48,11 @@ def on(encoder: str, **flags: object) -> Run:
     return tiny(model__encoder=encoder, preprocess__image_size=32, **flags)
 
 
-def parts_of(run: Run) -> Parts:
+def parts_of(run: Run) -> TrainingSetup:
     return prepare(run, training=TRAINING, validation=VALIDATION)
 
 
-def encoder_in(parts: Parts) -> Encoder:
+def encoder_in(parts: TrainingSetup) -> Encoder:
     encoder = encoder_of(parts.model)
     assert encoder is not None
     return encoder
@@ -94,9 +94,9 @@ def real_timm() -> ModuleType:
     these two declared first it imports, and timm uses neither.
     """
     if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
         _KEPT.append(library)  # its schemas go with it
     try:
         return importlib.import_module("timm")
@@ -181,7 +181,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(shelf: Shelf, name: str, wo
 
 def test_timm_is_offered_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    wanted = r"needs timm, which is not installed: pip install 'notan\[timm\]'"
+    wanted = r"an encoder timm:NAME needs timm: pip install 'notan\[timm\]'"
     with pytest.raises(MissingExtraError, match=wanted):
         build_encoder("timm:resnet18")
 

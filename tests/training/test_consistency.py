@@ -348,13 +348,13 @@ def test_the_guard_judges_an_epoch_by_the_masks_alone(
 def test_an_ensemble_and_a_student_remember_what_was_seen(
     folder: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
-    from notan.comparison import join
+    from notan.comparison import make_ensemble
 
     settings: dict[str, object] = {"data__path": drawn_folder, "model__width": 2}
     one = train(beside(folder, **settings), out=tmp_path / "one").checkpoint
     two = train(tiny(**settings, seed=1), out=tmp_path / "two").checkpoint
     seen = read_card(one).data.unlabelled_hashes
-    whole = join([one, two], tmp_path / "e.safetensors").path
+    whole = make_ensemble([one, two], tmp_path / "e.safetensors").path
     assert set(read_card(whole).data.unlabelled_hashes) == set(seen)
     student = train(tiny(**settings, train__teacher=one), out=tmp_path / "student").checkpoint
     assert read_card(student).data.unlabelled_hashes == seen

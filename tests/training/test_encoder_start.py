@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from notan.checking.label_errors import plan_search
-from notan.comparison import join
+from notan.comparison import ensemble, make_ensemble
 from notan.data.synthetic import DrawnSource
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.evaluation.evaluate import evaluate
-from notan.io.download import Checksum
+from notan.io.digest import hash_file
 from notan.modelfile.card import Card, load_checkpoint, read_card, save_checkpoint
 from notan.models.build import build_encoder
-from notan.models.encoder_files import read_weights, save_encoder
+from notan.models.encoder_weights import read_weights, save_encoder
 from notan.models.pretrained import PUBLISHED, Published, Web
 from notan.prediction.predictor import Predictor
 from notan.report.run import facts_of, gather
@@ -130,9 +129,9 @@ def test_a_resnet_is_fetched_and_its_names_are_torchvisions(
     path = tmp_path / "encoders" / "resnet.pth"
     path.parent.mkdir()
     torch.save({**encoder.state_dict(), "fc.weight": torch.ones(9, 512)}, path)
-    digits = Checksum("sha256", "0" * 8).of(path)
+    known_hash = f"sha256:{hash_file(path)[:8]}"
     monkeypatch.setenv("NOTAN_CACHE", str(tmp_path))
-    there = Published(Web("https://here.invalid/resnet.pth", Checksum("sha256", digits)), "nothing")
+    there = Published(Web("https://here.invalid/resnet.pth", known_hash), "nothing")
     monkeypatch.setattr("notan.training.fine_tuning.PUBLISHED", {"resnet34": there})
     run = tiny(model__encoder="resnet34", train__pretrained=True, preprocess__image_size=64)
     assert same(encoder_of(parts_of(run)), encoder.state_dict())
@@ -283,13 +282,12 @@ def test_masks_are_judged_by_networks_that_no_file_has_taught(
 def test_an_ensemble_says_which_members_were_pretrained(
     weights: Path, drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = import_module("notan.comparison.ensemble")  # a function of the package hides its name
-    monkeypatch.setattr(module, "choose_weights", lambda _: ([0.5, 0.5], "even"))
+    monkeypatch.setattr(ensemble, "choose_weights", lambda _: ([0.5, 0.5], "even"))
     models = []
     for name, more in (("a", {"train__encoder_weights": weights}), ("b", {"seed": 1})):
         run = on_lite0(data__path=drawn_folder, data__limit=3, **more)
         models.append(train(run, out=tmp_path / name).checkpoint)
-    joined = join(models, tmp_path / "ensemble.safetensors")
+    joined = make_ensemble(models, tmp_path / "ensemble.safetensors")
     told = joined.card.pretrained or ""
     assert told.startswith("efficientnet_lite0, leaves without masks")
     assert told.endswith("; a member from scratch")

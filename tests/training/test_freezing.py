@@ -324,7 +324,7 @@ def test_images_without_masks_leave_a_frozen_encoder_alone_too(
         ("train.encoder_lr_multiplier=3", "less than or equal to 1"),
         ("train.layer_lr_decay=nan", "finite"),
         ("train.layer_lr_decay=1.5", "less than or equal to 1"),
-        ("train.freeze_encoder_batchnorm=published", "'batch' or 'frozen'"),
+        ("train.freeze_encoder_batchnorm=published", "valid boolean"),
     ],
 )
 def test_settings_out_of_bounds_are_refused_by_name(word: str, complaint: str) -> None:

@@ -218,12 +218,12 @@ def test_a_teacher_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_ensemble_can_teach(drawn_folder: Path, small_run: Run, tmp_path: Path) -> None:
-    from notan.comparison import join
+    from notan.comparison import make_ensemble
     from notan.training import train
 
     runs = [small_run.model_copy(update={"seed": seed}) for seed in (0, 1)]
     models = [train(run, out=tmp_path / str(run.seed)).checkpoint for run in runs]
-    whole = join(models, tmp_path / "e.safetensors").path
+    whole = make_ensemble(models, tmp_path / "e.safetensors").path
     words = ["train", "--data-path", str(drawn_folder), "--out", str(tmp_path / "student")]
     quick = ["--image-size", "32", "--epochs", "1", "model.width=2", "train.tensorboard=false"]
     main([*words, *quick, "--device", "cpu", "--teacher", str(whole)])

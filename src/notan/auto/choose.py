@@ -460,7 +460,7 @@ RULES: tuple[Rule, ...] = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenSettings:
     """A recipe with its reasons.
 
     Attributes:
@@ -479,7 +479,7 @@ class Choice:
         return "\n".join(f"{each.setting} = {each.value}: {each.why}" for each in self.choices)
 
 
-def choose(images: Fingerprint, machine: Machine, asked: Mapping[str, Any]) -> Choice:
+def choose(images: Fingerprint, machine: Machine, asked: Mapping[str, Any]) -> ChosenSettings:
     """Decide how to train.
 
     Args:
@@ -501,7 +501,7 @@ def choose(images: Fingerprint, machine: Machine, asked: Mapping[str, Any]) -> C
             choices[name] = ChosenSetting(name, asked[name], AS_ASKED) if name in asked else choice
     for name, value in asked.items():
         choices.setdefault(name, ChosenSetting(name, value, AS_ASKED))
-    return Choice(tuple(choices.values()))
+    return ChosenSettings(tuple(choices.values()))
 
 
 def _require_two_classes(images: Fingerprint) -> None:

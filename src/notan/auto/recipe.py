@@ -16,12 +16,12 @@ from notan.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from notan.auto.choose import Choice, ChosenSetting
+    from notan.auto.choose import ChosenSetting, ChosenSettings
 
 LINE = 98
 
 
-def recipe_to_toml(choice: Choice, header: Sequence[str]) -> str:
+def recipe_to_toml(choice: ChosenSettings, header: Sequence[str]) -> str:
     """Write a choice as TOML that ``load_run`` reads, with each reason above its setting.
 
     Args:

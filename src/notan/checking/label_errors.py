@@ -6,7 +6,6 @@ that the user has, and predicts what was held out of it. Masks are ranked by the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -19,10 +18,11 @@ from tqdm import tqdm
 
 from notan.checking.diagnosis import Diagnosis, Finding, number_of, worst_first
 from notan.checking.reading import WHOLE, collect
-from notan.checking.suspicion import Ranking, judge_all, rank
+from notan.checking.suspicion import SuspectRanking, judge_all, rank
 from notan.data.folders import mask_labels, trimap_labels
-from notan.data.samples import FileSource, Pair, Part, choose_folds, choose_validation
+from notan.data.samples import FileSource, Pair, Subset, choose_folds, choose_validation
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
+from notan.io.digest import hash_file, sha256
 from notan.io.write import write_bytes
 from notan.modelfile.card import read_card
 from notan.prediction.formats import mask_image, write_png
@@ -136,11 +136,11 @@ def predict_held_out(
     for number, fold in enumerate(divide(source.names, folds, run=run), start=1):
         logger.info("fold %d of %d: %d images held out", number, folds, len(fold.held_out))
         predictor = _train_fold(run, source, fold, folder / str(number))
-        yield from predictor.predict_samples(Part(source, fold.held_out))
+        yield from predictor.predict_samples(Subset(source, fold.held_out))
 
 
 def _train_fold(run: Run, source: Source, fold: Fold, folder: Path) -> Predictor:
-    training, validation = Part(source, fold.training), Part(source, fold.validation)
+    training, validation = Subset(source, fold.training), Subset(source, fold.validation)
     try:
         if (folder / SETTINGS).is_file():
             result = resume(folder, run=run, training=training, validation=validation)
@@ -158,7 +158,7 @@ def estimate_seconds(run: Run, source: Source, *, folds: int) -> float:
     Raises:
         DataError: One of the first images cannot be read.
     """
-    few = Part(source, frozenset(source.names[: TIMED_BATCHES * run.train.batch_size]))
+    few = Subset(source, frozenset(source.names[: TIMED_BATCHES * run.train.batch_size]))
     parts = prepare(run, training=few, validation=few)
     try:
         for epoch in (1, 2):  # the first pays for what is only done once
@@ -203,7 +203,7 @@ class LabelSearch:
     """
 
     plan: LabelPlan
-    ranking: Ranking
+    ranking: SuspectRanking
     source: FileSource
     pairs: Mapping[str, Pair]
     left_out: tuple[str, ...]
@@ -343,7 +343,7 @@ def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelS
 
     Args:
         plan: By what networks.
-        diagnosis: What the data doctor said of the folder; its layout and border rule are used.
+        diagnosis: What the data doctor said of the folder; its layout and trimap border are used.
         out: Receives the folds' runs (``folds/1`` ...) and predictions (``held-out/NAME.png``).
             What an interrupted search of the same plan left here is not done again.
 
@@ -438,12 +438,8 @@ def claim(path: Path, plan: LabelPlan, source: FileSource) -> None:
 
 
 def _digest(source: FileSource) -> str:
-    digest = hashlib.sha256()
-    for pair in source.pairs:
-        for path in (pair.image, pair.mask):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        digest.update(pair.name.encode())
-    return digest.hexdigest()
+    files = ((hash_file(pair.image), hash_file(pair.mask), pair.name) for pair in source.pairs)
+    return sha256(*(" ".join(file) for file in files))
 
 
 def in_words(seconds: float) -> str:

@@ -380,7 +380,7 @@ class Typical:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class SuspectRanking:
     """All masks, the most suspicious first.
 
     Attributes:
@@ -429,7 +429,7 @@ def _expected_dice(prediction: Prediction, ignore: Mask | None) -> float:
     return expected_dice(probability, prediction.mask & ~ignore)
 
 
-def rank(suspects: Sequence[Suspect]) -> Ranking:
+def rank(suspects: Sequence[Suspect]) -> SuspectRanking:
     """Rank masks by suspicion, against what is typical of all of them."""
     typical = Typical.of(suspects)
     best = {each.name: typical.best(each) for each in suspects}
@@ -442,4 +442,4 @@ def rank(suspects: Sequence[Suspect]) -> Ranking:
                 explanation = typical.best(each, [kind for kind in KINDS if kind != "swapped"])
         ranked.append(typical.judged(each, explanation))
     ranked.sort(key=lambda each: (-each.score, each.name))
-    return Ranking(tuple(ranked), typical)
+    return SuspectRanking(tuple(ranked), typical)

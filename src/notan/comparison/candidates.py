@@ -315,7 +315,7 @@ def measure(
         if len(first) < TIMED:
             first.append(sample.image)
 
-    score = score_of(predictor, witness=keep)
+    score = score_of(predictor, on_prediction=keep)
     result = SeedResult(
         name=candidate.name,
         file=candidate.path,

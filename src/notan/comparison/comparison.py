@@ -29,7 +29,7 @@ from notan.config import load_run
 from notan.data.folders import find_layout, open_split
 from notan.evaluation.evaluate import evaluate
 from notan.metrics import EMPTY_RULE, Counts
-from notan.metrics.score import BORDER_WORDS
+from notan.metrics.score import TRIMAP_BORDER_WORDS
 from notan.metrics.statistics import PairedComparison, compare_paired, holm, mean_interval
 from notan.runtime import describe_hardware, find_device
 
@@ -350,9 +350,10 @@ def text_of(comparison: Comparison) -> str:
 def headline(comparison: Comparison) -> str:
     """Say what was compared on what, by which rules."""
     rules, number = comparison.rules, len(comparison.images)
+    border = TRIMAP_BORDER_WORDS[rules["trimap_border"]]
     return (
         f"{len(comparison.models)} models on {number} image{'' if number == 1 else 's'} of "
-        f"split {rules['split']}, at {rules['size']}, {BORDER_WORDS[rules['trimap_border']]}, "
+        f"split {rules['split']}, at {rules['size']}, {border}, "
         "each by its own threshold and postprocessing"
     )
 

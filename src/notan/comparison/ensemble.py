@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from notan.data.samples import fingerprint
 from notan.errors import ConfigError, DataError
 from notan.evaluation.calibrate import choose_postprocessing
 from notan.evaluation.evaluate import find_seen, open_data
+from notan.io.digest import sha256
 from notan.metrics.statistics import compare_paired
 from notan.modelfile.card import (
     Card,
@@ -338,7 +338,7 @@ def _data(data: Sequence[DataCard], source: Source) -> DataCard:
     chosen = {each for one in data for each in one.validation_hashes}
     unlabelled = {each for one in data for each in one.unlabelled_hashes}
     prints = sorted({one.training_fingerprint for one in data})
-    all_prints = hashlib.sha256("\n".join(prints).encode()).hexdigest()[:16]
+    all_prints = sha256("\n".join(prints))[:16]
     # one member that does not say is enough: nothing is known then
     known = all(one.training_hashes for one in data)
     return data[0].model_copy(

@@ -97,7 +97,7 @@ class Source(ABC):
         return (self[index] for index in range(len(self)))
 
 
-class Part(Source):
+class Subset(Source):
     """The samples of a source that have certain names, in the source's order."""
 
     def __init__(self, whole: Source, names: frozenset[str]) -> None:

@@ -57,7 +57,7 @@ PALETTE: Colours = np.array(
 NEAREST_PAIR = 75.0  # colours closer in RGB make foregrounds that people cannot see either
 
 
-class Grid(NamedTuple):
+class PixelGrid(NamedTuple):
     """The pixels' places: centres in pixels, and the short side that everything scales with."""
 
     x: Plane
@@ -164,7 +164,7 @@ def _name(index: int) -> str:
 def _draw(rng: np.random.Generator, size: Size) -> tuple[RGBImage, Mask]:
     """Draw one image: background, then shapes over it, then one light and grain over both."""
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
-    grid = Grid(x, y, min(size))
+    grid = PixelGrid(x, y, min(size))
     background, foreground = _two_colours(rng)
     angle = rng.uniform(-2.6, -0.6)  # from above, as eyes expect
     light = Light(float(np.cos(angle)), float(np.sin(angle)))
@@ -194,7 +194,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[Colours, Colours]:
 
 
 def _background(
-    rng: np.random.Generator, grid: Grid, background: Colours, foreground: Colours
+    rng: np.random.Generator, grid: PixelGrid, background: Colours, foreground: Colours
 ) -> Colours:
     """Paint a blotched wash with raked ripples, sometimes a band across it, and clutter."""
     size = grid.x.shape
@@ -213,7 +213,7 @@ def _background(
 
 
 def _clutter(
-    rng: np.random.Generator, canvas: Colours, colours: tuple[Colours, ...], grid: Grid
+    rng: np.random.Generator, canvas: Colours, colours: tuple[Colours, ...], grid: PixelGrid
 ) -> Colours:
     """Scatter thin twigs and small dots: the foreground's colours without its form."""
     height, width = canvas.shape[:2]
@@ -245,7 +245,7 @@ def _fixed_point(points: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
     return places
 
 
-def _distance_inside(rng: np.random.Generator, grid: Grid) -> Plane:
+def _distance_inside(rng: np.random.Generator, grid: PixelGrid) -> Plane:
     """Place one shape; return each pixel's distance from its outline, positive inside.
 
     Mask and smooth edge both come from this one plane, so they cannot disagree.
@@ -292,7 +292,7 @@ def _outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 
 def _coat(
     rng: np.random.Generator,
-    grid: Grid,
+    grid: PixelGrid,
     distance: Plane,
     pattern: str,
     foreground: Colours,
@@ -315,7 +315,7 @@ def _coat(
     return _blend(own, accent, np.clip(wave * 0.5 + 0.5, 0, 1).astype(np.float32))
 
 
-def _relief(distance: Plane, grid: Grid, light: Light) -> Plane:
+def _relief(distance: Plane, grid: PixelGrid, light: Light) -> Plane:
     """Shade a shape like a pebble: bright where its shoulder faces the light, dark opposite."""
     depth = np.clip(distance / (0.13 * grid.short), 0, 1)
     height = np.sqrt(1 - (1 - depth) ** 2)
@@ -327,7 +327,7 @@ def _relief(distance: Plane, grid: Grid, light: Light) -> Plane:
     return shade
 
 
-def _cast_shadow(canvas: Colours, distance: Plane, grid: Grid, light: Light) -> Colours:
+def _cast_shadow(canvas: Colours, distance: Plane, grid: PixelGrid, light: Light) -> Colours:
     """Darken what lies behind a shape, away from the light."""
     length = 0.035 * grid.short
     shift = np.array([[1, 0, -light.x * length], [0, 1, -light.y * length]], dtype=np.float32)
@@ -338,7 +338,7 @@ def _cast_shadow(canvas: Colours, distance: Plane, grid: Grid, light: Light) -> 
     return darker
 
 
-def _photograph(rng: np.random.Generator, canvas: Colours, grid: Grid) -> RGBImage:
+def _photograph(rng: np.random.Generator, canvas: Colours, grid: PixelGrid) -> RGBImage:
     """Lay one uneven light and fine grain over foreground and background alike."""
     fall = _along(grid, rng.uniform(0, 2 * np.pi)) * np.float32(rng.uniform(0.1, 0.45))
     grain = rng.normal(0, rng.uniform(2, 6), size=canvas.shape[:2]).astype(np.float32)
@@ -347,7 +347,7 @@ def _photograph(rng: np.random.Generator, canvas: Colours, grid: Grid) -> RGBIma
     return image
 
 
-def _along(grid: Grid, angle: float) -> Plane:
+def _along(grid: PixelGrid, angle: float) -> Plane:
     """Return how far each pixel lies from the middle along a direction, in short sides."""
     height, width = grid.x.shape
     x, y = grid.x - (width - 1) / 2, grid.y - (height - 1) / 2

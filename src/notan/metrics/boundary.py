@@ -157,7 +157,7 @@ def boundary_distances(prediction: Mask, truth: Mask) -> tuple[Distances, Distan
     Returns:
         float64 pixels: one for each boundary pixel of the prediction, one for each of the truth.
     """
-    # all boundary pixels lie in the box around both foregrounds: nothing outside it matters
+    # all boundary pixels lie in the rectangle around both foregrounds: nothing outside it matters
     left, top, width, height = cv2.boundingRect((prediction | truth).view(np.uint8))
     box = slice(top, top + height), slice(left, left + width)
     predicted, actual = boundary_pixels(prediction[box]), boundary_pixels(truth[box])

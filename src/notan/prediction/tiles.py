@@ -65,7 +65,7 @@ class Tiling(Section):
         usual = OWN_PIXELS if preprocessor.image_size is None else MAX_PIXELS
         return self.always or size[0] * size[1] > (self.whole_pixels or usual)
 
-    def grid(self, size: Size, preprocessor: Preprocessor, trained: Size | None = None) -> Grid:
+    def grid(self, size: Size, preprocessor: Preprocessor, trained: Size | None = None) -> TileGrid:
         """Lay tiles over an image.
 
         Args:
@@ -90,7 +90,7 @@ class Tiling(Section):
                 f"at a scale of {scales[0]:g} one tile would cover {tile[0]}x{tile[1]} pixels of "
                 f"the image, more than {MAX_PIXELS:,}; give a larger --scale"
             )
-        return Grid(size, axes[0], axes[1], (tile[0], tile[1]), scales)
+        return TileGrid(size, axes[0], axes[1], (tile[0], tile[1]), scales)
 
     def _scales(self, preprocessor: Preprocessor, trained: Size | None) -> tuple[float, float]:
         """Return input pixels for each pixel of the image, downwards and across."""
@@ -159,7 +159,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Grid:
+class TileGrid:
     """The tiles of one image.
 
     Attributes:

@@ -25,7 +25,7 @@ from notan.errors import DataError, DivergedError
 from notan.io.write import fresh_folder, write_bytes
 from notan.losses import LossValue
 from notan.models.build import build_encoder
-from notan.models.encoder_files import read_weights, save_encoder
+from notan.models.encoder_weights import read_weights, save_encoder
 from notan.models.unet import EncoderUNet
 from notan.prediction.formats import contact_sheet, write_png
 from notan.pretraining.masked_images import MaskedImages, find_images

@@ -15,13 +15,13 @@ from notan.data.folders import SPLITS
 from notan.errors import NotanError
 from notan.evaluation.evaluate import SPOILT, evaluate, open_data
 from notan.io.write import storage_errors, write_bytes
-from notan.metrics.score import BORDER_WORDS
+from notan.metrics.score import TRIMAP_BORDER_WORDS
 from notan.prediction.formats import write_png
 from notan.prediction.predictor import Predictor
 from notan.report.charts import CAPTIONS, caption_of, score_charts, to_png, training_charts
 from notan.report.examples import find_examples
 from notan.report.page import TIMES, fill
-from notan.report.run_folder import read_run_folder
+from notan.report.record import read_run
 from notan.run_folder import CHARTS, CONTENT, PAGE
 from notan.runtime import find_device
 from notan.training.guard import ACTIONS
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from notan.metrics import Score, ScoreRules
     from notan.modelfile.card import Card
     from notan.report.examples import Example
-    from notan.report.run_folder import RunFolder
+    from notan.report.record import RunRecord
 
 DEFAULT_SPLIT = "val"
 BATCH_SIZE = 8
@@ -65,7 +65,7 @@ class Report:
         notices: What is missing, in sentences.
     """
 
-    run: RunFolder
+    run: RunRecord
     split: str
     data_path: Path | None
     score: Score | None
@@ -93,7 +93,7 @@ def gather(
         DataError: The data folder or the split that was asked for is not there.
     """
     where = find_device(device)
-    run = read_run_folder(folder)
+    run = read_run(folder)
     part = SPLITS[split]
     kept = ((path, each) for path, each in run.scores.items() if each.rules.split in (part, split))
     score_path, score = next(kept, (None, None))
@@ -313,8 +313,8 @@ def rules_in_words(score: Score) -> dict[str, str]:
         "Split": rules.split,
         "Seen before": rules.seen,
         "Compared at": rules.size,
-        "Trimap border": BORDER_WORDS[rules.trimap_border],
-        "Border in training": BORDER_WORDS.get(rules.trained_trimap_border or ""),
+        "Trimap border": TRIMAP_BORDER_WORDS[rules.trimap_border],
+        "Border in training": TRIMAP_BORDER_WORDS.get(rules.trained_trimap_border or ""),
         "Mask": rules.postprocessing,
         "Threshold": f"{rules.threshold:g}",
         "Test-time augmentation": rules.augment,
@@ -341,7 +341,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def state_of(run: RunFolder) -> tuple[str, str]:
+def state_of(run: RunRecord) -> tuple[str, str]:
     """Say whether a run is finished, still going or was stopped.
 
     Returns:
@@ -389,7 +389,7 @@ def facts_of(report: Report) -> dict[str, str]:
     return facts | {label: words for label, words in machine.items() if words}
 
 
-def kept_of(run: RunFolder) -> dict[str, str]:
+def kept_of(run: RunRecord) -> dict[str, str]:
     """Return what the training kept, and what it took."""
     facts = {"Epochs done": f"{run.epochs} {_of(run)}".removesuffix(" epochs")}
     if run.card:
@@ -403,7 +403,7 @@ def kept_of(run: RunFolder) -> dict[str, str]:
     return facts
 
 
-def _of(run: RunFolder) -> str:
+def _of(run: RunRecord) -> str:
     """Say how many epochs there may be; a time limit knows no number."""
     train = run.run.train
     return "epochs" if train.time_limit_seconds else f"of {train.epochs} epochs"
@@ -437,7 +437,7 @@ def _split_facts(report: Report) -> dict[str, str]:
         "Split": f"{card.data.training_images} to train on, "
         f"{card.data.validation_images} to validate on{chosen}"
         f"{f', {more} without masks' if more else ''}",
-        "Trimap border": BORDER_WORDS[card.trimap_border or "none"],
+        "Trimap border": TRIMAP_BORDER_WORDS[card.trimap_border or "none"],
     }
 
 

@@ -11,7 +11,7 @@ import torch
 
 from notan.config import run_to_toml
 from notan.data.batches import BatchLoader, SampleDataset, fingerprint_unlabelled
-from notan.data.folders import find_layout, look_over, makes_validation, open_split
+from notan.data.folders import find_layout, makes_validation, open_split, survey_masks
 from notan.data.samples import FileSource, fingerprint, median_size
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
@@ -312,7 +312,7 @@ PARTS = ("train", "validation")
 
 def _open_and_survey(data: Data, seed: int, split: str) -> FileSource:
     source = open_split(data, split, seed=seed)
-    found = look_over(source)
+    found = survey_masks(source)
     readings = ", ".join(f"{encoding} ({count})" for encoding, count in found.items())
     logger.info(f"{split} masks read as: {readings}")
     return source

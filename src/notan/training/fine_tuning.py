@@ -19,8 +19,7 @@ from notan.errors import CheckpointError, ConfigError, DataError
 from notan.modelfile.card import KEY, load_checkpoint
 from notan.models.base import encoder_of
 from notan.models.build import ENCODERS, name_encoder
-from notan.models.encoder_files import WeightsFile, read_weights
-from notan.models.encoder_names import fit_weights
+from notan.models.encoder_weights import WeightsFile, fit_weights, read_weights
 from notan.models.pretrained import PUBLISHED
 from notan.models.timm_encoder import TimmEncoder, is_timm
 
@@ -172,7 +171,7 @@ def _start_from_file(
         )
     encoder.load_state_dict(fit_weights(path, file.weights, name, encoder))
     published = PUBLISHED.get(name)
-    if published and file.sha256.startswith(published.where.checksum.digits):
+    if published and f"sha256:{file.sha256}".startswith(published.where.known_hash):
         return EncoderStart(f"{name}, {published.words}")
     known = {how: hashes for how, hashes in file.images.items() if how in HASHES}
     return EncoderStart(f"{name}, {file.origin or 'weights'} {_named(file)}", **known)

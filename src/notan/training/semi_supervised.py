@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from notan.data.batches import UnlabelledImages, find_unlabelled
 from notan.data.folders import has_test, open_split
 from notan.data.transforms import build_geometry, build_strong
 from notan.errors import ConfigError, DataError
+from notan.io.digest import sha256
 from notan.losses import LossValue, bce
 from notan.modelfile.card import load_checkpoint
 from notan.models.base import stride_of
@@ -77,7 +77,7 @@ class Teacher:
         """What tells this teacher from any that answers otherwise."""
         postprocessing, members = self.card.postprocessing, self.card.members
         told = f"{self.card.sha256} {postprocessing.temperature} {postprocessing.bias} {members!r}"
-        return hashlib.sha256(told.encode()).hexdigest()
+        return sha256(told)
 
 
 def load_teacher(

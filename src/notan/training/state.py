@@ -7,7 +7,6 @@ not at all, so that one intact state is always there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
@@ -20,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from notan.errors import CheckpointError
+from notan.io.digest import sha256
 from notan.io.write import storage_errors, write_bytes
-from notan.modelfile.card import hash_weights
+from notan.modelfile.safetensors import hash_weights
 from notan.training.steps import AverageMeter
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _digest(plain: str, tensors: dict[str, torch.Tensor]) -> str:
-    return hashlib.sha256(f"{hash_weights(tensors)} {plain}".encode()).hexdigest()
+    return sha256(f"{hash_weights(tensors)} {plain}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from notan.data.samples import Part
+from notan.data.samples import Subset
 from notan.errors import DivergedError
 from notan.evaluation.calibrate import choose_postprocessing
 from notan.io.write import write_bytes
@@ -97,7 +97,7 @@ def rehearse(setup: TrainingSetup, between: Callable[[], None]) -> float:
         Seconds that the choice on all validation images will take, going by that.
     """
     names = setup.validation.names
-    few = Part(setup.validation, frozenset(names[:: -(-len(names) // REHEARSED)]))
+    few = Subset(setup.validation, frozenset(names[:: -(-len(names) // REHEARSED)]))
     began = time.monotonic()
     with contextlib.suppress(DivergedError):  # it took its time all the same
         choose_postprocessing(

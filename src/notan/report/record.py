@@ -25,7 +25,7 @@ SCORE_FOLDERS = ("evaluate-*", "inference-*")
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunRecord:
     """All that a run left, as far as it can be read.
 
     Attributes:
@@ -77,7 +77,7 @@ class RunFolder:
         return score.stat().st_mtime_ns < self.best.stat().st_mtime_ns
 
 
-def read_run_folder(folder: Path) -> RunFolder:
+def read_run(folder: Path) -> RunRecord:
     """Read a run folder.
 
     Raises:
@@ -90,7 +90,7 @@ def read_run_folder(folder: Path) -> RunFolder:
     history = _lines(folder / HISTORY, notices)
     if not history:
         notices.append("There is no history yet (history.jsonl), so there are no curves.")
-    return RunFolder(
+    return RunRecord(
         path=folder,
         run=run,
         settings=settings.read_text(encoding="utf-8"),
