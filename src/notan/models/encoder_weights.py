@@ -1,9 +1,5 @@
 """Published weights of encoders: what a file holds, and its names fitted to ours.
 
-The names that an encoder's weights were published under, and whether a file's weights fit it.
-
-Files of weights: an encoder's own, and those of others; whatever is no weights is refused.
-
 Ours is a safetensors file of ``encoder.state_dict()`` whose metadata name the encoder. Of others, a
 state dict that PyTorch saved is read too, with ``weights_only=True``: nothing in it is run.
 """

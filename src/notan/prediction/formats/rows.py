@@ -1,12 +1,10 @@
 """Masks as rows of shared files: run lengths, and the tables that hold them.
 
-Masks as run lengths, down the columns: Kaggle's pairs and COCO's counts.
+Run lengths are Kaggle's pairs or COCO's counts. Both walk a mask column by column from the top
+left. Kaggle's text holds ``start length`` pairs, starts counted from 1; COCO's counts are the
+lengths of background and foreground in turn, background first.
 
-Both walk a mask column by column from the top left. Kaggle's text holds ``start length`` pairs,
-starts counted from 1; COCO's counts are the lengths of background and foreground in turn,
-background first.
-
-One file of all images: rows are kept beside it as they come, and put together at the end.
+Rows of a shared file are kept beside it as they come, and put together at the end.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """Masks as outlines: polygons, GeoJSON, SVG.
 
-Masks as outlines along the edges of their pixels: exact, so that filling them gives the mask.
-
-A vertex (x, y) of an outline is a corner of pixels: (0, 0) is the image's top left corner, and
-pixel (row, column) covers the square from (column, row) to (column + 1, row + 1).
-
-A mask's outlines as GeoJSON, as SVG and as COCO's polygons.
+Outlines run along the edges of pixels: they are exact, and filling them gives the mask. A vertex
+(x, y) is a corner of pixels: (0, 0) is the image's top left corner, and pixel (row, column) covers
+the square from (column, row) to (column + 1, row + 1).
 """
 
 from __future__ import annotations
