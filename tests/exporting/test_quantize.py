@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from forbidden import run_without
+from needs import INSTALLED, OPENVINO, RUNTIMES
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import DataError, ExportError
 from notan.exporting import export
@@ -32,7 +33,6 @@ from notan.prediction.predictor import Predictor
 if TYPE_CHECKING:
     from pathlib import Path
 
-RUNTIMES = ("openvino", "onnxruntime")
 INPUTS = [
     each.astype(np.float32) for each in np.random.default_rng(3).normal(size=(3, 1, 3, 16, 16))
 ]
@@ -85,7 +85,7 @@ def test_the_card_says_how_it_was_quantized(int8: Path) -> None:
     )
     assert exported.quantized.layers + len(exported.quantized.float_layers) == 23
     assert exported.quantized.share >= LEAST_INT8
-    assert {each.runtime for each in exported.parity} == set(RUNTIMES)
+    assert {each.runtime for each in exported.parity} == set(INSTALLED)
     assert all(each.mask_iou >= LEAST_IOU["int8"] for each in exported.parity)
 
 
@@ -105,8 +105,9 @@ def test_the_file_holds_its_weights_in_int8_and_is_valid(int8: Path, portable: P
     assert int8.stat().st_size < 0.6 * portable.stat().st_size
 
 
+@OPENVINO
 def test_both_runtimes_give_the_same_masks(int8: Path) -> None:
-    one, other = (Predictor.load(int8, backend=each) for each in RUNTIMES)
+    one, other = (Predictor.load(int8, backend=each) for each in INSTALLED)
     for sample in DrawnSource(6, size=(40, 48), seed=1, first=30):
         expected, found = one(sample.image), other(sample.image)
         np.testing.assert_allclose(expected.probability, found.probability, atol=0.02)
@@ -181,7 +182,7 @@ def test_masks_that_int8_changes_are_refused_and_nothing_is_written(
     own = {"model": None, "model_class": "Flat", "postprocessing": postprocessing}
     model = tmp_path / "delicate.safetensors"
     save_checkpoint(model, Checkpoint(card.model_copy(update=own), other.state_dict()))
-    words = r"int8 under openvino gives other masks .* 0.995 is wanted; nothing was written: export"
+    words = rf"int8 under {INSTALLED[0]} gives other masks .* 0.995 is wanted; nothing was written"
     with pytest.raises(ExportError, match=words):
         export(model, precision="int8", own_model=Flat())
     assert list(tmp_path.iterdir()) == [model]
@@ -202,7 +203,7 @@ def test_a_quantized_layer_computes_what_its_rounded_numbers_say(tmp_path: Path)
         layer.weight.copy_(torch.from_numpy(np.round(weights / scale) * scale))
         expected = layer(torch.from_numpy(rounded.astype(np.float32))).numpy()
     (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
-    for runtime in RUNTIMES:
+    for runtime in INSTALLED:
         found = onnx_backend(tmp_path / "a.onnx", runtime)(INPUTS[0])
         np.testing.assert_allclose(found, expected, atol=3 * step * float(scale.max()))
 
@@ -215,7 +216,7 @@ def test_the_largest_numbers_are_added_without_loss_on_every_processor(tmp_path:
     candidate, _ = next(Quantizer(to_onnx(layer, 1), [largest], "ones").candidates())
     (tmp_path / "a.onnx").write_bytes(candidate.SerializeToString())
     expected = layer(torch.from_numpy(largest)).detach().numpy()
-    for runtime in RUNTIMES:
+    for runtime in INSTALLED:
         found = onnx_backend(tmp_path / "a.onnx", runtime)(largest)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 

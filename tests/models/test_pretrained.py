@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from forbidden import run_without
+from needs import WEIGHTS
 from notan.errors import CheckpointError, StorageError
 from notan.models.pretrained import PUBLISHED, Package, Web
 from shelf import Shelf, serving
@@ -102,11 +103,13 @@ def package() -> Package:
     return where
 
 
+@WEIGHTS
 def test_the_published_efficientnet_is_the_very_file_of_its_package() -> None:
     content = hashlib.sha256(package().find().read_bytes()).hexdigest()
     assert package().known_hash == f"sha256:{content}"
 
 
+@WEIGHTS
 @pytest.mark.parametrize("there", [b"cut", None])
 def test_a_damaged_file_of_the_package_says_how_to_install_it_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bytes | None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from needs import WEIGHTS
 from notan.checking.label_errors import plan_search
 from notan.comparison import ensemble, make_ensemble
 from notan.data.synthetic import DrawnSource
@@ -67,6 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_own(on_lite0(seed=7), tmp_path_factory.mktemp("trained") / "run").checkpoint
 
 
+@WEIGHTS
 def test_the_published_weights_reach_the_encoder_and_the_card(tmp_path: Path) -> None:
     result = train_own(on_lite0(train__pretrained=True, train__learning_rate=1e-12), tmp_path / "r")
     where = PUBLISHED[LITE0].where.find()
@@ -113,6 +115,7 @@ def test_a_file_takes_the_place_of_the_published_weights(weights: Path) -> None:
     assert same(encoder_of(parts), dict(read_weights(weights).weights))
 
 
+@WEIGHTS
 def test_the_published_file_itself_is_recognised(tmp_path: Path) -> None:
     copy = tmp_path / "some-name.pth"
     copy.write_bytes(PUBLISHED[LITE0].where.find().read_bytes())
