@@ -86,9 +86,10 @@ def test_a_run_folder_stands_for_its_model(small_checkpoint: Path, tmp_path: Pat
 
 def test_the_default_model_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     api._default_predictor.cache_clear()
-    notan.predict(photo())
+    first = notan.predict(photo())
     monkeypatch.setattr(api, "load", None)
-    notan.predict(photo())
+    np.testing.assert_array_equal(notan.predict(photo()).mask, first.mask)
+    assert api._default_predictor.cache_info().misses == 1
 
 
 def test_views_and_threshold_reach_the_predictor(small_checkpoint: Path) -> None:

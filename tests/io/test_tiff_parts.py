@@ -57,7 +57,7 @@ def written(path: Path, pixels: npt.NDArray[Any], **options: Any) -> Path:
     return path
 
 
-def require_same_parts(path: Path) -> None:
+def assert_same_parts(path: Path) -> None:
     whole = read_image(path)
     height, width = whole.shape[:2]
     with TiffParts(path) as parts:
@@ -77,7 +77,7 @@ def test_parts_are_parts_of_the_image_that_is_read_at_once(
     monkeypatch.setattr(tiff_parts, "CUT_PIXELS", 500)  # eight rows
     monkeypatch.setattr(tiff_parts, "CACHE_BYTES", 6000)  # a few parts
     pixels, options = KINDS[kind]
-    require_same_parts(written(tmp_path / "a.tif", pixels, **options))
+    assert_same_parts(written(tmp_path / "a.tif", pixels, **options))
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "packbits", "tiff_adobe_deflate"])
@@ -85,13 +85,13 @@ def test_every_compression_of_small_images_is_one_of_large_ones(
     compression: str, tmp_path: Path
 ) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "a.tif", compression=compression)
-    require_same_parts(tmp_path / "a.tif")
+    assert_same_parts(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("mode", ["P", "CMYK", "1"])
 def test_rare_modes_are_read_too(mode: str, tmp_path: Path) -> None:
     Image.fromarray(COLOUR).convert(mode).save(tmp_path / "a.tif", compression="tiff_lzw")
-    require_same_parts(tmp_path / "a.tif")
+    assert_same_parts(tmp_path / "a.tif")
 
 
 def test_no_more_is_kept_than_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,4 +186,8 @@ def test_an_output_never_takes_the_place_of_an_input(tmp_path: Path, given: str)
 
 def test_outputs_may_go_beside_the_inputs(tmp_path: Path) -> None:
     touch(tmp_path / "cat.png", tmp_path / "dog.png")
-    refuse_outputs_over_inputs(find_inputs([tmp_path]), lambda name: masks(tmp_path, name))
+    found = find_inputs([tmp_path])
+    refuse_outputs_over_inputs(found, lambda name: masks(tmp_path, name))
+    outputs = {path for each in found for path in masks(tmp_path, each.name)}
+    assert outputs
+    assert outputs.isdisjoint(each.path for each in found)
