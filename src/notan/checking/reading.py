@@ -31,7 +31,8 @@ from notan.data.folders import (
 )
 from notan.data.samples import Labels
 from notan.errors import DataError
-from notan.io.images import read_format, read_image, read_size
+from notan.io.headers import read_format, read_size
+from notan.io.images import read_image
 from notan.io.masks import read_trimap
 
 if TYPE_CHECKING:

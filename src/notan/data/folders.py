@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from notan.data.samples import FileSource, Labels, Pair, choose_validation, require_same_size
 from notan.errors import ConfigError, DataError, nearest
-from notan.io.images import read_size
+from notan.io.headers import read_size
 from notan.io.masks import read_mask, read_trimap
 
 if TYPE_CHECKING:

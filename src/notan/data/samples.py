@@ -11,7 +11,8 @@ import numpy as np
 
 from notan.errors import DataError, ShapeError
 from notan.io.digest import sha256
-from notan.io.images import read_image, read_size
+from notan.io.headers import read_size
+from notan.io.images import read_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -24,7 +24,8 @@ from PIL import Image
 
 from notan.data.folders import SUFFIXES
 from notan.errors import ConfigError, DataError, ShapeError
-from notan.io.images import convert_image, decode_image, decode_size, opened, read_image
+from notan.io.headers import decode_size, opened
+from notan.io.images import convert_image, decode_image, read_image
 from notan.io.tiff import TIFF_SIGNATURES, TiffPages, TiffParts, is_large_tiff
 from notan.io.video import VIDEO_SUFFIXES, Video, is_video
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from notan.data.folders import PART_NAMES, SUFFIXES, image_files
 from notan.errors import ConfigError, DataError
-from notan.io.images import read_image, read_size
+from notan.io.headers import read_size
+from notan.io.images import read_image
 from notan.io.write import replacing
 from notan.prediction.formats.rows import decode_rle, kaggle_rle, read_runs
 from notan.prediction.formats.writers import RLE_HEADER, write_rle_csv
