@@ -277,9 +277,9 @@ def test_a_layout_that_was_asked_for_and_is_not_there_is_refused(tmp_path: Path)
 
 def test_an_image_without_a_mask_is_named_with_the_nearest(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant", "bee", "dog")
-    (folder / "masks" / "bee.png").rename(folder / "masks" / "bee_mask.png")
+    (folder / "masks" / "bee.png").rename(folder / "masks" / "bee_old.png")
     with pytest.raises(
-        DataError, match=r"bee\.png: there is no mask bee\.\* in .*the nearest is bee_mask\.png"
+        DataError, match=r"bee\.png: there is no mask bee\.\* in .*the nearest is bee_old\.png"
     ):
         split(folder, "train")
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from notan.checking.diagnosis import Diagnosis, Finding, number_of, worst_first
-from notan.checking.reading import WHOLE, collect
+from notan.checking.reading import collect
 from notan.checking.suspicion import SuspectRanking, judge_all, rank
 from notan.data.folders import mask_labels, trimap_labels
+from notan.data.layouts import WHOLE
 from notan.data.samples import FileSource, Pair, Subset, choose_folds, choose_validation
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.io.digest import hash_file, sha256

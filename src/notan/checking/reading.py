@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
@@ -19,15 +18,14 @@ import numpy.typing as npt
 
 from notan.checking.alignment import Alignment, align
 from notan.checking.diagnosis import Finding, Severity, number_of
-from notan.data.folders import (
-    PART_NAMES,
+from notan.data.folders import mask_labels, pair_of, split_names
+from notan.data.layouts import (
     SUFFIXES,
-    has_pairs,
+    find_parts,
     image_files,
-    mask_labels,
-    pair_of,
-    part_folder,
-    split_names,
+    match,
+    passed_over,
+    unread_partner,
 )
 from notan.data.samples import Labels
 from notan.errors import DataError
@@ -40,13 +38,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.config import TrimapBorder
+    from notan.data.layouts import Matching, Part
     from notan.types import Mask, RGBImage, Size
 
 UNLISTED = "unlisted"
 """The split of files that stand in the Oxford pets' folders but in none of its lists."""
-
-WHOLE = "all"
-"""The split of a folder that has no parts."""
 
 NAMED = 3
 """Names that a message gives before it only counts."""
@@ -88,52 +84,41 @@ def collect(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
 
 
 def _parts_of(folder: Path) -> tuple[list[Entry], list[Finding]]:
-    """List images/ and masks/ of the folder itself and of each of its parts."""
+    """List the images and masks of the folder itself and of each of its parts."""
     entries: list[Entry] = []
     findings: list[Finding] = []
-    for split, part in _parts(folder):
-        images, masks = _files(part / "images"), _files(part / "masks")
-        found = _matched(split, images, masks)
+    for part in find_parts(folder):
+        images, masks = part.files
+        found = _entries(part.split, images, part.matching)
         entries += found
         for what, files in (("image", images), ("mask", masks)):
-            findings += _same_stems(split, files, what)
-        findings += _without_partner(part, split, found)
-        findings += _ignored(part, split)
+            findings += _same_stems(part.split, files, what)
+        findings += _without_partner(part, found)
+        findings += _unclear(part)
+        findings += _ignored(part)
+        findings += _recognised(part, folder)
     return entries, findings
 
 
-def _parts(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Give the parts, also those that have only one of images/ and masks/."""
-    if has_pairs(folder):
-        yield WHOLE, folder
-    for split, names in PART_NAMES.items():
-        halves = (
-            folder / name
-            for name in names
-            if (folder / name / "images").is_dir() or (folder / name / "masks").is_dir()
-        )
-        part = part_folder(folder, split) or next(halves, None)
-        if part:
-            yield split, part
+def _entries(split: str, images: Sequence[Path], matching: Matching) -> list[Entry]:
+    """Return the pairs; what has no partner, or is a second one, stands alone, and is read too."""
+    pairs = [Entry(each.stem, split, each, matching.partners.get(each)) for each in images]
+    return pairs + [Entry(each.stem, split, None, each) for each in matching.masks_alone]
 
 
-def _files(folder: Path) -> list[Path]:
-    """List the image files of a folder that may be missing."""
-    return image_files(folder) if folder.is_dir() else []
+def _recognised(part: Part, folder: Path) -> Iterator[Finding]:
+    """Note folders and files that were taken by other names than images/ and masks/."""
+    names = (part.images.name, part.masks.name)
+    if names != ("images", "masks") and part.matching.partners:
+        message = f"{folder}: {part.in_words(folder)}"
+        yield Finding("recognised", "note", message, (), part.split)
 
 
-def _matched(split: str, images: Sequence[Path], masks: Sequence[Path]) -> list[Entry]:
-    """Pair files by stem; a second file of a stem stands alone, so that it is read too."""
-    waiting: dict[str, list[Path]] = defaultdict(list)
-    for mask in masks:
-        waiting[mask.stem].append(mask)
-    entries = [
-        Entry(image.stem, split, image, waiting[image.stem].pop(0) if waiting[image.stem] else None)
-        for image in images
-    ]
-    return entries + [
-        Entry(mask.stem, split, None, mask) for left in waiting.values() for mask in left
-    ]
+def _unclear(part: Part) -> Iterator[Finding]:
+    for path, several in part.matching.unclear.items():
+        names = " and ".join(each.name for each in several)
+        message = f"{path}: {names} may both belong to it; take away, or rename, the wrong ones"
+        yield Finding("unclear-partner", "error", message, (path, *several), part.split)
 
 
 def _same_stems(split: str, files: Sequence[Path], what: str) -> Iterator[Finding]:
@@ -148,7 +133,9 @@ def _same_stems(split: str, files: Sequence[Path], what: str) -> Iterator[Findin
             yield Finding("same-stem-twice", "error", message, (first, path), split)
 
 
-def _without_partner(part: Path, split: str, entries: Sequence[Entry]) -> Iterator[Finding]:
+def _without_partner(part: Part, entries: Sequence[Entry]) -> Iterator[Finding]:
+    where = {"image": part.images, "mask": part.masks}
+    unclear = {*part.matching.unclear, *(p for s in part.matching.unclear.values() for p in s)}
     names = {
         "image": {entry.name for entry in entries if entry.image},
         "mask": {entry.name for entry in entries if entry.mask},
@@ -157,21 +144,23 @@ def _without_partner(part: Path, split: str, entries: Sequence[Entry]) -> Iterat
         path, what, wanted = (
             (entry.image, "image", "mask") if entry.image else (entry.mask, "mask", "image")
         )
-        if path is None or entry.name in names[wanted]:
+        if path is None or path in unclear or entry.name in names[wanted]:
             continue
         lonely = sorted(names[wanted] - names[what])
         close = difflib.get_close_matches(entry.name, lonely, n=1, cutoff=0.4)
         hint = f" (the nearest without a partner is {close[0]})" if close else ""
+        if other := unread_partner(path, where[wanted]):
+            hint = f" ({other.name} is of a kind that is not read)"
         message = (
-            f"{path}: there is no {wanted} {entry.name}.* in {part / f'{wanted}s'}{hint}; "
+            f"{path}: there is no {wanted} {entry.name}.* in {where[wanted]}{hint}; "
             "image and mask must have the same name before the dot"
         )
-        yield Finding(f"{what}-without-{wanted}", "error", message, (path,), split)
+        yield Finding(f"{what}-without-{wanted}", "error", message, (path,), part.split)
 
 
-def _ignored(part: Path, split: str) -> Iterator[Finding]:
+def _ignored(part: Part) -> Iterator[Finding]:
     """Note what stands among the images and is never read."""
-    for folder in (part / "images", part / "masks"):
+    for folder in dict.fromkeys((part.images, part.masks)):
         if not folder.is_dir():
             continue
         read = set(image_files(folder))
@@ -180,10 +169,10 @@ def _ignored(part: Path, split: str) -> Iterator[Finding]:
         )
         if others:
             message = (
-                f"{folder}: {_named(others)} never read, because only image files directly in "
-                "this folder are; move or rename what should count"
+                f"{folder}: {_named(others)} never read, because only image files directly in this "
+                f"folder are ({passed_over(folder)} passed over); move or rename what should count"
             )
-            yield Finding("ignored-file", "note", message, tuple(others), split)
+            yield Finding("ignored-file", "note", message, tuple(others), part.split)
 
 
 def _pets(folder: Path) -> tuple[list[Entry], list[Finding]]:
@@ -214,7 +203,7 @@ def _pets(folder: Path) -> tuple[list[Entry], list[Finding]]:
     listed = {path for entry in entries for path in (entry.image, entry.mask)}
     folders = (folder / "images", folder / "annotations" / "trimaps")
     rest = [[path for path in image_files(each) if path not in listed] for each in folders]
-    unlisted = _matched(UNLISTED, *rest)
+    unlisted = _entries(UNLISTED, rest[0], match(*rest))
     if unlisted:
         files = tuple(path for entry in unlisted for path in (entry.image, entry.mask) if path)
         message = f"{folder}: {_named(files)} in none of the lists, so no split reads them"

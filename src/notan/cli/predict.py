@@ -95,6 +95,8 @@ def predict(
             (SVG).
         resume: Leave out what an earlier run with the same settings has written into the folder.
     """
+    from notan.data.layouts import SUFFIXES, passed_over
+    from notan.io.video import VIDEO_SUFFIXES
     from notan.prediction.formats import Writers
     from notan.prediction.inputs import find_inputs, refuse_outputs_over_inputs
     from notan.prediction.pipeline import Pipeline
@@ -120,6 +122,9 @@ def predict(
         print(unsure)
     kept = f" ({table.kept} were there already)" if table.kept else ""
     print(f"{table.predicted + table.kept} of {table.total} images: {out}{kept}")
+    for folder in (each for each in inputs if each.is_dir()):
+        if others := passed_over(folder, SUFFIXES | VIDEO_SUFFIXES):
+            print(f"passed over in {folder}: {others}")
     _raise_failures(table)
 
 

@@ -1,20 +1,32 @@
 """Data folders: which layout one has, and the source of each of its splits.
 
-Two layouts are known: ``images/`` and ``masks/`` matched by stem, alone or inside ``train/``,
-``val/`` and ``test/``; and the Oxford-IIIT Pet dataset's own, with its official lists and trimaps
-(Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012).
+Two layouts are known: folders of images and masks, alone or in parts (``notan.data.layouts``); and
+the Oxford-IIIT Pet dataset's own, with its official lists and trimaps (Parkhi, Vedaldi, Zisserman,
+Jawahar, "Cats and Dogs", CVPR 2012).
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
+from notan.data.layouts import PART_NAMES as PART_NAMES
+from notan.data.layouts import SUFFIXES as SUFFIXES
+from notan.data.layouts import (
+    WHOLE,
+    Part,
+    find_parts,
+    refuse_other_kinds,
+    unread_partner,
+    whole_part,
+)
+from notan.data.layouts import image_files as image_files
 from notan.data.samples import FileSource, Labels, Pair, choose_validation, require_same_size
 from notan.errors import ConfigError, DataError, nearest
 from notan.io.headers import read_size
@@ -26,54 +38,47 @@ if TYPE_CHECKING:
 
     from notan.config import Data, TrimapBorder
 
+logger = logging.getLogger("notan")
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm",
-    ".ppm", ".pbm", ".tga", ".jp2", ".avif",
-))  # fmt: skip
-"""File names that count as images; what is inside decides how they are decoded."""
 
 THREADS = 4
 """That read files at once; decoding leaves Python's lock, more would wait for the disk."""
 
-PART_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("val", "validation", "valid"),
-    "test": ("test",),
-}
-
 
 def looks_like_folder(folder: Path) -> bool:
-    """Say whether a folder holds images/ and masks/, directly or in a part."""
-    return has_pairs(folder) or any(part_folder(folder, split) for split in PART_NAMES)
-
-
-def part_folder(folder: Path, split: str) -> Path | None:
-    """Return the folder of a part (train, validation or test), or None where there is none."""
-    for name in PART_NAMES[split]:
-        if has_pairs(folder / name):
-            return folder / name
-    return None
+    """Say whether a folder holds images and masks, directly or in a part."""
+    return any(part.is_whole for part in find_parts(folder))
 
 
 def folder_source(folder: Path) -> FileSource:
-    """Return the pairs of ``folder/images`` and ``folder/masks``, in the order of their names.
+    """Return the pairs of a folder without parts, in the order of their names.
 
     Raises:
-        DataError: There are no pairs, an image has no mask, or a mask no image.
+        DataError: There are no pairs, an image has no mask, a mask no image, or it is unclear which
+            belong together.
     """
-    images = _by_stem(folder / "images")
-    masks = _by_stem(folder / "masks")
+    return _source_of(whole_part(folder))
+
+
+def _source_of(part: Part) -> FileSource:
+    images, masks = part.files
     if not images:
         raise DataError(
-            f"{folder / 'images'}: no images here; "
-            f"files ending in {', '.join(sorted(SUFFIXES))} were wanted"
+            f"{part.images}: no images here; files ending in {', '.join(sorted(SUFFIXES))} were "
+            "wanted"
         )
-    _require_partners(images, masks, folder / "masks", "mask")
-    _require_partners(masks, images, folder / "images", "image")
-    return FileSource([Pair(stem, images[stem], masks[stem]) for stem in images], mask_labels)
+    for files in (images, masks):
+        _require_different_stems(files)
+    for path, several in part.matching.unclear.items():
+        names = " and ".join(each.name for each in several)
+        raise DataError(
+            f"{path}: {names} may both belong to it; take away, or rename, those that do not"
+        )
+    _require_partners(part.matching.images_alone, masks, part.masks, "mask")
+    _require_partners(part.matching.masks_alone, images, part.images, "image")
+    return FileSource(part.pairs(), mask_labels)
 
 
 def mask_labels(path: Path) -> Labels:
@@ -84,20 +89,6 @@ def mask_labels(path: Path) -> Labels:
     """
     reading = read_mask(path)
     return Labels(reading.mask, None, reading.encoding)
-
-
-def has_pairs(folder: Path) -> bool:
-    """Say whether a folder holds images/ and masks/ itself."""
-    return (folder / "images").is_dir() and (folder / "masks").is_dir()
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return a folder's image files by name; hidden files (``._x.jpg``) are none."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
 
 
 def loose_images(folder: Path) -> list[Path]:
@@ -115,30 +106,31 @@ def loose_images(folder: Path) -> list[Path]:
     )
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _require_different_stems(files: Sequence[Path]) -> None:
     found: dict[str, Path] = {}
-    for path in image_files(folder):
+    for path in files:
         if path.stem in found:
             raise DataError(
                 f"{path}: {found[path.stem].name} has the same stem, so its partner is unclear; "
                 "rename or remove one of them"
             )
         found[path.stem] = path
-    return found
 
 
 def _require_partners(
-    files: dict[str, Path], partners: dict[str, Path], where: Path, wanted: str
+    alone: Sequence[Path], partners: Sequence[Path], where: Path, wanted: str
 ) -> None:
-    alone = [stem for stem in files if stem not in partners]
     if not alone:
         return
-    near = [stem for stem in partners if stem not in files]
-    closest = difflib.get_close_matches(alone[0], near, n=1, cutoff=0.4)
-    hint = f" (the nearest is {partners[closest[0]].name})" if closest else ""
+    stem = alone[0].stem
+    near = {path.stem: path for path in partners}
+    closest = difflib.get_close_matches(stem, near, n=1, cutoff=0.4)
+    hint = f" (the nearest is {near[closest[0]].name})" if closest else ""
+    if other := unread_partner(alone[0], where):
+        hint = f" ({other.name} is of a kind that is not read)"
     others = f", nor for {len(alone) - 1} others" if len(alone) > 1 else ""
     raise DataError(
-        f"{files[alone[0]]}: there is no {wanted} {alone[0]}.* in {where}{hint}{others}; "
+        f"{alone[0]}: there is no {wanted} {stem}.* in {where}{hint}{others}; "
         "image and mask must have the same name before the dot"
     )
 
@@ -288,6 +280,7 @@ def find_layout(data: Data) -> str:
         "pets": "images/ and annotations/trimaps/",
         "folder": "images/ and masks/ (alone, or inside train/, val/ and test/)",
     }
+    refuse_other_kinds(folder)
     layouts = wanted if data.layout == "auto" else {data.layout: wanted[data.layout]}
     inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     raise DataError(
@@ -301,7 +294,8 @@ def makes_validation(data: Data) -> bool:
     folder = _existing(data.path)
     if find_layout(data) == "pets":
         return False
-    return has_pairs(folder) or part_folder(folder, "validation") is None
+    parts = _parts_of(folder)
+    return WHOLE in parts or "validation" not in parts
 
 
 def has_test(data: Data) -> bool:
@@ -313,7 +307,12 @@ def has_test(data: Data) -> bool:
     folder = _existing(data.path)
     if find_layout(data) == "pets":
         return has_list(folder, "test")
-    return part_folder(folder, "test") is not None
+    return "test" in _parts_of(folder)
+
+
+def _parts_of(folder: Path) -> dict[str, Part]:
+    """Return the parts of a folder that have images and masks."""
+    return {part.split: part for part in find_parts(folder) if part.is_whole}
 
 
 def _existing(path: Path | None) -> Path:
@@ -329,11 +328,9 @@ def _existing(path: Path | None) -> Path:
 def _folder_split(
     folder: Path, split: str, data: Data, seed: int, validation_names: frozenset[str] | None
 ) -> FileSource:
-    if split == "all":
-        return _undivided(folder)
-    if split == "test" or not makes_validation(data):
+    if split == "all" or split == "test" or not makes_validation(data):
         return _own_part(folder, split)
-    whole = folder_source(folder) if has_pairs(folder) else _own_part(folder, "train")
+    whole = _own_part(folder, WHOLE if WHOLE in _parts_of(folder) else "train")
     if len(whole) < 2:
         raise DataError(
             f"{folder}: only one pair of image and mask; at least two are wanted, "
@@ -354,23 +351,27 @@ def _folder_split(
     return whole.only(held_back)
 
 
-def _undivided(folder: Path) -> FileSource:
-    if not has_pairs(folder):
+def _own_part(folder: Path, split: str) -> FileSource:
+    part = _parts_of(folder).get(split)
+    if part is None and split == WHOLE:
         raise DataError(
             f"{folder}: this folder is divided into parts; choose one with --split, "
             f"or point --data-path at one of them, say {folder / 'train'}"
         )
-    return folder_source(folder)
-
-
-def _own_part(folder: Path, split: str) -> FileSource:
-    part = part_folder(folder, split)
     if part is None:
         raise DataError(
             f"{folder}: there is no {split} part ({split}/images and {split}/masks); "
             "choose another with --split train, --split val or --split all"
         )
-    return folder_source(part)
+    source = _source_of(part)
+    _say_once(f"{folder}: {part.in_words(folder)}")
+    return source
+
+
+@cache
+def _say_once(words: str) -> None:
+    """Write into the log what was recognised, however often a folder is opened."""
+    logger.info("%s", words)
 
 
 SILENT_ENCODINGS = ("empty", "full")

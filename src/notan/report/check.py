@@ -35,6 +35,7 @@ TITLES = {
     "image-without-mask": "Images without masks",
     "mask-without-image": "Masks without images",
     "same-stem-twice": "Two files of one name",
+    "unclear-partner": "Files that could belong to several",
     "masks-disagree": "Masks of different foreground values",
     "mixed-encodings": "Masks of several encodings",
     "duplicate": "The same image twice",
@@ -67,6 +68,7 @@ TITLES = {
     "label-unjudged": "Masks that could not be ranked",
     "mask-encoding": "How the masks are read",
     "ignored-file": "Files that are never read",
+    "recognised": "How the folders are read",
     "unlisted": "Files that are in no list",
 }
 
@@ -199,7 +201,7 @@ MOST_OPEN = 3
 """More findings of one kind than this are folded away."""
 
 WITHOUT_THUMBNAILS = frozenset(
-    {"mask-encoding", "ignored-file", "label-unjudged", "label-disagreement"}
+    {"mask-encoding", "recognised", "ignored-file", "label-unjudged", "label-disagreement"}
     | {f"label-{kind}" for kind in KINDS}  # the section about labels shows them
 )
 
