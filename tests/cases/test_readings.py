@@ -460,9 +460,9 @@ def test_antialiased_curves_of_any_depth_are_two_classes(tmp_path: Path, thickne
     canvas = np.zeros((160, 200), np.uint8)
     cv2.ellipse(canvas, (100, 80), (70, 40), 25, 0, 360, 255, thickness, cv2.LINE_AA)
     cv2.line(canvas, (5, 5), (190, 61), 255, thickness, cv2.LINE_AA)
-    for dtype, factor in ((np.uint8, 1), (np.uint16, 257)):
+    for values in (canvas, canvas.astype(np.uint16) * np.uint16(257)):
         path = tmp_path / "mask.tif"
-        tifffile.imwrite(path, canvas.astype(dtype) * dtype(factor))
+        tifffile.imwrite(path, values)
         np.testing.assert_array_equal(read_mask(path).mask, canvas > 127)
 
 

@@ -74,6 +74,9 @@ class Data(Section):
     exif_orientation: Literal["apply", "ignore"] = "apply"
     """Whether images are turned upright by their EXIF orientation; ``ignore``: the masks were
     drawn on the pixels as they are stored."""
+    white: Annotated[int, Field(ge=255, le=65535)] | None = None
+    """The value of 16-bit images that is read as white; None: the largest value of as many bits
+    (8, 10, 12, 14 or 16) as the images use."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Fraction of the training images set aside for validation, where the data have no
     validation part."""

@@ -247,7 +247,7 @@ class UnlabelledImages(Dataset["Unlabelled | DataError"]):
         path = self.files[key.number].path
         rng = np.random.default_rng((self.seed, SALT, *key))
         try:
-            image = read_image(path)
+            image = read_image(path, white=self.preprocessor.white)
         except DataError as error:
             return error
         nothing = np.zeros(image.shape[:2], bool)

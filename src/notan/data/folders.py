@@ -11,11 +11,13 @@ import difflib
 import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
+from notan.config import Data
 from notan.data.layouts import PART_NAMES as PART_NAMES
 from notan.data.layouts import SUFFIXES as SUFFIXES
 from notan.data.layouts import (
@@ -27,16 +29,25 @@ from notan.data.layouts import (
     whole_part,
 )
 from notan.data.layouts import image_files as image_files
-from notan.data.samples import FileSource, Labels, Pair, choose_validation, require_same_size
+from notan.data.samples import (
+    FileSource,
+    ImageReading,
+    Labels,
+    Pair,
+    choose_validation,
+    require_same_size,
+)
 from notan.errors import ConfigError, DataError, nearest
-from notan.io.headers import read_size
-from notan.io.masks import read_mask, read_trimap
+from notan.io.headers import Contents, read_contents
+from notan.io.images import FULL_DEPTH, read_peak
+from notan.io.masks import AS_IT_STANDS, CHOSEN, read_mask, read_trimap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from notan.config import Data, TrimapBorder
+    from notan.config import Masks, TrimapBorder
+    from notan.modelfile.card import Card
 
 logger = logging.getLogger("notan")
 
@@ -81,14 +92,14 @@ def _source_of(part: Part) -> FileSource:
     return FileSource(part.pairs(), mask_labels)
 
 
-def mask_labels(path: Path) -> Labels:
-    """Read a two-class mask by the one rule of ``notan.io.masks``.
+def mask_labels(path: Path, *, rule: Masks = AS_IT_STANDS) -> Labels:
+    """Read a two-class mask by the one rule of ``notan.io.masks``, and what the owner says.
 
     Raises:
         DataError: The file is unreadable or its values are ambiguous.
     """
-    reading = read_mask(path)
-    return Labels(reading.mask, None, reading.encoding)
+    reading = read_mask(path, rule)
+    return Labels(reading.mask, reading.ignore, reading.encoding)
 
 
 def loose_images(folder: Path) -> list[Path]:
@@ -260,9 +271,45 @@ def open_split(
     split = SPLITS.get(split, split)
     if find_layout(data) == "pets":
         source = pets_source(folder, split, data.trimap_border)
+        read = source.read_labels
     else:
         source = _folder_split(folder, split, data, seed, validation_names)
+        read = partial(mask_labels, rule=data.masks)
+    images = ImageReading(data.white or FULL_DEPTH, data.exif_orientation == "apply")
+    source = FileSource(source.pairs, read, images)
     return source.first(data.limit) if split == "train" else source
+
+
+def open_as_trained(
+    card: Card, split: str, path: Path, *, trimap_border: TrimapBorder | None = None
+) -> tuple[FileSource, Data]:
+    """Open a part of a data folder as a model knows it: layout, masks, bits, validation split.
+
+    Args:
+        card: Of the model.
+        split: As for ``open_split``.
+        path: The data folder.
+        trimap_border: Another rule for the trimap's border than the model's own.
+
+    Returns:
+        The part, and the settings that it was opened with.
+
+    Raises:
+        ConfigError: There is no such split.
+        DataError: The folder is missing, has no pairs, or lacks this part.
+    """
+    known = card.run.data
+    border = trimap_border or card.trimap_border
+    data = Data(
+        path=path,
+        layout=known.layout,
+        masks=known.masks,
+        exif_orientation=known.exif_orientation,
+        white=card.preprocess.white,
+        **({"trimap_border": border} if border else {}),
+    )
+    names = frozenset(card.data.validation_names or ()) or None
+    return open_split(data, split, seed=card.run.seed, validation_names=names), data
 
 
 def find_layout(data: Data) -> str:
@@ -381,29 +428,60 @@ USUAL_ENCODINGS = frozenset({"0/1", "0/255", "0/65535"})
 """Readings of the kind 0/k that may stand side by side."""
 
 
-def survey_masks(source: FileSource) -> Mapping[str, int]:
-    """Read every mask of a source once and say how often each encoding was found.
+@dataclass(frozen=True)
+class Survey:
+    """What reading every mask and every image's header of a source showed.
+
+    Attributes:
+        encodings: How many masks were read by each encoding, such as ``{"0/255": 92}``.
+        choices: How many images were read by each choice among several readings.
+        turned: How many images are turned by their EXIF orientation.
+        peak: The largest value in images of 16 bits; 0 where there are none.
+    """
+
+    encodings: Mapping[str, int]
+    choices: Mapping[str, int]
+    turned: int
+    peak: int
+
+    def lines(self, split: str) -> Iterator[str]:
+        """Say how masks and images were read, a line for each thing that was decided."""
+        readings = ", ".join(f"{encoding} ({count})" for encoding, count in self.encodings.items())
+        yield f"{split} masks read as: {readings}"
+        for choice, count in self.choices.items():
+            yield f"{split} images: {choice} ({count})"
+        if self.turned:
+            yield (
+                f"{split} images: turned by their EXIF orientation ({self.turned}), their masks as "
+                "stored; if the masks were drawn on unturned images, set "
+                "data.exif_orientation=ignore"
+            )
+
+
+def survey(source: FileSource) -> Survey:
+    """Read every mask of a source once, and every image's header.
 
     A mask that cannot be read, or can be read in two ways, ends a run in its first seconds instead
-    of in its third hour.
+    of in its third hour. What is decided for an image is said.
 
     Args:
-        source: Pairs of files; images are opened for their size only.
-
-    Returns:
-        How many masks were read by each encoding, such as ``{"0/255": 92}``.
+        source: Pairs of files; images are decoded only where they have 16 bits, to see how many
+            of these are in use.
 
     Raises:
         DataError: A file is unreadable or ambiguous, or a pair differs in size, or two masks
-            mean different values by foreground.
+            mean different values by foreground, or no mask holds what the owner calls foreground.
     """
 
-    def encoding_of(pair: Pair) -> str:
+    def read(pair: Pair) -> tuple[str, bool, Contents, int]:
         labels = source.read_labels(pair.mask)
-        require_same_size(pair, read_size(pair.image), labels.mask.shape)
-        return labels.encoding
+        contents = read_contents(pair.image, upright=source.images.upright)
+        require_same_size(pair, contents.size, labels.mask.shape)
+        peak = read_peak(pair.image) if contents.deep else 0
+        return labels.encoding, bool(labels.mask.any()), contents, peak
 
-    encodings = in_threads(encoding_of, source.pairs, "reading masks")
+    found = in_threads(read, source.pairs, "reading masks")
+    encodings = [encoding for encoding, *_ in found]
     odd = odd_encodings(encodings)
     for pair, encoding in zip(source.pairs, encodings, strict=True):
         if encoding in odd:
@@ -413,7 +491,22 @@ def survey_masks(source: FileSource) -> Mapping[str, int]:
                 f"{', '.join(others)}; foreground must be one value throughout (more classes than "
                 "two?)"
             )
-    return Counter(encodings)
+    if found and encodings[0].startswith(CHOSEN) and not any(any_true for _, any_true, *_ in found):
+        raise DataError(
+            f"{source.pairs[0].mask.parent}: none of {len(found)} masks holds {encodings[0]}, so "
+            "all would be empty; look up what they hold with: notan check"
+        )
+    return Survey(
+        Counter(encodings),
+        Counter(choice for _, _, contents, _ in found for choice in contents.choices),
+        sum(contents.turned and source.images.upright for _, _, contents, _ in found),
+        max((peak for *_, peak in found), default=0),
+    )
+
+
+def white_of(peak: int) -> int:
+    """Return the value that is white in a data set: the largest of as many bits as it uses."""
+    return next((2**bits - 1 for bits in (8, 10, 12, 14) if 0 < peak < 2**bits), FULL_DEPTH)
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:

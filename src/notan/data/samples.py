@@ -12,7 +12,7 @@ import numpy as np
 from notan.errors import DataError, ShapeError
 from notan.io.digest import sha256
 from notan.io.headers import read_size
-from notan.io.images import read_image
+from notan.io.images import FULL_DEPTH, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -151,6 +151,22 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class ImageReading:
+    """How the image files of a data set are read.
+
+    Attributes:
+        white: The value of 16-bit images that is read as white.
+        upright: Whether they are turned by their EXIF orientation.
+    """
+
+    white: int = FULL_DEPTH
+    upright: bool = True
+
+
+PLAIN = ImageReading()
+
+
+@dataclass(frozen=True)
 class Pair:
     """Where one sample's image and mask lie."""
 
@@ -162,15 +178,22 @@ class Pair:
 class FileSource(Source):
     """Pairs of files with one rule for reading the masks."""
 
-    def __init__(self, pairs: Sequence[Pair], read_labels: Callable[[Path], Labels]) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        read_labels: Callable[[Path], Labels],
+        images: ImageReading = PLAIN,
+    ) -> None:
         """Keep the pairs; nothing is read yet.
 
         Args:
             pairs: One for each sample.
             read_labels: Reads a mask file; picklable, because data workers call it.
+            images: How image files are read.
         """
         self.pairs = tuple(pairs)
         self.read_labels = read_labels
+        self.images = images
 
     @property
     def names(self) -> Sequence[str]:
@@ -184,7 +207,7 @@ class FileSource(Source):
             DataError: A file is missing, unreadable or ambiguous, or the two differ in size.
         """
         pair = self.pairs[index]
-        image = read_image(pair.image)
+        image = read_image(pair.image, white=self.images.white, upright=self.images.upright)
         labels = self.read_labels(pair.mask)
         require_same_size(pair, (image.shape[0], image.shape[1]), labels.mask.shape)
         return Sample(pair.name, image, labels.mask, labels.ignore)
@@ -203,15 +226,20 @@ class FileSource(Source):
         Raises:
             DataError: A file cannot be read.
         """
-        return [read_size(pair.image) for pair in self.pairs]
+        return [read_size(pair.image, upright=self.images.upright) for pair in self.pairs]
 
     def first(self, count: int | None) -> FileSource:
         """Return the first ``count`` samples as a source; None means all of them."""
-        return FileSource(self.pairs[:count], self.read_labels)
+        return FileSource(self.pairs[:count], self.read_labels, self.images)
 
     def only(self, names: frozenset[str]) -> FileSource:
         """Return the samples of these names, in this source's order."""
-        return FileSource([pair for pair in self.pairs if pair.name in names], self.read_labels)
+        pairs = [pair for pair in self.pairs if pair.name in names]
+        return FileSource(pairs, self.read_labels, self.images)
+
+    def with_images(self, images: ImageReading) -> FileSource:
+        """Return the same pairs, whose image files are read in another way."""
+        return FileSource(self.pairs, self.read_labels, images)
 
 
 def hash_ends(path: Path) -> str:

@@ -181,17 +181,23 @@ class Contents(NamedTuple):
         size: (height, width), upright.
         pages: Images of their own in the file: pages of a TIFF, frames of an animation.
         turned: Whether the EXIF orientation turns or mirrors the stored pixels.
+        deep: Whether there may be 16 bits a channel.
         choices: What reading it as one image chooses among several readings, in words.
     """
 
     size: Size
     pages: int
     turned: bool
+    deep: bool
     choices: tuple[str, ...]
 
 
-def read_contents(path: Path) -> Contents:
+def read_contents(path: Path, *, upright: bool = True) -> Contents:
     """Read from its header what an image file holds; no pixel is decoded.
+
+    Args:
+        path: The file.
+        upright: Whether its EXIF orientation is applied.
 
     Raises:
         DataError: The file is missing, is no image, or claims too large a size.
@@ -204,13 +210,18 @@ def read_contents(path: Path) -> Contents:
         if pages > 1:
             choices.insert(0, "several pages or frames; the first is read")
         turned = find_orientation(header) != 1
-        return Contents(upright_size(header, name), pages, turned, tuple(choices))
+        size = header_size(header, name, upright=upright)
+        return Contents(size, pages, turned, is_deep(header), tuple(choices))
 
     return read_header(path, contents)
 
 
-def read_size(path: Path) -> Size:
+def read_size(path: Path, *, upright: bool = True) -> Size:
     """Read an image's upright size from its header, without decoding a pixel.
+
+    Args:
+        path: The image.
+        upright: Whether its EXIF orientation is applied.
 
     Returns:
         (height, width) in pixels, as ``read_image`` would return it.
@@ -218,7 +229,7 @@ def read_size(path: Path) -> Size:
     Raises:
         DataError: The file is missing, is no image or claims too large a size.
     """
-    return read_header(path, lambda header: upright_size(header, str(path)))
+    return read_header(path, lambda header: header_size(header, str(path), upright=upright))
 
 
 def decode_size(file: BinaryIO, name: str) -> Size:
@@ -227,18 +238,19 @@ def decode_size(file: BinaryIO, name: str) -> Size:
     Raises:
         DataError: As for ``read_size``.
     """
-    return guarded(lambda: upright_size(identify(file, name), name), name)
+    return guarded(lambda: header_size(identify(file, name), name), name)
 
 
-def upright_size(header: Header, name: str) -> Size:
-    """Return (height, width) after the turn that EXIF asks for.
+def header_size(header: Header, name: str, *, upright: bool = True) -> Size:
+    """Return (height, width), after the turn that EXIF asks for where that is applied.
 
     Raises:
         DataError: No pixels, or too many.
     """
     width, height = header.size
     refuse_size((height, width), name)
-    return (width, height) if find_turn(header) in _SIDEWAYS else (height, width)
+    is_turned = upright and find_turn(header) in _SIDEWAYS
+    return (width, height) if is_turned else (height, width)
 
 
 def read_format(path: Path) -> str:
@@ -444,6 +456,11 @@ def header_choices(header: Header) -> Iterator[str]:
         extra = header.tag_v2.get(Tiff.EXTRASAMPLES, ())  # type: ignore[attr-defined]
         if header.mode in ("RGB", "CMYK") and extra:
             yield "channels beyond the colours, which are dropped"
+
+
+def is_deep(header: Header) -> bool:
+    """Say whether a file has 16 bits a channel, or another number that Pillow has no mode for."""
+    return isinstance(header, ForeignTiff) or ";16" in str(header.tile)
 
 
 def is_white_zero(header: Header) -> bool:

@@ -28,6 +28,7 @@ from notan.io.headers import (
     find_turn,
     guarded,
     identify,
+    is_deep,
     is_white_zero,
     read_header,
     refuse_size,
@@ -183,11 +184,6 @@ def decode_current(header: ImageFile, turn: Image.Transpose | None = None) -> Pi
     elif stored.dtype == np.uint8:
         stored = 255 - stored
     return Pixels(stored, white_is_zero=True)
-
-
-def is_deep(header: Header) -> bool:
-    """Say whether a file has 16 bits a channel."""
-    return isinstance(header, ForeignTiff) or ";16" in str(header.tile)
 
 
 def _decode_foreign(header: ForeignTiff, number: int, name: str) -> Pixels:

@@ -100,6 +100,9 @@ FEW_VALUES = {
 
 AS_IT_STANDS = Masks()
 
+CHOSEN = "foreground "
+"""How the encoding begins where the owner said what is foreground."""
+
 
 class MaskReading(NamedTuple):
     """A mask and how its file was understood.
@@ -236,9 +239,7 @@ def _read_values(pixels: Pixels, name: str, rule: Masks, *, lossy: bool) -> Mask
     if rule.foreground:
         mask = _holds(pixels, rule.foreground, name)
         words = ", ".join(map(str, rule.foreground))
-        return MaskReading(
-            mask if ignore is None else mask & ~ignore, f"foreground {words}", ignore
-        )
+        return MaskReading(mask if ignore is None else mask & ~ignore, f"{CHOSEN}{words}", ignore)
     if ignore is not None and ignore.any():
         pixels = _fill(pixels, ignore)
     reading = _read_two(pixels, name, lossy=lossy)
