@@ -471,6 +471,8 @@ def check(
     *,
     trimap_border: TrimapBorder = "foreground",
     layout: Literal["auto", "pets", "folder"] = "auto",
+    masks: Mapping[str, object] | None = None,
+    exif_orientation: Literal["apply", "ignore"] = "apply",
 ) -> Diagnosis:
     """Look at every image and mask of a data folder once, and say what is wrong with them.
 
@@ -478,6 +480,9 @@ def check(
         folder: A data folder.
         trimap_border: What the border of Oxford's trimaps counts as.
         layout: How the folder is arranged; ``auto`` looks.
+        masks: What you say of masks with several readings, such as ``{"foreground": "17,19"}``;
+            the settings under ``data.masks``.
+        exif_orientation: ``ignore``: the masks were drawn on the images as they are stored.
 
     Returns:
         The findings, worst first; ``summary()`` says them.
@@ -490,8 +495,15 @@ def check(
         Nothing wrong found in 36 images.
     """
     from notan.checking import examine
+    from notan.config import load_run
 
-    return examine(Path(folder), trimap_border=trimap_border, layout=layout)
+    flags = {
+        "data.trimap_border": trimap_border,
+        "data.layout": layout,
+        "data.masks": masks,
+        "data.exif_orientation": exif_orientation,
+    }
+    return examine(Path(folder), load_run(flags=flags).data)
 
 
 def compare(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from notan.checking.diagnosis import Diagnosis, Finding, number_of, worst_first
 from notan.checking.reading import collect
 from notan.checking.suspicion import SuspectRanking, judge_all, rank
-from notan.data.folders import mask_labels, trimap_labels
+from notan.data.folders import image_reading, mask_labels, trimap_labels
 from notan.data.layouts import WHOLE
 from notan.data.samples import FileSource, Pair, Subset, choose_folds, choose_validation
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.checking.suspicion import Suspect
-    from notan.config import Run, TrimapBorder
+    from notan.config import Data, Run
     from notan.data.samples import Sample, Source
     from notan.prediction.predictor import Prediction
 
@@ -354,7 +354,8 @@ def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelS
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
         StorageError: The disk is full.
     """
-    source, left_out = gather(diagnosis.folder, diagnosis.layout, diagnosis.trimap_border)
+    data = plan.run.data.model_copy(update={"trimap_border": diagnosis.trimap_border})
+    source, left_out = gather(diagnosis.folder, diagnosis.layout, data)
     divide(source.names, plan.folds, run=plan.run)
     claim(out / FOLDERS / PLAN, plan, source)
     seconds = estimate_seconds(plan.run, source, folds=plan.folds)
@@ -376,15 +377,13 @@ def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelS
     return LabelSearch(plan, ranking, source, pairs, left_out, out / PREDICTIONS)
 
 
-def gather(
-    folder: Path, layout: str, trimap_border: TrimapBorder
-) -> tuple[FileSource, tuple[str, ...]]:
+def gather(folder: Path, layout: str, data: Data) -> tuple[FileSource, tuple[str, ...]]:
     """Return the images whose masks are to be judged, and why others cannot be.
 
     Args:
         folder: A data folder.
         layout: ``"pets"`` or ``"folder"``.
-        trimap_border: What the border of trimaps counts as.
+        data: How images and masks are read.
     """
     entries = [each for each in collect(folder, layout)[0] if each.split in JUDGED]
     counts = Counter(each.name for each in entries if each.image and each.mask)
@@ -397,8 +396,12 @@ def gather(
         for each in entries
         if each.image and each.mask
     ]
-    read = partial(trimap_labels, trimap_border=trimap_border) if layout == "pets" else mask_labels
-    whole = FileSource(pairs, read)
+    read = (
+        partial(trimap_labels, trimap_border=data.trimap_border)
+        if layout == "pets"
+        else partial(mask_labels, rule=data.masks)
+    )
+    whole = FileSource(pairs, read, image_reading(data))
     unreadable: dict[str, str] = {}
     places = range(len(whole))
     for place in tqdm(places, desc="reading", unit="image", leave=False, delay=1, disable=None):

@@ -7,8 +7,8 @@ once, and its pixels are gone when its sample is read; the checks judge the numb
 from __future__ import annotations
 
 import difflib
-import hashlib
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from notan.checking.alignment import Alignment, align
 from notan.checking.diagnosis import Finding, Severity, number_of
-from notan.data.folders import mask_labels, pair_of, split_names
+from notan.data.folders import mask_labels, pair_of, split_names, white_of
 from notan.data.layouts import (
     SUFFIXES,
     find_parts,
@@ -28,16 +28,17 @@ from notan.data.layouts import (
     unread_partner,
 )
 from notan.data.samples import Labels
-from notan.errors import DataError
-from notan.io.headers import read_format, read_size
-from notan.io.images import read_image
+from notan.errors import DataError, UnsupportedError
+from notan.io.digest import sha256
+from notan.io.headers import read_contents, read_format, read_size
+from notan.io.images import read_image, read_peak, turn_upright
 from notan.io.masks import read_trimap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from notan.config import TrimapBorder
+    from notan.config import Data, Masks, TrimapBorder
     from notan.data.layouts import Matching, Part
     from notan.types import Mask, RGBImage, Size
 
@@ -238,7 +239,7 @@ PLACE_SIDE = 16
 THUMBNAIL_SIDE = 32
 
 Plane = npt.NDArray[np.float32]
-Fault: TypeAlias = Literal["unreadable", "truncated", "ambiguous"]
+Fault: TypeAlias = Literal["unreadable", "truncated", "ambiguous", "unsupported"]
 Content = TypeVar("Content")
 
 
@@ -292,6 +293,8 @@ class MaskFacts(FileFacts):
         outline_loss: The share of the outline that is gone when the mask is smoothed.
         place: float32, (16, 16), the foreground shrunk: where in the image it lies.
         alignment: How its outline fits the image's edges; None without an image of its size.
+        turned: How it would fit if it had been drawn on the image before that was turned upright by
+            its EXIF orientation; None where the image is not turned.
     """
 
     encoding: str
@@ -303,6 +306,7 @@ class MaskFacts(FileFacts):
     outline_loss: float
     place: Plane
     alignment: Alignment | None
+    turned: Alignment | None = None
 
 
 @dataclass(frozen=True)
@@ -337,27 +341,79 @@ class MaskPixels(NamedTuple):
     outline: Mask
 
 
-MaskReader: TypeAlias = "Callable[[Path], MaskPixels]"
+def read_choices(entries: Sequence[Entry]) -> tuple[list[Finding], int]:
+    """Say what reading the images chooses among several readings, from their headers.
+
+    Returns:
+        A note for each choice; and the value of 16-bit images that is read as white.
+    """
+    chosen: dict[str, list[Path]] = defaultdict(list)
+    peak = 0
+    for entry in entries:
+        if entry.image is None:
+            continue
+        try:
+            contents = read_contents(entry.image)
+            peak = max(peak, read_peak(entry.image) if contents.deep else 0)
+        except DataError:
+            continue  # what cannot be read is found when it is read
+        for choice in contents.choices:
+            chosen[choice].append(entry.image)
+    white = white_of(peak)
+    findings = [
+        Finding("image-choice", "note", f"{number_of(len(files), 'image')}: {choice}", tuple(files))
+        for choice, files in chosen.items()
+    ]
+    if peak:
+        message = f"16-bit images reach {peak}: {white} is read as white (data.white)"
+        findings.append(Finding("image-choice", "note", message))
+    return findings, white
 
 
-def mask_reader(layout: str, trimap_border: TrimapBorder) -> MaskReader:
+def mask_reader(layout: str, data: Data) -> Callable[[Path], MaskPixels]:
     """Return how masks of a layout are read."""
     if layout == "pets":
-        return partial(_read_trimap, trimap_border=trimap_border)
-    return _read_two_classes
+        return partial(_read_trimap, trimap_border=data.trimap_border)
+    return partial(_read_two_classes, rule=data.masks)
 
 
-def read_sample(entry: Entry, read_mask: MaskReader) -> Facts:
-    """Read a sample's files once; a file that cannot be read becomes a finding, not an error."""
-    findings: list[Finding] = []
-    image = pixels = mask = None
-    if entry.image:
-        pixels = _read(entry.image, read_image, "image", entry.split, findings)
-        image = None if pixels is None else _image_facts(entry.image, entry.split, pixels)
-    if entry.mask:
-        labels = _read(entry.mask, read_mask, "mask", entry.split, findings)
-        mask = None if labels is None else _mask_facts(entry.mask, entry.split, labels, pixels)
-    return Facts(entry, image, mask, tuple(findings))
+class SampleReader:
+    """Reads samples as the settings say, each file once, and keeps a few numbers of each."""
+
+    def __init__(self, layout: str, data: Data, white: int) -> None:
+        """Take how files are read.
+
+        Args:
+            layout: ``"pets"`` or ``"folder"``.
+            data: What the owner says of images and masks.
+            white: The value of 16-bit images that is read as white, unless the owner says.
+        """
+        self._upright = data.exif_orientation == "apply"
+        white = data.white or white
+        self._read_image = partial(read_image, white=white, upright=self._upright)
+        self._read_mask = mask_reader(layout, data)
+
+    def read(self, entry: Entry) -> Facts:
+        """Read a sample; a file that cannot be read becomes a finding, not an error."""
+        findings: list[Finding] = []
+        image = pixels = mask = None
+        if entry.image:
+            pixels = _read(entry.image, self._read_image, "image", entry.split, findings)
+            image = None if pixels is None else _image_facts(entry.image, entry.split, pixels)
+        if entry.mask:
+            labels = _read(entry.mask, self._read_mask, "mask", entry.split, findings)
+            mask = None if labels is None else _mask_facts(entry.mask, entry.split, labels, pixels)
+            if labels is not None and mask is not None and pixels is not None and entry.image:
+                mask = replace(mask, turned=self._turned(entry.image, labels, pixels))
+        return Facts(entry, image, mask, tuple(findings))
+
+    def _turned(self, path: Path, labels: MaskPixels, pixels: RGBImage) -> Alignment | None:
+        """Say how the mask would fit if it was drawn before the image was turned upright."""
+        orientation = read_contents(path).orientation
+        if orientation == 1 or not self._upright:
+            return None
+        outline = turn_upright(labels.outline, orientation)
+        return align(pixels, outline) if outline.shape == pixels.shape[:2] else None
 
 
 def _read(
@@ -381,6 +437,8 @@ def _read(
 
 def _fault(path: Path, error: DataError) -> Fault:
     """Tell a file whose pixels are damaged from one whose values are not understood."""
+    if isinstance(error, UnsupportedError):
+        return "unsupported"
     try:
         read_size(path)
     except DataError:
@@ -389,8 +447,8 @@ def _fault(path: Path, error: DataError) -> Fault:
     return "ambiguous" if error.__cause__ is None else "truncated"
 
 
-def _read_two_classes(path: Path) -> MaskPixels:
-    labels = mask_labels(path)
+def _read_two_classes(path: Path, *, rule: Masks) -> MaskPixels:
+    labels = mask_labels(path, rule=rule)
     return MaskPixels(labels, labels.mask, labels.mask)
 
 
@@ -464,9 +522,7 @@ def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None
 
 
 def _digest(pixels: RGBImage | Mask) -> str:
-    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
+    return sha256(repr(pixels.shape), np.ascontiguousarray(pixels).data)[:32]
 
 
 def _outline_length(bits: npt.NDArray[np.uint8]) -> int:

@@ -15,12 +15,13 @@ from notan.api import seconds_of
 from notan.cli import BEGAN
 from notan.cli.flags import (
     DEFAULT,
+    READING,
     DataPath,
     DeviceSetting,
     Overrides,
+    ReadingFlags,
     Switch,
     TimeLimit,
-    TrimapBorderSetting,
     flag,
     sets,
     settings_of,
@@ -104,7 +105,6 @@ class LearningFlags:
         detect_anomaly: Stop at the very operation that made a NaN.
     """
 
-    trimap_border: TrimapBorderSetting = sets("data.trimap_border")
     unlabelled: Annotated[Path | None, flag("FOLDER")] = sets("train.unlabelled")
     encoder_weights: Annotated[Path | None, flag("FILE")] = sets("train.encoder_weights")
     freeze_epochs: Annotated[int | None, flag("N", DEFAULT.train.freeze_epochs)] = sets(
@@ -151,6 +151,7 @@ def train(
     overrides: Overrides = (),
     *,
     main: OmitArgPrefixes[MainFlags] = MAIN,
+    reading: OmitArgPrefixes[ReadingFlags] = READING,
     learning: OmitArgPrefixes[LearningFlags] = LEARNING,
     recipe: OmitArgPrefixes[RecipeFlags] = RECIPE,
 ) -> None:
@@ -166,7 +167,7 @@ def train(
             train.schedule=cosine loss.focal=1 augment.enabled=false. The last word on a setting
             wins: defaults, then the recipe, then flags, then these.
     """
-    flags = settings_of(main, learning)
+    flags = settings_of(main, reading, learning)
     _refuse_mixed(main, recipe)
     if recipe.write_recipe is not None:
         _write_recipe(recipe.write_recipe, flags, overrides, overwrite=recipe.overwrite)

@@ -275,9 +275,13 @@ def open_split(
     else:
         source = _folder_split(folder, split, data, seed, validation_names)
         read = partial(mask_labels, rule=data.masks)
-    images = ImageReading(data.white or FULL_DEPTH, data.exif_orientation == "apply")
-    source = FileSource(source.pairs, read, images)
+    source = FileSource(source.pairs, read, image_reading(data))
     return source.first(data.limit) if split == "train" else source
+
+
+def image_reading(data: Data) -> ImageReading:
+    """Return how the settings say that image files are read."""
+    return ImageReading(data.white or FULL_DEPTH, data.exif_orientation == "apply")
 
 
 def open_as_trained(
@@ -453,8 +457,8 @@ class Survey:
         if self.turned:
             yield (
                 f"{split} images: turned by their EXIF orientation ({self.turned}), their masks as "
-                "stored; if the masks were drawn on unturned images, set "
-                "data.exif_orientation=ignore"
+                "stored; if the masks were drawn on unturned images, add "
+                "--exif-orientation ignore"
             )
 
 
@@ -499,7 +503,7 @@ def survey(source: FileSource) -> Survey:
     return Survey(
         Counter(encodings),
         Counter(choice for _, _, contents, _ in found for choice in contents.choices),
-        sum(contents.turned and source.images.upright for _, _, contents, _ in found),
+        sum(contents.orientation > 1 and source.images.upright for _, _, contents, _ in found),
         max((peak for *_, peak in found), default=0),
     )
 

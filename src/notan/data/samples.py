@@ -268,8 +268,8 @@ def require_same_size(pair: Pair, image: tuple[int, ...], mask: tuple[int, ...])
     if image == mask:
         return
     turned = (
-        "; the sizes are each other's turned by 90 degrees: perhaps the image was rotated by "
-        "its EXIF tag after the mask was drawn"
+        "; the sizes are each other's turned by 90 degrees: if the mask was drawn on the image "
+        "before its EXIF orientation was applied, add --exif-orientation ignore"
         if image == mask[::-1]
         else ""
     )

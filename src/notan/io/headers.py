@@ -151,13 +151,16 @@ class ForeignTiff(NamedTuple):
 
     Attributes:
         file: It, open.
-        size: (width, height), as Pillow's images have it.
-        pages: How many it has.
+        pages: The number of each page that is an image of its own, and its (width, height).
     """
 
     file: BinaryIO
-    size: tuple[int, int]
-    pages: int
+    pages: tuple[tuple[int, tuple[int, int]], ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the first page, as Pillow's images have it."""
+        return self.pages[0][1]
 
     @property
     def format(self) -> str:
@@ -180,14 +183,14 @@ class Contents(NamedTuple):
     Attributes:
         size: (height, width), upright.
         pages: Images of their own in the file: pages of a TIFF, frames of an animation.
-        turned: Whether the EXIF orientation turns or mirrors the stored pixels.
+        orientation: How EXIF says that the stored pixels are turned, 1 (not at all) to 8.
         deep: Whether there may be 16 bits a channel.
         choices: What reading it as one image chooses among several readings, in words.
     """
 
     size: Size
     pages: int
-    turned: bool
+    orientation: int
     deep: bool
     choices: tuple[str, ...]
 
@@ -209,9 +212,8 @@ def read_contents(path: Path, *, upright: bool = True) -> Contents:
         choices = list(header_choices(header))
         if pages > 1:
             choices.insert(0, "several pages or frames; the first is read")
-        turned = find_orientation(header) != 1
         size = header_size(header, name, upright=upright)
-        return Contents(size, pages, turned, is_deep(header), tuple(choices))
+        return Contents(size, pages, find_orientation(header), is_deep(header), tuple(choices))
 
     return read_header(path, contents)
 
@@ -433,10 +435,13 @@ def _identify_tiff(file: BinaryIO, name: str) -> Header:
 
 def _foreign(file: BinaryIO) -> ForeignTiff:
     file.seek(0)
+    pages = []
     with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages.first
-        pages = len(tiff.pages)
-    return ForeignTiff(file, (page.imagewidth, page.imagelength), pages)
+        for number, each in enumerate(itertools.islice(tiff.pages, MOST_PAGES)):
+            page = each.aspage()
+            if not page.subfiletype & (COPY | TRANSPARENCY) or not number:
+                pages.append((number, (page.imagewidth, page.imagelength)))
+    return ForeignTiff(file, tuple(pages))
 
 
 def first(value: object) -> object:
@@ -490,7 +495,7 @@ def stored_bits_count(header: Header) -> bool | None:
 def count_pages(header: Header, name: str) -> int:
     """Return how many images of their own a file holds: pages of a TIFF, frames of an animation."""
     if isinstance(header, ForeignTiff):
-        return header.pages
+        return len(header.pages)
     if isinstance(header, Tiff.TiffImageFile):
         numbers, _ = find_pages(header, name)
         header.seek(0)

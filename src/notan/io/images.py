@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from notan.io.headers import Header
     from notan.types import RGBImage
+
+Number = TypeVar("Number", bound=np.generic)
 
 FULL_DEPTH = 65535
 """The 16-bit value that is read as white, 255, unless a data set uses fewer bits."""
@@ -190,7 +192,7 @@ def _decode_foreign(header: ForeignTiff, number: int, name: str) -> Pixels:
     """Decode a page of a TIFF by tifffile, channels last."""
     header.file.seek(0)
     with tifffile.TiffFile(header.file) as tiff:
-        page = tiff.pages[number].aspage()
+        page = tiff.pages[header.pages[number][0]].aspage()
         refuse_size((page.imagelength, page.imagewidth), name)
         _refuse_gaps(page, header.file, name)
         values = page.asarray()
@@ -199,6 +201,8 @@ def _decode_foreign(header: ForeignTiff, number: int, name: str) -> Pixels:
             raise ValueError(f"axes {page.axes} are not supported")
         white_is_zero = page.photometric == WHITE_IS_ZERO
     values = values if values.ndim == 2 else values.transpose(order)
+    if values.shape[:2] != header.pages[number][1][::-1]:
+        raise ValueError(f"{values.shape[0]}x{values.shape[1]} pixels were found")
     return Pixels(values, white_is_zero=white_is_zero)
 
 
@@ -234,12 +238,15 @@ def _decode_deep(header: ImageFile, name: str, *, upright: bool) -> Pixels:
         raise UnsupportedError(
             f"{name}: its 16-bit colours cannot be read; save it as a TIFF without compression"
         )
-    values = colours[..., 2::-1]
-    if orientation >= 5:
-        values = values.transpose(1, 0, 2)
+    return Pixels(turn_upright(colours[..., 2::-1], orientation))
+
+
+def turn_upright(stored: npt.NDArray[Number], orientation: int) -> npt.NDArray[Number]:
+    """Turn an array (height, width, ...) as its EXIF orientation, 1 to 8, asks."""
+    values = stored.swapaxes(0, 1) if orientation >= 5 else stored
     # after the exchange of rows and columns: 90 degrees to the right are a transpose and a mirror
     down, across = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return Pixels(values[:: -1 if down else 1, :: -1 if across else 1])
+    return values[:: -1 if down else 1, :: -1 if across else 1]
 
 
 def pixels_of(image: Image.Image) -> Pixels:

@@ -20,11 +20,13 @@ or 1 for floats within 0..1; wider integers and whole floats count as 8 bit when
 - One other value, two values without a 0, exactly three values, or a negative one: refused.
 - Four values and more are a soft edge, cut at half of full, when the smallest lies within 5 % of 0
   and the largest within 5 % of full, at least 90 % of the pixels lie within 12 % of either end,
-  and more of them lie at the upper end than in between (instance labels fail here). However thin
-  the foreground is, its edges are soft when nearly all values in between lie within 2 pixels of
-  the lower end, in a slope and not in a plain, and are connected with the upper end: instance
-  labels are plains or lie apart, and a probability map's slopes are wider. Otherwise refused:
-  instance labels, several classes or a probability map.
+  more of them lie at the upper end than in between (instance labels fail here), and most of what
+  is neither the lowest nor the highest value is no plain of one value (classes beside 255 for void
+  fail here).
+- However thin the foreground is, its edges are soft when nearly all values in between lie within 2
+  pixels of the lower end, in a slope and not in a plain, and are connected with the upper end:
+  instance labels are plains or lie apart, and a probability map's slopes are wider.
+- Otherwise refused: instance labels, several classes or a probability map.
 
 *A lossy file* (JPEG and its like) holds noise, so of the exact rules only 0, full and both of
 them hold. Other values are a soft edge; one that does not reach both ends is accepted when every
@@ -458,8 +460,24 @@ def _has_soft_edges(grey: Grey, counted: _Counts, full: int, *, lossy: bool) -> 
     if not reaches_both:
         return lossy and between == 0
     if between < high and low + high >= NEAR_END_SHARE * counts.sum():
-        return True
+        return lossy or not _has_plains(grey, values)
     return _has_thin_slopes(grey, full)
+
+
+def _has_plains(grey: Grey, values: Grey) -> bool:
+    """Say whether most of what is neither the lowest nor the highest value lies in plains.
+
+    Slopes and noise do not: such are the labels of classes, beside 255 for void.
+    """
+    others = (grey != values[0]) & (grey != values[-1])
+    return bool((others & _plain(grey)).sum() > others.sum() / 2)
+
+
+def _plain(grey: Grey) -> Mask:
+    """Say of each pixel whether all its neighbours hold the same value."""
+    level, around = grey.astype(np.float32), np.ones((3, 3), np.uint8)
+    plain: Mask = np.asarray(cv2.dilate(level, around) == cv2.erode(level, around))
+    return plain
 
 
 def _has_thin_slopes(grey: Grey, full: int) -> bool:
@@ -472,11 +490,9 @@ def _has_thin_slopes(grey: Grey, full: int) -> bool:
     between = ~low & ~high
     around = np.ones((3, 3), np.uint8)
     near = cv2.dilate(low.astype(np.uint8), around, iterations=2) > 0
-    level = grey.astype(np.float32)
-    plain = cv2.dilate(level, around) == cv2.erode(level, around)
     pieces, _ = ndimage.label(~low, around)
     joined = np.isin(pieces, np.unique(pieces[high]))
-    slope = between & near & ~plain & joined
+    slope = between & near & ~_plain(grey) & joined
     return bool(slope.sum() >= SLOPE_SHARE * between.sum())
 
 

@@ -93,15 +93,14 @@ class TiffPages:
             DataError: It is no TIFF, its first page is damaged, or it has too many.
         """
         self.name = name
-        self._header = guarded(lambda: identify(file, name), name)
-        if isinstance(self._header, Tiff.TiffImageFile):
-            self.numbers, self.fault = find_pages(self._header, name)
-        elif isinstance(self._header, ForeignTiff):
-            self.numbers, self.fault = list(range(self._header.pages)), None
+        header = guarded(lambda: identify(file, name), name)
+        if isinstance(header, Tiff.TiffImageFile):
+            self.numbers, self.fault = find_pages(header, name)
+        elif isinstance(header, ForeignTiff):
+            self.numbers, self.fault = list(range(len(header.pages))), None
         else:
-            raise DataError(
-                f"{name}: is a {self._header.format} image; wanted a TIFF with its pages"
-            )
+            raise DataError(f"{name}: is a {header.format} image; wanted a TIFF with its pages")
+        self._header = header
 
     def size(self, number: int) -> Size:
         """Return a page's (height, width), from its header.
@@ -109,9 +108,11 @@ class TiffPages:
         Raises:
             DataError: Damaged, or a size that must not be decoded.
         """
-        if isinstance(self._header, Tiff.TiffImageFile):
+        if isinstance(self._header, ForeignTiff):
+            width, height = self._header.pages[number][1]
+        else:
             seek_page(self._header, number, self.name)
-        width, height = self._header.size
+            width, height = self._header.size
         refuse_size((height, width), self._called(number))
         return height, width
 
