@@ -12,7 +12,6 @@ A mask with such a choice is refused (``notan.io.masks``).
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import logging
 import struct
@@ -27,6 +26,7 @@ from PIL import TiffImagePlugin as Tiff
 from PIL.ImageFile import ImageFile
 
 from notan.errors import DataError, UnsupportedError
+from notan.io.signatures import RAW, find_format, without_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,11 +41,6 @@ _TOO_LARGE = (
     f"at most {MAX_PIXELS:,} pixels are decoded at once; scale it down, cut it up, or, to predict "
     "it as it is, save it as a tiled TIFF, which notan predict reads part by part"
 )
-
-# Named one by one because Pillow also knows formats that run other programs (EPS starts
-# Ghostscript) or have no signature, so that any file may pass for them (TGA).
-_FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "AVIF")
-_WANTED = "PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000 or AVIF"
 
 # Some of these can also be lossless, which Pillow does not tell.
 _LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "JPEG2000", "AVIF"})
@@ -78,50 +73,6 @@ TURNS = {
 
 _SIDEWAYS = frozenset(TURNS[orientation] for orientation in (5, 6, 7, 8))
 
-_RAW = "a camera's raw file; develop it to TIFF or PNG with the camera's program or darktable"
-_HEIF = (
-    "HEIC or HEIF; save it as PNG or JPEG (on an iPhone: Settings, Camera, Formats, Most "
-    "Compatible)"
-)
-_MEDICAL = "convert its slices to PNG or TIFF"
-DISGUISES = (
-    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
-    (0, b"<!DOCTYPE", "a web page, as a failed download leaves one; download the file again"),
-    (0, b"<!doctype", "a web page, as a failed download leaves one; download the file again"),
-    (0, b"<html", "a web page, as a failed download leaves one; download the file again"),
-    (0, b"<svg", "SVG, a drawing without pixels; export it as PNG"),
-    (0, b"<?xml", "XML, perhaps an SVG drawing or annotations; wanted pixels, say as PNG"),
-    (0, b"%PDF", "PDF; export its page as PNG"),
-    (0, b"%!PS", "PostScript; export it as PNG"),
-    (0, b"8BPS", "Photoshop's PSD; export it as PNG or TIFF"),
-    (0, b"gimp xcf", "GIMP's XCF; export it as PNG or TIFF"),
-    (0, b"v/1\x01", "OpenEXR; save it as a float TIFF"),
-    (0, b"FUJIFILMCCD", _RAW),
-    (0, b"IIRO", _RAW),
-    (0, b"IIU\0", _RAW),
-    (8, b"CR\x02", _RAW),
-    (4, b"ftypcrx", _RAW),
-    (4, b"ftyphei", _HEIF),
-    (4, b"ftyphev", _HEIF),
-    (4, b"ftypmif1", _HEIF),
-    (4, b"ftypmsf1", _HEIF),
-    (4, b"ftypavi", "AVIF, which this Pillow cannot decode; save it as PNG, or upgrade Pillow"),
-    (0, b"\xff\x0a", "JPEG XL; save it as PNG"),
-    (4, b"JXL ", "JPEG XL; save it as PNG"),
-    (128, b"DICM", f"DICOM; {_MEDICAL}"),
-    (344, b"n+1\0", f"NIfTI; {_MEDICAL}"),
-    (0, b"\x93NUMPY", "a NumPy array; save it as TIFF or PNG, say with tifffile.imwrite"),
-    (0, b"\x89HDF", "HDF5; save its images as TIFF or PNG"),
-    (0, b"MATLAB", "MATLAB's format; save its images as TIFF or PNG"),
-    (0, b"ZISRAWFILE", "Zeiss CZI; export it as TIFF"),
-    (0, b"\xda\xce\xbe\x0a", "Nikon ND2; export it as TIFF"),
-    (0, b"PK\x03\x04", "a ZIP archive; unpack it"),
-    (0, b"\x1f\x8b", "compressed by gzip; unpack it"),
-    (0, b"7z\xbc\xaf", "a 7z archive; unpack it"),
-    (0, b"Rar!", "a RAR archive; unpack it"),
-)  # fmt: skip
-"""Where, which bytes, and what a file is that begins so and is no image that is read."""
-
 _ONE_AT_A_TIME = threading.RLock()  # a page is sought while its file is read
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, it also raises, or we do
@@ -137,11 +88,6 @@ WHITE_IS_ZERO, GREY, RGB, CFA, LINEAR_RAW = 0, 1, 2, 32803, 34892
 FAX_COMPRESSIONS = (2, 3, 4)
 UNSIGNED, SIGNED = 1, 2
 """Values of SampleFormat."""
-
-TEXT_CHUNKS = frozenset({b"iCCP", b"tEXt", b"zTXt", b"iTXt"})
-HARMLESS_TEXT = 1000
-"""Bytes of a compressed text that cannot unpack to more than Pillow allows, 1 MiB: zlib makes at
-most 1032 bytes of one."""
 
 _T = TypeVar("_T")
 
@@ -355,54 +301,14 @@ def identify(file: BinaryIO, name: str) -> Header:
         DataError: It is no image.
         UnsupportedError: It is one of a kind that is not read.
     """
-    Image.init()
+    kind = find_format(file, name)
+    file = without_texts(file) if kind == "PNG" else file
     file.seek(0)
-    start = file.read(512)
-    for place, signature, what in DISGUISES:
-        if start[place:].startswith(signature) and not _accepts("AVIF", start):
-            raise UnsupportedError(f"{name}: is {what}; or leave it out")
-    for kind in _FORMATS:
-        if _accepts(kind, start):
-            file = _without_texts(file) if kind == "PNG" else file
-            file.seek(0)
-            if kind == "TIFF":
-                return _identify_tiff(file, name)
-            # Without a file name, because Pillow would map that file into memory: a TIFF stored
-            # sideways then comes out scrambled, and bytes may share the name of some other file.
-            return Image.OPEN[kind][0](file, "")
-    found = f"begins with {start[:16]!r}" if start else "is empty (0 bytes)"
-    raise DataError(
-        f"{name}: {found}; wanted an image as {_WANTED}; save it as one of these, or leave it out"
-    )
-
-
-def _accepts(kind: str, start: bytes) -> bool:
-    _, accepts = Image.OPEN.get(kind, (None, None))
-    return accepts is not None and accepts(start[:16]) is True
-
-
-def _without_texts(file: BinaryIO) -> BinaryIO:
-    """Leave out the texts and colour profiles of a PNG that Pillow may refuse for their size.
-
-    No pixel depends on them. Where none is large, the file itself is returned.
-    """
-    file.seek(8)
-    kept, dropped, place = [(0, 8)], False, 8
-    while len(header := file.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", header)
-        following = place + 12 + length
-        if kind in TEXT_CHUNKS and length > HARMLESS_TEXT:
-            dropped = True
-        else:
-            kept.append((place, following))
-        place = file.seek(following)
-    if not dropped:
-        return file
-    parts = []
-    for begin, end in kept:
-        file.seek(begin)
-        parts.append(file.read(end - begin))
-    return io.BytesIO(b"".join(parts))
+    if kind == "TIFF":
+        return _identify_tiff(file, name)
+    # Without a file name, because Pillow would map that file into memory: a TIFF stored
+    # sideways then comes out scrambled, and bytes may share the name of some other file.
+    return Image.OPEN[kind][0](file, "")
 
 
 def _identify_tiff(file: BinaryIO, name: str) -> Header:
@@ -422,7 +328,7 @@ def _identify_tiff(file: BinaryIO, name: str) -> Header:
     colours = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION)
     is_preview = SUB_IFDS in tags and int(tags.get(SUBFILE_TYPE, 0) or 0) & COPY
     if DNG_VERSION in tags or colours in (CFA, LINEAR_RAW) or is_preview:
-        raise UnsupportedError(f"{name}: is {_RAW}; or leave it out")
+        raise UnsupportedError(f"{name}: is {RAW}; or leave it out")
     samples = tags.get(Tiff.SAMPLESPERPIXEL, 1)
     bits, signs = (first(tags.get(tag, 1)) for tag in (Tiff.BITSPERSAMPLE, Tiff.SAMPLEFORMAT))
     # Of two grey channels Pillow takes the first without a word; signed bytes and unsigned

@@ -48,7 +48,7 @@ FULL_DEPTH = 65535
 """The 16-bit value that is read as white, 255, unless a data set uses fewer bits."""
 
 
-class Pixels(NamedTuple):
+class Raster(NamedTuple):
     """Decoded pixels, upright, with the values that the file stores.
 
     Attributes:
@@ -145,7 +145,7 @@ def read_peak(path: Path) -> int:
 
 def decode(
     header: Header, name: str, *, page: int = 0, upright: bool = True, deep: bool = False
-) -> Pixels:
+) -> Raster:
     """Decode the pixels after a header, and turn them upright.
 
     Args:
@@ -173,7 +173,7 @@ def decode(
     return decode_current(header, turn)
 
 
-def decode_current(header: ImageFile, turn: Image.Transpose | None = None) -> Pixels:
+def decode_current(header: ImageFile, turn: Image.Transpose | None = None) -> Raster:
     """Decode the page of an image that is the current one, and turn it."""
     header.load()
     pixels = pixels_of(header if turn is None else header.transpose(turn))
@@ -185,10 +185,10 @@ def decode_current(header: ImageFile, turn: Image.Transpose | None = None) -> Pi
         stored = ~stored
     elif stored.dtype == np.uint8:
         stored = 255 - stored
-    return Pixels(stored, white_is_zero=True)
+    return Raster(stored, white_is_zero=True)
 
 
-def _decode_foreign(header: ForeignTiff, number: int, name: str) -> Pixels:
+def _decode_foreign(header: ForeignTiff, number: int, name: str) -> Raster:
     """Decode a page of a TIFF by tifffile, channels last."""
     header.file.seek(0)
     with tifffile.TiffFile(header.file) as tiff:
@@ -203,7 +203,7 @@ def _decode_foreign(header: ForeignTiff, number: int, name: str) -> Pixels:
     values = values if values.ndim == 2 else values.transpose(order)
     if values.shape[:2] != header.pages[number][1][::-1]:
         raise ValueError(f"{values.shape[0]}x{values.shape[1]} pixels were found")
-    return Pixels(values, white_is_zero=white_is_zero)
+    return Raster(values, white_is_zero=white_is_zero)
 
 
 def _refuse_gaps(page: tifffile.TiffPage, file: BinaryIO, name: str) -> None:
@@ -222,7 +222,7 @@ def _refuse_gaps(page: tifffile.TiffPage, file: BinaryIO, name: str) -> None:
         )
 
 
-def _decode_deep(header: ImageFile, name: str, *, upright: bool) -> Pixels:
+def _decode_deep(header: ImageFile, name: str, *, upright: bool) -> Raster:
     """Decode the 16-bit colours of a PNG or TIFF by OpenCV, which keeps them; alpha is dropped.
 
     Like Pillow, OpenCV turns a TIFF upright itself, and no other format when asked for its bits.
@@ -238,7 +238,7 @@ def _decode_deep(header: ImageFile, name: str, *, upright: bool) -> Pixels:
         raise UnsupportedError(
             f"{name}: its 16-bit colours cannot be read; save it as a TIFF without compression"
         )
-    return Pixels(turn_upright(colours[..., 2::-1], orientation))
+    return Raster(turn_upright(colours[..., 2::-1], orientation))
 
 
 def turn_upright(stored: npt.NDArray[Number], orientation: int) -> npt.NDArray[Number]:
@@ -249,20 +249,20 @@ def turn_upright(stored: npt.NDArray[Number], orientation: int) -> npt.NDArray[N
     return values[:: -1 if down else 1, :: -1 if across else 1]
 
 
-def pixels_of(image: Image.Image) -> Pixels:
+def pixels_of(image: Image.Image) -> Raster:
     """Return the pixels of a decoded image of Pillow's, of any mode."""
     if image.mode in ("PA", "RGBa", "La"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode in ("LA", "RGBA"):
         values = np.asarray(image)
         colours = values[..., 0] if image.mode == "LA" else values[..., :3]
-        return Pixels(colours, alpha=values[..., -1])
+        return Raster(colours, alpha=values[..., -1])
     if image.mode == "P":
-        return Pixels(np.asarray(image), _palette(image), _palette_alpha(image))
+        return Raster(np.asarray(image), _palette(image), _palette_alpha(image))
     if image.mode in ("1", "L", "RGB", "F") or image.mode.startswith("I"):
         values = np.asarray(image)
-        return Pixels(values, alpha=_keyed_alpha(image, values))
-    return Pixels(np.asarray(image.convert("RGB")))
+        return Raster(values, alpha=_keyed_alpha(image, values))
+    return Raster(np.asarray(image.convert("RGB")))
 
 
 def _palette(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -295,7 +295,7 @@ def _keyed_alpha(image: Image.Image, values: npt.NDArray[Any]) -> npt.NDArray[np
     return np.where(same.all(axis=2) if same.ndim == 3 else same, 0, 255).astype(np.uint8)
 
 
-def to_rgb(pixels: Pixels, name: str, *, white: int = FULL_DEPTH) -> RGBImage:
+def to_rgb(pixels: Raster, name: str, *, white: int = FULL_DEPTH) -> RGBImage:
     """Bring decoded pixels to 8-bit RGB, (height, width, 3).
 
     Args:

@@ -62,7 +62,7 @@ from notan.io.headers import (
     read_header,
     stored_bits_count,
 )
-from notan.io.images import Pixels, decode
+from notan.io.images import Raster, decode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,7 +166,7 @@ def read_mask(path: Path, rule: Masks = AS_IT_STANDS) -> MaskReading:
     )
 
 
-def _decode_one(header: Header, name: str, rule: Masks) -> Pixels:
+def _decode_one(header: Header, name: str, rule: Masks) -> Raster:
     """Decode the one page and channel that is the mask, or refuse several."""
     pages = count_pages(header, name)
     chosen = rule.channel
@@ -195,7 +195,7 @@ def _decode_one(header: Header, name: str, rule: Masks) -> Pixels:
     return pixels if chosen is None else _take_channel(pixels, chosen, name)
 
 
-def _with_white_zero(pixels: Pixels, header: Header, name: str, rule: Masks) -> Pixels:
+def _with_white_zero(pixels: Raster, header: Header, name: str, rule: Masks) -> Raster:
     """Return the values that count where a TIFF shows 0 as white: as stored, or as shown."""
     stored = stored_bits_count(header)
     if rule.white_is_zero is not None:
@@ -213,7 +213,7 @@ def _with_white_zero(pixels: Pixels, header: Header, name: str, rule: Masks) -> 
     return pixels._replace(values=values)
 
 
-def _take_channel(pixels: Pixels, channel: int, name: str) -> Pixels:
+def _take_channel(pixels: Raster, channel: int, name: str) -> Raster:
     """Return one channel as grey; behind the colours comes the transparency."""
     values = pixels.values if pixels.values.ndim == 3 else pixels.values[..., np.newaxis]
     count = values.shape[2] + (pixels.alpha is not None)
@@ -223,11 +223,11 @@ def _take_channel(pixels: Pixels, channel: int, name: str) -> Pixels:
             f"--mask-channel {channel} is none of them"
         )
     if channel == values.shape[2] and pixels.alpha is not None:
-        return Pixels(pixels.alpha)
-    return Pixels(values[..., channel], pixels.palette)
+        return Raster(pixels.alpha)
+    return Raster(values[..., channel], pixels.palette)
 
 
-def _read_values(pixels: Pixels, name: str, rule: Masks, *, lossy: bool) -> MaskReading:
+def _read_values(pixels: Raster, name: str, rule: Masks, *, lossy: bool) -> MaskReading:
     """Read values as two classes: as the owner says, else by the rule of this file."""
     values = pixels.values
     if values.ndim == 3 and values.shape[2] != 3:
@@ -250,7 +250,7 @@ def _read_values(pixels: Pixels, name: str, rule: Masks, *, lossy: bool) -> Mask
     return MaskReading(reading.mask & ~ignore, reading.encoding, ignore)
 
 
-def _read_two(pixels: Pixels, name: str, *, lossy: bool) -> MaskReading:
+def _read_two(pixels: Raster, name: str, *, lossy: bool) -> MaskReading:
     values = pixels.values
     if values.dtype == np.bool_:
         encoding = "full" if values.all() else "bool" if values.any() else "empty"
@@ -260,7 +260,7 @@ def _read_two(pixels: Pixels, name: str, *, lossy: bool) -> MaskReading:
     return (_from_grey if values.ndim == 2 else _from_colours)(values, name, lossy=lossy)
 
 
-def _holds(pixels: Pixels, wanted: Sequence[int | str], name: str) -> Mask:
+def _holds(pixels: Raster, wanted: Sequence[int | str], name: str) -> Mask:
     """Return where a mask holds one of these values, palette indices or colours."""
     numbers = [value for value in wanted if isinstance(value, int)]
     codes = [int(value[1:], 16) for value in wanted if isinstance(value, str)]
@@ -292,7 +292,7 @@ def _code(colours: Grey) -> npt.NDArray[np.uint32]:
     return colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
 
 
-def _fill(pixels: Pixels, ignore: Mask) -> Pixels:
+def _fill(pixels: Raster, ignore: Mask) -> Raster:
     """Give what is ignored the smallest of the other values, so that the rule does not see it."""
     values, others = pixels.values.copy(), pixels.values[~ignore]
     if not len(others):

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from notan.io.headers import Header
-    from notan.io.images import Pixels
+    from notan.io.images import Raster
     from notan.types import RGBImage, Size
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -125,7 +125,7 @@ class TiffPages:
         self.size(number)
         called = self._called(number)
 
-        def pixels() -> Pixels:
+        def pixels() -> Raster:
             if isinstance(self._header, ForeignTiff):
                 return decode(self._header, called, page=number)
             return decode_current(self._header)
