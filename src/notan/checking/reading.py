@@ -7,7 +7,6 @@ once, and its pixels are gone when its sample is read; the checks judge the numb
 from __future__ import annotations
 
 import difflib
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from notan.checking.alignment import Alignment, align
 from notan.checking.diagnosis import Finding, Severity, number_of
+from notan.data.copies import Plane, digest_of, thumbnail_of
 from notan.data.folders import mask_labels, pair_of, split_names
 from notan.data.layouts import (
     SUFFIXES,
@@ -234,9 +234,7 @@ SUFFIXES_OF = {
 """The names that each format goes by."""
 
 PLACE_SIDE = 16
-THUMBNAIL_SIDE = 32
 
-Plane = npt.NDArray[np.float32]
 Fault: TypeAlias = Literal["unreadable", "truncated", "ambiguous"]
 Content = TypeVar("Content")
 
@@ -420,19 +418,11 @@ def _image_facts(path: Path, split: str, pixels: RGBImage) -> ImageFacts:
         path,
         split,
         (pixels.shape[0], pixels.shape[1]),
-        _digest(pixels),
+        digest_of(pixels),
         colour_mean=tuple(mean.ravel().tolist()),
         colour_std=tuple(std.ravel().tolist()),
         thumbnail=thumbnail_of(pixels),
     )
-
-
-def thumbnail_of(image: RGBImage) -> Plane:
-    """Shrink an image to 32 x 32 grey values of mean 0 and standard deviation 1, float32."""
-    # shrinking before greying: 3 small channels are cheaper than one large one
-    small = cv2.resize(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return np.asarray((grey - grey.mean()) / (grey.std() + 1e-6), np.float32)
 
 
 def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None) -> MaskFacts:
@@ -449,7 +439,7 @@ def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None
         path,
         split,
         (mask.shape[0], mask.shape[1]),
-        _digest(mask),
+        digest_of(mask),
         encoding=read.labels.encoding,
         coverage=float(counted.mean()) if counted.size else 0.0,
         frame_coverage=float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()),
@@ -460,12 +450,6 @@ def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None
         place=np.asarray(small, np.float32),
         alignment=align(image, read.outline) if image is not None and fits else None,
     )
-
-
-def _digest(pixels: RGBImage | Mask) -> str:
-    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
 
 
 def _outline_length(bits: npt.NDArray[np.uint8]) -> int:

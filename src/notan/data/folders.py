@@ -11,11 +11,12 @@ import difflib
 import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from typing import TYPE_CHECKING, TypeVar
+from functools import cache, lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+from notan.data.copies import all_copies, look_at
 from notan.data.layouts import PART_NAMES as PART_NAMES
 from notan.data.layouts import SUFFIXES as SUFFIXES
 from notan.data.layouts import (
@@ -27,9 +28,10 @@ from notan.data.layouts import (
     whole_part,
 )
 from notan.data.layouts import image_files as image_files
-from notan.data.samples import FileSource, Labels, Pair, choose_validation, require_same_size
+from notan.data.samples import FileSource, Labels, Pair, require_same_size
+from notan.data.splits import choose_validation, join_groups, name_groups
 from notan.errors import ConfigError, DataError, nearest
-from notan.io.images import read_size
+from notan.io.images import read_image, read_size
 from notan.io.masks import read_mask, read_trimap
 
 if TYPE_CHECKING:
@@ -37,11 +39,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.config import Data, TrimapBorder
+    from notan.data.copies import ImageLook
+    from notan.types import Size
 
 logger = logging.getLogger("notan")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+MOST_REMEMBERED = 50_000
+"""Files of which is known what is in them, a kilobyte each: nothing is read twice for a split."""
 
 THREADS = 4
 """That read files at once; decoding leaves Python's lock, more would wait for the disk."""
@@ -330,7 +337,7 @@ def _folder_split(
 ) -> FileSource:
     if split == "all" or split == "test" or not makes_validation(data):
         return _own_part(folder, split)
-    whole = _own_part(folder, WHOLE if WHOLE in _parts_of(folder) else "train")
+    whole = _undivided(folder)
     if len(whole) < 2:
         raise DataError(
             f"{folder}: only one pair of image and mask; at least two are wanted, "
@@ -338,9 +345,7 @@ def _folder_split(
         )
     if data.split_seed is not None:
         seed = data.split_seed
-    chosen = validation_names or choose_validation(
-        whole.names, fraction=data.validation_fraction, seed=seed
-    )
+    chosen = validation_names or _set_aside(folder, whole, data, seed)
     missing = sorted(chosen - set(whole.names))
     if missing:
         raise DataError(
@@ -349,6 +354,124 @@ def _folder_split(
         )
     held_back = chosen if split == "validation" else frozenset(whole.names) - chosen
     return whole.only(held_back)
+
+
+class MaskSurvey(NamedTuple):
+    """What is kept of a mask: how it was read, its (height, width), whether it has foreground."""
+
+    encoding: str
+    size: Size
+    has_foreground: bool
+
+
+def _set_aside(folder: Path, whole: FileSource, data: Data, seed: int) -> frozenset[str]:
+    """Choose the validation images of a folder that has none, by what masks and images show.
+
+    Every image is decoded once for it, and every mask, which ``survey_masks`` then knows.
+    """
+    looks = in_threads(
+        partial(_glance, read_labels=whole.read_labels), whole.pairs, "reading masks"
+    )
+    empty = {pair.name for pair, look in zip(whole.pairs, looks, strict=True) if look is False}
+    groups, copies = groups_of(whole, data.group_by)
+    names = whole.names
+    count = len({groups.get(name, name) for name in names})
+    if count == 1 and data.group_by:
+        raise DataError(
+            f"{folder}: all {len(names)} images are of one group by data.group_by = "
+            f"'{data.group_by}'; at least two groups are wanted, one of them to validate on"
+        )
+    chosen = choose_validation(
+        names, fraction=data.validation_fraction, seed=seed, groups=groups, empty=empty
+    )
+    how = f"{len(chosen)} of {len(names)} images set aside for validation, from {count} groups"
+    if copies:
+        how += f"; {copies} are copies of each other, or nearly so"
+    if empty:
+        how += f"; {len(empty & chosen)} without foreground there, {len(empty - chosen)} elsewhere"
+    _say_once(f"{folder}: {how}")
+    if count == 1:
+        _warn_once(f"{folder}: all images are copies of one, so validation sees what training saw")
+    elif len(names) - len(empty) == 1:
+        _warn_once(f"{folder}: only one mask has foreground, so that validation has none")
+    return chosen
+
+
+def groups_of(source: FileSource, group_by: str | None) -> tuple[dict[str, str], int]:
+    """Return which images have to stay on one side of a split, and how many of them are copies.
+
+    Args:
+        source: Its images are decoded once, to tell copies; one that cannot be is taken for none.
+        group_by: As for ``name_groups``.
+
+    Raises:
+        ConfigError: It is no regular expression, or found in no name.
+        DataError: It is a table that cannot be read, or that lacks an image.
+    """
+    names = source.names
+    looks = in_threads(_look_at, [pair.image for pair in source.pairs], "looking for copies")
+    linked = ((names[one], names[other]) for one, other in all_copies(looks))
+    return join_groups(name_groups(names, group_by), linked)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file does; None where it is missing."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_mtime_ns, facts.st_size
+
+
+def _look_at(path: Path) -> ImageLook | None:
+    try:
+        return _looked_at(path, _stamp(path))
+    except DataError:  # whoever trains on it hears of it
+        return None
+
+
+@lru_cache(MOST_REMEMBERED)
+def _looked_at(path: Path, stamp: tuple[int, int] | None) -> ImageLook:
+    del stamp
+    return look_at(read_image(path))
+
+
+_READERS: dict[str, Callable[[Path], Labels]] = {}
+"""Those whose readings are remembered, by their representation."""
+
+
+def _survey(path: Path, read_labels: Callable[[Path], Labels]) -> MaskSurvey:
+    """Return what is known of a mask; it is read only if it was not, or has changed since."""
+    # partials of the same function and settings are different objects
+    reader = _READERS.setdefault(repr(read_labels), read_labels)
+    return _surveyed(path, _stamp(path), reader)
+
+
+@lru_cache(MOST_REMEMBERED)
+def _surveyed(
+    path: Path, stamp: tuple[int, int] | None, read_labels: Callable[[Path], Labels]
+) -> MaskSurvey:
+    del stamp
+    labels = read_labels(path)
+    height, width = labels.mask.shape
+    return MaskSurvey(labels.encoding, (height, width), bool(labels.mask.any()))
+
+
+def _glance(pair: Pair, *, read_labels: Callable[[Path], Labels]) -> bool | None:
+    """Say whether a mask has foreground; None where it cannot be read, as the survey will say."""
+    try:
+        return _survey(pair.mask, read_labels).has_foreground
+    except DataError:
+        return None
+
+
+def undivided_names(data: Data) -> Sequence[str]:
+    """Return the images of a folder whose validation split is made by us, before it is made."""
+    return _undivided(_existing(data.path)).names
+
+
+def _undivided(folder: Path) -> FileSource:
+    return _own_part(folder, WHOLE if WHOLE in _parts_of(folder) else "train")
 
 
 def _own_part(folder: Path, split: str) -> FileSource:
@@ -372,6 +495,11 @@ def _own_part(folder: Path, split: str) -> FileSource:
 def _say_once(words: str) -> None:
     """Write into the log what was recognised, however often a folder is opened."""
     logger.info("%s", words)
+
+
+@cache
+def _warn_once(words: str) -> None:
+    logger.warning("%s", words)
 
 
 SILENT_ENCODINGS = ("empty", "full")
@@ -399,9 +527,9 @@ def survey_masks(source: FileSource) -> Mapping[str, int]:
     """
 
     def encoding_of(pair: Pair) -> str:
-        labels = source.read_labels(pair.mask)
-        require_same_size(pair, read_size(pair.image), labels.mask.shape)
-        return labels.encoding
+        known = _survey(pair.mask, source.read_labels)
+        require_same_size(pair, read_size(pair.image), known.size)
+        return known.encoding
 
     encodings = in_threads(encoding_of, source.pairs, "reading masks")
     odd = odd_encodings(encodings)

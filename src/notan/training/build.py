@@ -179,6 +179,7 @@ def prepare(
     model: nn.Module | None = None,
     transform: Callable[..., Mapping[str, Any]] | None = None,
     state: Mapping[str, Any] | None = None,
+    validation_names: frozenset[str] | None = None,
 ) -> TrainingSetup:
     """Build and check everything; see ``notan.training.train`` for the arguments.
 
@@ -190,6 +191,7 @@ def prepare(
         transform: See there.
         state: What the training will go on from; its weights take the place of any that an encoder
             would begin with, so that those are not looked for again.
+        validation_names: What was set aside when the training began; None: it begins now.
 
     Raises:
         ConfigError: A setting does not fit.
@@ -207,7 +209,9 @@ def prepare(
     )
     freezing = build_freezing(run.train, network, own_model=own_model)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training, validation, layout = _open_sources(run.data, run.seed, training, validation)
+    training, validation, layout = _open_sources(
+        run.data, run.seed, training, validation, validation_names
+    )
     _require_statistics(run, preprocessor, training)
     unlabelled = open_unlabelled(run, preprocessor, validation, own_source=layout == OWN)
     teacher = load_teacher(
@@ -292,7 +296,11 @@ def _trimap_border(data: Data, layout: str) -> TrimapBorder | None:
 
 
 def _open_sources(
-    data: Data, seed: int, training: Source | None, validation: Source | None
+    data: Data,
+    seed: int,
+    training: Source | None,
+    validation: Source | None,
+    names: frozenset[str] | None,
 ) -> tuple[Source, Source, str]:
     """Return the images to train and to validate on, and how they lie in their folder."""
     if (training is None) != (validation is None):
@@ -300,7 +308,7 @@ def _open_sources(
     layout = OWN
     if training is None or validation is None:
         layout = find_layout(data)
-        training, validation = (_open_and_survey(data, seed, part) for part in PARTS)
+        training, validation = (_open_and_survey(data, seed, part, names) for part in PARTS)
     for part, images in (("train on", training), ("validate on", validation)):
         if len(images) == 0:
             raise DataError(f"there are no images to {part}")
@@ -310,11 +318,19 @@ def _open_sources(
 PARTS = ("train", "validation")
 
 
-def _open_and_survey(data: Data, seed: int, split: str) -> FileSource:
-    source = open_split(data, split, seed=seed)
+NO_FOREGROUND = (
+    "no validation image has foreground, so that validation cannot judge: a model that finds "
+    "nothing scores 1 there, any other 0; give validation images with foreground"
+)
+
+
+def _open_and_survey(data: Data, seed: int, split: str, names: frozenset[str] | None) -> FileSource:
+    source = open_split(data, split, seed=seed, validation_names=names)
     found = survey_masks(source)
     readings = ", ".join(f"{encoding} ({count})" for encoding, count in found.items())
     logger.info(f"{split} masks read as: {readings}")
+    if split == "validation" and set(found) == {"empty"}:
+        logger.warning(NO_FOREGROUND)
     return source
 
 
