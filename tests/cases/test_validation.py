@@ -20,6 +20,7 @@ from notan.data.folders import open_split, survey_masks
 from notan.data.splits import choose_folds, choose_validation, name_groups
 from notan.errors import ConfigError, DataError
 from notan.io.digest import sha256
+from notan.io.masks import read_mask
 from notan.training import resume, train
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def test_a_mask_is_read_once_for_the_split_and_the_survey(
 ) -> None:
     video(tmp_path)
     read: Counter[str] = Counter()
-    real = folders.read_mask
+    real = read_mask
 
     def counted(path: Path) -> Any:
         read[path.name] += 1
