@@ -262,7 +262,8 @@ def test_what_was_recognised_is_said_once(tmp_path: Path, caplog: pytest.LogCapt
             opened(tmp_path, "train")
             opened(tmp_path, "val")
     said = [record.getMessage() for record in caplog.records]
-    assert said == [f"{tmp_path}: labels/train/ read as the masks of images/train/: 3 pairs"]
+    words = f"{tmp_path}: labels/train/ read as the masks of images/train/: 3 pairs"
+    assert said.count(words) == 1
 
 
 def test_what_is_passed_over_is_counted_by_reason(

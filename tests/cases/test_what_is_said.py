@@ -15,7 +15,8 @@ from test_readings import case
 import notan
 from image_files import saved
 from notan.config import Data, Masks
-from notan.data.folders import open_split, survey, white_of
+from notan.data.folders import open_split
+from notan.data.survey import survey, white_of
 from notan.data.synthetic import DrawnSource
 from notan.errors import DataError
 from notan.modelfile.card import read_card

@@ -19,9 +19,10 @@ from tqdm import tqdm
 from notan.checking.diagnosis import Diagnosis, Finding, number_of, worst_first
 from notan.checking.reading import collect
 from notan.checking.suspicion import SuspectRanking, judge_all, rank
-from notan.data.folders import image_reading, mask_labels, trimap_labels
+from notan.data.folders import groups_of, image_reading, mask_labels, trimap_labels
 from notan.data.layouts import WHOLE
-from notan.data.samples import FileSource, Pair, Subset, choose_folds, choose_validation
+from notan.data.samples import FileSource, Pair, Subset
+from notan.data.splits import choose_folds, choose_validation, name_groups
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.io.digest import hash_file, sha256
 from notan.io.write import write_bytes
@@ -76,13 +77,16 @@ class Fold:
     validation: frozenset[str]
 
 
-def divide(names: Sequence[str], folds: int, *, run: Run) -> tuple[Fold, ...]:
+def divide(
+    names: Sequence[str], folds: int, *, run: Run, groups: Mapping[str, str] | None = None
+) -> tuple[Fold, ...]:
     """Divide images into folds by the seed of a run.
 
     Args:
         names: Of all images, each once.
         folds: How many parts, at least 2.
         run: Its seed and validation fraction are used.
+        groups: Images that stay together; None: by the names, as the run says.
 
     Raises:
         ConfigError: Fewer than two folds.
@@ -95,10 +99,13 @@ def divide(names: Sequence[str], folds: int, *, run: Run) -> tuple[Fold, ...]:
             f"{len(names)} readable images with masks for {folds} folds; every fold needs one to "
             f"judge and {FEWEST_OTHERS} others to train on: give more images or fewer --folds"
         )
+    groups = name_groups(names, run.data.group_by) if groups is None else groups
     divided = []
-    for held_out in choose_folds(names, folds, seed=run.seed):
+    for held_out in choose_folds(names, folds, seed=run.seed, groups=groups):
         others = [name for name in names if name not in held_out]
-        chosen = choose_validation(others, fraction=run.data.validation_fraction, seed=run.seed)
+        chosen = choose_validation(
+            others, fraction=run.data.validation_fraction, seed=run.seed, groups=groups
+        )
         divided.append(Fold(held_out, frozenset(others) - chosen, chosen))
     return tuple(divided)
 
@@ -134,7 +141,11 @@ def predict_held_out(
         DataError: Too few images, or one cannot be read.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
-    for number, fold in enumerate(divide(source.names, folds, run=run), start=1):
+    groups = None
+    if isinstance(source, FileSource):
+        groups, _ = groups_of(source, run.data.group_by)
+    divided = divide(source.names, folds, run=run, groups=groups)
+    for number, fold in enumerate(divided, start=1):
         logger.info("fold %d of %d: %d images held out", number, folds, len(fold.held_out))
         predictor = _train_fold(run, source, fold, folder / str(number))
         yield from predictor.predict_samples(Subset(source, fold.held_out))

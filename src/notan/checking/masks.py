@@ -9,7 +9,7 @@ import numpy as np
 
 from notan.checking.alignment import MAP_SIDE, Alignment, shift_in_words
 from notan.checking.diagnosis import Finding, number_of
-from notan.data.folders import SILENT_ENCODINGS, odd_encodings
+from notan.data.survey import SILENT_ENCODINGS, odd_encodings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

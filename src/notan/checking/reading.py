@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from notan.checking.alignment import Alignment, align
 from notan.checking.diagnosis import Finding, Severity, number_of
-from notan.data.folders import mask_labels, pair_of, split_names, white_of
+from notan.data.copies import Plane, digest_of, thumbnail_of
+from notan.data.folders import mask_labels, pair_of, split_names
 from notan.data.layouts import (
     SUFFIXES,
     find_parts,
@@ -28,8 +29,8 @@ from notan.data.layouts import (
     unread_partner,
 )
 from notan.data.samples import Labels
+from notan.data.survey import white_of
 from notan.errors import DataError, UnsupportedError
-from notan.io.digest import sha256
 from notan.io.headers import read_contents, read_format, read_size
 from notan.io.images import read_image, read_peak, turn_upright
 from notan.io.masks import read_trimap
@@ -236,9 +237,7 @@ SUFFIXES_OF = {
 """The names that each format goes by."""
 
 PLACE_SIDE = 16
-THUMBNAIL_SIDE = 32
 
-Plane = npt.NDArray[np.float32]
 Fault: TypeAlias = Literal["unreadable", "truncated", "ambiguous", "unsupported"]
 Content = TypeVar("Content")
 
@@ -479,19 +478,11 @@ def _image_facts(path: Path, split: str, pixels: RGBImage) -> ImageFacts:
         path,
         split,
         (pixels.shape[0], pixels.shape[1]),
-        _digest(pixels),
+        digest_of(pixels),
         colour_mean=tuple(mean.ravel().tolist()),
         colour_std=tuple(std.ravel().tolist()),
         thumbnail=thumbnail_of(pixels),
     )
-
-
-def thumbnail_of(image: RGBImage) -> Plane:
-    """Shrink an image to 32 x 32 grey values of mean 0 and standard deviation 1, float32."""
-    # shrinking before greying: 3 small channels are cheaper than one large one
-    small = cv2.resize(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return np.asarray((grey - grey.mean()) / (grey.std() + 1e-6), np.float32)
 
 
 def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None) -> MaskFacts:
@@ -508,7 +499,7 @@ def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None
         path,
         split,
         (mask.shape[0], mask.shape[1]),
-        _digest(mask),
+        digest_of(mask),
         encoding=read.labels.encoding,
         coverage=float(counted.mean()) if counted.size else 0.0,
         frame_coverage=float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()),
@@ -519,10 +510,6 @@ def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None
         place=np.asarray(small, np.float32),
         alignment=align(image, read.outline) if image is not None and fits else None,
     )
-
-
-def _digest(pixels: RGBImage | Mask) -> str:
-    return sha256(repr(pixels.shape), np.ascontiguousarray(pixels).data)[:32]
 
 
 def _outline_length(bits: npt.NDArray[np.uint8]) -> int:

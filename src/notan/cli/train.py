@@ -99,6 +99,9 @@ class LearningFlags:
             train.encoder_lr_multiplier=0.3.
         teacher: A model file, an ensemble's for example, to learn from beside the masks;
             loss.teacher=1 is its weight.
+        group_by: Keep images of one group on one side where validation images are set aside: a
+            regular expression that finds the group in their names, such as '^[^_]+', or
+            FILE.csv:COLUMN. Copies of one image always stay together.
         patience: Stop after so many epochs without a better validation Dice.
         seed: Decides weights, order, augmentation and split.
         deterministic: Repeatable arithmetic on a GPU too, slower; on a CPU it always is.
@@ -111,6 +114,7 @@ class LearningFlags:
         "train.freeze_epochs"
     )
     teacher: Annotated[Path | None, flag("FILE")] = sets("train.teacher")
+    group_by: Annotated[str | None, flag("PATTERN")] = sets("data.group_by")
     patience: Annotated[int | None, flag("EPOCHS", "never stop early")] = sets("train.patience")
     seed: Annotated[int | None, flag("N", DEFAULT.seed)] = sets("seed")
     deterministic: Switch = sets("train.deterministic", default=False)

@@ -82,6 +82,10 @@ class Data(Section):
     validation part."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Seed of that split; None: the run's seed."""
+    group_by: str | None = None
+    """Images of one group stay on one side of that split: a regular expression whose first
+    brackets, or whose whole match, in an image's name is its group, or ``FILE.csv:COLUMN``; None:
+    only copies of one image stay together."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Train on the first so many training images only; None: on all."""
     workers: Annotated[int, Field(ge=0)] | None = None

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import TYPE_CHECKING, TypeVar
-
-from tqdm import tqdm
+from functools import cache, lru_cache, partial
+from typing import TYPE_CHECKING
 
 from notan.config import Data
+from notan.data.copies import all_copies, look_at
 from notan.data.layouts import PART_NAMES as PART_NAMES
 from notan.data.layouts import SUFFIXES as SUFFIXES
 from notan.data.layouts import (
@@ -29,33 +25,22 @@ from notan.data.layouts import (
     whole_part,
 )
 from notan.data.layouts import image_files as image_files
-from notan.data.samples import (
-    FileSource,
-    ImageReading,
-    Labels,
-    Pair,
-    choose_validation,
-    require_same_size,
-)
+from notan.data.samples import FileSource, ImageReading, Labels, Pair
+from notan.data.splits import choose_validation, join_groups, name_groups
+from notan.data.survey import MOST_REMEMBERED, in_threads, stamp_of, survey_mask
 from notan.errors import ConfigError, DataError, nearest
-from notan.io.headers import Contents, read_contents
-from notan.io.images import FULL_DEPTH, read_peak
-from notan.io.masks import AS_IT_STANDS, CHOSEN, read_mask, read_trimap
+from notan.io.images import FULL_DEPTH, read_image
+from notan.io.masks import AS_IT_STANDS, read_mask, read_trimap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from notan.config import Masks, TrimapBorder
+    from notan.data.copies import ImageLook
     from notan.modelfile.card import Card
 
 logger = logging.getLogger("notan")
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-THREADS = 4
-"""That read files at once; decoding leaves Python's lock, more would wait for the disk."""
 
 
 def looks_like_folder(folder: Path) -> bool:
@@ -270,12 +255,9 @@ def open_split(
         raise ConfigError(f"'{split}': there is no such split{nearest(split, {*SPLITS, 'all'})}")
     split = SPLITS.get(split, split)
     if find_layout(data) == "pets":
-        source = pets_source(folder, split, data.trimap_border)
-        read = source.read_labels
+        source = pets_source(folder, split, data.trimap_border).with_images(image_reading(data))
     else:
         source = _folder_split(folder, split, data, seed, validation_names)
-        read = partial(mask_labels, rule=data.masks)
-    source = FileSource(source.pairs, read, image_reading(data))
     return source.first(data.limit) if split == "train" else source
 
 
@@ -380,8 +362,8 @@ def _folder_split(
     folder: Path, split: str, data: Data, seed: int, validation_names: frozenset[str] | None
 ) -> FileSource:
     if split == "all" or split == "test" or not makes_validation(data):
-        return _own_part(folder, split)
-    whole = _own_part(folder, WHOLE if WHOLE in _parts_of(folder) else "train")
+        return _own_part(folder, split, data)
+    whole = _undivided(folder, data)
     if len(whole) < 2:
         raise DataError(
             f"{folder}: only one pair of image and mask; at least two are wanted, "
@@ -389,9 +371,7 @@ def _folder_split(
         )
     if data.split_seed is not None:
         seed = data.split_seed
-    chosen = validation_names or choose_validation(
-        whole.names, fraction=data.validation_fraction, seed=seed
-    )
+    chosen = validation_names or _set_aside(folder, whole, data, seed)
     missing = sorted(chosen - set(whole.names))
     if missing:
         raise DataError(
@@ -402,7 +382,87 @@ def _folder_split(
     return whole.only(held_back)
 
 
-def _own_part(folder: Path, split: str) -> FileSource:
+def _set_aside(folder: Path, whole: FileSource, data: Data, seed: int) -> frozenset[str]:
+    """Choose the validation images of a folder that has none, by what masks and images show.
+
+    Every image is decoded once for it, and every mask, which ``survey`` then knows.
+    """
+    looks = in_threads(
+        partial(_glance, read_labels=whole.read_labels), whole.pairs, "reading masks"
+    )
+    empty = {pair.name for pair, look in zip(whole.pairs, looks, strict=True) if look is False}
+    groups, copies = groups_of(whole, data.group_by)
+    names = whole.names
+    count = len({groups.get(name, name) for name in names})
+    if count == 1 and data.group_by:
+        raise DataError(
+            f"{folder}: all {len(names)} images are of one group by data.group_by = "
+            f"'{data.group_by}'; at least two groups are wanted, one of them to validate on"
+        )
+    chosen = choose_validation(
+        names, fraction=data.validation_fraction, seed=seed, groups=groups, empty=empty
+    )
+    how = f"{len(chosen)} of {len(names)} images set aside for validation, from {count} groups"
+    if copies:
+        how += f"; {copies} are copies of each other, or nearly so"
+    if empty:
+        how += f"; {len(empty & chosen)} without foreground there, {len(empty - chosen)} elsewhere"
+    _say_once(f"{folder}: {how}")
+    if count == 1:
+        _warn_once(f"{folder}: all images are copies of one, so validation sees what training saw")
+    elif len(names) - len(empty) == 1:
+        _warn_once(f"{folder}: only one mask has foreground, so that validation has none")
+    return chosen
+
+
+def groups_of(source: FileSource, group_by: str | None) -> tuple[dict[str, str], int]:
+    """Return which images have to stay on one side of a split, and how many of them are copies.
+
+    Args:
+        source: Its images are decoded once, to tell copies; one that cannot be is taken for none.
+        group_by: As for ``name_groups``.
+
+    Raises:
+        ConfigError: It is no regular expression, or found in no name.
+        DataError: It is a table that cannot be read, or that lacks an image.
+    """
+    names = source.names
+    looks = in_threads(_look_at, [pair.image for pair in source.pairs], "looking for copies")
+    linked = ((names[one], names[other]) for one, other in all_copies(looks))
+    return join_groups(name_groups(names, group_by), linked)
+
+
+def _look_at(path: Path) -> ImageLook | None:
+    try:
+        return _looked_at(path, stamp_of(path))
+    except DataError:  # whoever trains on it hears of it
+        return None
+
+
+@lru_cache(MOST_REMEMBERED)
+def _looked_at(path: Path, stamp: tuple[int, int] | None) -> ImageLook:
+    del stamp
+    return look_at(read_image(path))
+
+
+def _glance(pair: Pair, *, read_labels: Callable[[Path], Labels]) -> bool | None:
+    """Say whether a mask has foreground; None where it cannot be read, as the survey will say."""
+    try:
+        return survey_mask(pair.mask, read_labels).has_foreground
+    except DataError:
+        return None
+
+
+def undivided_names(data: Data) -> Sequence[str]:
+    """Return the images of a folder whose validation split is made by us, before it is made."""
+    return _undivided(_existing(data.path), data).names
+
+
+def _undivided(folder: Path, data: Data) -> FileSource:
+    return _own_part(folder, WHOLE if WHOLE in _parts_of(folder) else "train", data)
+
+
+def _own_part(folder: Path, split: str, data: Data) -> FileSource:
     part = _parts_of(folder).get(split)
     if part is None and split == WHOLE:
         raise DataError(
@@ -414,9 +474,9 @@ def _own_part(folder: Path, split: str) -> FileSource:
             f"{folder}: there is no {split} part ({split}/images and {split}/masks); "
             "choose another with --split train, --split val or --split all"
         )
-    source = _source_of(part)
+    pairs = _source_of(part).pairs
     _say_once(f"{folder}: {part.in_words(folder)}")
-    return source
+    return FileSource(pairs, partial(mask_labels, rule=data.masks), image_reading(data))
 
 
 @cache
@@ -425,112 +485,6 @@ def _say_once(words: str) -> None:
     logger.info("%s", words)
 
 
-SILENT_ENCODINGS = ("empty", "full")
-"""Readings that fit every other one, since such a mask holds a single value."""
-
-USUAL_ENCODINGS = frozenset({"0/1", "0/255", "0/65535"})
-"""Readings of the kind 0/k that may stand side by side."""
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What reading every mask and every image's header of a source showed.
-
-    Attributes:
-        encodings: How many masks were read by each encoding, such as ``{"0/255": 92}``.
-        choices: How many images were read by each choice among several readings.
-        turned: How many images are turned by their EXIF orientation.
-        peak: The largest value in images of 16 bits; 0 where there are none.
-    """
-
-    encodings: Mapping[str, int]
-    choices: Mapping[str, int]
-    turned: int
-    peak: int
-
-    def lines(self, split: str) -> Iterator[str]:
-        """Say how masks and images were read, a line for each thing that was decided."""
-        readings = ", ".join(f"{encoding} ({count})" for encoding, count in self.encodings.items())
-        yield f"{split} masks read as: {readings}"
-        for choice, count in self.choices.items():
-            yield f"{split} images: {choice} ({count})"
-        if self.turned:
-            yield (
-                f"{split} images: turned by their EXIF orientation ({self.turned}), their masks as "
-                "stored; if the masks were drawn on unturned images, add "
-                "--exif-orientation ignore"
-            )
-
-
-def survey(source: FileSource) -> Survey:
-    """Read every mask of a source once, and every image's header.
-
-    A mask that cannot be read, or can be read in two ways, ends a run in its first seconds instead
-    of in its third hour. What is decided for an image is said.
-
-    Args:
-        source: Pairs of files; images are decoded only where they have 16 bits, to see how many
-            of these are in use.
-
-    Raises:
-        DataError: A file is unreadable or ambiguous, or a pair differs in size, or two masks
-            mean different values by foreground, or no mask holds what the owner calls foreground.
-    """
-
-    def read(pair: Pair) -> tuple[str, bool, Contents, int]:
-        labels = source.read_labels(pair.mask)
-        contents = read_contents(pair.image, upright=source.images.upright)
-        require_same_size(pair, contents.size, labels.mask.shape)
-        peak = read_peak(pair.image) if contents.deep else 0
-        return labels.encoding, bool(labels.mask.any()), contents, peak
-
-    found = in_threads(read, source.pairs, "reading masks")
-    encodings = [encoding for encoding, *_ in found]
-    odd = odd_encodings(encodings)
-    for pair, encoding in zip(source.pairs, encodings, strict=True):
-        if encoding in odd:
-            others = sorted({e for e in encodings if e not in (*SILENT_ENCODINGS, encoding)})
-            raise DataError(
-                f"{pair.mask}: its values are {encoding}, other masks of the folder have "
-                f"{', '.join(others)}; foreground must be one value throughout (more classes than "
-                "two?)"
-            )
-    if found and encodings[0].startswith(CHOSEN) and not any(any_true for _, any_true, *_ in found):
-        raise DataError(
-            f"{source.pairs[0].mask.parent}: none of {len(found)} masks holds {encodings[0]}, so "
-            "all would be empty; look up what they hold with: notan check"
-        )
-    return Survey(
-        Counter(encodings),
-        Counter(choice for _, _, contents, _ in found for choice in contents.choices),
-        sum(contents.orientation > 1 and source.images.upright for _, _, contents, _ in found),
-        max((peak for *_, peak in found), default=0),
-    )
-
-
-def white_of(peak: int) -> int:
-    """Return the value that is white in a data set: the largest of as many bits as it uses."""
-    return next((2**bits - 1 for bits in (8, 10, 12, 14) if 0 < peak < 2**bits), FULL_DEPTH)
-
-
-def in_threads(work: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:
-    """Do the same with each of many files, several at once, and show how far it is.
-
-    Args:
-        work: Is called for each item; what it raises ends it all.
-        items: For example paths.
-        what: Names the work on the bar, which shows after a second.
-    """
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(work, items)
-        return list(tqdm(results, total=len(items), desc=what, leave=False, delay=1, disable=None))
-
-
-def odd_encodings(encodings: Iterable[str]) -> frozenset[str]:
-    """Return the readings of the kind 0/k whose k disagrees with other masks of one folder.
-
-    Args:
-        encodings: How each mask was read, as ``MaskReading`` names it.
-    """
-    plain = {encoding for encoding in encodings if encoding.startswith("0/")}
-    return frozenset(plain - USUAL_ENCODINGS) if len(plain) > 1 else frozenset()
+@cache
+def _warn_once(words: str) -> None:
+    logger.warning("%s", words)

@@ -282,33 +282,3 @@ def require_same_size(pair: Pair, image: tuple[int, ...], mask: tuple[int, ...])
 def fingerprint(source: Source) -> str:
     """Return a short SHA-256 of a source's names, the same for the same selection of images."""
     return sha256("\n".join(source.names))[:16]
-
-
-def choose_validation(names: Sequence[str], *, fraction: float, seed: int) -> frozenset[str]:
-    """Choose which images are set aside for validation.
-
-    The choice depends on the names and the seed only, not on the order of the files or on a
-    random generator, so the same folder is split alike on every machine.
-
-    Args:
-        names: All images to divide; at least two.
-        fraction: The share to set aside, above 0 and below 1; at least one image is set
-            aside and at least one is left.
-        seed: Another seed makes another split.
-    """
-    count = min(max(1, round(len(names) * fraction)), len(names) - 1)
-    return frozenset(sorted(names, key=lambda name: sha256(f"{seed}:{name}"))[:count])
-
-
-def choose_folds(names: Sequence[str], count: int, *, seed: int) -> tuple[frozenset[str], ...]:
-    """Divide images into parts for cross-validation, their sizes differing by one at most.
-
-    As above, only the names and the seed decide.
-
-    Args:
-        names: All images to divide, each once; at least ``count``.
-        count: How many parts, at least 2.
-        seed: Another seed makes other parts.
-    """
-    drawn = sorted(names, key=lambda name: sha256(f"{seed}:{name}"))
-    return tuple(frozenset(drawn[first::count]) for first in range(count))
