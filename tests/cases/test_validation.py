@@ -253,8 +253,8 @@ def test_a_name_without_the_pattern_is_a_group_of_its_own() -> None:
 
 def test_folds_keep_groups_whole_and_are_as_before_without() -> None:
     names = [f"clip{number // 4}_frame{number % 4}" for number in range(24)]
-    run = load_run(flags={"data.group_by": "^clip\\d+"})
-    for fold in divide(names, 3, run=run):
+    groups = name_groups(names, "^clip\\d+")
+    for fold in divide(names, 3, run=load_run(), groups=groups):
         sides = [videos_of(side) for side in (fold.held_out, fold.training, fold.validation)]
         assert sum(map(len, sides)) == 6
         assert all(sides)

@@ -35,8 +35,8 @@ SCORED = (
 FLAGS = {
     "train": "data-path time-limit auto model encoder pretrained image-size keep-aspect-ratio "
     "epochs batch-size learning-rate device out resume trimap-border unlabelled encoder-weights "
-    "freeze-epochs teacher patience seed deterministic detect-anomaly recipe write-recipe "
-    "overwrite allow-changes",
+    "freeze-epochs teacher group-by patience seed deterministic detect-anomaly recipe "
+    "write-recipe overwrite allow-changes",
     "pretrain": "data-path out overwrite resume encoder pretrained encoder-weights epochs "
     "batch-size learning-rate image-size device seed",
     "evaluate": SCORED,

@@ -13,8 +13,7 @@ from PIL import Image
 
 from notan.config import Data
 from notan.data.folders import find_layout, makes_validation, open_split
-from notan.data.samples import fingerprint
-from notan.data.splits import choose_validation
+from notan.data.samples import choose_validation, fingerprint
 from notan.data.survey import survey
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, DataError

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from notan.checking.diagnosis import Diagnosis, Finding, number_of, worst_first
-from notan.checking.reading import collect
+from notan.checking.reading import WHOLE, collect
 from notan.checking.suspicion import SuspectRanking, judge_all, rank
 from notan.data.folders import groups_of, image_reading, mask_labels, trimap_labels
-from notan.data.layouts import WHOLE
-from notan.data.samples import FileSource, Pair, Subset
-from notan.data.splits import choose_folds, choose_validation, name_groups
+from notan.data.samples import FileSource, Pair, Subset, choose_folds, choose_validation
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.io.digest import hash_file, sha256
 from notan.io.write import write_bytes
@@ -86,7 +84,7 @@ def divide(
         names: Of all images, each once.
         folds: How many parts, at least 2.
         run: Its seed and validation fraction are used.
-        groups: Images that stay together; None: by the names, as the run says.
+        groups: Images that stay together, as ``groups_of`` says; None: none do.
 
     Raises:
         ConfigError: Fewer than two folds.
@@ -99,7 +97,6 @@ def divide(
             f"{len(names)} readable images with masks for {folds} folds; every fold needs one to "
             f"judge and {FEWEST_OTHERS} others to train on: give more images or fewer --folds"
         )
-    groups = name_groups(names, run.data.group_by) if groups is None else groups
     divided = []
     for held_out in choose_folds(names, folds, seed=run.seed, groups=groups):
         others = [name for name in names if name not in held_out]

@@ -28,6 +28,7 @@ from notan.data.layouts import (
     passed_over,
     unread_partner,
 )
+from notan.data.layouts import WHOLE as WHOLE
 from notan.data.samples import Labels
 from notan.data.survey import white_of
 from notan.errors import DataError, UnsupportedError
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.config import Data, Masks, TrimapBorder
-    from notan.data.layouts import Matching, Part
+    from notan.data.layouts import FolderPart, Matching
     from notan.types import Mask, RGBImage, Size
 
 UNLISTED = "unlisted"
@@ -108,7 +109,7 @@ def _entries(split: str, images: Sequence[Path], matching: Matching) -> list[Ent
     return pairs + [Entry(each.stem, split, None, each) for each in matching.masks_alone]
 
 
-def _recognised(part: Part, folder: Path) -> Iterator[Finding]:
+def _recognised(part: FolderPart, folder: Path) -> Iterator[Finding]:
     """Note folders and files that were taken by other names than images/ and masks/."""
     names = (part.images.name, part.masks.name)
     if names != ("images", "masks") and part.matching.partners:
@@ -116,7 +117,7 @@ def _recognised(part: Part, folder: Path) -> Iterator[Finding]:
         yield Finding("recognised", "note", message, (), part.split)
 
 
-def _unclear(part: Part) -> Iterator[Finding]:
+def _unclear(part: FolderPart) -> Iterator[Finding]:
     for path, several in part.matching.unclear.items():
         names = " and ".join(each.name for each in several)
         message = f"{path}: {names} may both belong to it; take away, or rename, the wrong ones"
@@ -135,7 +136,7 @@ def _same_stems(split: str, files: Sequence[Path], what: str) -> Iterator[Findin
             yield Finding("same-stem-twice", "error", message, (first, path), split)
 
 
-def _without_partner(part: Part, entries: Sequence[Entry]) -> Iterator[Finding]:
+def _without_partner(part: FolderPart, entries: Sequence[Entry]) -> Iterator[Finding]:
     where = {"image": part.images, "mask": part.masks}
     unclear = {*part.matching.unclear, *(p for s in part.matching.unclear.values() for p in s)}
     names = {
@@ -160,7 +161,7 @@ def _without_partner(part: Part, entries: Sequence[Entry]) -> Iterator[Finding]:
         yield Finding(f"{what}-without-{wanted}", "error", message, (path,), part.split)
 
 
-def _ignored(part: Part) -> Iterator[Finding]:
+def _ignored(part: FolderPart) -> Iterator[Finding]:
     """Note what stands among the images and is never read."""
     for folder in dict.fromkeys((part.images, part.masks)):
         if not folder.is_dir():

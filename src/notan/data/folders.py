@@ -18,7 +18,7 @@ from notan.data.layouts import PART_NAMES as PART_NAMES
 from notan.data.layouts import SUFFIXES as SUFFIXES
 from notan.data.layouts import (
     WHOLE,
-    Part,
+    FolderPart,
     find_parts,
     refuse_other_kinds,
     unread_partner,
@@ -58,7 +58,7 @@ def folder_source(folder: Path) -> FileSource:
     return _source_of(whole_part(folder))
 
 
-def _source_of(part: Part) -> FileSource:
+def _source_of(part: FolderPart) -> FileSource:
     images, masks = part.files
     if not images:
         raise DataError(
@@ -343,7 +343,7 @@ def has_test(data: Data) -> bool:
     return "test" in _parts_of(folder)
 
 
-def _parts_of(folder: Path) -> dict[str, Part]:
+def _parts_of(folder: Path) -> dict[str, FolderPart]:
     """Return the parts of a folder that have images and masks."""
     return {part.split: part for part in find_parts(folder) if part.is_whole}
 

@@ -130,7 +130,7 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class Part:
+class FolderPart:
     """Where the images and masks of a split lie.
 
     Attributes:
@@ -187,7 +187,7 @@ class Part:
         return words
 
 
-def find_parts(folder: Path) -> list[Part]:
+def find_parts(folder: Path) -> list[FolderPart]:
     """Return the parts of a data folder; the whole of one without parts is one, ``all``.
 
     A part that has only images or only masks is among them, with a folder that is missing.
@@ -199,29 +199,29 @@ def find_parts(folder: Path) -> list[Part]:
     images, masks = _kinds_in(folder)
     parts = list(_below_kinds(images, masks))
     if images and masks and not (parts and not any(map(_holds_images, images))):
-        parts = [Part(WHOLE, _the_one(images, "images"), _the_one(masks, "masks"))]
+        parts = [FolderPart(WHOLE, _the_one(images, "images"), _the_one(masks, "masks"))]
     known = {part.split for part in parts}
     for split, names in PART_NAMES.items():
         found = [part for name in names for part in _named_part(below, split, name)]
         if found and split not in known:
             parts.append(next((part for part in found if part.is_whole), found[0]))
-    together = Part(WHOLE, folder, folder)
+    together = FolderPart(WHOLE, folder, folder)
     if not any(part.is_whole for part in parts) and together.matching.partners:
         return [together]
     return parts
 
 
-def whole_part(folder: Path) -> Part:
+def whole_part(folder: Path) -> FolderPart:
     """Return a folder's images and masks, parts aside; ``images/`` and ``masks/`` if it has none.
 
     Raises:
         DataError: Several folders could hold the images or the masks.
     """
     found = (part for part in find_parts(folder) if part.split == WHOLE)
-    return next(found, Part(WHOLE, folder / "images", folder / "masks"))
+    return next(found, FolderPart(WHOLE, folder / "images", folder / "masks"))
 
 
-def _below_kinds(images: Sequence[Path], masks: Sequence[Path]) -> Iterator[Part]:
+def _below_kinds(images: Sequence[Path], masks: Sequence[Path]) -> Iterator[FolderPart]:
     """Give ``images/train`` with ``masks/train``, and so on for the other parts."""
     for split, names in PART_NAMES.items():
         sides = [
@@ -229,21 +229,21 @@ def _below_kinds(images: Sequence[Path], masks: Sequence[Path]) -> Iterator[Part
             for kinds in (images, masks)
         ]
         if all(sides):
-            yield Part(split, _the_one(sides[0], "images"), _the_one(sides[1], "masks"))
+            yield FolderPart(split, _the_one(sides[0], "images"), _the_one(sides[1], "masks"))
 
 
-def _named_part(below: Sequence[Path], split: str, name: str) -> Iterator[Part]:
+def _named_part(below: Sequence[Path], split: str, name: str) -> Iterator[FolderPart]:
     """Give ``train/images`` with ``train/masks``, or ``train`` with ``train_masks``."""
     for place in (each for each in below if _plain(each.name) == name):
         images, masks = _kinds_in(place)
         if images or masks:
-            yield Part(
+            yield FolderPart(
                 split,
                 _the_one(images, "images") if images else place / "images",
                 _the_one(masks, "masks") if masks else place / "masks",
             )
-        elif Part(split, place, place).matching.partners:
-            yield Part(split, place, place)
+        elif FolderPart(split, place, place).matching.partners:
+            yield FolderPart(split, place, place)
     image_names = {name, *(name + kind for kind in IMAGE_FOLDERS)}
     mask_names = {name + kind for kind in MASK_FOLDERS}
     sides = [
@@ -251,7 +251,7 @@ def _named_part(below: Sequence[Path], split: str, name: str) -> Iterator[Part]:
         for names in (image_names, mask_names)
     ]
     if all(sides):
-        yield Part(split, _the_one(sides[0], "images"), _the_one(sides[1], "masks"))
+        yield FolderPart(split, _the_one(sides[0], "images"), _the_one(sides[1], "masks"))
 
 
 def _the_one(folders: Sequence[Path], what: str) -> Path:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from notan.data.splits import choose_folds as choose_folds
+from notan.data.splits import choose_validation as choose_validation
 from notan.errors import DataError, ShapeError
 from notan.io.digest import sha256
 from notan.io.headers import read_size

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from notan.config import Augment, Model, Preprocess, Pretraining, Run, load_settings, run_to_toml
 from notan.data.batches import BatchLoader
-from notan.data.samples import fingerprint
-from notan.data.splits import choose_validation
+from notan.data.samples import choose_validation, fingerprint
 from notan.data.transforms import Geometry
 from notan.errors import DataError, DivergedError
 from notan.io.write import fresh_folder, write_bytes
