@@ -34,7 +34,7 @@ def test_the_examples_of_the_functions_run(
     Image.fromarray(photo()).save("cat.jpg")
     names = {"notan": notan, "seconds_of": api.seconds_of}
     functions = [api.train, api.seconds_of, api.load, api.predict, api.evaluate]
-    functions += [api.UNet, api.export, api.check, api.compare]
+    functions += [notan.UNet, api.export, api.check, api.compare]
     runner, said = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS), io.StringIO()
     for function in functions:
         for test in doctest.DocTestFinder(recurse=False).find(function, globs=names):

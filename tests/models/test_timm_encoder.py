@@ -14,8 +14,9 @@ from notan.config import Model
 from notan.errors import CheckpointError, ConfigError, MissingExtraError, StoppedBySignal
 from notan.modelfile.card import load_checkpoint
 from notan.models.base import encoder_of
-from notan.models.build import build_encoder, build_model
+from notan.models.build import build_model
 from notan.models.encoder_weights import save_encoder
+from notan.models.encoders import build_encoder
 from notan.prediction.predictor import Predictor
 from notan.training.build import TrainingSetup, prepare
 from notan.training.optim import parameter_groups

