@@ -90,7 +90,7 @@ class Crash(Exception):  # noqa: N818 - it stands for a power cut
 def fresh_unet() -> UNet:
     """Return a small network, always the same."""
     torch.manual_seed(3)
-    return UNet(2)
+    return UNet(width=2)
 
 
 def tiny(**flags: object) -> Run:

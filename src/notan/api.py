@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from notan.data.samples import Sample
     from notan.exporting.make import Kind
     from notan.metrics import Score
-    from notan.models.base import SegmentationModel
     from notan.prediction.backends import Precision
     from notan.prediction.inputs import ImageLike
     from notan.prediction.predictor import Prediction, Predictor
@@ -384,45 +383,6 @@ def evaluate(
     if folder:
         write_score(folder, score)
     return score
-
-
-def UNet(  # noqa: N802 - a network, as one writes it in a loop of one's own
-    *, encoder: str | None = None, width: int | None = None, pretrained: bool = False
-) -> SegmentationModel:
-    """Build a U-Net, a plain module for a training loop of your own.
-
-    Args:
-        encoder: What it goes down with: ``resnet34``, ``efficientnet_lite0``, ``timm:NAME``; None:
-            the double convolutions of the U-Net.
-        width: Channels of the finest level; None: 64, or 16 on an encoder.
-        pretrained: Start the encoder from its published weights.
-
-    Returns:
-        (n, 3, h, w) to logits (n, 1, h, w), where h and w are multiples of its ``stride``.
-
-    Raises:
-        ConfigError: There is no such encoder, or it has no published weights.
-        MissingExtraError: PyTorch, or the package with the weights, is not installed.
-
-    Example:
-        >>> network = notan.UNet(encoder="efficientnet_lite0", width=4)
-        >>> network.stride
-        32
-    """
-    flags = {
-        "model.encoder": encoder,
-        "model.width": width,
-        "train.pretrained": pretrained or None,
-    }
-    run = load_run(flags=flags)
-    with explaining_extras("a network"):
-        from notan.models.build import build_model
-        from notan.training.build import build_preprocessor
-        from notan.training.fine_tuning import start_encoder
-
-        network = build_model(run.model)
-        start_encoder(network, run, build_preprocessor(run.preprocess, network), own_model=False)
-    return network
 
 
 def export(

@@ -15,9 +15,8 @@ from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySigna
 from notan.evaluation.evaluate import evaluate
 from notan.io.digest import hash_file
 from notan.modelfile.card import Card, load_checkpoint, read_card, save_checkpoint
-from notan.models.build import build_encoder
-from notan.models.encoder_weights import read_weights, save_encoder
-from notan.models.pretrained import PUBLISHED, Published, Web
+from notan.models.encoder_weights import PUBLISHED, Published, Web, read_weights, save_encoder
+from notan.models.encoders import build_encoder
 from notan.prediction.predictor import Predictor
 from notan.report.run import facts_of, gather
 from notan.training import train
@@ -135,7 +134,7 @@ def test_a_resnet_is_fetched_and_its_names_are_torchvisions(
     known_hash = f"sha256:{hash_file(path)[:8]}"
     monkeypatch.setenv("NOTAN_CACHE", str(tmp_path))
     there = Published(Web("https://here.invalid/resnet.pth", known_hash), "nothing")
-    monkeypatch.setattr("notan.training.fine_tuning.PUBLISHED", {"resnet34": there})
+    monkeypatch.setattr("notan.models.encoder_weights.PUBLISHED", {"resnet34": there})
     run = tiny(model__encoder="resnet34", train__pretrained=True, preprocess__image_size=64)
     assert same(encoder_of(parts_of(run)), encoder.state_dict())
     whole = tiny(model__name="resnet34_unet", model__width=64, train__pretrained=True)
