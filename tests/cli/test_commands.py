@@ -22,7 +22,6 @@ from notan.data.folders import open_split
 from notan.metrics import Tolerance
 from notan.modelfile.card import read_card
 from notan.training import train as run_training
-from runs import no_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,11 +54,7 @@ FLAGS = {
 TINY = ("model.width=2", "train.tensorboard=false")
 QUICK = ("--image-size", "16", "--epochs", "1", "--batch-size", "8")
 
-
-@pytest.fixture(autouse=True)
-def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the page at a training's end, which test_report.py looks at and takes seconds."""
-    monkeypatch.setattr("notan.cli.train._report", no_report)
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 
 @pytest.fixture

@@ -162,11 +162,12 @@ def test_a_module_of_ones_own_is_given_its_weights_before(flags: dict[str, objec
 
 def test_a_unet_takes_the_encoder_of_a_unet_of_its_width(tmp_path: Path) -> None:
     theirs = train_own(tiny(model__name="attention_unet", seed=3), tmp_path / "run").checkpoint
-    found = encoder_of(parts_of(tiny(train__encoder_weights=theirs)))
+    run = tiny(model__name="unet", train__encoder_weights=theirs)
+    found = encoder_of(parts_of(run))
     weights = load_checkpoint(theirs).weights
     assert all(torch.equal(found[name], weights[f"encoder.{name}"]) for name in found)
     with pytest.raises(CheckpointError, match="has the shape"):
-        parts_of(tiny(train__encoder_weights=theirs, model__width=4))
+        parts_of(tiny(model__name="unet", train__encoder_weights=theirs, model__width=4))
 
 
 def test_a_model_gives_its_encoder_and_its_images(trained: Path) -> None:
@@ -229,14 +230,14 @@ def test_the_weights_of_another_encoder_are_refused_by_name(
     weights: Path, flags: dict[str, object], words: str
 ) -> None:
     with pytest.raises(CheckpointError, match="these are weights of efficientnet_lite0") as caught:
-        parts_of(tiny(train__encoder_weights=weights, **flags))
+        parts_of(tiny(model__name="unet", train__encoder_weights=weights, **flags))
     assert words in str(caught.value)
 
 
 def test_a_model_with_another_encoder_is_refused_by_name(trained: Path) -> None:
     wanted = "is efficientnet_lite0, and that of this run is unet; choose --encoder efficientnet"
     with pytest.raises(CheckpointError, match=wanted):
-        parts_of(tiny(train__encoder_weights=trained))
+        parts_of(tiny(model__name="unet", train__encoder_weights=trained))
 
 
 def test_a_resume_needs_the_file_no_more_and_ends_the_same(

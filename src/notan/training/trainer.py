@@ -275,7 +275,7 @@ class Trainer(Loop):
         model = averaged.module if averaged else setup.model
         card = setup.card(progress.epoch, {"dice": scored.dice, "iou": scored.iou})
         save_checkpoint(self.folder / BEST, Checkpoint(card, model.state_dict()))
-        log.overlays(progress.epoch, list(self._overlays(model)))
+        log.overlays(progress.epoch, self._overlays(model))  # drawn for TensorBoard alone
         progress.best = Best(
             scored.dice, progress.epoch, scored.all_foreground_dice, averaged is not None
         )
