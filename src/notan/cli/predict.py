@@ -82,7 +82,7 @@ def predict(
     NAME-p0001; of an animated GIF, PNG or WebP the first frame is taken.
 
     A file that cannot be read does not stop the others: it is named at the end and in failed.csv,
-    and the exit code is 3. Ctrl-C leaves whole files only; the same command with --resume goes on.
+    and the exit code is 3. Ctrl-C, like SIGTERM, leaves whole files only; the same command with --resume goes on.
 
     Args:
         inputs: Image files, videos, folders of them, patterns such as 'plates/**/*.tif' (in
@@ -153,10 +153,12 @@ def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int) -> None:
         try:
             pipeline.run(items)
         except KeyboardInterrupt as stop:
+            number = stop.number if isinstance(stop, StoppedBySignal) else signal.SIGINT
+            by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             raise StoppedBySignal(
-                f"stopped by Ctrl-C; {len(pipeline.table.rows)} images are done and whole: "
+                f"stopped by {by}; {len(pipeline.table.rows)} images are done and whole: "
                 "give the same command with --resume to go on",
-                signal.SIGINT,
+                number,
             ) from stop
 
 
