@@ -82,7 +82,8 @@ def predict(
     NAME-p0001; of an animated GIF, PNG or WebP the first frame is taken.
 
     A file that cannot be read does not stop the others: it is named at the end and in failed.csv,
-    and the exit code is 3. Ctrl-C, like SIGTERM, leaves whole files only; the same command with --resume goes on.
+    and the exit code is 3. Ctrl-C and SIGTERM leave whole files only; the same command with
+    --resume goes on.
 
     Args:
         inputs: Image files, videos, folders of them, patterns such as 'plates/**/*.tif' (in
@@ -93,7 +94,8 @@ def predict(
             probability16, probability-float (TIFF), rle (one rle.csv for all images),
             coco-rle (one coco-rle.json), polygons (one COCO polygons.json), geojson, contours
             (SVG).
-        resume: Leave out what an earlier run with the same settings has written into the folder.
+        resume: Leave out what an earlier run with the same settings has written into the folder,
+            where the file's content is the same as then.
     """
     from notan.prediction.formats import Writers
     from notan.prediction.inputs import find_inputs, refuse_outputs_over_inputs
@@ -118,7 +120,9 @@ def predict(
         writers.close()
     if unsure := table.summary():
         print(unsure)
-    kept = f" ({table.kept} were there already)" if table.kept else ""
+    notes = [f"{table.kept} were there already"] if table.kept else []
+    notes += [f"{table.changed} changed since: predicted anew"] if table.changed else []
+    kept = f" ({'; '.join(notes)})" if notes else ""
     print(f"{table.predicted + table.kept} of {table.total} images: {out}{kept}")
     _raise_failures(table)
 

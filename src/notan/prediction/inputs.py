@@ -8,6 +8,7 @@ images are in them: itself, the frames of a video, the pages of a TIFF.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import glob
 import io
@@ -24,6 +25,7 @@ from PIL import Image
 
 from notan.data.folders import SUFFIXES
 from notan.errors import ConfigError, DataError, ShapeError
+from notan.io.digest import hash_content, sha256
 from notan.io.images import convert_image, decode_image, decode_size, opened, read_image
 from notan.io.tiff import TIFF_SIGNATURES, TiffPages, TiffParts, is_large_tiff
 from notan.io.video import VIDEO_SUFFIXES, Video, is_video
@@ -362,6 +364,7 @@ class Item:
         in_order: Whether it must be read, or left out, before the next item is asked for.
         siblings: How many images the file holds as far as is known.
         close: Closes its file, which ``read`` does too; to be called where it is left out.
+        digest: Of the file's content, whatever its name; empty where it could not be read.
     """
 
     name: str
@@ -372,17 +375,28 @@ class Item:
     in_order: bool = False
     siblings: int = 1
     close: Callable[[], None] = lambda: None
+    digest: str = ""
 
 
 def items_of(found: Found, *, frame_step: int = 1) -> Iterator[Item]:
     """Yield the images of a file; a damaged one yields an item whose ``read`` says so.
 
-    The file is opened once. What it holds is decided here, by its first bytes and its header.
+    What it holds is decided here, by its first bytes and its header.
 
     Args:
         found: The file.
         frame_step: Of a video, take the first frame and every so-many-th after it.
     """
+    digest = ""
+    with contextlib.suppress(DataError):  # which is said where it is opened
+        content = found.content
+        digest = hash_content(found.path) if content is None else sha256(content)[:16]
+    for item in _items_of(found, frame_step):
+        yield dataclasses.replace(item, digest=digest)
+
+
+def _items_of(found: Found, frame_step: int) -> Iterator[Item]:
+    """Yield the images of a file, which is opened once."""
     path, name = found.path, str(found.path)
     try:
         with contextlib.ExitStack() as stack:
