@@ -27,6 +27,7 @@ from notan.data.folders import SUFFIXES
 from notan.errors import ConfigError, DataError, ShapeError
 from notan.io.digest import hash_content, sha256
 from notan.io.images import convert_image, decode_image, decode_size, opened, read_image
+from notan.io.pipes import MAX_BYTES, read_pipe
 from notan.io.tiff import TIFF_SIGNATURES, TiffPages, TiffParts, is_large_tiff
 from notan.io.video import VIDEO_SUFFIXES, Video, is_video
 
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from notan.types import RGBImage, Size
 
 STANDARD_INPUT = Path("-")
-MAX_BYTES = 2**30
-"""Of standard input, a file object or an address: more than any image that is decoded."""
 
 _SEQUENCES = VIDEO_SUFFIXES | {".tif", ".tiff"}
 _PART = re.compile(r"-(\d{6,}|p\d{4,})$")
@@ -100,7 +99,8 @@ def as_image(thing: ImageLike) -> RGBImage:
 
         return decode_image(download_bytes(thing, MAX_BYTES), thing)
     if isinstance(thing, (str, Path)):
-        return read_image(Path(thing))
+        piped = read_pipe(Path(thing))
+        return read_image(Path(thing)) if piped is None else decode_image(piped, str(thing))
     if isinstance(thing, (bytes, bytearray, memoryview)):
         return decode_image(bytes(thing), "the bytes that were given")
     if isinstance(thing, Image.Image):
@@ -185,7 +185,7 @@ class Found:
     Attributes:
         name: Of its outputs, without a suffix; ``/`` where a folder tells it from another.
         path: The file; ``-`` for standard input.
-        content: The file's bytes, of standard input only.
+        content: The file's bytes, of standard input and other pipes only.
     """
 
     name: str
@@ -204,12 +204,13 @@ def find_inputs(words: Iterable[Path], *, standard_input: BinaryIO | None = None
     Args:
         words: Files, whatever they are called; folders, of which every image and video is taken;
             patterns with ``*``, ``?`` or ``[a-z]``, and ``**`` for folders in folders; ``-`` for
-            the bytes of one image on standard input.
+            the bytes of one image on standard input. A named pipe, ``/dev/stdin`` and a shell's
+            ``<(command)`` are read likewise.
         standard_input: Where ``-`` reads; None: the process's own.
 
     Raises:
         DataError: An input is missing, a folder or pattern has nothing to predict, nothing was
-            given, or standard input is empty or too large.
+            given, or standard input or a pipe is empty, too large or fed by nobody.
     """
     paths = [path for word in words for path in _files(word)]
     if not paths:
@@ -219,9 +220,12 @@ def find_inputs(words: Iterable[Path], *, standard_input: BinaryIO | None = None
     for path in paths:
         unique.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - links are kept as they are
     files = list(unique.values())
-    content = _read_standard_input(standard_input) if STANDARD_INPUT in files else None
     names = _name(files)
-    return [Found(names[path], path, content if path == STANDARD_INPUT else None) for path in files]
+
+    def content(path: Path) -> bytes | None:
+        return _read_standard_input(standard_input) if path == STANDARD_INPUT else read_pipe(path)
+
+    return [Found(names[path], path, content(path)) for path in files]
 
 
 def refuse_outputs_over_inputs(
@@ -451,7 +455,8 @@ def _refuse_no_video(path: Path, start: bytes) -> None:
 
 def _frames(found: Found, frame_step: int) -> Iterator[Item]:
     if found.content is not None:
-        raise DataError("-: a video on standard input; name the file instead")
+        where = "on standard input" if found.path == STANDARD_INPUT else "through a pipe"
+        raise DataError(f"{found.path}: a video {where}; name the file instead")
     with Video(found.path) as video:
         count = -(-video.claimed // frame_step)
         while video.advance():
