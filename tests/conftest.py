@@ -15,9 +15,11 @@ import torch
 from filelock import FileLock
 
 from comparison_runs import LEARNED, train_small
+from needs import case
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.exporting import export
+from notan.modelfile.default import DEFAULT_MODEL
 from notan.training import train
 from runs import Drawn, Server, add_little, no_report
 from test_house import House
@@ -183,3 +185,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("children"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """Inputs as people have them; a test copies what it changes."""
+    return case("")
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The model that comes with notan."""
+    return DEFAULT_MODEL

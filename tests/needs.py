@@ -32,8 +32,8 @@ CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 
 
 def case(name: str) -> Path:
-    """Return the folder of a case, not to be changed, or skip the test where it is absent."""
+    """Return a case's folder or file, not to be changed, or skip the test where it is absent."""
     folder = CASES / name
-    if not folder.is_dir():
+    if not folder.exists():
         pytest.skip(f"the case is absent: ../shared/cases/{name}")
     return folder

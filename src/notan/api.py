@@ -301,7 +301,8 @@ def predict(
 
     predictor = _opened(model)
     if isinstance(images, (list, tuple)):
-        read = (as_image(image) for image in images)
+        white = predictor.preprocessor.white
+        read = (as_image(image, white=white) for image in images)
         return list(predictor.predict_many(read, batch_size=batch_size))
     return predictor(images)
 

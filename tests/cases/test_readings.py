@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -15,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from image_files import VOC, photo, saved
+from needs import case
 from notan.config import Masks
 from notan.errors import DataError, UnsupportedError
 from notan.io.headers import MAX_PIXELS, read_contents, read_size
@@ -23,17 +23,9 @@ from notan.io.masks import read_mask, read_trimap
 from notan.io.tiff import TiffPages
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from image_files import Array
-
-CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
-
-
-def case(name: str) -> Path:
-    """Return a case's folder or file, or skip the test where the cases are absent."""
-    path = CASES / name
-    if not path.exists():
-        pytest.skip(f"inputs as people have them are absent: ../shared/cases/{name}")
-    return path
 
 
 def square(size: int = 24) -> Array:

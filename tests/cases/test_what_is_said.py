@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from test_readings import case
 
 import notan
 from image_files import saved
+from needs import case
 from notan.config import Data, Masks
 from notan.data.folders import open_split
 from notan.data.survey import survey, white_of

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from notan.cli import BEGAN
 from notan.cli.check import check, download
@@ -16,11 +19,12 @@ from notan.cli.evaluate import evaluate, inference, report
 from notan.cli.parse import parse
 from notan.cli.predict import export, predict, submit
 from notan.cli.train import pretrain, train
-from notan.errors import NotanError, explaining_extras
+from notan.errors import NotanError, StoppedBySignal, explaining_extras
 from notan.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
 
 GROUPS = {
     "Train": (train, pretrain, benchmark_models),
@@ -34,6 +38,8 @@ COMMANDS = {
     for command in commands
 }
 INTERRUPTED = 130
+ENDINGS = ("SIGTERM", "SIGHUP")
+"""What Slurm and ``docker stop`` send, and a terminal that is closed; Windows has no SIGHUP."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         command = parse(words, COMMANDS)
-        with explaining_extras("training" if words[0] == "train" else f"notan {words[0]}"):
+        extra = explaining_extras("training" if words[0] == "train" else f"notan {words[0]}")
+        with extra, _ending_as_by_ctrl_c():
             command()
     except NotanError as error:
         if debug:
@@ -73,6 +80,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(getattr(interrupt, "exit_code", INTERRUPTED))
     except BrokenPipeError:  # somebody's `| head` has read enough
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives as long as the process
+
+
+@contextlib.contextmanager
+def _ending_as_by_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise what Ctrl-C does, so that a command tidies up behind itself.
+
+    Further ones are ignored meanwhile, for a shell and its terminal send one each. What was told to
+    ignore them (nohup) goes on doing so. Outside the main thread Python allows no handlers.
+    """
+    before: dict[int, Any] = {}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        name = signal.Signals(number).name
+        raise StoppedBySignal(f"stopped by {name}; give the same command again", number)
+
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ENDINGS if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+        before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+        for number in before:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def overview() -> str:

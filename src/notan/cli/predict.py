@@ -82,7 +82,8 @@ def predict(
     NAME-p0001; of an animated GIF, PNG or WebP the first frame is taken.
 
     A file that cannot be read does not stop the others: it is named at the end and in failed.csv,
-    and the exit code is 3. Ctrl-C leaves whole files only; the same command with --resume goes on.
+    and the exit code is 3. Ctrl-C and SIGTERM leave whole files only; the same command with
+    --resume goes on.
 
     Args:
         inputs: Image files, videos, folders of them, patterns such as 'plates/**/*.tif' (in
@@ -93,7 +94,8 @@ def predict(
             probability16, probability-float (TIFF), rle (one rle.csv for all images),
             coco-rle (one coco-rle.json), polygons (one COCO polygons.json), geojson, contours
             (SVG).
-        resume: Leave out what an earlier run with the same settings has written into the folder.
+        resume: Leave out what an earlier run with the same settings has written into the folder,
+            where the file's content is the same as then.
     """
     from notan.data.layouts import SUFFIXES, passed_over
     from notan.io.video import VIDEO_SUFFIXES
@@ -115,12 +117,14 @@ def predict(
     table = PredictionTable.begin(out, _settings(predictor, machine.precision), resume=resume)
     pipeline = Pipeline(predictor, writers, table, batch_size=machine.batch_size)
     try:
-        _run(pipeline, found, input.frame_step)
+        _run(pipeline, found, input.frame_step, predictor.preprocessor.white)
     finally:
         writers.close()
     if unsure := table.summary():
         print(unsure)
-    kept = f" ({table.kept} were there already)" if table.kept else ""
+    notes = [f"{table.kept} were there already"] if table.kept else []
+    notes += [f"{table.changed} changed since: predicted anew"] if table.changed else []
+    kept = f" ({'; '.join(notes)})" if notes else ""
     print(f"{table.predicted + table.kept} of {table.total} images: {out}{kept}")
     for folder in (each for each in inputs if each.is_dir()):
         if others := passed_over(folder, SUFFIXES | VIDEO_SUFFIXES):
@@ -146,22 +150,26 @@ def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
     }
 
 
-def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int) -> None:
+def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int, white: int) -> None:
     from tqdm import tqdm
 
     from notan.errors import StoppedBySignal
     from notan.prediction.inputs import items_of
 
-    items = itertools.chain.from_iterable(items_of(file, frame_step=frame_step) for file in found)
+    items = itertools.chain.from_iterable(
+        items_of(file, frame_step=frame_step, white=white) for file in found
+    )
     with tqdm(total=len(found), unit="image", leave=False, disable=None) as bar:
         pipeline.progress = _Progress(bar)
         try:
             pipeline.run(items)
         except KeyboardInterrupt as stop:
+            number = stop.number if isinstance(stop, StoppedBySignal) else signal.SIGINT
+            by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             raise StoppedBySignal(
-                f"stopped by Ctrl-C; {len(pipeline.table.rows)} images are done and whole: "
+                f"stopped by {by}; {len(pipeline.table.rows)} images are done and whole: "
                 "give the same command with --resume to go on",
-                signal.SIGINT,
+                number,
             ) from stop
 
 

@@ -75,7 +75,7 @@ def leave_signals_to_the_parent(_: int) -> None:
     The parent decides when it is safe to stop; a worker that died before would be an error to it.
     Workers end when the parent says so or is gone.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -32,7 +32,7 @@ from notan.io.headers import (
     refuse_size,
     seek_page,
 )
-from notan.io.images import decode, decode_current, decode_image, to_rgb
+from notan.io.images import FULL_DEPTH, decode, decode_current, decode_image, to_rgb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -82,17 +82,19 @@ class TiffPages:
         fault: Why no further page was found, where the file is damaged after some good ones.
     """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: BinaryIO, name: str, *, white: int = FULL_DEPTH) -> None:
         """Find the pages; no pixel is decoded.
 
         Args:
             file: Must stay open for as long as pages are read.
             name: What to call it in messages.
+            white: The value of 16-bit pages that is read as white.
 
         Raises:
             DataError: It is no TIFF, its first page is damaged, or it has too many.
         """
         self.name = name
+        self._white = white
         header = guarded(lambda: identify(file, name), name)
         if isinstance(header, Tiff.TiffImageFile):
             self.numbers, self.fault = find_pages(header, name)
@@ -130,7 +132,7 @@ class TiffPages:
                 return decode(self._header, called, page=number)
             return decode_current(self._header)
 
-        return guarded(lambda: to_rgb(pixels(), called), called)
+        return guarded(lambda: to_rgb(pixels(), called, white=self._white), called)
 
     def _called(self, number: int) -> str:
         return f"{self.name}, page {number + 1}"
@@ -182,14 +184,19 @@ class TiffParts:
     What it takes is bounded by the parts asked for and by ``CACHE_BYTES``.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, white: int = FULL_DEPTH) -> None:
         """Read the header and check that all that it points to is in the file.
+
+        Args:
+            path: The file.
+            white: The value of 16-bit images that is read as white.
 
         Raises:
             DataError: The file is missing, is no TIFF, is damaged, or is stored in a way that
                 cannot be read part by part; the message says how to store it instead.
         """
         self.path = path
+        self._white = white
         self._layout = read_header(path, lambda image: _read_layout(image, str(path)))
         part_bytes = 3 * math.prod(self._layout.part)
         self._part = lru_cache(maxsize=max(1, CACHE_BYTES // part_bytes))(self._decode)
@@ -274,7 +281,7 @@ class TiffParts:
         file = io.BytesIO()
         tags.save(file)
         file.write(content)
-        image = decode_image(file.getvalue(), f"{self.path} (part {index + 1})")
+        image = decode_image(file.getvalue(), f"{self.path} (part {index + 1})", white=self._white)
         if image.shape[:2] != (height, width):
             raise DataError(
                 f"{self.path}: part {index + 1} holds {image.shape[0]}x{image.shape[1]} pixels "

@@ -6,9 +6,12 @@ machine without PyTorch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib.util
+import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -27,6 +30,7 @@ from notan.modelfile.onnx import is_onnx
 from notan.runtime import find_device
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import torch
@@ -57,7 +61,7 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """A PyTorch module in evaluation mode.
+    """A PyTorch module in evaluation mode, which many threads may call at once.
 
     Attributes:
         device: Where it runs.
@@ -70,6 +74,7 @@ class TorchBackend:
         device: torch.device | str = "cpu",
         *,
         precision: Precision = "fp32",
+        threads: int | None = None,
     ) -> None:
         """Move a module to a device; it is used as it is, so train it no further meanwhile.
 
@@ -79,6 +84,8 @@ class TorchBackend:
             precision: ``bf16`` rounds a copy of the weights to bfloat16 and computes in it. That
                 is as quick as autocast, which rounds them again for every image, and needs half
                 the memory.
+            threads: At most so many of the processor, whichever thread calls; None: as PyTorch
+                is set.
         """
         import torch
 
@@ -87,20 +94,46 @@ class TorchBackend:
         if precision == "bf16":
             model = copy.deepcopy(model).to(torch.bfloat16)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._threads = threads
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._lock = threading.Lock()
+        self._running = 0
+        self._was_training = False
 
     def __call__(self, inputs: Array) -> Array:
         """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w)."""
         import torch
 
-        was_training = self.model.training
-        self.model.eval()
-        with torch.inference_mode():
+        # OpenMP keeps the number for each thread: one that computed before has its own
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        with self._evaluation_mode(), torch.inference_mode():
             images = torch.from_numpy(inputs).to(
                 self.device, self._dtype, memory_format=torch.channels_last
             )
             logits = self.model(images).float().cpu().numpy()
-        self.model.train(was_training)
         return _checked(logits, inputs, type(self.model).__name__)
+
+    @contextlib.contextmanager
+    def _evaluation_mode(self) -> Iterator[None]:
+        """Keep the module in evaluation mode until the last thread's call has ended.
+
+        Were each call to turn it back by itself, another thread's images would pass in training
+        mode, and change the running statistics for good.
+        """
+        with self._lock:
+            if not self._running:
+                self._was_training = self.model.training
+                self.model.eval()
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                if not self._running:
+                    self.model.train(self._was_training)
 
 
 class OnnxRuntimeBackend:
@@ -138,7 +171,7 @@ class OnnxRuntimeBackend:
 
 
 class OpenVinoBackend:
-    """An ONNX model on OpenVINO, on the processor."""
+    """An ONNX model on OpenVINO, on the processor, which many threads may call at once."""
 
     def __init__(
         self, path: Path, *, precision: Precision = "fp32", threads: int | None = None
@@ -170,12 +203,21 @@ class OpenVinoBackend:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise CheckpointError(f"{path}: OpenVINO cannot run it: {reason}") from error
-        self._request = self._compiled.create_infer_request()
+        # A request takes one call at a time: there are as many as calls that ran at once
+        self._free = deque([self._compiled.create_infer_request()])
 
     def __call__(self, inputs: Array) -> Array:
         """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w)."""
-        # The request's own memory is written again by the next image, so the answer is copied
-        return _checked(self._request.infer({0: inputs})[0].copy(), inputs)
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            # The request's own memory is written again by the next image, so the answer is copied
+            logits = request.infer({0: inputs})[0].copy()
+        finally:
+            self._free.append(request)
+        return _checked(logits, inputs)
 
 
 @functools.cache
@@ -220,7 +262,7 @@ def open_model(
         device: Where to run; an ONNX model runs on the processor only.
         precision: ``fp32``, or ``bf16`` where the runtime can.
         threads: At most so many of the processor; None: the runtime's own choice. PyTorch knows
-            one number for the whole process.
+            one number for the whole process, so give all models of a process the same.
         own_model: A fresh instance, where a checkpoint is of a class of the user's own.
 
     Raises:
@@ -250,12 +292,8 @@ def open_model(
     with explaining_extras(str(path), otherwise=needless):
         checkpoint = load_checkpoint(path)
         where = find_device(device) if isinstance(device, str) else device
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
-        network = rebuild(checkpoint, own_model)
-        return checkpoint.card, TorchBackend(network, where, precision=precision)
+        network = rebuild(checkpoint, own_model).eval()
+        return checkpoint.card, TorchBackend(network, where, precision=precision, threads=threads)
 
 
 def _choose_onnx_runtime(

@@ -162,7 +162,7 @@ class Pipeline:
     def _start(self, item: Item, pool: ThreadPoolExecutor, taken: set[str]) -> Future[Read]:
         """Begin to decode an item, unless it is done already or has the name of another."""
         name, is_large = item.name.casefold(), item.open_parts is not None
-        is_done = self.table.has(item.name, item.path) and self._writers.has(
+        is_done = self.table.has(item.name, item.path, item.digest) and self._writers.has(
             item.name, is_large=is_large
         )
         if not (is_done or is_large or name in taken):
@@ -218,7 +218,7 @@ class Pipeline:
 
     def _write(self, item: Item, image: RGBImage, prediction: Prediction) -> Row:
         self._writers.add(item.name, item.path, image, prediction)
-        return Row.of(item.name, item.path, prediction)
+        return Row.of(item.name, item.path, prediction, item.digest)
 
     def _predict_large(self, item: Item, open_parts: Callable[[], TiffParts]) -> None:
         """Predict and write an image part by part, in this thread, when all before it is written.
@@ -245,7 +245,7 @@ class Pipeline:
                 ) as prediction,
             ):
                 self._writers.add_large(item.name, prediction)
-                self.table.put(Row.of(item.name, item.path, prediction))
+                self.table.put(Row.of(item.name, item.path, prediction, item.digest))
         except DataError as error:
             self._fail(item, error)
         else:

@@ -159,7 +159,8 @@ def write_submission(
     """
     refuse_to_replace(out, list(images.values()))
     read_sizes(images)
-    decoded = (read_image(path) for path in images.values())
+    white = predictor.preprocessor.white
+    decoded = (read_image(path, white=white) for path in images.values())
     predictions = predictor.predict_many(decoded, batch_size=batch_size)
 
     def rows() -> Iterator[tuple[str, str]]:

@@ -37,6 +37,7 @@ class Row(Section):
         expected_dice: The Dice that the model expects of it, 0..1.
         needs_review: Whether a person should look at it, ``yes`` or ``no``; empty: the model was
             never told how sure is usual.
+        digest: Of the file's content; empty in tables of earlier versions.
     """
 
     name: str
@@ -46,9 +47,12 @@ class Row(Section):
     foreground_fraction: float
     expected_dice: float
     needs_review: Literal["yes", "no", ""]
+    digest: str = ""
 
     @classmethod
-    def of(cls, name: str, image: Path, prediction: Prediction | LargePrediction) -> Row:
+    def of(
+        cls, name: str, image: Path, prediction: Prediction | LargePrediction, digest: str = ""
+    ) -> Row:
         """Note what a prediction says of itself."""
         height, width = prediction.size
         review: dict[bool | None, Literal["yes", "no", ""]] = {True: "yes", False: "no", None: ""}
@@ -60,6 +64,7 @@ class Row(Section):
             foreground_fraction=round(prediction.foreground_fraction, 6),
             expected_dice=round(prediction.expected_dice, 4),
             needs_review=review[prediction.needs_review],
+            digest=digest,
         )
 
 
@@ -85,13 +90,16 @@ class PredictionTable:
         failures: What could not be read in this run, and why.
         predicted: How many images' outputs were written in this run.
         kept: How many were left out, because all of theirs was there.
+        changed: Files whose content is another than an earlier run's rows tell of.
     """
 
     def __init__(self, folder: Path, rows: Iterable[Row] = ()) -> None:
         self.folder = folder
         self.failures: list[Failure] = []
-        self.predicted = self.kept = 0
+        self.predicted = self.kept = self.changed = 0
         self._rows = {row.name: row for row in rows}
+        self._earlier = {row.image: row.digest for row in self._rows.values()}
+        self._digests: dict[str, str] = {}
 
     @classmethod
     def begin(cls, folder: Path, settings: Mapping[str, str], *, resume: bool) -> PredictionTable:
@@ -132,7 +140,8 @@ class PredictionTable:
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
-                if reader.fieldnames != list(Row.model_fields):
+                columns = list(Row.model_fields)
+                if reader.fieldnames not in (columns, columns[:-1]):  # earlier ones had no digest
                     raise ValueError(f"its columns are {reader.fieldnames}")
                 return cls(folder, [Row.model_validate(cells) for cells in reader])
         except (OSError, ValueError, csv.Error) as error:
@@ -143,18 +152,26 @@ class PredictionTable:
 
     @property
     def rows(self) -> list[Row]:
-        """All rows, in order."""
-        return list(self._rows.values())
+        """All rows, in order, but for those of files that are no longer what they were."""
+        digests = self._digests
+        return [row for row in self._rows.values() if digests.get(row.image) in (None, row.digest)]
 
     @property
     def total(self) -> int:
         """Every image that was asked for in this run."""
         return self.predicted + self.kept + len(self.failures)
 
-    def has(self, name: str, image: Path) -> bool:
-        """Say whether there is a row of this name, made from this file."""
+    def has(self, name: str, image: Path, digest: str = "") -> bool:
+        """Say whether there is a row of this name, made from this file with this content.
+
+        The rows of a file that has changed are dropped, those of its other pages with them.
+        """
+        path = str(image)
+        if path not in self._digests:
+            self._digests[path] = digest
+            self.changed += self._earlier.get(path, digest) != digest
         row = self._rows.get(name)
-        return row is not None and row.image == str(image)
+        return row is not None and row.image == path and row.digest == digest
 
     def put(self, row: Row) -> None:
         """Count an image, and put its row at the end, instead of one of the same name."""

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from notan.training.steps import Criterion
     from notan.training.time_limit import TimeLimit
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGHUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+SIGNALS = (signal.SIGINT, signal.SIGTERM, SIGHUP)
 
 logger = logging.getLogger("notan")
 
@@ -53,7 +54,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            told = [SIGHUP] if signal.getsignal(SIGHUP) is signal.SIG_IGN else []  # by nohup
+            numbers = [number for number in SIGNALS if number not in told]
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,6 +65,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
+        if self.number == number == SIGHUP:
+            return  # a shell that closes and its terminal send one each
         if self.number is not None:
             raise KeyboardInterrupt
         self.number = number
