@@ -19,7 +19,11 @@ from notan.data.folders import open_split
 from notan.data.survey import survey, white_of
 from notan.data.synthetic import DrawnSource
 from notan.errors import DataError
+from notan.io.images import read_image
+from notan.io.tiff import TiffPages, TiffParts
 from notan.modelfile.card import read_card
+from notan.prediction.inputs import Found, items_of
+from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,3 +167,24 @@ def test_the_same_rule_reads_masks_in_check_training_and_evaluation(tmp_path: Pa
         np.testing.assert_array_equal(told.mask[inside], known.mask[inside])
         assert not told.mask[~inside].any()
         assert told.ignore[-4:].all()
+
+
+def test_prediction_reads_bits_as_training_did(
+    twelve_bits: Path, tmp_path: Path, default_model: Path
+) -> None:
+    predictor = notan.load(default_model)
+    shown = predictor.preprocessor.model_copy(update={"white": 4095})
+    told = Predictor(predictor.backend, shown, postprocessing=predictor.postprocessing)
+    path = next(iter(sorted((twelve_bits / "images").iterdir())))
+    image = read_image(path, white=4095)
+    expected = predictor(image).mask
+    np.testing.assert_array_equal(told(path).mask, expected)
+    np.testing.assert_array_equal(told(path.read_bytes()).mask, expected)
+    (item,) = items_of(Found("p", path), white=4095)
+    np.testing.assert_array_equal(item.read(), image)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(TiffPages(file, "p", white=4095).read(0), image)
+    tiles = tmp_path / "tiles.tif"
+    tifffile.imwrite(tiles, tifffile.imread(path), tile=(16, 16))
+    with TiffParts(tiles, white=4095) as parts:
+        np.testing.assert_array_equal(parts.read(0, 0, *image.shape[:2]), image)
