@@ -43,6 +43,7 @@ def test_masks_that_tifffile_wrote_from_bools_are_read_as_stored() -> None:
         reading = read_mask(path)
         assert 0.07 <= reading.mask.mean() <= 0.25
         np.testing.assert_array_equal(reading.mask, tifffile.imread(path))
+        assert reading.encoding == "bool, WhiteIsZero as stored"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 from notan.checking.alignment import MAP_SIDE, Alignment, shift_in_words
 from notan.checking.diagnosis import Finding, number_of
 from notan.data.survey import SILENT_ENCODINGS, odd_encodings
+from notan.io.masks import AS_STORED, CHOSEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -75,8 +76,10 @@ def check_encodings(samples: Sequence[Facts]) -> Iterator[Finding]:
 
 def how_read(encoding: str) -> str:
     """Say in words which pixels of an encoding are foreground."""
-    high = encoding.rpartition("/")[2]
-    return MEANINGS.get(encoding, f"{high} is foreground, 0 background")
+    if encoding.startswith(CHOSEN):
+        return "as you said"
+    plain = encoding.partition(",")[0] if encoding.endswith(AS_STORED) else encoding
+    return MEANINGS.get(plain, f"{plain.rpartition('/')[2]} is foreground, 0 background")
 
 
 def _clashes(by_encoding: Mapping[str, Sequence[Path]]) -> Iterator[Finding]:

@@ -176,5 +176,7 @@ def odd_encodings(encodings: Iterable[str]) -> frozenset[str]:
     Args:
         encodings: How each mask was read, as ``MaskReading`` names it.
     """
-    plain = {encoding for encoding in encodings if encoding.startswith("0/")}
-    return frozenset(plain - USUAL_ENCODINGS) if len(plain) > 1 else frozenset()
+    values = {each: each.partition(",")[0] for each in encodings if each.startswith("0/")}
+    if len({*values.values()}) < 2:
+        return frozenset()
+    return frozenset(each for each, value in values.items() if value not in USUAL_ENCODINGS)

@@ -45,6 +45,7 @@ is foreground. Anything else is refused.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import cv2
@@ -102,6 +103,9 @@ FEW_VALUES = {
 
 AS_IT_STANDS = Masks()
 
+AS_STORED = ", WhiteIsZero as stored"
+"""How the encoding ends where the mark of a TIFF was not followed."""
+
 CHOSEN = "foreground "
 """How the encoding begins where the owner said what is foreground."""
 
@@ -148,14 +152,14 @@ def read_mask(path: Path, rule: Masks = AS_IT_STANDS) -> MaskReading:
         path, lambda header: (_decode_one(header, name, rule), is_lossy(header))
     )
     if pixels.alpha is None or pixels.alpha.min() == pixels.alpha.max():
-        return _read_values(pixels, name, rule, lossy=lossy)
+        reading = _read_values(pixels, name, rule, lossy=lossy)
+        is_said = pixels.white_is_zero and reading.encoding not in ("empty", "full")
+        return reading._replace(encoding=reading.encoding + AS_STORED) if is_said else reading
     shown = pixels.alpha > 0
-    try:
+    with contextlib.suppress(DataError):
         reading = _read_values(pixels._replace(alpha=None), name, rule, lossy=lossy)
-    except DataError:
-        reading = None
-    if reading is not None and np.array_equal(reading.mask, shown):
-        return reading  # what is transparent is the background: both say the same
+        if np.array_equal(reading.mask, shown):
+            return reading  # what is transparent is the background: both say the same
     channel = 1 if pixels.values.ndim == 2 else 3
     raise _refusal(
         name,
@@ -210,7 +214,7 @@ def _with_white_zero(pixels: Raster, header: Header, name: str, rule: Masks) -> 
     values = pixels.values
     if not stored:
         values = ~values if values.dtype == np.bool_ else _full(np.unique(values)) - values
-    return pixels._replace(values=values)
+    return pixels._replace(values=values, white_is_zero=stored)
 
 
 def _take_channel(pixels: Raster, channel: int, name: str) -> Raster:
