@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,14 @@ INSTALLED = tuple(
     name for name in ("openvino", "onnxruntime") if importlib.util.find_spec(name) is not None
 )
 """The runtimes that are here."""
+
+CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
+"""Inputs that people really have; each folder is the data of a test."""
+
+
+def case(name: str) -> Path:
+    """Return a case's folder or file, not to be changed, or skip the test where it is absent."""
+    folder = CASES / name
+    if not folder.exists():
+        pytest.skip(f"the case is absent: ../shared/cases/{name}")
+    return folder

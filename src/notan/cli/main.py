@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from notan.cli import BEGAN
 from notan.cli.check import check, download
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words in ([], ["--help"], ["-h"], ["help"]):
         print(overview())
         return
+    _let_no_name_end_a_command()
     # Threads that spin while they wait make training several times slower on a busy machine; the
     # OpenMP under torch reads this when torch is first imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -82,6 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives as long as the process
 
 
+def _let_no_name_end_a_command() -> None:
+    """Write what the terminal's or the file's encoding lacks as an escape, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def _ending_as_by_ctrl_c() -> Iterator[None]:
     """Have SIGTERM and SIGHUP raise what Ctrl-C does, so that a command tidies up behind itself.
@@ -89,7 +98,7 @@ def _ending_as_by_ctrl_c() -> Iterator[None]:
     Further ones are ignored meanwhile, for a shell and its terminal send one each. What was told to
     ignore them (nohup) goes on doing so. Outside the main thread Python allows no handlers.
     """
-    before = {}
+    before: dict[int, Any] = {}
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
