@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from needs import case
 from notan.cli.main import main
 from notan.errors import DataError
 from notan.io import pipes
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def image(cases: Path) -> Path:
-    return cases / "13-pipe" / "a.png"
+def image() -> Path:
+    return case("13-pipe") / "a.png"
 
 
 @pytest.fixture
@@ -61,10 +62,10 @@ def feed(pipe: Path, *pieces: bytes, pause: float = 0.1) -> threading.Thread:
 
 
 @pytest.fixture(scope="module")
-def expected(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The mask of the file itself."""
     out = tmp_path_factory.mktemp("file")
-    main(["predict", str(cases / "13-pipe" / "a.png"), "--out", str(out)])
+    main(["predict", str(case("13-pipe") / "a.png"), "--out", str(out)])
     return (out / "masks" / "a.png").read_bytes()
 
 

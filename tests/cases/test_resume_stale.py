@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from image_files import photo, saved
+from needs import case
 from notan.cli.main import main
 from notan.io import digest
 from notan.io.digest import hash_content
@@ -41,14 +42,14 @@ def content(out: Path) -> dict[str, bytes]:
 
 
 def test_a_replaced_image_is_predicted_anew(
-    cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "in"
-    shutil.copytree(cases / "17-resume-stale" / "v1", place)
+    shutil.copytree(case("17-resume-stale") / "v1", place)
     saved(place / "same.png", Image.fromarray(photo()))
     predict(place, out=tmp_path / "out")
     first = rows(tmp_path / "out")
-    shutil.copy(cases / "17-resume-stale" / "v2" / "a.png", place / "a.png")
+    shutil.copy(case("17-resume-stale") / "v2" / "a.png", place / "a.png")
     capsys.readouterr()
     predict(place, "--resume", out=tmp_path / "out")
     said = capsys.readouterr().out

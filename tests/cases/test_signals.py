@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from image_files import photo, saved
+from notan.modelfile.default import DEFAULT_MODEL
 from notan.training.loop import StopRequest
 from runs import PATIENCE
 
@@ -87,10 +88,10 @@ def test_a_signal_leaves_a_whole_table_and_says_how_to_go_on(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_to_submit_leaves_nothing_half(
-    number: signal.Signals, code: int, photos: Path, tmp_path: Path, default_model: Path
+    number: signal.Signals, code: int, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "submission.csv"
-    words = ("--model", default_model, "--data-path", photos, "--list", photos / "list.txt")
+    words = ("--model", DEFAULT_MODEL, "--data-path", photos, "--list", photos / "list.txt")
     child = start("submit", *words, "--out", out)
     wait_for(tmp_path, ".*")
     child.send_signal(number)

@@ -92,12 +92,12 @@ def _plan(model: Path | None, folds: int | None, epochs: int | None) -> LabelPla
 
 
 def _write(folder: Path, diagnosis: Diagnosis, search: LabelSearch | None = None) -> None:
-    from notan.io.write import write_bytes
+    from notan.io.write import encoded, write_bytes
     from notan.report.check import check_page
 
     everything = diagnosis.to_json(labels=search.to_json() if search else None)
-    write_bytes(folder / JSON, (everything + "\n").encode())
-    write_bytes(folder / PAGE, check_page(diagnosis, search).encode())
+    write_bytes(folder / JSON, encoded(everything + "\n"))
+    write_bytes(folder / PAGE, encoded(check_page(diagnosis, search)))
 
 
 def download(

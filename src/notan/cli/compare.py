@@ -77,11 +77,11 @@ def compare(
 def _show(comparison: Comparison, folder: Path) -> None:
     """Print a comparison, and write it as JSON and as a page."""
     from notan.comparison.comparison import text_of
-    from notan.io.write import write_bytes
+    from notan.io.write import encoded, write_bytes
     from notan.report.compare import compare_page
 
-    write_bytes(folder / JSON, (comparison.model_dump_json(indent=2) + "\n").encode())
-    write_bytes(folder / PAGE, compare_page(comparison).encode())
+    write_bytes(folder / JSON, encoded(comparison.model_dump_json(indent=2) + "\n"))
+    write_bytes(folder / PAGE, encoded(compare_page(comparison)))
     print(text_of(comparison))
     print(folder / PAGE)
 

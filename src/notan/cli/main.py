@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words in ([], ["--help"], ["-h"], ["help"]):
         print(overview())
         return
+    _let_no_name_end_a_command()
     # Threads that spin while they wait make training several times slower on a busy machine; the
     # OpenMP under torch reads this when torch is first imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -80,6 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(getattr(interrupt, "exit_code", INTERRUPTED))
     except BrokenPipeError:  # somebody's `| head` has read enough
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives as long as the process
+
+
+def _let_no_name_end_a_command() -> None:
+    """Write what the terminal's or the file's encoding lacks as an escape, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -228,7 +228,7 @@ def submit(
 
     Args:
         model: A best.safetensors that train wrote, or an .onnx file that export made of one.
-        list: One name a line, the first word of it, with or without the file's suffix.
+        list: One name a line, with or without the file's suffix; what follows it is passed over.
         out: The file to write.
         check: A file to check.
     """
@@ -263,7 +263,7 @@ def _write_submission(
     )
 
     refuse_to_replace(out, [model, listing])
-    images = find_images(read_list(listing), data_path)
+    images = find_images(read_list(listing, data_path), data_path)
     predictor = load_predictor(model, mask, machine)
     with tqdm(total=len(images), unit="image", leave=False, disable=None) as bar:
         write_submission(predictor, images, out, batch_size=machine.batch_size, progress=bar.update)
@@ -286,7 +286,7 @@ def _refuse_beside_check(
 def _check_submission(path: Path, data_path: Path | None, listing: Path | None) -> None:
     from notan.prediction.submission import check_submission, find_images, read_list, read_sizes
 
-    names = read_list(listing) if listing is not None else None
+    names = read_list(listing, data_path) if listing is not None else None
     sizes = None
     if data_path is not None:
         if names is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 TrimapBorder: TypeAlias = Literal["foreground", "background", "ignore"]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -19,6 +20,26 @@ def _square(value: object) -> object:
 
 Side: TypeAlias = Annotated[int, Field(ge=1, le=8192)]
 ImageSize: TypeAlias = Annotated[tuple[Side, Side], BeforeValidator(_square)]
+
+
+_ESCAPED = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
+
+
+def _as_named(given: object) -> object:
+    """Return the path that a file of settings tells of, as the system knows it."""
+    if not isinstance(given, str) or not _ESCAPED.search(given):
+        return given
+    return Path(_ESCAPED.sub(lambda found: chr(int(found[0][2:], 16)), given))
+
+
+def _as_written(path: Path) -> str:
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+SystemPath: TypeAlias = Annotated[
+    Path, BeforeValidator(_as_named), PlainSerializer(_as_written, when_used="json")
+]
+"""A path, which need not be text to the system; settings hold what ``io.write`` makes of it."""
 
 
 class Section(BaseModel):
@@ -62,7 +83,7 @@ class Masks(Section):
 class Data(Section):
     """Which images, and how their masks are read."""
 
-    path: Path | None = None
+    path: SystemPath | None = None
     """The data folder."""
     layout: Literal["auto", "pets", "folder"] = "auto"
     """``pets``: the Oxford-IIIT Pet layout; ``folder``: images/ and masks/; ``auto``: whichever
@@ -224,7 +245,7 @@ class Train(Section):
     saved. Default 0.99 with ``unlabelled``, as the EMA labels those images; None: no EMA."""
     pretrained: bool = False
     """Start the encoder from its published weights; False: from scratch."""
-    encoder_weights: Path | None = None
+    encoder_weights: SystemPath | None = None
     """A file that the encoder starts from in place of the published weights: a state dict of
     PyTorch, what ``save_encoder`` wrote, or a checkpoint of notan's with the same encoder."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
@@ -239,9 +260,9 @@ class Train(Section):
     freeze_encoder_batchnorm: bool = False
     """Keep the batch norm statistics that came with the encoder's weights, as small batches are
     too noisy to replace them; False: use each batch's own."""
-    teacher: Path | None = None
+    teacher: SystemPath | None = None
     """A model file whose probabilities are learned beside the masks; None: the masks alone."""
-    unlabelled: Path | None = None
+    unlabelled: SystemPath | None = None
     """A folder of images without masks to learn from too; None: none."""
     consistency_steps: Annotated[int, Field(ge=0)] = 100
     """Steps in which the weight ``loss.consistency`` rises from near 0 to its value."""
@@ -329,7 +350,7 @@ class Pretrain(Section):
     4.1), fitted to a convolutional encoder and to hundreds of images instead of a million.
     """
 
-    path: Path | None = None
+    path: SystemPath | None = None
     """The folder of images, or a data folder, of which the training split is taken."""
     encoder: str = "efficientnet_lite0"
     """What learns: a name that ``model.encoder`` knows."""

@@ -15,6 +15,7 @@ from notan.errors import DataError, ShapeError
 from notan.io.digest import sha256
 from notan.io.headers import read_size
 from notan.io.images import FULL_DEPTH, read_image
+from notan.io.write import as_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -175,6 +176,10 @@ class Pair:
     name: str
     image: Path
     mask: Path
+
+    def __post_init__(self) -> None:
+        # A file's name need not be text; a sample's name goes into tables, cards and pages
+        object.__setattr__(self, "name", as_written(self.name))
 
 
 class FileSource(Source):

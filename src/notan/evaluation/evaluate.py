@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from notan.data.folders import find_layout, open_as_trained
 from notan.errors import ConfigError, DataError
-from notan.io.write import write_bytes
+from notan.io.write import encoded, write_bytes
 from notan.metrics import ImageScore, Score, ScoreRules, Tally, Tolerance
 from notan.metrics.groups import by_breed, read_groupings
 from notan.metrics.score import NOT_KNOWN
@@ -216,7 +216,7 @@ def write_score(folder: Path, score: Score) -> None:
     writer = csv.DictWriter(table, fieldnames=list(ImageScore.model_fields))
     writer.writeheader()
     writer.writerows(image.model_dump() for image in score.images)
-    write_bytes(folder / TABLE, table.getvalue().encode())
+    write_bytes(folder / TABLE, encoded(table.getvalue()))
 
 
 def read_score(path: Path) -> Score:

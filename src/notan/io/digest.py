@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from notan.errors import DataError
+from notan.io.write import encoded
 
 WHOLE, END = 2**26, 2**16
 """Bytes up to which a whole file is hashed, and of either end of a larger one."""
@@ -19,13 +20,12 @@ def sha256(*parts: str | bytes | memoryview) -> str:
     """Return the SHA-256 of parts joined without a separator, as 64 hexadecimal digits.
 
     Args:
-        parts: Text counts as UTF-8; of a contiguous array give ``array.data``, which counts by
-            its values alone, without shape and type.
+        parts: Text counts as ``io.write`` encodes it; of a contiguous array give ``array.data``,
+            which counts by its values alone, without shape and type.
     """
     digest = hashlib.sha256()
     for part in parts:
-        # a file's name need not be text: what is none counts as it is written elsewhere
-        digest.update(part.encode("utf-8", "backslashreplace") if isinstance(part, str) else part)
+        digest.update(encoded(part) if isinstance(part, str) else part)
     return digest.hexdigest()
 
 

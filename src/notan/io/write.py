@@ -1,9 +1,14 @@
-"""Writing files whole or not at all, and finding folders that nothing is in yet."""
+r"""Writing files whole or not at all, and finding folders that nothing is in yet.
+
+A file's name is bytes to the system, and need not be text: Python then holds lone surrogates, which
+no encoding takes. They have one written form, in tables, pages and on terminals: ``caf\udce9``.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -12,6 +17,44 @@ from notan.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+LONGEST_NAME = 255
+"""Bytes; the most that the usual file systems take."""
+
+_SUFFIX = 10
+"""Bytes that a temporary name has more: two dots and eight random characters."""
+
+_ESCAPED = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
+
+
+def as_written(name: str) -> str:
+    r"""Return a file's name as text that any file and terminal takes, readable as far as it can be.
+
+    Example:
+        >>> print(as_written("caf\udce9.png"), as_written("café.png"))
+        caf\udce9.png café.png
+    """
+    return encoded(name).decode()
+
+
+def as_named(written: str) -> str:
+    r"""Return the file's name of its written form, as the system knows it.
+
+    Example:
+        >>> as_named(as_written("caf\udce9.png")) == "caf\udce9.png"
+        True
+    """
+    return _ESCAPED.sub(lambda found: chr(int(found[0][2:], 16)), written)
+
+
+def is_text(path: Path) -> bool:
+    """Say whether a path is text; some libraries open no other."""
+    return as_written(str(path)) == str(path)
+
+
+def encoded(text: str) -> bytes:
+    """Return text in UTF-8, in which the names of files have their written form."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager
@@ -32,7 +75,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # A name may be as long as the system allows, and the temporary one must not be longer
+        start = os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - _SUFFIX])
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{start}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file

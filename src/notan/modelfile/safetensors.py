@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from notan.errors import CheckpointError
 from notan.io.digest import sha256
-from notan.io.write import write_bytes
+from notan.io.write import is_text, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,10 +44,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: The file is missing or damaged.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
+    weights: dict[str, Tensor]
     try:
-        weights: dict[str, Tensor] = load_file(path)
+        # safetensors opens only what has a name that is text
+        weights = load_file(path) if is_text(path) else load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: the weights cannot be read ({error})") from error
     return weights

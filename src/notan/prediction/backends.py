@@ -25,6 +25,7 @@ from notan.errors import (
     nearest,
     stop_telemetry,
 )
+from notan.io.write import is_text
 from notan.modelfile.card import load_checkpoint, read_card
 from notan.modelfile.onnx import is_onnx
 from notan.runtime import find_device
@@ -158,7 +159,7 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                _openable(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exceptions share no base class but this
             reason = " ".join(str(error).split())[:200]
@@ -199,7 +200,8 @@ class OpenVinoBackend:
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._compiled = _openvino_core().compile_model(str(path), "CPU", settings)
+            network = _openvino_core().read_model(_openable(path))
+            self._compiled = _openvino_core().compile_model(network, "CPU", settings)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise CheckpointError(f"{path}: OpenVINO cannot run it: {reason}") from error
@@ -231,6 +233,11 @@ def _openvino_core() -> Any:  # noqa: ANN401 - openvino.Core, without importing 
     import openvino
 
     return openvino.Core()
+
+
+def _openable(path: Path) -> str | bytes:
+    """Return what a runtime opens: a path that is text, else the file's content."""
+    return str(path) if is_text(path) else path.read_bytes()
 
 
 def _checked(logits: Array, inputs: Array, network: str = "the network") -> Array:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from notan.data.folders import PART_NAMES, SUFFIXES, image_files
 from notan.errors import ConfigError, DataError
 from notan.io.headers import read_size
 from notan.io.images import read_image
-from notan.io.write import replacing
+from notan.io.write import as_named, as_written, replacing
 from notan.prediction.formats.rows import decode_rle, kaggle_rle, read_runs
 from notan.prediction.formats.writers import RLE_HEADER, write_rle_csv
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
     from notan.prediction.predictor import Predictor
     from notan.types import Size
+
+
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_SUFFIX_IN_LINE = re.compile(rf"(?i)({'|'.join(map(re.escape, sorted(SUFFIXES)))})(?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,15 @@ class NameList:
         return f"{self.path}, line {self.lines[name]}: '{name}'"
 
 
-def read_list(path: Path) -> NameList:
-    """Read the first word of every line; lines that begin with ``#`` are comments.
+def read_list(path: Path, folder: Path | None = None) -> NameList:
+    """Read a name from every line; lines that begin with ``#`` are comments.
+
+    A name may have spaces and stand in quotes; what follows it on its line is passed over. The
+    images decide where it ends; without them the first suffix of an image does, or the first word.
+
+    Args:
+        path: The list.
+        folder: Holds the images, as for ``find_images``.
 
     Raises:
         DataError: The list is missing, no text, empty, or names an image twice.
@@ -53,18 +66,22 @@ def read_list(path: Path) -> NameList:
     Source: the lists of the Oxford-IIIT Pet dataset, ``annotations/test.txt``.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        # the names of files need not be text: in a list that could be one they match byte by byte
+        errors = "strict" if _BINARY.search(content) else "surrogateescape"
+        text = content.decode("utf-8-sig", errors)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: the list cannot be read ({error}); wanted UTF-8 text, one image's name a line"
         ) from error
     if "\0" in text:
         raise DataError(f"{path}: the list is no text; wanted UTF-8, one image's name a line")
+    known = _Known(_places(folder)) if folder is not None else None
     lines: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        name = next(iter(line.split()), "#")
-        if name.startswith("#"):
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
+        name = _name_in(line.strip(), known)
         if name in lines:
             raise DataError(
                 f"{path}, line {number}: '{name}' stands on line {lines[name]} already; a mask is "
@@ -74,6 +91,43 @@ def read_list(path: Path) -> NameList:
     if not lines:
         raise DataError(f"{path}: the list is empty; at least one image's name was wanted")
     return NameList(path, lines)
+
+
+def _name_in(line: str, known: _Known | None) -> str:
+    """Return the name that a line begins with, in its written form."""
+    words = line.split()
+    is_quoted = len(line) > 2 and line[0] == line[-1] and line[0] in "\"'"
+    ends = (match.end() for match in _SUFFIX_IN_LINE.finditer(line))
+    choices = [line[1:-1]] if is_quoted else [line[:end] for end in ends][:1]
+    choices.append(words[0])
+    if known is not None:
+        choices = [name for name in (line, *choices) if known.find(name)] or choices
+    return as_written(choices[0])
+
+
+class _Known:
+    """The images of some folders, by name: exactly, or in another of Unicode's forms."""
+
+    def __init__(self, places: Sequence[Path]) -> None:
+        self.places = places
+        self.by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+        self._by_name: defaultdict[str, list[Path]] = defaultdict(list)
+        for path in (path for place in places for path in image_files(place)):
+            for form in dict.fromkeys((path.name, unicodedata.normalize("NFC", path.name))):
+                self._by_name[form].append(path)
+            for form in dict.fromkeys((path.stem, unicodedata.normalize("NFC", path.stem))):
+                self.by_stem[form].append(path)
+
+    def find(self, name: str) -> list[Path]:
+        """Return the images of a name, of which there should be one."""
+        for form in (as_named(name), unicodedata.normalize("NFC", as_named(name))):
+            found = self._by_name.get(form) or self.by_stem.get(form)
+            stem, dot, ending = form.rpartition(".")
+            if not found and dot + ending.lower() in SUFFIXES:
+                found = self.by_stem.get(stem)
+            if found:
+                return found
+        return []
 
 
 def find_images(names: NameList, folder: Path) -> dict[str, Path]:
@@ -94,18 +148,10 @@ def find_images(names: NameList, folder: Path) -> dict[str, Path]:
         DataError: The folder is missing, or an image is missing, there twice, or meant by two
             names.
     """
-    places = _places(folder)
-    by_name: defaultdict[str, list[Path]] = defaultdict(list)
-    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in (path for place in places for path in image_files(place)):
-        by_name[path.name].append(path)
-        by_stem[path.stem].append(path)
-    found = {name: by_name.get(name) or by_stem.get(name) or [] for name in names.lines}
-    for name, paths in found.items():
-        stem, dot, ending = name.rpartition(".")
-        if not paths and dot + ending.lower() in SUFFIXES:
-            found[name] = by_stem.get(stem, [])
-    _refuse_missing([name for name in found if not found[name]], names, by_stem, places)
+    known = _Known(_places(folder))
+    found = {name: known.find(name) for name in names.lines}
+    missing = [name for name in found if not found[name]]
+    _refuse_missing(missing, names, known.by_stem, known.places)
     taken: dict[Path, str] = {}
     for name, paths in found.items():
         if len(paths) > 1:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from notan.config.sections import Section
 from notan.errors import ConfigError, DataError
-from notan.io.write import storage_errors, write_bytes
+from notan.io.write import as_written, encoded, storage_errors, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -57,8 +57,8 @@ class Row(Section):
         height, width = prediction.size
         review: dict[bool | None, Literal["yes", "no", ""]] = {True: "yes", False: "no", None: ""}
         return cls(
-            name=name,
-            image=str(image),
+            name=as_written(name),
+            image=as_written(str(image)),
             height=height,
             width=width,
             foreground_fraction=round(prediction.foreground_fraction, 6),
@@ -166,11 +166,11 @@ class PredictionTable:
 
         The rows of a file that has changed are dropped, those of its other pages with them.
         """
-        path = str(image)
+        path = as_written(str(image))
         if path not in self._digests:
             self._digests[path] = digest
             self.changed += self._earlier.get(path, digest) != digest
-        row = self._rows.get(name)
+        row = self._rows.get(as_written(name))
         return row is not None and row.image == path and row.digest == digest
 
     def put(self, row: Row) -> None:
@@ -184,12 +184,13 @@ class PredictionTable:
 
         So a resumed table has the order of an uninterrupted one.
         """
-        self._rows[name] = self._rows.pop(name)
+        self._rows[as_written(name)] = self._rows.pop(as_written(name))
         self.kept += 1
 
     def fail(self, name: str, image: Path, error: DataError) -> None:
         """Note that an image could not be read."""
-        self.failures.append(Failure(name=name, image=str(image), reason=str(error)))
+        told = map(as_written, (name, str(image), str(error)))
+        self.failures.append(Failure(**dict(zip(Failure.model_fields, told, strict=True))))
 
     def save(self) -> None:
         """Write predictions.csv and failed.csv; of what there is none, remove an earlier run's.
@@ -244,5 +245,4 @@ def _csv_of(rows: Sequence[Row | Failure]) -> bytes:
     writer = csv.DictWriter(text, fieldnames=list(type(rows[0]).model_fields))
     writer.writeheader()
     writer.writerows(row.model_dump() for row in rows)
-    # file names are bytes to the system, and need not be text: what is none is kept, escaped
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return encoded(text.getvalue())

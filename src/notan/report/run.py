@@ -8,13 +8,13 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
 
 from notan.config import UNLIMITED_EPOCHS
 from notan.data.folders import SPLITS
 from notan.errors import NotanError
 from notan.evaluation.evaluate import SPOILT, evaluate, open_data
-from notan.io.write import storage_errors, write_bytes
+from notan.io.write import as_written, encoded, storage_errors, write_bytes
 from notan.metrics.score import TRIMAP_BORDER_WORDS
 from notan.prediction.formats import write_png
 from notan.prediction.predictor import Predictor
@@ -183,7 +183,7 @@ def write_report(
         scores = dict(score_charts(report.score, cut))
     _write_charts(place / CHARTS, report, {**training, **scores})
     page = place / PAGE
-    write_bytes(page, page_of(report, training, scores).encode())
+    write_bytes(page, encoded(page_of(report, training, scores)))
     write_bytes(place / CONTENT, content_of(report))
     return page
 
@@ -248,7 +248,17 @@ def content_of(report: Report) -> bytes:
         ],
         "commands": commands_of(report),
     }
-    return to_json(content, indent=2, inf_nan_mode="null") + b"\n"
+    told = _as_text(to_jsonable_python(content))
+    return to_json(told, indent=2, inf_nan_mode="null") + b"\n"
+
+
+def _as_text(told: Any) -> Any:  # noqa: ANN401 - what JSON holds
+    """Give every path its written form, for it need not be text."""
+    if isinstance(told, dict):
+        return {name: _as_text(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [_as_text(value) for value in told]
+    return as_written(told) if isinstance(told, str) else told
 
 
 def _write_charts(folder: Path, report: Report, charts: Mapping[str, Figure]) -> None:

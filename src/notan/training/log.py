@@ -92,5 +92,9 @@ def _open_events(folder: Path, first_epoch: int) -> Any:  # noqa: ANN401 - of an
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    with storage_errors(folder):
-        return SummaryWriter(str(folder), purge_step=first_epoch)
+    try:
+        with storage_errors(folder):
+            return SummaryWriter(str(folder), purge_step=first_epoch)
+    except UnicodeEncodeError:  # TensorBoard wants names that are text; the training does not
+        logger.warning("%s: no TensorBoard events, for this folder's name is no text", folder)
+        return None

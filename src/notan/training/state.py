@@ -20,8 +20,8 @@ from safetensors.torch import save
 
 from notan.errors import CheckpointError
 from notan.io.digest import sha256
-from notan.io.write import storage_errors, write_bytes
-from notan.modelfile.safetensors import hash_weights
+from notan.io.write import is_text, storage_errors, write_bytes
+from notan.modelfile.safetensors import hash_weights, read_metadata, read_weights
 from notan.training.steps import AverageMeter
 
 if TYPE_CHECKING:
@@ -145,9 +145,12 @@ def _put_back(node: Any, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN4
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if is_text(path):
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            metadata, tensors = read_metadata(path), read_weights(path)
         if metadata["format"] != FORMAT:
             raise CheckpointError(f"{path}: the state was written by another version of notan")
         plain = metadata["plain"]

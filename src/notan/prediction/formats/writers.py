@@ -79,7 +79,9 @@ RLE_HEADER = ("image_id", "encoded_mask")
 
 def write_rle_csv(file: BinaryIO, rows: Iterator[Sequence[str]]) -> None:
     """Write rows of an image's name and its run lengths as CSV with a header."""
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    text = io.TextIOWrapper(
+        file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True
+    )
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(RLE_HEADER)
     writer.writerows(rows)
