@@ -16,7 +16,6 @@ from notan.data.samples import FileSource, fingerprint, median_size
 from notan.data.survey import survey, white_of
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
-from notan.io.images import FULL_DEPTH
 from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
 from notan.modelfile.preprocess import Preprocessor
@@ -308,7 +307,7 @@ def _open_sources(
     """Return the images to train and to validate on, how they lie in their folder, and white."""
     if (training is None) != (validation is None):
         raise ConfigError("training and validation images of your own come together or not at all")
-    layout, white = OWN, data.white or FULL_DEPTH
+    layout, white = OWN, data.white or white_of(0)
     if training is None or validation is None:
         layout = find_layout(data)
         training, validation, white = _open_and_survey(data, seed, names)
