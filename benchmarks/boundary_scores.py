@@ -1,13 +1,13 @@
-"""Boundary scores beside two other libraries' on moved masks: how far apart, and how quick.
+"""Compare notan's boundary scores with two other libraries' on moved masks: values and speed.
 
 Run by hand, from a folder with the Oxford pets:
 
     pip install --no-deps --target refs monai surface-distance
     PYTHONPATH=refs python benchmarks/boundary_scores.py --data-path ../dataset/oxford-iiit-pet
 
-MONAI takes the same boundary pixels, so that its numbers should be ours up to float32. DeepMind's
-surface-distance, which goes with Nikolov et al. 2018, weighs the outline by its length; how much
-that changes is printed. The prediction is each truth, turned and shifted by a few pixels.
+MONAI uses the same boundary pixels, so its numbers should be equal up to float32. DeepMind's
+surface-distance (Nikolov et al. 2018) weighs the outline by its length; the script prints how
+much that changes. The prediction is each true mask, turned and shifted by a few pixels.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Measure what a model of the pets is worth on close-ups, which few of its images are.
 
 Run by hand: python benchmarks/close_ups.py ../shared/data/oxford-iiit-pet MODEL [MODEL ...]
-Cuts each test image down to the middle of its foreground, enlarges that, and scores the model's
-mask
-there: beside Dice it counts the holes of a mask, parts of the background with foreground all
-    around them.
+Cuts each test image down to the middle of its foreground, enlarges it and scores the model's
+mask. Besides Dice it counts the holes in a mask: parts of the background that foreground
+surrounds.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Measure how few images do: from scratch, pretrained, in two stages, self- and semi-supervised.
+"""Measure trainings on few images: from scratch, pretrained, two stages, self-, semi-supervised.
 
 Run by hand: python benchmarks/few_images.py ../shared/data/oxford-iiit-pet --keep FOLDER
 Trains the same U-Net on EfficientNet-Lite0 in each way on 30, 100 and 270 images, for the same
 number of steps, and prints the mean Dice on the test images at their own size, over seeds. The
 self-supervised encoders and the semi-supervised networks see all 270 training images without
-their masks, however many they have with masks. What lies in the folder already is not trained
-again, and a run that was stopped goes on where it was, so the command can be given again until the
-table is whole. Each training takes about 2 minutes on one core, each pretraining 5.
+their masks. Give the command again to go on: finished trainings are kept, a stopped one is
+resumed. Each training takes about 2 minutes on one core, each pretraining 5.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Record what must not change while the code is rearranged: masks, trainings, a score, an export.
+"""Record what must not change in a refactoring: masks, trainings, a score, an export.
 
 Run by hand: python benchmarks/golden_facts.py --data ../shared/data
-Writes tests/golden_facts.json, which tests/test_golden_facts.py compares with what the code gives.
-Takes two or three minutes on one core. Each fact has a SHA-256 of its bytes and a few figures: the
-bytes are the same on one kind of processor with one set of libraries, the figures nearly so on all.
+Writes tests/golden_facts.json; tests/test_golden_facts.py compares it with what the code gives.
+Takes two or three minutes on one core. Each fact has a SHA-256 of its bytes and a few figures.
+The bytes are the same on one kind of processor with one set of libraries, the figures nearly so
+on all.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Kill a training at random moments, resume it each time, and compare what comes out in the end.
+"""Kill a training at random moments, resume it each time, and compare the result.
 
 Run by hand: python benchmarks/kill_and_resume.py --kills 100 --workers 2
-Each kill is SIGKILL, which no program can prepare for. A run that finishes is compared, bit for
-bit, with one that nobody killed, and another is started until enough kills are done. Prints how
-many runs finished, how many were identical, and what the kills cost. Ends with 1 if a run differs
-or lost more than the interval between two states. 100 kills take two or three minutes.
+Each kill is SIGKILL, which no program can catch. A run that finishes is compared, bit for bit,
+with one that was never killed; then another starts, until all kills are done. Prints how many
+runs finished, how many were identical, and the work lost to the kills. Exits with 1 if a run
+differs or lost more than the interval between two states. 100 kills take two or three minutes.
 """
 
 from __future__ import annotations

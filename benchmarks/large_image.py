@@ -1,9 +1,9 @@
-"""What a huge image costs: memory over the idle program, and time, reading and writing included.
+"""Measure memory (over the idle program) and time of predicting a huge image, files included.
 
 Run by hand: python benchmarks/large_image.py
-Draws an image of --side x --side pixels as a compressed tiled TIFF in a temporary folder, and runs
-``notan predict`` on it in a process of its own. Idle is that process once the model is loaded; the
-peak is the system's own high-water mark of resident memory (Linux).
+Draws an image of --side x --side pixels as a compressed tiled TIFF in a temporary folder, and
+runs ``notan predict`` on it in a process of its own. Idle is that process once the model is
+loaded; the peak is the system's own high-water mark of resident memory (Linux).
 """
 
 from __future__ import annotations

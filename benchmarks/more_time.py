@@ -1,10 +1,10 @@
-"""Measure what more time buys: test-time views, ensembles, and what a student keeps of one.
+"""Measure what more time buys: test-time views, ensembles, and students of an ensemble.
 
 Run by hand: python benchmarks/more_time.py ../shared/data/nuclei --keep FOLDER
-Trains three U-Nets of width 16 and an Attention U-Net, joins them, trains students of width 8 with
-and without the ensemble as their teacher, and prints each one's mean Dice on the test split, its
-spread over seeds, and its time for an image beside that of a plain U-Net of width 16. What lies in
-the folder already is not trained again. It takes about 20 minutes on one busy core.
+Trains three U-Nets of width 16 and an Attention U-Net, joins them, and trains students of width 8
+with and without the ensemble as their teacher. Prints for each the mean Dice on the test split,
+its spread over seeds, and its time for an image relative to a plain U-Net of width 16. Trainings
+that are already in the folder are kept. It takes about 20 minutes on one busy core.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 Run by hand: python benchmarks/null_comparison.py RUN --data-path DATA
 Prints the share of 200 comparisons that claim one; 5 % is what the verdict states.
 
-The null must be true by construction, and as hard as life. So one model plays both sides: it
-scores every test image under eight disturbances that leave the image's meaning alone (sensor
-noise, brightness, a shift by a few pixels), each drawn by one rule. A comparison takes 100 of the
-images without replacement, and gives each side one of the eight scores at random, never the same
-to both. On every image the two sides could be exchanged, which is what the tests assume, and the
-scores keep the skew, the hard images and the heavy tails of real ones. The 200 comparisons draw
-on one table of scores, so the share scatters somewhat more than 200 independent ones would.
+One model plays both sides, so that there is no difference by construction. It scores every test
+image under eight disturbances that leave the image's meaning alone (sensor noise, brightness, a
+shift by a few pixels), each drawn by one rule. A comparison takes 100 of the images without
+replacement and gives each side one of the eight scores at random, never the same to both. On
+every image the two sides can be exchanged, as the tests assume, and the scores keep the skew, the
+hard images and the heavy tails of real ones. The 200 comparisons share one table of scores, so
+the result scatters somewhat more than 200 independent ones would.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compare the augmentation's single warp with the same geometry done step by step.
 
 Run by hand: python benchmarks/one_warp.py
-Prints milliseconds an image, on drawn images, one thread. Ratios within one run are what counts.
+Prints milliseconds an image, on drawn images, one thread. Compare the ratios within one run.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Plant wrong masks among real ones, rank all masks by suspicion, and count what is found.
 
 Run by hand: python benchmarks/planted_labels.py ../shared/data/nuclei --seeds 6 7 8 9
-Spoils a tenth of the training masks (shifted, eroded, inverted, a pair swapped), judges all by
-cross-validation, and prints which share of the top tenth was planted, which share of the planted
-stands there, how often the fault was named rightly, and what simpler rankings of the same
+Spoils a tenth of the training masks (shifted, eroded, inverted, a pair swapped) and judges all by
+cross-validation. Prints which share of the top tenth was planted, which share of the planted
+masks is there, how often the fault was named correctly, and what simpler rankings of the same
 predictions find. A seed decides faults, folds and weights; it takes three to six minutes on one
-core. With --keep FOLDER the networks are kept, and another call only ranks.
+core. --keep FOLDER keeps the networks, and another call only ranks.
 """
 
 from __future__ import annotations

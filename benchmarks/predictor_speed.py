@@ -1,11 +1,11 @@
-"""How fast a whole Predictor is by runtime and arithmetic, beside PyTorch's fp32, in one run.
+"""Measure a whole Predictor by runtime and arithmetic, relative to PyTorch's fp32, in one run.
 
 Run by hand: OMP_NUM_THREADS=1 python benchmarks/predictor_speed.py
-Makes a U-Net of 31 million parameters (or takes --model), exports it as ``notan export`` does, and
-segments one image of 256 x 256 pixels at its own size on one thread, the kinds taking turns. It
-is trained and exported at 32 x 32, which is quick: the speed does not depend on it. Medians, and
-the median of the ratios of neighbours in time, since other programs may share the machine. Then a
-fresh process without PyTorch opens the ONNX model and segments its first image.
+Makes a U-Net of 31 million parameters (or takes --model), exports it as ``notan export`` does,
+and segments one image of 256 x 256 pixels at its own size on one thread, the kinds taking turns.
+It is trained and exported at 32 x 32, which is fast and does not change the speed. Prints
+medians, and the median of the ratios of neighbours in time, since other programs may share the
+machine. Then a fresh process without PyTorch opens the ONNX model and segments its first image.
 """
 
 from __future__ import annotations

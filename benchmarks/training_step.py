@@ -1,11 +1,11 @@
-"""Compare training steps on the processor with and without what notan does to make them quick.
+"""Compare training steps on the processor with and without what notan does to speed them up.
 
 Run by hand: OMP_NUM_THREADS=2 python benchmarks/training_step.py
-Prints milliseconds an image of a U-Net on EfficientNet-Lite0, in bf16 and fp32: as PyTorch has it;
-with the memory kept (``notan.runtime.keep_freed_memory``); with the depthwise layers' gradients in
-float32 as well (``notan.models.blocks``); and with the encoder's two finest stages left as they
-came. Batch norm is notan's in all of them. The ways take turns, and each has the median of its
-steps: ratios are what counts.
+Prints milliseconds an image of a U-Net on EfficientNet-Lite0, in bf16 and fp32: as PyTorch has
+it; with the memory kept (``notan.runtime.keep_freed_memory``); with the depthwise layers'
+gradients in float32 as well (``notan.models.blocks``); and with the encoder's two finest stages
+frozen. All of them have notan's batch norm. The variants take turns, and each has the median of
+its steps: compare the ratios.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Measure what is left to guess where the trimap's border counts as background.
+"""Measure how good a mask can be where the trimap's border counts as background.
 
 Run by hand: python benchmarks/trimap_border_ceiling.py ../shared/data/oxford-iiit-pet
 Takes each test image's true outline, border included, moves it inwards by a distance, and scores
-what is left against the true foreground, for a range of distances: how good a mask can be that
-knows every outline to the pixel, and of the border no more than its usual width.
+the rest against the true foreground, for a range of distances. This is the score of a mask that
+knows every outline to the pixel, and of the border only its usual width.
 """
 
 from __future__ import annotations

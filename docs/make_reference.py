@@ -127,9 +127,9 @@ def settings_page() -> str:
     """Return the page of all settings, from the sections of Run and of Pretraining."""
     parts = [
         "# Settings",
-        "Made from the code when these pages were built. A recipe has them in TOML tables, a "
-        "command line as trailing words: `notan train ... model.width=16`. What is written as "
-        '"none" takes a default back: `train.gradient_clip=none`.',
+        "Made from the code when these pages were built. Write settings into a recipe as TOML "
+        "tables, or on the command line as trailing words: `notan train ... model.width=16`. "
+        '"none" switches a default off: `train.gradient_clip=none`.',
     ]
     for name, field in (*Run.model_fields.items(), *Pretraining.model_fields.items()):
         kind = field.annotation
@@ -230,8 +230,8 @@ def python_page() -> str:
     """Return the page of the public functions and classes, from their docstrings."""
     parts = [
         "# Python",
-        "What `import notan` offers, from the docstrings. All names are loaded when they are first "
-        "used, so the import is quick.",
+        "What `import notan` offers, from the docstrings. A name is loaded when you first use it, "
+        "so the import is quick.",
     ]
     public = {name: getattr(notan, name) for name in notan.__all__ if name != "__version__"}
     functions = {name: each for name, each in public.items() if inspect.isfunction(each)}

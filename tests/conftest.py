@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import os
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
+import onnx
 import pytest
 import torch
+from filelock import FileLock
 
-from comparison_runs import train_small
+from comparison_runs import LEARNED, train_small
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.exporting import export
+from notan.modelfile.default import DEFAULT_MODEL
 from notan.training import train
-from runs import Drawn, Server
+from runs import Drawn, Server, add_little, no_report
 from test_house import House
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from notan.config import Run
     from notan.data.samples import Source
+
+    MakesOnce = Callable[[str, Callable[[Path], object]], Path]
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = {
@@ -55,6 +62,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(str(House.measured()))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _little_network() -> None:
+    """Add it once the tests are collected: those of every network shall not know of it."""
+    add_little()
+
+
+@pytest.fixture
+def without_reports() -> Iterator[None]:
+    """Draw no page at a command's end: it takes seconds, and tests/cli/test_report.py does."""
+    with pytest.MonkeyPatch.context() as patch:  # its own, which no test undoes
+        patch.setattr("notan.cli.train._report", no_report)
+        yield
+
+
 def real_folder(name: str) -> Path:
     """Return a folder of real images, or skip the test where they are absent."""
     folder = REAL_DATA / name
@@ -82,14 +103,34 @@ def road_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MakesOnce:
+    """Makes what many tests only read: one worker makes it, the others find it made."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = shared / name, shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failure has left
+                make(folder)
+                made.touch()
+        return folder
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def drawn_folder(made_once: MakesOnce) -> Path:
     """Drawn images in train/ (24), val/ (6) and test/ (6), each with images/ and masks/."""
-    folder = tmp_path_factory.mktemp("drawn")
-    first = 0
-    for part, count in (("train", 24), ("val", 6), ("test", 6)):
-        write_folder(DrawnSource(count, size=(40, 48), seed=1, first=first), folder / part)
-        first += count
-    return folder
+
+    def draw(folder: Path) -> None:
+        first = 0
+        for part, count in (("train", 24), ("val", 6), ("test", 6)):
+            write_folder(DrawnSource(count, size=(40, 48), seed=1, first=first), folder / part)
+            first += count
+
+    return made_once("drawn", draw)
 
 
 @pytest.fixture(scope="session")
@@ -99,26 +140,34 @@ def small_run(drawn_folder: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_checkpoint(small_run: Run, made_once: MakesOnce) -> Path:
     """The best checkpoint of that training; not to be changed."""
-    return train(small_run, out=tmp_path_factory.mktemp("run") / "small").checkpoint
+    return made_once("small", lambda folder: train(small_run, out=folder)) / "best.safetensors"
 
 
 @pytest.fixture(scope="session")
-def portable(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def portable(small_checkpoint: Path, made_once: MakesOnce) -> Path:
     """The same network as an ONNX model; not to be changed."""
-    return export(small_checkpoint, tmp_path_factory.mktemp("portable") / "small.onnx")[0]
+    folder = made_once("portable", lambda folder: export(small_checkpoint, folder / "small.onnx"))
+    return folder / "small.onnx"
+
+
+@pytest.fixture
+def traced(portable: Path, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
+    """Let an export take the small network as it was traced before, which takes seconds."""
+    model = onnx.load(portable)
+    del model.metadata_props[:]
+    monkeypatch.setattr("notan.exporting.make.to_onnx", lambda *_: model)
+    return model
 
 
 @pytest.fixture(scope="session")
-def seeded_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def seeded_runs(made_once: MakesOnce) -> dict[str, Path]:
     """Run folders: trained-s0, trained-s1, raw-s0, raw-s1; not to be changed."""
-    folder = tmp_path_factory.mktemp("runs")
-    learned: dict[str, Any] = {"train__epochs": 15, "train__learning_rate": 0.01}
-    raw: dict[str, Any] = {"train__epochs": 1, "train__learning_rate": 1e-7}
+    raw: dict[str, Any] = {**LEARNED, "train__epochs": 1, "train__learning_rate": 1e-7}
     return {
-        f"{name}-s{seed}": train_small(folder / f"{name}-s{seed}", seed=seed, **settings)
-        for name, settings in (("trained", learned), ("raw", raw))
+        f"{name}-s{seed}": made_once(f"{name}-s{seed}", partial(train_small, seed=seed, **settings))
+        for name, settings in (("trained", LEARNED), ("raw", raw))
         for seed in (0, 1)
     }
 
@@ -135,3 +184,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("children"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The model that comes with notan."""
+    return DEFAULT_MODEL

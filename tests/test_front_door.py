@@ -33,8 +33,8 @@ def test_the_examples_of_the_functions_run(
     shutil.copytree(drawn_folder, tmp_path / "cells")
     Image.fromarray(photo()).save("cat.jpg")
     names = {"notan": notan, "seconds_of": api.seconds_of}
-    functions = [api.train, api.seconds_of, api.load, api.predict, api.evaluate]
-    functions += [api.UNet, api.export, api.check, api.compare]
+    functions: list[object] = [api.train, api.seconds_of, api.load, api.predict, api.evaluate]
+    functions += [notan.UNet, api.export, api.check, api.compare]
     runner, said = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS), io.StringIO()
     for function in functions:
         for test in doctest.DocTestFinder(recurse=False).find(function, globs=names):

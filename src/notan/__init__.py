@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from notan.version import __version__
 
 if TYPE_CHECKING:
-    from notan.api import UNet, check, compare, evaluate, export, load, predict, train
+    from notan.api import check, compare, evaluate, export, load, predict, train
     from notan.config import Run, load_run
     from notan.data.samples import Sample, Source
     from notan.errors import NotanError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from notan.modelfile.card import Card, Checkpoint, load_checkpoint, read_card
     from notan.modelfile.preprocess import Placement, Preprocessor
     from notan.models.base import SegmentationModel
+    from notan.models.unet import UNet
     from notan.prediction.predictor import Prediction, Predictor
     from notan.training import Trainer
 
@@ -49,7 +50,7 @@ _HOMES = {
     "SegmentationModel": "notan.models.base",
     "Source": "notan.data.samples",
     "Trainer": "notan.training",
-    "UNet": "notan.api",
+    "UNet": "notan.models.unet",
     "check": "notan.api",
     "compare": "notan.api",
     "evaluate": "notan.api",

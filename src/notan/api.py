@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from notan.data.samples import Sample
     from notan.exporting.make import Kind
     from notan.metrics import Score
-    from notan.models.base import SegmentationModel
     from notan.prediction.backends import Precision
     from notan.prediction.inputs import ImageLike
     from notan.prediction.predictor import Prediction, Predictor
@@ -302,7 +301,8 @@ def predict(
 
     predictor = _opened(model)
     if isinstance(images, (list, tuple)):
-        read = (as_image(image) for image in images)
+        white = predictor.preprocessor.white
+        read = (as_image(image, white=white) for image in images)
         return list(predictor.predict_many(read, batch_size=batch_size))
     return predictor(images)
 
@@ -386,45 +386,6 @@ def evaluate(
     return score
 
 
-def UNet(  # noqa: N802 - a network, as one writes it in a loop of one's own
-    *, encoder: str | None = None, width: int | None = None, pretrained: bool = False
-) -> SegmentationModel:
-    """Build a U-Net, a plain module for a training loop of your own.
-
-    Args:
-        encoder: What it goes down with: ``resnet34``, ``efficientnet_lite0``, ``timm:NAME``; None:
-            the double convolutions of the U-Net.
-        width: Channels of the finest level; None: 64, or 16 on an encoder.
-        pretrained: Start the encoder from its published weights.
-
-    Returns:
-        (n, 3, h, w) to logits (n, 1, h, w), where h and w are multiples of its ``stride``.
-
-    Raises:
-        ConfigError: There is no such encoder, or it has no published weights.
-        MissingExtraError: PyTorch, or the package with the weights, is not installed.
-
-    Example:
-        >>> network = notan.UNet(encoder="efficientnet_lite0", width=4)
-        >>> network.stride
-        32
-    """
-    flags = {
-        "model.encoder": encoder,
-        "model.width": width,
-        "train.pretrained": pretrained or None,
-    }
-    run = load_run(flags=flags)
-    with explaining_extras("a network"):
-        from notan.models.build import build_model
-        from notan.training.build import build_preprocessor
-        from notan.training.fine_tuning import start_encoder
-
-        network = build_model(run.model)
-        start_encoder(network, run, build_preprocessor(run.preprocess, network), own_model=False)
-    return network
-
-
 def export(
     model: PathLike,
     out: PathLike | None = None,
@@ -471,6 +432,8 @@ def check(
     *,
     trimap_border: TrimapBorder = "foreground",
     layout: Literal["auto", "pets", "folder"] = "auto",
+    masks: Mapping[str, object] | None = None,
+    exif_orientation: Literal["apply", "ignore"] = "apply",
 ) -> Diagnosis:
     """Look at every image and mask of a data folder once, and say what is wrong with them.
 
@@ -478,6 +441,9 @@ def check(
         folder: A data folder.
         trimap_border: What the border of Oxford's trimaps counts as.
         layout: How the folder is arranged; ``auto`` looks.
+        masks: What you say of masks with several readings, such as ``{"foreground": "17,19"}``;
+            the settings under ``data.masks``.
+        exif_orientation: ``ignore``: the masks were drawn on the images as they are stored.
 
     Returns:
         The findings, worst first; ``summary()`` says them.
@@ -490,8 +456,15 @@ def check(
         Nothing wrong found in 36 images.
     """
     from notan.checking import examine
+    from notan.config import load_run
 
-    return examine(Path(folder), trimap_border=trimap_border, layout=layout)
+    flags = {
+        "data.trimap_border": trimap_border,
+        "data.layout": layout,
+        "data.masks": masks,
+        "data.exif_orientation": exif_orientation,
+    }
+    return examine(Path(folder), load_run(flags=flags).data)
 
 
 def compare(

@@ -3,6 +3,7 @@
 * NotanError               exit code 1
   + ConfigError            2: a setting, flag or name that does not exist or does not fit
   + DataError              3: an image, mask or data folder
+    + UnsupportedError     3: a healthy file of a kind that is not read
   + ShapeError             4: an array or tensor of another shape
   + CheckpointError        5: a model file
   + DivergedError          6: a training whose loss is no longer a number
@@ -41,6 +42,10 @@ class DataError(NotanError):
     """An image, mask or data folder that is missing, unreadable or ambiguous."""
 
     exit_code = 3
+
+
+class UnsupportedError(DataError):
+    """A healthy file of a kind that is not read; the message says how to convert it."""
 
 
 class ShapeError(NotanError):

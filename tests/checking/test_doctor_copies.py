@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from doctor_folders import SIZE, found, image_path, mask, only, pixels, write, write_clean
-from notan.checking.files import near_copies
-from notan.checking.reading import ImageFacts, thumbnail_of
+from notan.checking.reading import ImageFacts
+from notan.data.copies import near_copies, thumbnail_of
 from notan.data.synthetic import DrawnSource
 
 if TYPE_CHECKING:

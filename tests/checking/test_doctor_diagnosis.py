@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+import notan
 from doctor_folders import image_path, write, write_clean
 from notan.checking import Diagnosis, Finding, Severity, examine
+from notan.config import Data
 from notan.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def test_the_pets_real_copies_are_found_and_nothing_else_is(pets: Diagnosis) -> 
 def test_coverage_follows_the_border_rule(
     small_pets: Path, trimap_border: TrimapBorder, coverage: float
 ) -> None:
-    diagnosis = examine(small_pets, trimap_border=trimap_border)
+    diagnosis = examine(small_pets, Data(trimap_border=trimap_border))
     train = next(each for each in diagnosis.statistics if each.split == "train")
     assert train.coverage == pytest.approx((coverage,) * 3, abs=1e-6)
 
@@ -159,7 +161,7 @@ def test_a_folder_of_no_layout_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_layout_than_asked_for_is_refused(small_pets: Path) -> None:
     with pytest.raises(DataError, match=r"wanted images/ and masks/"):
-        examine(small_pets, layout="folder")
+        examine(small_pets, Data(layout="folder"))
 
 
 def test_a_folder_without_any_image_is_refused(tmp_path: Path) -> None:
@@ -170,10 +172,10 @@ def test_a_folder_without_any_image_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_border_rule_or_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="trimap_border; did you mean 'foreground'"):
-        examine(tmp_path, trimap_border="foregroun")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="there is no such layout; did you mean 'pets'"):
-        examine(tmp_path, layout="pet")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"data.trimap_border: .*'foreground'.*found 'foregroun'"):
+        notan.check(tmp_path, trimap_border="foregroun")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"data.layout: .*'pets'.*found 'pet'"):
+        notan.check(tmp_path, layout="pet")  # type: ignore[arg-type]
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(

@@ -21,7 +21,7 @@ from notan.checking.label_errors import (
     plan_search,
     search_labels,
 )
-from notan.config import load_run
+from notan.config import Data, load_run
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.modelfile.card import load_checkpoint, save_checkpoint
 from notan.modelfile.postprocess import Postprocessing
@@ -69,7 +69,7 @@ def invert(path: Path) -> None:
 def test_training_and_validation_images_are_gathered_and_no_test_image(folder: Path) -> None:
     write_ellipses(folder / "more", train=1, val=1)
     (folder / "more" / "val").rename(folder / "test")
-    source, left_out = gather(folder, "folder", "foreground")
+    source, left_out = gather(folder, "folder", Data())
     assert len(source) == 11
     assert left_out == ()
     assert not any("test" in pair.image.parts for pair in source.pairs)
@@ -79,7 +79,7 @@ def test_a_name_that_stands_in_two_parts_is_told_apart(folder: Path) -> None:
     for kind in ("images", "masks"):
         path = folder / "val" / kind / "e08.png"
         path.rename(path.with_name("e00.png"))
-    source, _ = gather(folder, "folder", "foreground")
+    source, _ = gather(folder, "folder", Data())
     assert len(set(source.names)) == 11
     assert {"train/e00.png", "validation/e00.png"} <= set(source.names)
 
@@ -174,7 +174,7 @@ def test_too_few_images_are_refused_before_anything_is_written(folder: Path) -> 
 def test_folds_of_other_masks_settings_or_models_are_not_gone_on_with(
     folder: Path, tmp_path: Path
 ) -> None:
-    source, _ = gather(folder, "folder", "foreground")
+    source, _ = gather(folder, "folder", Data())
     path = tmp_path / "folds" / "plan.json"
     claim(path, PLAN, source)
     claim(path, PLAN, source)

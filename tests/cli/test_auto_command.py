@@ -8,18 +8,13 @@ import pytest
 
 from notan.cli.main import main
 from notan.config import load_run
-from runs import no_report
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 QUICK = ("--epochs", "1", "model.width=2", "train.tensorboard=false", "preprocess.image_size=16")
 
-
-@pytest.fixture(autouse=True)
-def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the page at a training's end, which test_report.py looks at and takes seconds."""
-    monkeypatch.setattr("notan.cli.train._report", no_report)
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -22,7 +22,6 @@ from notan.data.folders import open_split
 from notan.metrics import Tolerance
 from notan.modelfile.card import read_card
 from notan.training import train as run_training
-from runs import no_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +34,8 @@ SCORED = (
 FLAGS = {
     "train": "data-path time-limit auto model encoder pretrained image-size keep-aspect-ratio "
     "epochs batch-size learning-rate device out resume trimap-border unlabelled encoder-weights "
-    "freeze-epochs teacher patience seed deterministic detect-anomaly recipe write-recipe "
-    "overwrite allow-changes",
+    "freeze-epochs teacher group-by patience seed deterministic detect-anomaly recipe "
+    "write-recipe overwrite allow-changes",
     "pretrain": "data-path out overwrite resume encoder pretrained encoder-weights epochs "
     "batch-size learning-rate image-size device seed",
     "evaluate": SCORED,
@@ -55,11 +54,7 @@ FLAGS = {
 TINY = ("model.width=2", "train.tensorboard=false")
 QUICK = ("--image-size", "16", "--epochs", "1", "--batch-size", "8")
 
-
-@pytest.fixture(autouse=True)
-def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the page at a training's end, which test_report.py looks at and takes seconds."""
-    monkeypatch.setattr("notan.cli.train._report", no_report)
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 
 @pytest.fixture

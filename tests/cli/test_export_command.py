@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.usefixtures("traced")
 def test_int8_says_what_it_did_and_what_it_was_calibrated_on(
     small_checkpoint: Path, drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

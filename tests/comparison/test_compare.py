@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from comparison_runs import train_small
+from comparison_runs import LEARNED, train_small
 from notan.comparison import Comparison, compare
 from notan.comparison.candidates import PackedMask, distinct_names
 from notan.comparison.comparison import text_of
@@ -50,7 +50,7 @@ def test_a_model_that_learned_is_better_than_one_that_did_not(
 def test_the_same_training_twice_makes_no_difference(
     seeded_runs: dict[str, Path], unseen: Source, tmp_path: Path
 ) -> None:
-    again = train_small(tmp_path / "again", train__epochs=15, train__learning_rate=0.01)
+    again = train_small(tmp_path / "again", **LEARNED)
     comparison = compared(unseen, seeded_runs["trained-s0"], again)
     pair = comparison.pairs[0]
     assert pair.p_value_holm == 1

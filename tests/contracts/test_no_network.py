@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 COMMANDS = """
 import json
 from notan.cli.main import main
+from notan.models import unet
 
+unet.LEVELS = 2  # of five: a network that is soon trained and traced
 for words in json.loads(sys.argv[1]):
     main(words)
 """

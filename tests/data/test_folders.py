@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from notan.config import Data
-from notan.data.folders import find_layout, makes_validation, open_split, survey_masks
+from notan.data.folders import find_layout, makes_validation, open_split
 from notan.data.samples import choose_validation, fingerprint
+from notan.data.survey import survey
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, DataError
 
@@ -115,7 +116,7 @@ def test_the_trimaps_border_follows_the_rule(
         np.testing.assert_array_equal(sample.ignore, TRIMAP == 3)
     else:
         assert sample.ignore is None
-    assert survey_masks(source) == {f"trimap, trimap_border = {trimap_border}": 1}
+    assert survey(source).encodings == {f"trimap, trimap_border = {trimap_border}": 1}
 
 
 def test_a_listed_image_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -277,9 +278,9 @@ def test_a_layout_that_was_asked_for_and_is_not_there_is_refused(tmp_path: Path)
 
 def test_an_image_without_a_mask_is_named_with_the_nearest(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant", "bee", "dog")
-    (folder / "masks" / "bee.png").rename(folder / "masks" / "bee_mask.png")
+    (folder / "masks" / "bee.png").rename(folder / "masks" / "bee_old.png")
     with pytest.raises(
-        DataError, match=r"bee\.png: there is no mask bee\.\* in .*the nearest is bee_mask\.png"
+        DataError, match=r"bee\.png: there is no mask bee\.\* in .*the nearest is bee_old\.png"
     ):
         split(folder, "train")
 
@@ -317,7 +318,7 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
     save(folder / "masks" / "ant.png", np.zeros((5, 9), np.uint8))
     source = split(folder, "all")
     words = r"ant\.png: the mask is 5x9 .*, its image ant\.png is 6x8; both must be of one size$"
-    for read in (lambda: source[0], lambda: survey_masks(source)):
+    for read in (lambda: source[0], lambda: survey(source)):
         with pytest.raises(DataError, match=words):
             read()
 
@@ -331,7 +332,7 @@ def test_an_image_turned_by_its_exif_tag_is_suspected(tmp_path: Path) -> None:
     image.save(folder / "images" / "ant.jpg", exif=exif)
     source = split(folder, "all")
     words = r"mask is 6x8 .*ant\.jpg is 8x6; .*turned by 90 degrees: perhaps .* EXIF"
-    for read in (lambda: source[0], lambda: survey_masks(source)):
+    for read in (lambda: source[0], lambda: survey(source)):
         with pytest.raises(DataError, match=words):
             read()
 
@@ -340,24 +341,24 @@ def test_looking_over_says_how_masks_were_read(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant", "bee")
     save_pair(folder, "cow", foreground=1)
     save_pair(folder, "dog", foreground=0)
-    assert survey_masks(split(folder, "all")) == {"0/255": 2, "0/1": 1, "empty": 1}
+    assert survey(split(folder, "all")).encodings == {"0/255": 2, "0/1": 1, "empty": 1}
 
 
 def test_masks_that_mean_different_values_by_foreground_are_refused(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant", "bee")
     save_pair(folder, "cow", foreground=128)
     with pytest.raises(DataError, match=r"cow\.png: its values are 0/128, other masks .*0/255"):
-        survey_masks(split(folder, "all"))
+        survey(split(folder, "all"))
     for name in ("ant", "bee", "cow"):
         save_pair(folder, name, foreground=128)
-    assert survey_masks(split(folder, "all")) == {"0/128": 3}
+    assert survey(split(folder, "all")).encodings == {"0/128": 3}
 
 
 def test_an_ambiguous_mask_ends_the_run_before_it_starts(tmp_path: Path) -> None:
     folder = pairs(tmp_path, "ant", "bee")
     save(folder / "masks" / "bee.png", TRIMAP)
     with pytest.raises(DataError, match=r"bee\.png: not a mask of two classes.*trimap"):
-        survey_masks(split(folder, "all"))
+        survey(split(folder, "all"))
 
 
 def test_a_drawn_folder_is_read_as_it_was_drawn(

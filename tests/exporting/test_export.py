@@ -36,15 +36,6 @@ from notan.prediction.predictor import Predictor
 IMAGE = DrawnSource(1, size=(40, 48), seed=1, first=30)[0].image
 
 
-@pytest.fixture
-def traced(portable: Path, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
-    """Let the export take the small network as it was traced before, which takes seconds."""
-    model = onnx.load(portable)
-    del model.metadata_props[:]
-    monkeypatch.setattr("notan.exporting.make.to_onnx", lambda *_: model)
-    return model
-
-
 def test_the_card_says_what_export_did(portable: Path, small_checkpoint: Path) -> None:
     card, before = read_card(portable), read_card(small_checkpoint)
     assert card.exported is not None

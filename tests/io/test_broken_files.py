@@ -18,7 +18,8 @@ from image_files import (
     png,
 )
 from notan.errors import DataError
-from notan.io.images import MAX_PIXELS, decode_image, read_image, read_size
+from notan.io.headers import MAX_PIXELS, read_size
+from notan.io.images import decode_image, read_image
 from notan.io.masks import read_mask
 
 READERS = (read_image, read_size, read_mask)
@@ -35,7 +36,7 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path: Path, read: Any) -> N
         "empty.png": r"is empty \(0 bytes\); wanted an image as PNG",
         "text.png": "begins with b'not an image.*; wanted an image as PNG",
         "folder.png": "is a folder; wanted one image or mask; name a file in it",
-        "script.png": "begins with .*; wanted an image as PNG",
+        "script.png": "is PostScript; export it as PNG; or leave it out",
     }
     for name, pattern in words.items():
         with pytest.raises(DataError, match=f"{name}: {pattern}") as caught:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from notan.errors import CheckpointError
-from notan.models.build import build_encoder
 from notan.models.encoder_weights import read_weights, save_encoder
+from notan.models.encoders import build_encoder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from notan.errors import CheckpointError
-from notan.models.build import ENCODERS, build_encoder
-from notan.models.encoder_weights import FIRST_BLOCKS, PUBLISHED, fit_weights
+from notan.models.encoder_weights import FIRST_BLOCKS, fit_weights, names_in_file
+from notan.models.encoders import ENCODERS, build_encoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +30,11 @@ CLASSIFIER = {
 
 def published(name: str) -> dict[str, Tensor]:
     """Return made-up weights under the publisher's names, with a classifier's."""
+    state = build_encoder(name).state_dict()
+    theirs = names_in_file(state, (), name)
     weights = {
-        PUBLISHED[name].rename(ours): torch.full(tensor.shape, 0.5).to(tensor.dtype)
-        for ours, tensor in build_encoder(name).state_dict().items()
+        theirs[ours]: torch.full(tensor.shape, 0.5).to(tensor.dtype)
+        for ours, tensor in state.items()
     }
     return {**weights, **CLASSIFIER[name]}
 

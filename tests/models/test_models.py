@@ -17,9 +17,10 @@ from notan.losses import Loss
 from notan.modelfile.preprocess import Preprocessor
 from notan.models.base import Encoder, SegmentationModel, stride_of
 from notan.models.blocks import AttentionGate, Decoder
-from notan.models.build import ENCODERS, MODELS, build_encoder, build_model
+from notan.models.build import MODELS, build_model
+from notan.models.encoders import ENCODERS, build_encoder
 from notan.models.resnet34 import ResidualBlock, ResNet34Encoder
-from notan.models.unet import EncoderUNet, UNet
+from notan.models.unet import UNet
 from notan.prediction.backends import TorchBackend
 from notan.prediction.predictor import Predictor
 
@@ -299,7 +300,7 @@ def test_a_decoder_of_the_wrong_number_of_steps_is_refused() -> None:
 
 
 def test_every_skip_but_the_finest_is_gated() -> None:
-    model = UNet(SMALL, gated=True)
+    model = UNet(width=SMALL, attention=True)
     assert len(model.decoder.gates) == len(model.decoder.steps) - 1
     finest: list[torch.Tensor] = []
     seen: list[torch.Tensor] = []
@@ -366,7 +367,7 @@ def test_every_parameter_of_an_encoder_is_in_one_of_its_stages(name: str) -> Non
 
 @pytest.mark.parametrize("strides", [(1, 2, 4), (2, 4, 8), (4, 8, 16)])
 def test_a_unet_on_any_encoder_gives_logits_of_the_images_size(strides: tuple[int, ...]) -> None:
-    model = EncoderUNet(Pyramid(strides), 2).eval()
+    model = UNet(Pyramid(strides), width=2).eval()
     assert model(torch.randn(1, 3, 32, 48)).shape == (1, 1, 32, 48)
     assert model.stride == strides[-1]
 
@@ -385,3 +386,21 @@ def test_an_unknown_encoder_is_refused_with_the_nearest_name() -> None:
 def test_a_model_with_an_encoder_of_its_own_takes_no_other() -> None:
     with pytest.raises(ConfigError, match="resnet34_unet has its own encoder; put another one"):
         build_model(Model(name="resnet34_unet", encoder="resnet34"))
+
+
+@pytest.mark.parametrize("encoder", [None, Pyramid((1, 2, 4))])
+def test_only_an_encoder_with_a_name_has_published_weights(encoder: Encoder | None) -> None:
+    with pytest.raises(ConfigError, match="nobody has published weights of this encoder; name one"):
+        UNet(encoder, pretrained=True)
+
+
+def test_a_unet_of_no_width_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a U-Net of width 0; give at least 1"):
+        UNet(width=0)
+
+
+@pytest.mark.parametrize("encoder", [None, "resnet34", "efficientnet_lite0"])
+def test_a_unets_weights_have_the_names_that_saved_models_know(encoder: str | None) -> None:
+    names = list(UNet(encoder, width=SMALL).state_dict())
+    parts = [part for part, _ in itertools.groupby(name.partition(".")[0] for name in names)]
+    assert parts == ["encoder", "decoder", *(["enlarge"] if encoder else []), "head"]

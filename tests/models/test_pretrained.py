@@ -11,7 +11,7 @@ import pytest
 from forbidden import run_without
 from needs import WEIGHTS
 from notan.errors import CheckpointError, StorageError
-from notan.models.pretrained import PUBLISHED, Package, Web
+from notan.models.encoder_weights import PUBLISHED, Package, Web
 from shelf import Shelf, serving
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from notan.config import Model
 from notan.errors import CheckpointError, ConfigError, MissingExtraError, StoppedBySignal
 from notan.modelfile.card import load_checkpoint
 from notan.models.base import encoder_of
-from notan.models.build import build_encoder, build_model
+from notan.models.build import build_model
 from notan.models.encoder_weights import save_encoder
+from notan.models.encoders import build_encoder
 from notan.prediction.predictor import Predictor
 from notan.training.build import TrainingSetup, prepare
 from notan.training.optim import parameter_groups
@@ -85,26 +86,36 @@ def test_a_network_of_timm_goes_under_the_unet(shelf: Shelf, name: str) -> None:
     assert not any(pretrained for _, pretrained in shelf.asked)
 
 
-@pytest.fixture(scope="session")
-def real_timm() -> ModuleType:
-    """timm itself.
+def import_torchvision() -> None:
+    """Import torchvision, which timm needs.
 
-    torchvision's wheel of the plain index is made for CUDA: beside a CPU torch its compiled
-    operators do not load, and it fails where it registers their fake kernels. With the schemas of
-    these two declared first it imports, and timm uses neither.
+    Its wheel of the plain index is made for CUDA: beside a CPU torch its compiled operators do not
+    load, and it fails where it registers their fake kernels. With the schemas of these two declared
+    first it imports, and timm uses neither.
     """
-    if not hasattr(torch.ops.torchvision, "nms"):
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in [each for each in sys.modules if each.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
         library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
         _KEPT.append(library)  # its schemas go with it
-    try:
-        return importlib.import_module("timm")
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"timm cannot be imported here: {error}")
+        importlib.import_module("torchvision")
 
 
 _KEPT: list[object] = []
+
+
+@pytest.fixture(scope="session")
+def real_timm() -> ModuleType:
+    """timm itself."""
+    try:
+        import_torchvision()
+        return importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"timm cannot be imported here: {error}")
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ from notan.errors import (
 from notan.evaluation.evaluate import find_seen
 from notan.modelfile.card import read_card
 from notan.models.base import Encoder
-from notan.models.build import ENCODERS
 from notan.models.encoder_weights import read_weights
+from notan.models.encoders import ENCODERS
 from notan.pretraining import pretrain, resume
 from notan.pretraining.pretrainer import Pretrainer, prepare, reconstruction_loss
 from notan.training import train

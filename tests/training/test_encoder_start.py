@@ -15,9 +15,8 @@ from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySigna
 from notan.evaluation.evaluate import evaluate
 from notan.io.digest import hash_file
 from notan.modelfile.card import Card, load_checkpoint, read_card, save_checkpoint
-from notan.models.build import build_encoder
-from notan.models.encoder_weights import read_weights, save_encoder
-from notan.models.pretrained import PUBLISHED, Published, Web
+from notan.models.encoder_weights import PUBLISHED, Published, Web, read_weights, save_encoder
+from notan.models.encoders import build_encoder
 from notan.prediction.predictor import Predictor
 from notan.report.run import facts_of, gather
 from notan.training import train
@@ -135,7 +134,7 @@ def test_a_resnet_is_fetched_and_its_names_are_torchvisions(
     known_hash = f"sha256:{hash_file(path)[:8]}"
     monkeypatch.setenv("NOTAN_CACHE", str(tmp_path))
     there = Published(Web("https://here.invalid/resnet.pth", known_hash), "nothing")
-    monkeypatch.setattr("notan.training.fine_tuning.PUBLISHED", {"resnet34": there})
+    monkeypatch.setattr("notan.models.encoder_weights.PUBLISHED", {"resnet34": there})
     run = tiny(model__encoder="resnet34", train__pretrained=True, preprocess__image_size=64)
     assert same(encoder_of(parts_of(run)), encoder.state_dict())
     whole = tiny(model__name="resnet34_unet", model__width=64, train__pretrained=True)
@@ -163,11 +162,12 @@ def test_a_module_of_ones_own_is_given_its_weights_before(flags: dict[str, objec
 
 def test_a_unet_takes_the_encoder_of_a_unet_of_its_width(tmp_path: Path) -> None:
     theirs = train_own(tiny(model__name="attention_unet", seed=3), tmp_path / "run").checkpoint
-    found = encoder_of(parts_of(tiny(train__encoder_weights=theirs)))
+    run = tiny(model__name="unet", train__encoder_weights=theirs)
+    found = encoder_of(parts_of(run))
     weights = load_checkpoint(theirs).weights
     assert all(torch.equal(found[name], weights[f"encoder.{name}"]) for name in found)
     with pytest.raises(CheckpointError, match="has the shape"):
-        parts_of(tiny(train__encoder_weights=theirs, model__width=4))
+        parts_of(tiny(model__name="unet", train__encoder_weights=theirs, model__width=4))
 
 
 def test_a_model_gives_its_encoder_and_its_images(trained: Path) -> None:
@@ -230,14 +230,14 @@ def test_the_weights_of_another_encoder_are_refused_by_name(
     weights: Path, flags: dict[str, object], words: str
 ) -> None:
     with pytest.raises(CheckpointError, match="these are weights of efficientnet_lite0") as caught:
-        parts_of(tiny(train__encoder_weights=weights, **flags))
+        parts_of(tiny(model__name="unet", train__encoder_weights=weights, **flags))
     assert words in str(caught.value)
 
 
 def test_a_model_with_another_encoder_is_refused_by_name(trained: Path) -> None:
     wanted = "is efficientnet_lite0, and that of this run is unet; choose --encoder efficientnet"
     with pytest.raises(CheckpointError, match=wanted):
-        parts_of(tiny(train__encoder_weights=trained))
+        parts_of(tiny(model__name="unet", train__encoder_weights=trained))
 
 
 def test_a_resume_needs_the_file_no_more_and_ends_the_same(

@@ -15,6 +15,8 @@ from notan.training import resume, train
 from notan.training.trainer import Trainer
 from runs import before_step, fate, last_state, names_in, resume_own, tiny, train_own
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
@@ -79,7 +81,14 @@ def test_an_image_that_becomes_unreadable_is_named_and_the_run_can_go_on(
     monkeypatch.setattr(Trainer, "after_step", cut)
     words = ["train", "--data-path", str(images), "--out", str(tmp_path / "run")]
     words += ["--epochs", "3", "--batch-size", "3", "--image-size", "16"]
-    words += ["--learning-rate", "0.003", "model.width=2", "train.tensorboard=false"]
+    words += [
+        "--learning-rate",
+        "0.003",
+        "--model",
+        "little",
+        "model.width=2",
+        "train.tensorboard=false",
+    ]
     with pytest.raises(SystemExit) as end:
         main([*words, "train.checkpoint_every_steps=1"])
     monkeypatch.undo()

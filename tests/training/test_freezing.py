@@ -247,7 +247,7 @@ class Bare(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = UNet(2).encoder
+        self.encoder = UNet(width=2).encoder
         self.stride = 16
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

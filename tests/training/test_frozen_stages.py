@@ -64,13 +64,13 @@ def test_the_finest_stages_stay_bit_for_bit_to_the_end_while_the_rest_learns(
 @pytest.mark.parametrize("stages", [5, 9])
 def test_more_frozen_stages_than_can_be_are_refused(tmp_path: Path, stages: int) -> None:
     with pytest.raises(ConfigError, match=f"frozen_stages = {stages}: .* has 5 stages.* at most 4"):
-        train_own(tiny(train__frozen_stages=stages), tmp_path / "run", model=UNet(2))
+        train_own(tiny(train__frozen_stages=stages), tmp_path / "run", model=UNet(width=2))
 
 
 def test_stages_that_are_not_known_cannot_be_frozen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = UNet(2)
+    model = UNet(width=2)
     every = [module for stage in model.encoder.stages() for module in stage]
     monkeypatch.setattr(model.encoder, "stages", lambda: [every])
     with pytest.raises(ConfigError, match="frozen_stages = 1: it is not known which of the enc"):

@@ -45,7 +45,7 @@ def kept(**flags: object) -> Run:
         "preprocess__keep_aspect_ratio": True,
         "train__epochs": 2,
     }
-    return tiny(**{**settings, **flags})
+    return tiny(model__name="unet", **{**settings, **flags})
 
 
 def shapes(batches: Sequence[Batch]) -> list[tuple[int, ...]]:

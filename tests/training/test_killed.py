@@ -16,11 +16,11 @@ from runs import Child, Server, fate, names_in
 if TYPE_CHECKING:
     from pathlib import Path
 
-EPOCHS, STEPS, EVERY = 6, 6, 3
+EPOCHS, STEPS, EVERY = 5, 4, 3
 SETTINGS = (
     *("--epochs", EPOCHS, "--batch-size", 4, "--image-size", 16, "--learning-rate", 0.02),
-    *("model.width=2", "train.tensorboard=false", f"train.checkpoint_every_steps={EVERY}"),
-    *("train.ema_decay=0.9", "train.schedule=cosine"),
+    *("model.name=little", "model.width=2", "train.tensorboard=false"),
+    *("train.ema_decay=0.9", "train.schedule=cosine", f"train.checkpoint_every_steps={EVERY}"),
 )
 
 

@@ -35,7 +35,7 @@ def test_the_rate_falls_from_the_coarsest_stage_to_the_finest() -> None:
     *stages, rest = parameter_groups(model, Train(encoder_lr_multiplier=0.5, layer_lr_decay=0.8))
     factors = [group["factor"] for group in stages]
     assert factors == pytest.approx([0.5 * 0.8**depth for depth in (4, 3, 2, 1, 0)])
-    for group, level in zip(stages, model.encoder.levels, strict=True):
+    for group, [level] in zip(stages, model.encoder.stages(), strict=True):
         assert [*map(id, group["params"])] == [*map(id, level.parameters())]
     assert rest["factor"] == 1
     outside = [*model.decoder.parameters(), *model.head.parameters()]

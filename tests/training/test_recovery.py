@@ -189,8 +189,8 @@ def test_an_absurd_learning_rate_is_recovered_from_or_reported(
 
     Then it shows in the validation, where batch norm's statistics are no longer the batch's own.
     """
-    sane = tiny(train__epochs=4, train__schedule=schedule)
-    absurd = tiny(train__epochs=4, train__schedule=schedule, train__learning_rate=rate)
+    deep = {"model__name": "unet", "train__epochs": 4, "train__schedule": schedule}
+    sane, absurd = tiny(**deep), tiny(**deep, train__learning_rate=rate)
     parts: dict[str, Any] = {"training": TRAINING, "validation": VALIDATION}
     folder = tmp_path / "run"
     try:

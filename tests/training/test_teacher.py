@@ -217,6 +217,7 @@ def test_a_teacher_that_is_no_model_is_refused(tmp_path: Path) -> None:
             train_own(taught(path), tmp_path / "run")
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_an_ensemble_can_teach(drawn_folder: Path, small_run: Run, tmp_path: Path) -> None:
     from notan.comparison import make_ensemble
     from notan.training import train

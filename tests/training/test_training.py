@@ -264,8 +264,9 @@ def test_fp16_on_a_cpu_is_refused_before_anything_is_written(tmp_path: Path) -> 
 
 def test_a_batch_that_batch_norm_cannot_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"batches of one image at 16x16.*raise --batch-size"):
-        train_own(tiny(train__batch_size=1), tmp_path / "run")
-    train_own(tiny(train__batch_size=1, preprocess__image_size=32), tmp_path / "run")
+        train_own(tiny(model__name="unet", train__batch_size=1), tmp_path / "run")
+    larger: dict[str, object] = {"model__name": "unet", "preprocess__image_size": 32}
+    train_own(tiny(train__batch_size=1, **larger), tmp_path / "run")
 
 
 class Bordered(Source):

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict
 from pydantic.dataclasses import dataclass
 
-from notan.config import TrimapBorder
+from notan.config import Data, TrimapBorder
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
 Three: TypeAlias = tuple[float, float, float]
@@ -94,6 +94,7 @@ class Diagnosis(BaseModel):
         folder: The folder.
         layout: ``"pets"`` or ``"folder"``.
         trimap_border: What the border of trimaps was counted as.
+        data: How the files were read, white of 16-bit images included.
         findings: The worst first.
         statistics: One for each split that has a readable image.
         pairs: Image and mask of every sample that a finding names, to show them together.
@@ -104,6 +105,7 @@ class Diagnosis(BaseModel):
     folder: Path
     layout: str
     trimap_border: TrimapBorder
+    data: Data = Data()
     findings: tuple[Finding, ...] = ()
     statistics: tuple[SplitStatistics, ...] = ()
     pairs: tuple[tuple[Path, Path], ...] = ()

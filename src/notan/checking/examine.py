@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,18 @@ from tqdm import tqdm
 
 from notan.checking import files, masks
 from notan.checking.diagnosis import Diagnosis, Finding, SplitStatistics, worst_first
-from notan.checking.reading import UNLISTED, collect, mask_reader, read_sample
-from notan.config import Data, TrimapBorder
+from notan.checking.reading import UNLISTED, SampleReader, collect, read_choices
+from notan.config import Data
 from notan.data.folders import find_layout
-from notan.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from typing import Literal
 
     from notan.checking.diagnosis import Three
     from notan.checking.reading import Entry, Facts
+
+AS_IT_STANDS = Data()
 
 MOST_THREADS = 8
 """Decoders let go of the interpreter's lock; numpy's small steps between them do not."""
@@ -40,6 +40,7 @@ CHECKS = (
     masks.check_full,
     masks.check_ragged,
     masks.check_repeated,
+    masks.check_turned,
     masks.check_shifted,
     files.check_images,
     files.check_drift,
@@ -47,57 +48,43 @@ CHECKS = (
 """Every check reads the facts of all samples and yields findings."""
 
 
-def examine(
-    folder: Path,
-    *,
-    trimap_border: TrimapBorder = "foreground",
-    layout: Literal["auto", "pets", "folder"] = "auto",
-    progress: bool = True,
-) -> Diagnosis:
+def examine(folder: Path, data: Data = AS_IT_STANDS, *, progress: bool = True) -> Diagnosis:
     """Look at every image and mask of a data folder once, and say what is wrong with it.
 
     Nothing that is wrong with a file raises: it becomes a finding.
 
     Args:
-        folder: A data folder of either layout.
-        trimap_border: What the border of trimaps counts as.
-        layout: ``"pets"``, ``"folder"``, or ``"auto"`` to look.
+        folder: A data folder.
+        data: How its files are read; its path is not asked.
         progress: Show a bar on a terminal once it takes longer than a second.
 
     Raises:
-        ConfigError: There is no such border rule or layout.
         DataError: The folder is missing, of neither layout, or holds no image at all.
     """
-    _require_known("trimap_border", trimap_border, get_args(TrimapBorder))
-    _require_known("layout", layout, ("auto", "pets", "folder"))
-    layout_found = find_layout(Data(path=folder, layout=layout))
-    entries, findings = collect(folder, layout_found)
-    samples = _read_all(entries, layout_found, trimap_border, progress=progress)
+    layout = find_layout(data.model_copy(update={"path": folder}))
+    entries, findings = collect(folder, layout)
+    choices, white = read_choices(entries)
+    findings += choices
+    reader = SampleReader(layout, data, white)
+    samples = _read_all(entries, reader, progress=progress)
     findings += (finding for facts in samples for finding in facts.findings)
     for check in CHECKS:
         findings += check(samples)
     return Diagnosis(
         folder=folder,
-        layout=layout_found,
-        trimap_border=trimap_border,
+        layout=layout,
+        trimap_border=data.trimap_border,
+        data=data.model_copy(update={"white": data.white or white}),
         findings=_unique(findings),
         statistics=_statistics(samples),
         pairs=_pairs_named(findings, entries),
     )
 
 
-def _require_known(what: str, word: str, options: Sequence[str]) -> None:
-    if word not in options:
-        raise ConfigError(f"{what} = '{word}': there is no such {what}{nearest(word, options)}")
-
-
-def _read_all(
-    entries: Sequence[Entry], layout: str, trimap_border: TrimapBorder, *, progress: bool
-) -> list[Facts]:
-    read = mask_reader(layout, trimap_border)
+def _read_all(entries: Sequence[Entry], reader: SampleReader, *, progress: bool) -> list[Facts]:
     threads = min(MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
-        work = pool.map(lambda entry: read_sample(entry, read), entries)
+        work = pool.map(reader.read, entries)
         bar = tqdm(
             work,
             total=len(entries),

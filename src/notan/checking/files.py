@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from notan.checking.diagnosis import Finding, Severity, number_of
 from notan.checking.reading import UNLISTED
+from notan.data.copies import BLANK_DEVIATION, near_copies
 from notan.data.samples import Pair, require_same_size
 from notan.errors import DataError
 
@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from notan.checking.reading import Facts, ImageFacts, Plane
+    from notan.checking.reading import Facts, ImageFacts
 
 SMALLEST_SIDE = 16
 LARGEST_SIDE = 10_000
 LARGEST_PIXELS = 40_000_000
 LARGEST_ASPECT = 8.0
-BLANK_DEVIATION = 1.5
-"""Grey levels of 255; the darkest real images under the microscope have 2.4."""
 
 
 class ImageCheck(NamedTuple):
@@ -97,20 +95,6 @@ def check_pair_sizes(samples: Sequence[Facts]) -> Iterator[Finding]:
                 yield Finding("size-mismatch", "error", str(error), files, image.split)
 
 
-DIFFERENT_BITS = 8
-"""Hashes that differ in more of their 64 bits belong to different images."""
-
-MOST_DIFFERENCE = 0.25
-MEAN_DIFFERENCE = 0.06
-"""How far two thumbnails may differ, in their standard deviations: at 99 of 100 places, and on
-average. Resized and recompressed copies differ by up to 0.18 at that place, two frames of a street
-camera that waits at the lights, where only people and cars move, by 0.35 and more."""
-
-HASH_SIDE = 8
-ASPECT_TOLERANCE = 0.05
-BLOCK_ELEMENTS = 4_000_000
-
-
 def check_copies(samples: Sequence[Facts]) -> Iterator[Finding]:
     """Report images of the very same pixels, in one split or two, and masks of them that differ."""
     groups: dict[str, list[Facts]] = defaultdict(list)
@@ -154,54 +138,6 @@ def check_near_copies(samples: Sequence[Facts]) -> Iterator[Finding]:
     for group in groups.values():
         if len(group) > 1:
             yield _about_copies(group, near=True)
-
-
-def near_copies(images: Sequence[ImageFacts]) -> Iterator[tuple[int, int]]:
-    """Yield every pair of images that are copies of each other, resized or recompressed.
-
-    A 64-bit hash finds candidates, the thumbnails confirm them.
-
-    Yields:
-        The places of the two, the smaller first.
-
-    Source: the DCT hash follows C. Zauner, "Implementation and Benchmarking of Perceptual Image
-        Hash Functions" (2010), but leaves the first coefficient, the mean brightness, out. The
-        second step is ours: a hash alone calls two frames of a standing camera the same image.
-    """
-    hashes = np.array([_hash(image.thumbnail) for image in images], dtype=np.uint64)
-    for first, second in _candidates(hashes):
-        one, other = images[first], images[second]
-        aspects = one.size[1] / one.size[0], other.size[1] / other.size[0]
-        if abs(aspects[0] / aspects[1] - 1) > ASPECT_TOLERANCE:
-            continue
-        difference = np.abs(one.thumbnail - other.thumbnail)
-        if (
-            float(np.percentile(difference, 99)) < MOST_DIFFERENCE
-            and float(difference.mean()) < MEAN_DIFFERENCE
-        ):
-            yield first, second
-
-
-def _hash(thumbnail: Plane) -> int:
-    """Return 64 bits: which of the coarsest waves are stronger than the middle one."""
-    waves = np.asarray(cv2.dct(thumbnail))[:HASH_SIDE, :HASH_SIDE].ravel()
-    bits = waves > np.median(waves[1:])
-    bits[0] = False
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-    """Compare all pairs, some rows at a time, so that memory stays bounded."""
-    ones = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
-    count = len(hashes)
-    rows = max(1, BLOCK_ELEMENTS // max(1, count))
-    for top in range(0, count, rows):
-        block: npt.NDArray[Any] = hashes[top : top + rows, None] ^ hashes[None, top:]
-        quarters = block.view(np.uint16).reshape(*block.shape, 4)
-        distance = ones[quarters].sum(axis=2, dtype=np.uint8)
-        for row, column in np.argwhere(distance <= DIFFERENT_BITS).tolist():
-            if row < column:
-                yield top + row, top + column
 
 
 def _about_copies(group: Sequence[Facts], *, near: bool) -> Finding:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from notan.checking.diagnosis import Diagnosis, Finding, number_of, worst_first
 from notan.checking.reading import WHOLE, collect
 from notan.checking.suspicion import SuspectRanking, judge_all, rank
-from notan.data.folders import mask_labels, trimap_labels
+from notan.data.folders import groups_of, image_reading, mask_labels, trimap_labels
 from notan.data.samples import FileSource, Pair, Subset, choose_folds, choose_validation
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.io.digest import hash_file, sha256
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.checking.suspicion import Suspect
-    from notan.config import Run, TrimapBorder
+    from notan.config import Data, Run
     from notan.data.samples import Sample, Source
     from notan.prediction.predictor import Prediction
 
@@ -75,13 +75,16 @@ class Fold:
     validation: frozenset[str]
 
 
-def divide(names: Sequence[str], folds: int, *, run: Run) -> tuple[Fold, ...]:
+def divide(
+    names: Sequence[str], folds: int, *, run: Run, groups: Mapping[str, str] | None = None
+) -> tuple[Fold, ...]:
     """Divide images into folds by the seed of a run.
 
     Args:
         names: Of all images, each once.
         folds: How many parts, at least 2.
         run: Its seed and validation fraction are used.
+        groups: Images that stay together, as ``groups_of`` says; None: none do.
 
     Raises:
         ConfigError: Fewer than two folds.
@@ -95,9 +98,11 @@ def divide(names: Sequence[str], folds: int, *, run: Run) -> tuple[Fold, ...]:
             f"judge and {FEWEST_OTHERS} others to train on: give more images or fewer --folds"
         )
     divided = []
-    for held_out in choose_folds(names, folds, seed=run.seed):
+    for held_out in choose_folds(names, folds, seed=run.seed, groups=groups):
         others = [name for name in names if name not in held_out]
-        chosen = choose_validation(others, fraction=run.data.validation_fraction, seed=run.seed)
+        chosen = choose_validation(
+            others, fraction=run.data.validation_fraction, seed=run.seed, groups=groups
+        )
         divided.append(Fold(held_out, frozenset(others) - chosen, chosen))
     return tuple(divided)
 
@@ -133,7 +138,11 @@ def predict_held_out(
         DataError: Too few images, or one cannot be read.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
-    for number, fold in enumerate(divide(source.names, folds, run=run), start=1):
+    groups = None
+    if isinstance(source, FileSource):
+        groups, _ = groups_of(source, run.data.group_by)
+    divided = divide(source.names, folds, run=run, groups=groups)
+    for number, fold in enumerate(divided, start=1):
         logger.info("fold %d of %d: %d images held out", number, folds, len(fold.held_out))
         predictor = _train_fold(run, source, fold, folder / str(number))
         yield from predictor.predict_samples(Subset(source, fold.held_out))
@@ -353,7 +362,8 @@ def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelS
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
         StorageError: The disk is full.
     """
-    source, left_out = gather(diagnosis.folder, diagnosis.layout, diagnosis.trimap_border)
+    data = plan.run.data.model_copy(update={"trimap_border": diagnosis.trimap_border})
+    source, left_out = gather(diagnosis.folder, diagnosis.layout, data)
     divide(source.names, plan.folds, run=plan.run)
     claim(out / FOLDERS / PLAN, plan, source)
     seconds = estimate_seconds(plan.run, source, folds=plan.folds)
@@ -375,15 +385,13 @@ def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelS
     return LabelSearch(plan, ranking, source, pairs, left_out, out / PREDICTIONS)
 
 
-def gather(
-    folder: Path, layout: str, trimap_border: TrimapBorder
-) -> tuple[FileSource, tuple[str, ...]]:
+def gather(folder: Path, layout: str, data: Data) -> tuple[FileSource, tuple[str, ...]]:
     """Return the images whose masks are to be judged, and why others cannot be.
 
     Args:
         folder: A data folder.
         layout: ``"pets"`` or ``"folder"``.
-        trimap_border: What the border of trimaps counts as.
+        data: How images and masks are read.
     """
     entries = [each for each in collect(folder, layout)[0] if each.split in JUDGED]
     counts = Counter(each.name for each in entries if each.image and each.mask)
@@ -396,8 +404,12 @@ def gather(
         for each in entries
         if each.image and each.mask
     ]
-    read = partial(trimap_labels, trimap_border=trimap_border) if layout == "pets" else mask_labels
-    whole = FileSource(pairs, read)
+    read = (
+        partial(trimap_labels, trimap_border=data.trimap_border)
+        if layout == "pets"
+        else partial(mask_labels, rule=data.masks)
+    )
+    whole = FileSource(pairs, read, image_reading(data))
     unreadable: dict[str, str] = {}
     places = range(len(whole))
     for place in tqdm(places, desc="reading", unit="image", leave=False, delay=1, disable=None):

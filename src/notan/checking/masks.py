@@ -9,7 +9,7 @@ import numpy as np
 
 from notan.checking.alignment import MAP_SIDE, Alignment, shift_in_words
 from notan.checking.diagnosis import Finding, number_of
-from notan.data.folders import SILENT_ENCODINGS, odd_encodings
+from notan.data.survey import SILENT_ENCODINGS, odd_encodings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -229,6 +229,35 @@ CLEARLY_ALONE = 0.6
 POOR_HERE = 1.0
 FOLDER_FIT = 2.0
 FOLDER_BETTER = 1.0
+
+
+def check_turned(samples: Sequence[Facts]) -> Iterator[Finding]:
+    """Report masks that were drawn on images before these were turned by their EXIF orientation.
+
+    Where the sizes agree (180 degrees, mirrors, squares) only the content tells.
+    """
+    fits = [(mask, mask.alignment, mask.turned) for mask in _masks(samples) if mask.turned]
+    if not fits:
+        return
+    better = sum(turned.here > as_read.here for _, as_read, turned in fits if as_read and turned)
+    files = tuple(mask.path for mask, *_ in fits)
+    what = f"{number_of(len(fits), 'image')} turned by the EXIF orientation"
+    if better >= MOST * len(fits):
+        yield Finding(
+            "turned-masks",
+            "error",
+            f"{what}, and {better} masks fit the images as they are stored better: they were "
+            "drawn on unturned images; add --exif-orientation ignore",
+            files,
+        )
+    else:
+        yield Finding(
+            "turned-images",
+            "note",
+            f"{what}; the masks fit them upright; if they were drawn on unturned images all the "
+            "same, add --exif-orientation ignore",
+            files,
+        )
 
 
 def check_shifted(samples: Sequence[Facts]) -> Iterator[Finding]:

@@ -7,9 +7,8 @@ once, and its pixels are gone when its sample is read; the checks judge the numb
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -19,33 +18,34 @@ import numpy.typing as npt
 
 from notan.checking.alignment import Alignment, align
 from notan.checking.diagnosis import Finding, Severity, number_of
-from notan.data.folders import (
-    PART_NAMES,
+from notan.data.copies import Plane, digest_of, thumbnail_of
+from notan.data.folders import mask_labels, pair_of, split_names
+from notan.data.layouts import (
     SUFFIXES,
-    has_pairs,
+    find_parts,
     image_files,
-    mask_labels,
-    pair_of,
-    part_folder,
-    split_names,
+    match,
+    passed_over,
+    unread_partner,
 )
+from notan.data.layouts import WHOLE as WHOLE
 from notan.data.samples import Labels
-from notan.errors import DataError
-from notan.io.images import read_format, read_image, read_size
+from notan.data.survey import white_of
+from notan.errors import DataError, UnsupportedError
+from notan.io.headers import read_contents, read_format, read_size
+from notan.io.images import read_image, read_peak, turn_upright
 from notan.io.masks import read_trimap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from notan.config import TrimapBorder
+    from notan.config import Data, Masks, TrimapBorder
+    from notan.data.layouts import FolderPart, Matching
     from notan.types import Mask, RGBImage, Size
 
 UNLISTED = "unlisted"
 """The split of files that stand in the Oxford pets' folders but in none of its lists."""
-
-WHOLE = "all"
-"""The split of a folder that has no parts."""
 
 NAMED = 3
 """Names that a message gives before it only counts."""
@@ -87,52 +87,41 @@ def collect(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
 
 
 def _parts_of(folder: Path) -> tuple[list[Entry], list[Finding]]:
-    """List images/ and masks/ of the folder itself and of each of its parts."""
+    """List the images and masks of the folder itself and of each of its parts."""
     entries: list[Entry] = []
     findings: list[Finding] = []
-    for split, part in _parts(folder):
-        images, masks = _files(part / "images"), _files(part / "masks")
-        found = _matched(split, images, masks)
+    for part in find_parts(folder):
+        images, masks = part.files
+        found = _entries(part.split, images, part.matching)
         entries += found
         for what, files in (("image", images), ("mask", masks)):
-            findings += _same_stems(split, files, what)
-        findings += _without_partner(part, split, found)
-        findings += _ignored(part, split)
+            findings += _same_stems(part.split, files, what)
+        findings += _without_partner(part, found)
+        findings += _unclear(part)
+        findings += _ignored(part)
+        findings += _recognised(part, folder)
     return entries, findings
 
 
-def _parts(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Give the parts, also those that have only one of images/ and masks/."""
-    if has_pairs(folder):
-        yield WHOLE, folder
-    for split, names in PART_NAMES.items():
-        halves = (
-            folder / name
-            for name in names
-            if (folder / name / "images").is_dir() or (folder / name / "masks").is_dir()
-        )
-        part = part_folder(folder, split) or next(halves, None)
-        if part:
-            yield split, part
+def _entries(split: str, images: Sequence[Path], matching: Matching) -> list[Entry]:
+    """Return the pairs; what has no partner, or is a second one, stands alone, and is read too."""
+    pairs = [Entry(each.stem, split, each, matching.partners.get(each)) for each in images]
+    return pairs + [Entry(each.stem, split, None, each) for each in matching.masks_alone]
 
 
-def _files(folder: Path) -> list[Path]:
-    """List the image files of a folder that may be missing."""
-    return image_files(folder) if folder.is_dir() else []
+def _recognised(part: FolderPart, folder: Path) -> Iterator[Finding]:
+    """Note folders and files that were taken by other names than images/ and masks/."""
+    names = (part.images.name, part.masks.name)
+    if names != ("images", "masks") and part.matching.partners:
+        message = f"{folder}: {part.in_words(folder)}"
+        yield Finding("recognised", "note", message, (), part.split)
 
 
-def _matched(split: str, images: Sequence[Path], masks: Sequence[Path]) -> list[Entry]:
-    """Pair files by stem; a second file of a stem stands alone, so that it is read too."""
-    waiting: dict[str, list[Path]] = defaultdict(list)
-    for mask in masks:
-        waiting[mask.stem].append(mask)
-    entries = [
-        Entry(image.stem, split, image, waiting[image.stem].pop(0) if waiting[image.stem] else None)
-        for image in images
-    ]
-    return entries + [
-        Entry(mask.stem, split, None, mask) for left in waiting.values() for mask in left
-    ]
+def _unclear(part: FolderPart) -> Iterator[Finding]:
+    for path, several in part.matching.unclear.items():
+        names = " and ".join(each.name for each in several)
+        message = f"{path}: {names} may both belong to it; take away, or rename, the wrong ones"
+        yield Finding("unclear-partner", "error", message, (path, *several), part.split)
 
 
 def _same_stems(split: str, files: Sequence[Path], what: str) -> Iterator[Finding]:
@@ -147,7 +136,9 @@ def _same_stems(split: str, files: Sequence[Path], what: str) -> Iterator[Findin
             yield Finding("same-stem-twice", "error", message, (first, path), split)
 
 
-def _without_partner(part: Path, split: str, entries: Sequence[Entry]) -> Iterator[Finding]:
+def _without_partner(part: FolderPart, entries: Sequence[Entry]) -> Iterator[Finding]:
+    where = {"image": part.images, "mask": part.masks}
+    unclear = {*part.matching.unclear, *(p for s in part.matching.unclear.values() for p in s)}
     names = {
         "image": {entry.name for entry in entries if entry.image},
         "mask": {entry.name for entry in entries if entry.mask},
@@ -156,21 +147,23 @@ def _without_partner(part: Path, split: str, entries: Sequence[Entry]) -> Iterat
         path, what, wanted = (
             (entry.image, "image", "mask") if entry.image else (entry.mask, "mask", "image")
         )
-        if path is None or entry.name in names[wanted]:
+        if path is None or path in unclear or entry.name in names[wanted]:
             continue
         lonely = sorted(names[wanted] - names[what])
         close = difflib.get_close_matches(entry.name, lonely, n=1, cutoff=0.4)
         hint = f" (the nearest without a partner is {close[0]})" if close else ""
+        if other := unread_partner(path, where[wanted]):
+            hint = f" ({other.name} is of a kind that is not read)"
         message = (
-            f"{path}: there is no {wanted} {entry.name}.* in {part / f'{wanted}s'}{hint}; "
+            f"{path}: there is no {wanted} {entry.name}.* in {where[wanted]}{hint}; "
             "image and mask must have the same name before the dot"
         )
-        yield Finding(f"{what}-without-{wanted}", "error", message, (path,), split)
+        yield Finding(f"{what}-without-{wanted}", "error", message, (path,), part.split)
 
 
-def _ignored(part: Path, split: str) -> Iterator[Finding]:
+def _ignored(part: FolderPart) -> Iterator[Finding]:
     """Note what stands among the images and is never read."""
-    for folder in (part / "images", part / "masks"):
+    for folder in dict.fromkeys((part.images, part.masks)):
         if not folder.is_dir():
             continue
         read = set(image_files(folder))
@@ -179,10 +172,10 @@ def _ignored(part: Path, split: str) -> Iterator[Finding]:
         )
         if others:
             message = (
-                f"{folder}: {_named(others)} never read, because only image files directly in "
-                "this folder are; move or rename what should count"
+                f"{folder}: {_named(others)} never read, because only image files directly in this "
+                f"folder are ({passed_over(folder)} passed over); move or rename what should count"
             )
-            yield Finding("ignored-file", "note", message, tuple(others), split)
+            yield Finding("ignored-file", "note", message, tuple(others), part.split)
 
 
 def _pets(folder: Path) -> tuple[list[Entry], list[Finding]]:
@@ -213,7 +206,7 @@ def _pets(folder: Path) -> tuple[list[Entry], list[Finding]]:
     listed = {path for entry in entries for path in (entry.image, entry.mask)}
     folders = (folder / "images", folder / "annotations" / "trimaps")
     rest = [[path for path in image_files(each) if path not in listed] for each in folders]
-    unlisted = _matched(UNLISTED, *rest)
+    unlisted = _entries(UNLISTED, rest[0], match(*rest))
     if unlisted:
         files = tuple(path for entry in unlisted for path in (entry.image, entry.mask) if path)
         message = f"{folder}: {_named(files)} in none of the lists, so no split reads them"
@@ -245,10 +238,8 @@ SUFFIXES_OF = {
 """The names that each format goes by."""
 
 PLACE_SIDE = 16
-THUMBNAIL_SIDE = 32
 
-Plane = npt.NDArray[np.float32]
-Fault: TypeAlias = Literal["unreadable", "truncated", "ambiguous"]
+Fault: TypeAlias = Literal["unreadable", "truncated", "ambiguous", "unsupported"]
 Content = TypeVar("Content")
 
 
@@ -302,6 +293,8 @@ class MaskFacts(FileFacts):
         outline_loss: The share of the outline that is gone when the mask is smoothed.
         place: float32, (16, 16), the foreground shrunk: where in the image it lies.
         alignment: How its outline fits the image's edges; None without an image of its size.
+        turned: How it would fit if it had been drawn on the image before that was turned upright by
+            its EXIF orientation; None where the image is not turned.
     """
 
     encoding: str
@@ -313,6 +306,7 @@ class MaskFacts(FileFacts):
     outline_loss: float
     place: Plane
     alignment: Alignment | None
+    turned: Alignment | None = None
 
 
 @dataclass(frozen=True)
@@ -347,27 +341,79 @@ class MaskPixels(NamedTuple):
     outline: Mask
 
 
-MaskReader: TypeAlias = "Callable[[Path], MaskPixels]"
+def read_choices(entries: Sequence[Entry]) -> tuple[list[Finding], int]:
+    """Say what reading the images chooses among several readings, from their headers.
+
+    Returns:
+        A note for each choice; and the value of 16-bit images that is read as white.
+    """
+    chosen: dict[str, list[Path]] = defaultdict(list)
+    peak = 0
+    for entry in entries:
+        if entry.image is None:
+            continue
+        try:
+            contents = read_contents(entry.image)
+            peak = max(peak, read_peak(entry.image) if contents.deep else 0)
+        except DataError:
+            continue  # what cannot be read is found when it is read
+        for choice in contents.choices:
+            chosen[choice].append(entry.image)
+    white = white_of(peak)
+    findings = [
+        Finding("image-choice", "note", f"{number_of(len(files), 'image')}: {choice}", tuple(files))
+        for choice, files in chosen.items()
+    ]
+    if peak:
+        message = f"16-bit images reach {peak}: {white} is read as white (data.white)"
+        findings.append(Finding("image-choice", "note", message))
+    return findings, white
 
 
-def mask_reader(layout: str, trimap_border: TrimapBorder) -> MaskReader:
+def mask_reader(layout: str, data: Data) -> Callable[[Path], MaskPixels]:
     """Return how masks of a layout are read."""
     if layout == "pets":
-        return partial(_read_trimap, trimap_border=trimap_border)
-    return _read_two_classes
+        return partial(_read_trimap, trimap_border=data.trimap_border)
+    return partial(_read_two_classes, rule=data.masks)
 
 
-def read_sample(entry: Entry, read_mask: MaskReader) -> Facts:
-    """Read a sample's files once; a file that cannot be read becomes a finding, not an error."""
-    findings: list[Finding] = []
-    image = pixels = mask = None
-    if entry.image:
-        pixels = _read(entry.image, read_image, "image", entry.split, findings)
-        image = None if pixels is None else _image_facts(entry.image, entry.split, pixels)
-    if entry.mask:
-        labels = _read(entry.mask, read_mask, "mask", entry.split, findings)
-        mask = None if labels is None else _mask_facts(entry.mask, entry.split, labels, pixels)
-    return Facts(entry, image, mask, tuple(findings))
+class SampleReader:
+    """Reads samples as the settings say, each file once, and keeps a few numbers of each."""
+
+    def __init__(self, layout: str, data: Data, white: int) -> None:
+        """Take how files are read.
+
+        Args:
+            layout: ``"pets"`` or ``"folder"``.
+            data: What the owner says of images and masks.
+            white: The value of 16-bit images that is read as white, unless the owner says.
+        """
+        self._upright = data.exif_orientation == "apply"
+        white = data.white or white
+        self._read_image = partial(read_image, white=white, upright=self._upright)
+        self._read_mask = mask_reader(layout, data)
+
+    def read(self, entry: Entry) -> Facts:
+        """Read a sample; a file that cannot be read becomes a finding, not an error."""
+        findings: list[Finding] = []
+        image = pixels = mask = None
+        if entry.image:
+            pixels = _read(entry.image, self._read_image, "image", entry.split, findings)
+            image = None if pixels is None else _image_facts(entry.image, entry.split, pixels)
+        if entry.mask:
+            labels = _read(entry.mask, self._read_mask, "mask", entry.split, findings)
+            mask = None if labels is None else _mask_facts(entry.mask, entry.split, labels, pixels)
+            if labels is not None and mask is not None and pixels is not None and entry.image:
+                mask = replace(mask, turned=self._turned(entry.image, labels, pixels))
+        return Facts(entry, image, mask, tuple(findings))
+
+    def _turned(self, path: Path, labels: MaskPixels, pixels: RGBImage) -> Alignment | None:
+        """Say how the mask would fit if it was drawn before the image was turned upright."""
+        orientation = read_contents(path).orientation
+        if orientation == 1 or not self._upright:
+            return None
+        outline = turn_upright(labels.outline, orientation)
+        return align(pixels, outline) if outline.shape == pixels.shape[:2] else None
 
 
 def _read(
@@ -391,6 +437,8 @@ def _read(
 
 def _fault(path: Path, error: DataError) -> Fault:
     """Tell a file whose pixels are damaged from one whose values are not understood."""
+    if isinstance(error, UnsupportedError):
+        return "unsupported"
     try:
         read_size(path)
     except DataError:
@@ -399,8 +447,8 @@ def _fault(path: Path, error: DataError) -> Fault:
     return "ambiguous" if error.__cause__ is None else "truncated"
 
 
-def _read_two_classes(path: Path) -> MaskPixels:
-    labels = mask_labels(path)
+def _read_two_classes(path: Path, *, rule: Masks) -> MaskPixels:
+    labels = mask_labels(path, rule=rule)
     return MaskPixels(labels, labels.mask, labels.mask)
 
 
@@ -431,19 +479,11 @@ def _image_facts(path: Path, split: str, pixels: RGBImage) -> ImageFacts:
         path,
         split,
         (pixels.shape[0], pixels.shape[1]),
-        _digest(pixels),
+        digest_of(pixels),
         colour_mean=tuple(mean.ravel().tolist()),
         colour_std=tuple(std.ravel().tolist()),
         thumbnail=thumbnail_of(pixels),
     )
-
-
-def thumbnail_of(image: RGBImage) -> Plane:
-    """Shrink an image to 32 x 32 grey values of mean 0 and standard deviation 1, float32."""
-    # shrinking before greying: 3 small channels are cheaper than one large one
-    small = cv2.resize(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return np.asarray((grey - grey.mean()) / (grey.std() + 1e-6), np.float32)
 
 
 def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None) -> MaskFacts:
@@ -460,7 +500,7 @@ def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None
         path,
         split,
         (mask.shape[0], mask.shape[1]),
-        _digest(mask),
+        digest_of(mask),
         encoding=read.labels.encoding,
         coverage=float(counted.mean()) if counted.size else 0.0,
         frame_coverage=float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()),
@@ -471,12 +511,6 @@ def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None
         place=np.asarray(small, np.float32),
         alignment=align(image, read.outline) if image is not None and fits else None,
     )
-
-
-def _digest(pixels: RGBImage | Mask) -> str:
-    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
 
 
 def _outline_length(bits: npt.NDArray[np.uint8]) -> int:

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from notan.cli.flags import DEFAULT, DataPath, Switch, TrimapBorderSetting, flag
+from notan.cli.flags import DEFAULT, READING, DataPath, ReadingFlags, Switch, flag, settings_of
+from notan.config import load_run
 from notan.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ def check(
     *,
     data_path: DataPath = None,
     strict: Switch = False,
-    trimap_border: TrimapBorderSetting = None,
     layout: Annotated[
         Literal["auto", "pets", "folder"], arg(metavar="auto|pets|folder")
     ] = DEFAULT.data.layout,
@@ -30,6 +30,7 @@ def check(
     folds: Annotated[int | None, flag("N", "3, with --model")] = None,
     epochs: Annotated[int | None, flag("N", "the model's own, with --model")] = None,
     out: Annotated[Path | None, flag("FOLDER", "a fresh folder, runs/check")] = None,
+    reading: OmitArgPrefixes[ReadingFlags] = READING,
 ) -> None:
     """Say what is wrong with the images and masks of a folder.
 
@@ -58,8 +59,8 @@ def check(
     if data_path is None:
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
     plan = _plan(model, folds, epochs)
-    border = trimap_border or DEFAULT.data.trimap_border
-    diagnosis = examine(data_path, trimap_border=border, layout=layout)
+    flags = {**settings_of(reading), "data.layout": layout}
+    diagnosis = examine(data_path, load_run(flags=flags).data)
     folder = out or fresh_folder(Path("runs") / "check")
     _write(folder, diagnosis)
     print(diagnosis.summary())

@@ -110,6 +110,28 @@ def settings_of(*groups: object) -> Mapping[str, object]:
 
 
 @dataclass(frozen=True)
+class ReadingFlags:
+    """How images and masks are read, where files can be read in several ways.
+
+    Attributes:
+        foreground: Which values, palette indices or colours of the masks are foreground.
+        ignore: Which of them are left out of loss and score, such as 255 beside 0 and 1.
+        mask_channel: Which channel or page of a mask file, from 0, is the mask.
+        exif_orientation: ignore where the masks were drawn on the images as they are stored.
+    """
+
+    trimap_border: TrimapBorderSetting = sets("data.trimap_border")
+    foreground: Annotated[str | None, flag("17,19|'#804080'", "masks have two classes")] = sets(
+        "data.masks.foreground"
+    )
+    ignore: Annotated[str | None, flag("255", "nothing")] = sets("data.masks.ignore")
+    mask_channel: Annotated[int | None, flag("N", "files have one")] = sets("data.masks.channel")
+    exif_orientation: Annotated[
+        Literal["apply", "ignore"] | None, flag("apply|ignore", DEFAULT.data.exif_orientation)
+    ] = sets("data.exif_orientation")
+
+
+@dataclass(frozen=True)
 class MaskFlags:
     """How the masks are made.
 
@@ -143,7 +165,7 @@ class MachineFlags:
     threads: Annotated[int | None, flag("N", "the runtime's own choice")] = None
 
 
-MASKS, MACHINE = MaskFlags(), MachineFlags()
+READING, MASKS, MACHINE = ReadingFlags(), MaskFlags(), MachineFlags()
 """Groups of which no flag is given."""
 
 

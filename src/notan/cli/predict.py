@@ -97,6 +97,8 @@ def predict(
         resume: Leave out what an earlier run with the same settings has written into the folder,
             where the file's content is the same as then.
     """
+    from notan.data.layouts import SUFFIXES, passed_over
+    from notan.io.video import VIDEO_SUFFIXES
     from notan.prediction.formats import Writers
     from notan.prediction.inputs import find_inputs, refuse_outputs_over_inputs
     from notan.prediction.pipeline import Pipeline
@@ -115,7 +117,7 @@ def predict(
     table = PredictionTable.begin(out, _settings(predictor, machine.precision), resume=resume)
     pipeline = Pipeline(predictor, writers, table, batch_size=machine.batch_size)
     try:
-        _run(pipeline, found, input.frame_step)
+        _run(pipeline, found, input.frame_step, predictor.preprocessor.white)
     finally:
         writers.close()
     if unsure := table.summary():
@@ -124,6 +126,9 @@ def predict(
     notes += [f"{table.changed} changed since: predicted anew"] if table.changed else []
     kept = f" ({'; '.join(notes)})" if notes else ""
     print(f"{table.predicted + table.kept} of {table.total} images: {out}{kept}")
+    for folder in (each for each in inputs if each.is_dir()):
+        if others := passed_over(folder, SUFFIXES | VIDEO_SUFFIXES):
+            print(f"passed over in {folder}: {others}")
     _raise_failures(table)
 
 
@@ -145,13 +150,15 @@ def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
     }
 
 
-def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int) -> None:
+def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int, white: int) -> None:
     from tqdm import tqdm
 
     from notan.errors import StoppedBySignal
     from notan.prediction.inputs import items_of
 
-    items = itertools.chain.from_iterable(items_of(file, frame_step=frame_step) for file in found)
+    items = itertools.chain.from_iterable(
+        items_of(file, frame_step=frame_step, white=white) for file in found
+    )
     with tqdm(total=len(found), unit="image", leave=False, disable=None) as bar:
         pipeline.progress = _Progress(bar)
         try:

@@ -15,12 +15,13 @@ from notan.api import seconds_of
 from notan.cli import BEGAN
 from notan.cli.flags import (
     DEFAULT,
+    READING,
     DataPath,
     DeviceSetting,
     Overrides,
+    ReadingFlags,
     Switch,
     TimeLimit,
-    TrimapBorderSetting,
     flag,
     sets,
     settings_of,
@@ -98,19 +99,22 @@ class LearningFlags:
             train.encoder_lr_multiplier=0.3.
         teacher: A model file, an ensemble's for example, to learn from beside the masks;
             loss.teacher=1 is its weight.
+        group_by: Keep images of one group on one side where validation images are set aside: a
+            regular expression that finds the group in their names, such as '^[^_]+', or
+            FILE.csv:COLUMN. Copies of one image always stay together.
         patience: Stop after so many epochs without a better validation Dice.
         seed: Decides weights, order, augmentation and split.
         deterministic: Repeatable arithmetic on a GPU too, slower; on a CPU it always is.
         detect_anomaly: Stop at the very operation that made a NaN.
     """
 
-    trimap_border: TrimapBorderSetting = sets("data.trimap_border")
     unlabelled: Annotated[Path | None, flag("FOLDER")] = sets("train.unlabelled")
     encoder_weights: Annotated[Path | None, flag("FILE")] = sets("train.encoder_weights")
     freeze_epochs: Annotated[int | None, flag("N", DEFAULT.train.freeze_epochs)] = sets(
         "train.freeze_epochs"
     )
     teacher: Annotated[Path | None, flag("FILE")] = sets("train.teacher")
+    group_by: Annotated[str | None, flag("PATTERN")] = sets("data.group_by")
     patience: Annotated[int | None, flag("EPOCHS", "never stop early")] = sets("train.patience")
     seed: Annotated[int | None, flag("N", DEFAULT.seed)] = sets("seed")
     deterministic: Switch = sets("train.deterministic", default=False)
@@ -151,6 +155,7 @@ def train(
     overrides: Overrides = (),
     *,
     main: OmitArgPrefixes[MainFlags] = MAIN,
+    reading: OmitArgPrefixes[ReadingFlags] = READING,
     learning: OmitArgPrefixes[LearningFlags] = LEARNING,
     recipe: OmitArgPrefixes[RecipeFlags] = RECIPE,
 ) -> None:
@@ -166,7 +171,7 @@ def train(
             train.schedule=cosine loss.focal=1 augment.enabled=false. The last word on a setting
             wins: defaults, then the recipe, then flags, then these.
     """
-    flags = settings_of(main, learning)
+    flags = settings_of(main, reading, learning)
     _refuse_mixed(main, recipe)
     if recipe.write_recipe is not None:
         _write_recipe(recipe.write_recipe, flags, overrides, overwrite=recipe.overwrite)

@@ -25,8 +25,8 @@ from notan.comparison.candidates import (
     notes_on,
     open_candidates,
 )
-from notan.config import load_run
-from notan.data.folders import find_layout, open_split
+from notan.data.folders import find_layout, open_as_trained
+from notan.errors import ConfigError
 from notan.evaluation.evaluate import evaluate
 from notan.metrics import EMPTY_RULE, Counts
 from notan.metrics.score import TRIMAP_BORDER_WORDS
@@ -493,15 +493,19 @@ def _open_images(
     trimap_border: TrimapBorder | None,
 ) -> tuple[Source, TrimapBorder | None]:
     """Open a split, and say what its border counts as; None where there is no border."""
-    first = candidates[0].card.run
-    flags = {
-        "data.path": data_path or first.data.path,
-        "data.layout": first.data.layout,
-        "data.trimap_border": common_trimap_border(candidates, trimap_border),
-    }
-    data = load_run(flags=flags).data
-    names = common_validation(candidates, split)
-    source = open_split(data, split, seed=first.seed, validation_names=names)
+    first = candidates[0].card
+    border = common_trimap_border(candidates, trimap_border)
+    common_validation(candidates, split)
+    readings = {(each.card.run.data.masks, each.card.preprocess.white) for each in candidates}
+    if len(readings) > 1:
+        raise ConfigError(
+            "the models were trained on other readings of the files (data.masks, data.white), so "
+            "no score is fair to all of them; evaluate each alone"
+        )
+    path = data_path or first.run.data.path
+    if path is None:
+        raise ConfigError("no data folder was given; name one with --data-path FOLDER")
+    source, data = open_as_trained(first, split, path, trimap_border=border)
     return source, data.trimap_border if find_layout(data) == "pets" else None
 
 

@@ -48,6 +48,38 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _split(value: object) -> object:
+    """Take ``17,19`` or ``#804080`` from a command line as the values that it lists."""
+    listed = value.split(",") if isinstance(value, str) else value
+    if isinstance(listed, int):
+        return (listed,)
+    if not isinstance(listed, list | tuple):
+        return listed
+    words = [word.strip() if isinstance(word, str) else word for word in listed]
+    return tuple(
+        int(word) if isinstance(word, str) and word.isdecimal() else word for word in words
+    )
+
+
+Colour: TypeAlias = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+ClassValues: TypeAlias = Annotated[tuple[int | Colour, ...], BeforeValidator(_split)]
+
+
+class Masks(Section):
+    """What the owner says of masks that can be read in several ways."""
+
+    foreground: ClassValues = ()
+    """Grey values, palette indices or colours (``17,19`` or ``#804080``) that are foreground;
+    empty: the masks hold two classes, which the values themselves tell."""
+    ignore: ClassValues = ()
+    """Likewise, what is left out of loss and score, such as 255 beside 0 and 1."""
+    channel: Annotated[int, Field(ge=0)] | None = None
+    """Which channel or page of a file, from 0, is the mask; None: refuse files with several."""
+    white_is_zero: Literal["stored", "shown"] | None = None
+    """What counts in a TIFF that is marked WhiteIsZero; None: what its writer must have meant, or
+    refuse it."""
+
+
 class Data(Section):
     """Which images, and how their masks are read."""
 
@@ -58,11 +90,23 @@ class Data(Section):
     the folder has."""
     trimap_border: TrimapBorder = "foreground"
     """What the trimap border (value 3) counts as; masks other than trimaps have none."""
+    masks: Masks = Masks()
+    """How masks other than trimaps are read."""
+    exif_orientation: Literal["apply", "ignore"] = "apply"
+    """Whether images are turned upright by their EXIF orientation; ``ignore``: the masks were
+    drawn on the pixels as they are stored."""
+    white: Annotated[int, Field(ge=255, le=65535)] | None = None
+    """The value of 16-bit images that is read as white; None: the largest value of as many bits
+    (8, 10, 12, 14 or 16) as the images use."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Fraction of the training images set aside for validation, where the data have no
     validation part."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Seed of that split; None: the run's seed."""
+    group_by: str | None = None
+    """Images of one group stay on one side of that split: a regular expression whose first
+    brackets, or whose whole match, in an image's name is its group, or ``FILE.csv:COLUMN``; None:
+    only copies of one image stay together."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Train on the first so many training images only; None: on all."""
     workers: Annotated[int, Field(ge=0)] | None = None

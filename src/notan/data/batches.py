@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import signal
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-import cv2
 import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from notan.data.folders import in_threads, loose_images
+from notan.data.folders import loose_images
 from notan.data.samples import Sample, hash_ends, short_hash
+from notan.data.survey import in_threads
 from notan.data.transforms import augment
+from notan.data.workers import (
+    hand_over,
+    leave_signals_to_the_parent,
+    next_of,
+    start_workers,
+)
 from notan.errors import DataError, NotanError
 from notan.io.digest import sha256
 from notan.io.images import read_image
@@ -247,7 +251,7 @@ class UnlabelledImages(Dataset["Unlabelled | DataError"]):
         path = self.files[key.number].path
         rng = np.random.default_rng((self.seed, SALT, *key))
         try:
-            image = read_image(path)
+            image = read_image(path, white=self.preprocessor.white)
         except DataError as error:
             return error
         nothing = np.zeros(image.shape[:2], bool)
@@ -384,17 +388,17 @@ class BatchLoader:
             kinds=kinds,
             unlabelled=unlabelled,
         )
-        self._open: Callable[[], DataLoader[Any]] = partial(
+        self._open: Callable[..., DataLoader[Any]] = partial(
             DataLoader,
             images if unlabelled is None else _BothKinds(images, unlabelled),
             batch_sampler=self._order,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=partial(hand_over, collate=collate) if workers else collate,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             # its own: the global one would depend on how often an epoch was begun
             generator=torch.Generator().manual_seed(images.seed),
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=leave_signals_to_the_parent,
         )
         self._loader = self._open()
 
@@ -409,45 +413,43 @@ class BatchLoader:
         """Read one epoch, or the rest of it.
 
         Raises:
-            NotanError: An image could not be read or varied.
+            NotanError: An image could not be read or varied, or a worker ended.
         """
-        with _one_opencv_thread() if self._loader.num_workers else nullcontext():
-            batches = iter(self._loader)  # starts the workers
-        for batch in batches:
+        if not self._loader.num_workers:
+            yield from map(_raised, self._loader)
+            return
+        batches = self._start()
+        if isinstance(batches, NotanError):
+            self.close()
+            raise batches
+        while (batch := next_of(batches)) is not None:
             if isinstance(batch, NotanError):
                 del batches  # the error's trace would keep them
                 self.close()
                 raise batch
             yield batch
 
+    def _start(self) -> Iterator[Any] | NotanError:
+        """Start the workers, or go on without where the system has no room for them."""
+        try:
+            return start_workers(self._loader)
+        except OSError as error:
+            logger.warning("data workers cannot be started (%s): images are read without", error)
+        self._open = partial(
+            self._open, num_workers=0, persistent_workers=False, collate_fn=collate
+        )
+        self.close()
+        return iter(self._loader)
+
     def close(self) -> None:
         """Let the workers go now: left to the garbage collector, each takes 5 seconds."""
         self._loader = self._open()
 
 
-@contextmanager
-def _one_opencv_thread() -> Iterator[None]:
-    """Keep workers that start meanwhile to one core: OpenCV would take them all in each.
-
-    It must be set before the fork: in a worker, OpenCV waits for ever for the threads that the
-    fork has left behind.
-    """
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
-
-
-def _leave_signals_to_the_parent(_: int) -> None:
-    """Let a worker read on when Ctrl-C or SIGTERM goes to the whole process group.
-
-    The parent decides when it is safe to stop; a worker that died before would be an error to it.
-    Workers end when the parent says so or is gone.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, signal.SIG_IGN)
+def _raised(batch: Batch | NotanError) -> Batch:
+    if isinstance(batch, NotanError):
+        raise batch
+    return batch
 
 
 def collate(items: Sequence[Batch | Unlabelled | NotanError]) -> Batch | NotanError:

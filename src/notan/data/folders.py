@@ -1,103 +1,90 @@
 """Data folders: which layout one has, and the source of each of its splits.
 
-Two layouts are known: ``images/`` and ``masks/`` matched by stem, alone or inside ``train/``,
-``val/`` and ``test/``; and the Oxford-IIIT Pet dataset's own, with its official lists and trimaps
-(Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012).
+Two layouts are known: folders of images and masks, alone or in parts (``notan.data.layouts``); and
+the Oxford-IIIT Pet dataset's own, with its official lists and trimaps (Parkhi, Vedaldi, Zisserman,
+Jawahar, "Cats and Dogs", CVPR 2012).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+import logging
+from functools import cache, lru_cache, partial
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from notan.data.samples import FileSource, Labels, Pair, choose_validation, require_same_size
+from notan.config import Data
+from notan.data.copies import all_copies, look_at
+from notan.data.layouts import PART_NAMES as PART_NAMES
+from notan.data.layouts import SUFFIXES as SUFFIXES
+from notan.data.layouts import (
+    WHOLE,
+    FolderPart,
+    find_parts,
+    refuse_other_kinds,
+    unread_partner,
+    whole_part,
+)
+from notan.data.layouts import image_files as image_files
+from notan.data.samples import FileSource, ImageReading, Labels, Pair
+from notan.data.splits import choose_validation, join_groups, name_groups
+from notan.data.survey import MOST_REMEMBERED, in_threads, stamp_of, survey_mask
 from notan.errors import ConfigError, DataError, nearest
-from notan.io.images import read_size
-from notan.io.masks import read_mask, read_trimap
+from notan.io.images import FULL_DEPTH, read_image
+from notan.io.masks import AS_IT_STANDS, read_mask, read_trimap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from notan.config import Data, TrimapBorder
+    from notan.config import Masks, TrimapBorder
+    from notan.data.copies import ImageLook
+    from notan.modelfile.card import Card
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm",
-    ".ppm", ".pbm", ".tga", ".jp2", ".avif",
-))  # fmt: skip
-"""File names that count as images; what is inside decides how they are decoded."""
-
-THREADS = 4
-"""That read files at once; decoding leaves Python's lock, more would wait for the disk."""
-
-PART_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("val", "validation", "valid"),
-    "test": ("test",),
-}
+logger = logging.getLogger("notan")
 
 
 def looks_like_folder(folder: Path) -> bool:
-    """Say whether a folder holds images/ and masks/, directly or in a part."""
-    return has_pairs(folder) or any(part_folder(folder, split) for split in PART_NAMES)
-
-
-def part_folder(folder: Path, split: str) -> Path | None:
-    """Return the folder of a part (train, validation or test), or None where there is none."""
-    for name in PART_NAMES[split]:
-        if has_pairs(folder / name):
-            return folder / name
-    return None
+    """Say whether a folder holds images and masks, directly or in a part."""
+    return any(part.is_whole for part in find_parts(folder))
 
 
 def folder_source(folder: Path) -> FileSource:
-    """Return the pairs of ``folder/images`` and ``folder/masks``, in the order of their names.
+    """Return the pairs of a folder without parts, in the order of their names.
 
     Raises:
-        DataError: There are no pairs, an image has no mask, or a mask no image.
+        DataError: There are no pairs, an image has no mask, a mask no image, or it is unclear which
+            belong together.
     """
-    images = _by_stem(folder / "images")
-    masks = _by_stem(folder / "masks")
+    return _source_of(whole_part(folder))
+
+
+def _source_of(part: FolderPart) -> FileSource:
+    images, masks = part.files
     if not images:
         raise DataError(
-            f"{folder / 'images'}: no images here; "
-            f"files ending in {', '.join(sorted(SUFFIXES))} were wanted"
+            f"{part.images}: no images here; files ending in {', '.join(sorted(SUFFIXES))} were "
+            "wanted"
         )
-    _require_partners(images, masks, folder / "masks", "mask")
-    _require_partners(masks, images, folder / "images", "image")
-    return FileSource([Pair(stem, images[stem], masks[stem]) for stem in images], mask_labels)
+    for files in (images, masks):
+        _require_different_stems(files)
+    for path, several in part.matching.unclear.items():
+        names = " and ".join(each.name for each in several)
+        raise DataError(
+            f"{path}: {names} may both belong to it; take away, or rename, those that do not"
+        )
+    _require_partners(part.matching.images_alone, masks, part.masks, "mask")
+    _require_partners(part.matching.masks_alone, images, part.images, "image")
+    return FileSource(part.pairs(), mask_labels)
 
 
-def mask_labels(path: Path) -> Labels:
-    """Read a two-class mask by the one rule of ``notan.io.masks``.
+def mask_labels(path: Path, *, rule: Masks = AS_IT_STANDS) -> Labels:
+    """Read a two-class mask by the one rule of ``notan.io.masks``, and what the owner says.
 
     Raises:
         DataError: The file is unreadable or its values are ambiguous.
     """
-    reading = read_mask(path)
-    return Labels(reading.mask, None, reading.encoding)
-
-
-def has_pairs(folder: Path) -> bool:
-    """Say whether a folder holds images/ and masks/ itself."""
-    return (folder / "images").is_dir() and (folder / "masks").is_dir()
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return a folder's image files by name; hidden files (``._x.jpg``) are none."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    reading = read_mask(path, rule)
+    return Labels(reading.mask, reading.ignore, reading.encoding)
 
 
 def loose_images(folder: Path) -> list[Path]:
@@ -115,30 +102,31 @@ def loose_images(folder: Path) -> list[Path]:
     )
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _require_different_stems(files: Sequence[Path]) -> None:
     found: dict[str, Path] = {}
-    for path in image_files(folder):
+    for path in files:
         if path.stem in found:
             raise DataError(
                 f"{path}: {found[path.stem].name} has the same stem, so its partner is unclear; "
                 "rename or remove one of them"
             )
         found[path.stem] = path
-    return found
 
 
 def _require_partners(
-    files: dict[str, Path], partners: dict[str, Path], where: Path, wanted: str
+    alone: Sequence[Path], partners: Sequence[Path], where: Path, wanted: str
 ) -> None:
-    alone = [stem for stem in files if stem not in partners]
     if not alone:
         return
-    near = [stem for stem in partners if stem not in files]
-    closest = difflib.get_close_matches(alone[0], near, n=1, cutoff=0.4)
-    hint = f" (the nearest is {partners[closest[0]].name})" if closest else ""
+    stem = alone[0].stem
+    near = {path.stem: path for path in partners}
+    closest = difflib.get_close_matches(stem, near, n=1, cutoff=0.4)
+    hint = f" (the nearest is {near[closest[0]].name})" if closest else ""
+    if other := unread_partner(alone[0], where):
+        hint = f" ({other.name} is of a kind that is not read)"
     others = f", nor for {len(alone) - 1} others" if len(alone) > 1 else ""
     raise DataError(
-        f"{files[alone[0]]}: there is no {wanted} {alone[0]}.* in {where}{hint}{others}; "
+        f"{alone[0]}: there is no {wanted} {stem}.* in {where}{hint}{others}; "
         "image and mask must have the same name before the dot"
     )
 
@@ -267,10 +255,47 @@ def open_split(
         raise ConfigError(f"'{split}': there is no such split{nearest(split, {*SPLITS, 'all'})}")
     split = SPLITS.get(split, split)
     if find_layout(data) == "pets":
-        source = pets_source(folder, split, data.trimap_border)
+        source = pets_source(folder, split, data.trimap_border).with_images(image_reading(data))
     else:
         source = _folder_split(folder, split, data, seed, validation_names)
     return source.first(data.limit) if split == "train" else source
+
+
+def image_reading(data: Data) -> ImageReading:
+    """Return how the settings say that image files are read."""
+    return ImageReading(data.white or FULL_DEPTH, data.exif_orientation == "apply")
+
+
+def open_as_trained(
+    card: Card, split: str, path: Path, *, trimap_border: TrimapBorder | None = None
+) -> tuple[FileSource, Data]:
+    """Open a part of a data folder as a model knows it: layout, masks, bits, validation split.
+
+    Args:
+        card: Of the model.
+        split: As for ``open_split``.
+        path: The data folder.
+        trimap_border: Another rule for the trimap's border than the model's own.
+
+    Returns:
+        The part, and the settings that it was opened with.
+
+    Raises:
+        ConfigError: There is no such split.
+        DataError: The folder is missing, has no pairs, or lacks this part.
+    """
+    known = card.run.data
+    border = trimap_border or card.trimap_border
+    data = Data(
+        path=path,
+        layout=known.layout,
+        masks=known.masks,
+        exif_orientation=known.exif_orientation,
+        white=card.preprocess.white,
+        **({"trimap_border": border} if border else {}),
+    )
+    names = frozenset(card.data.validation_names or ()) or None
+    return open_split(data, split, seed=card.run.seed, validation_names=names), data
 
 
 def find_layout(data: Data) -> str:
@@ -288,6 +313,7 @@ def find_layout(data: Data) -> str:
         "pets": "images/ and annotations/trimaps/",
         "folder": "images/ and masks/ (alone, or inside train/, val/ and test/)",
     }
+    refuse_other_kinds(folder)
     layouts = wanted if data.layout == "auto" else {data.layout: wanted[data.layout]}
     inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     raise DataError(
@@ -301,7 +327,8 @@ def makes_validation(data: Data) -> bool:
     folder = _existing(data.path)
     if find_layout(data) == "pets":
         return False
-    return has_pairs(folder) or part_folder(folder, "validation") is None
+    parts = _parts_of(folder)
+    return WHOLE in parts or "validation" not in parts
 
 
 def has_test(data: Data) -> bool:
@@ -313,7 +340,12 @@ def has_test(data: Data) -> bool:
     folder = _existing(data.path)
     if find_layout(data) == "pets":
         return has_list(folder, "test")
-    return part_folder(folder, "test") is not None
+    return "test" in _parts_of(folder)
+
+
+def _parts_of(folder: Path) -> dict[str, FolderPart]:
+    """Return the parts of a folder that have images and masks."""
+    return {part.split: part for part in find_parts(folder) if part.is_whole}
 
 
 def _existing(path: Path | None) -> Path:
@@ -329,11 +361,9 @@ def _existing(path: Path | None) -> Path:
 def _folder_split(
     folder: Path, split: str, data: Data, seed: int, validation_names: frozenset[str] | None
 ) -> FileSource:
-    if split == "all":
-        return _undivided(folder)
-    if split == "test" or not makes_validation(data):
-        return _own_part(folder, split)
-    whole = folder_source(folder) if has_pairs(folder) else _own_part(folder, "train")
+    if split == "all" or split == "test" or not makes_validation(data):
+        return _own_part(folder, split, data)
+    whole = _undivided(folder, data)
     if len(whole) < 2:
         raise DataError(
             f"{folder}: only one pair of image and mask; at least two are wanted, "
@@ -341,9 +371,7 @@ def _folder_split(
         )
     if data.split_seed is not None:
         seed = data.split_seed
-    chosen = validation_names or choose_validation(
-        whole.names, fraction=data.validation_fraction, seed=seed
-    )
+    chosen = validation_names or _set_aside(folder, whole, data, seed)
     missing = sorted(chosen - set(whole.names))
     if missing:
         raise DataError(
@@ -354,85 +382,109 @@ def _folder_split(
     return whole.only(held_back)
 
 
-def _undivided(folder: Path) -> FileSource:
-    if not has_pairs(folder):
+def _set_aside(folder: Path, whole: FileSource, data: Data, seed: int) -> frozenset[str]:
+    """Choose the validation images of a folder that has none, by what masks and images show.
+
+    Every image is decoded once for it, and every mask, which ``survey`` then knows.
+    """
+    looks = in_threads(
+        partial(_glance, read_labels=whole.read_labels), whole.pairs, "reading masks"
+    )
+    empty = {pair.name for pair, look in zip(whole.pairs, looks, strict=True) if look is False}
+    groups, copies = groups_of(whole, data.group_by)
+    names = whole.names
+    count = len({groups.get(name, name) for name in names})
+    if count == 1 and data.group_by:
+        raise DataError(
+            f"{folder}: all {len(names)} images are of one group by data.group_by = "
+            f"'{data.group_by}'; at least two groups are wanted, one of them to validate on"
+        )
+    chosen = choose_validation(
+        names, fraction=data.validation_fraction, seed=seed, groups=groups, empty=empty
+    )
+    how = f"{len(chosen)} of {len(names)} images set aside for validation, from {count} groups"
+    if copies:
+        how += f"; {copies} are copies of each other, or nearly so"
+    if empty:
+        how += f"; {len(empty & chosen)} without foreground there, {len(empty - chosen)} elsewhere"
+    _say_once(f"{folder}: {how}")
+    if count == 1:
+        _warn_once(f"{folder}: all images are copies of one, so validation sees what training saw")
+    elif len(names) - len(empty) == 1:
+        _warn_once(f"{folder}: only one mask has foreground, so that validation has none")
+    return chosen
+
+
+def groups_of(source: FileSource, group_by: str | None) -> tuple[dict[str, str], int]:
+    """Return which images have to stay on one side of a split, and how many of them are copies.
+
+    Args:
+        source: Its images are decoded once, to tell copies; one that cannot be is taken for none.
+        group_by: As for ``name_groups``.
+
+    Raises:
+        ConfigError: It is no regular expression, or found in no name.
+        DataError: It is a table that cannot be read, or that lacks an image.
+    """
+    names = source.names
+    looks = in_threads(_look_at, [pair.image for pair in source.pairs], "looking for copies")
+    linked = ((names[one], names[other]) for one, other in all_copies(looks))
+    return join_groups(name_groups(names, group_by), linked)
+
+
+def _look_at(path: Path) -> ImageLook | None:
+    try:
+        return _looked_at(path, stamp_of(path))
+    except DataError:  # whoever trains on it hears of it
+        return None
+
+
+@lru_cache(MOST_REMEMBERED)
+def _looked_at(path: Path, stamp: tuple[int, int] | None) -> ImageLook:
+    del stamp
+    return look_at(read_image(path))
+
+
+def _glance(pair: Pair, *, read_labels: Callable[[Path], Labels]) -> bool | None:
+    """Say whether a mask has foreground; None where it cannot be read, as the survey will say."""
+    try:
+        return survey_mask(pair.mask, read_labels).has_foreground
+    except DataError:
+        return None
+
+
+def undivided_names(data: Data) -> Sequence[str]:
+    """Return the images of a folder whose validation split is made by us, before it is made."""
+    return _undivided(_existing(data.path), data).names
+
+
+def _undivided(folder: Path, data: Data) -> FileSource:
+    return _own_part(folder, WHOLE if WHOLE in _parts_of(folder) else "train", data)
+
+
+def _own_part(folder: Path, split: str, data: Data) -> FileSource:
+    part = _parts_of(folder).get(split)
+    if part is None and split == WHOLE:
         raise DataError(
             f"{folder}: this folder is divided into parts; choose one with --split, "
             f"or point --data-path at one of them, say {folder / 'train'}"
         )
-    return folder_source(folder)
-
-
-def _own_part(folder: Path, split: str) -> FileSource:
-    part = part_folder(folder, split)
     if part is None:
         raise DataError(
             f"{folder}: there is no {split} part ({split}/images and {split}/masks); "
             "choose another with --split train, --split val or --split all"
         )
-    return folder_source(part)
+    pairs = _source_of(part).pairs
+    _say_once(f"{folder}: {part.in_words(folder)}")
+    return FileSource(pairs, partial(mask_labels, rule=data.masks), image_reading(data))
 
 
-SILENT_ENCODINGS = ("empty", "full")
-"""Readings that fit every other one, since such a mask holds a single value."""
-
-USUAL_ENCODINGS = frozenset({"0/1", "0/255", "0/65535"})
-"""Readings of the kind 0/k that may stand side by side."""
-
-
-def survey_masks(source: FileSource) -> Mapping[str, int]:
-    """Read every mask of a source once and say how often each encoding was found.
-
-    A mask that cannot be read, or can be read in two ways, ends a run in its first seconds instead
-    of in its third hour.
-
-    Args:
-        source: Pairs of files; images are opened for their size only.
-
-    Returns:
-        How many masks were read by each encoding, such as ``{"0/255": 92}``.
-
-    Raises:
-        DataError: A file is unreadable or ambiguous, or a pair differs in size, or two masks
-            mean different values by foreground.
-    """
-
-    def encoding_of(pair: Pair) -> str:
-        labels = source.read_labels(pair.mask)
-        require_same_size(pair, read_size(pair.image), labels.mask.shape)
-        return labels.encoding
-
-    encodings = in_threads(encoding_of, source.pairs, "reading masks")
-    odd = odd_encodings(encodings)
-    for pair, encoding in zip(source.pairs, encodings, strict=True):
-        if encoding in odd:
-            others = sorted({e for e in encodings if e not in (*SILENT_ENCODINGS, encoding)})
-            raise DataError(
-                f"{pair.mask}: its values are {encoding}, other masks of the folder have "
-                f"{', '.join(others)}; foreground must be one value throughout (more classes than "
-                "two?)"
-            )
-    return Counter(encodings)
+@cache
+def _say_once(words: str) -> None:
+    """Write into the log what was recognised, however often a folder is opened."""
+    logger.info("%s", words)
 
 
-def in_threads(work: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:
-    """Do the same with each of many files, several at once, and show how far it is.
-
-    Args:
-        work: Is called for each item; what it raises ends it all.
-        items: For example paths.
-        what: Names the work on the bar, which shows after a second.
-    """
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(work, items)
-        return list(tqdm(results, total=len(items), desc=what, leave=False, delay=1, disable=None))
-
-
-def odd_encodings(encodings: Iterable[str]) -> frozenset[str]:
-    """Return the readings of the kind 0/k whose k disagrees with other masks of one folder.
-
-    Args:
-        encodings: How each mask was read, as ``MaskReading`` names it.
-    """
-    plain = {encoding for encoding in encodings if encoding.startswith("0/")}
-    return frozenset(plain - USUAL_ENCODINGS) if len(plain) > 1 else frozenset()
+@cache
+def _warn_once(words: str) -> None:
+    logger.warning("%s", words)

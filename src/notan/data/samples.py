@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from notan.data.splits import choose_folds as choose_folds
+from notan.data.splits import choose_validation as choose_validation
 from notan.errors import DataError, ShapeError
 from notan.io.digest import sha256
-from notan.io.images import read_image, read_size
+from notan.io.headers import read_size
+from notan.io.images import FULL_DEPTH, read_image
 from notan.io.write import as_written
 
 if TYPE_CHECKING:
@@ -151,6 +154,22 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class ImageReading:
+    """How the image files of a data set are read.
+
+    Attributes:
+        white: The value of 16-bit images that is read as white.
+        upright: Whether they are turned by their EXIF orientation.
+    """
+
+    white: int = FULL_DEPTH
+    upright: bool = True
+
+
+PLAIN = ImageReading()
+
+
+@dataclass(frozen=True)
 class Pair:
     """Where one sample's image and mask lie."""
 
@@ -166,15 +185,22 @@ class Pair:
 class FileSource(Source):
     """Pairs of files with one rule for reading the masks."""
 
-    def __init__(self, pairs: Sequence[Pair], read_labels: Callable[[Path], Labels]) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        read_labels: Callable[[Path], Labels],
+        images: ImageReading = PLAIN,
+    ) -> None:
         """Keep the pairs; nothing is read yet.
 
         Args:
             pairs: One for each sample.
             read_labels: Reads a mask file; picklable, because data workers call it.
+            images: How image files are read.
         """
         self.pairs = tuple(pairs)
         self.read_labels = read_labels
+        self.images = images
 
     @property
     def names(self) -> Sequence[str]:
@@ -188,7 +214,7 @@ class FileSource(Source):
             DataError: A file is missing, unreadable or ambiguous, or the two differ in size.
         """
         pair = self.pairs[index]
-        image = read_image(pair.image)
+        image = read_image(pair.image, white=self.images.white, upright=self.images.upright)
         labels = self.read_labels(pair.mask)
         require_same_size(pair, (image.shape[0], image.shape[1]), labels.mask.shape)
         return Sample(pair.name, image, labels.mask, labels.ignore)
@@ -207,15 +233,20 @@ class FileSource(Source):
         Raises:
             DataError: A file cannot be read.
         """
-        return [read_size(pair.image) for pair in self.pairs]
+        return [read_size(pair.image, upright=self.images.upright) for pair in self.pairs]
 
     def first(self, count: int | None) -> FileSource:
         """Return the first ``count`` samples as a source; None means all of them."""
-        return FileSource(self.pairs[:count], self.read_labels)
+        return FileSource(self.pairs[:count], self.read_labels, self.images)
 
     def only(self, names: frozenset[str]) -> FileSource:
         """Return the samples of these names, in this source's order."""
-        return FileSource([pair for pair in self.pairs if pair.name in names], self.read_labels)
+        pairs = [pair for pair in self.pairs if pair.name in names]
+        return FileSource(pairs, self.read_labels, self.images)
+
+    def with_images(self, images: ImageReading) -> FileSource:
+        """Return the same pairs, whose image files are read in another way."""
+        return FileSource(self.pairs, self.read_labels, images)
 
 
 def hash_ends(path: Path) -> str:
@@ -244,8 +275,8 @@ def require_same_size(pair: Pair, image: tuple[int, ...], mask: tuple[int, ...])
     if image == mask:
         return
     turned = (
-        "; the sizes are each other's turned by 90 degrees: perhaps the image was rotated by "
-        "its EXIF tag after the mask was drawn"
+        "; the sizes are each other's turned by 90 degrees: if the mask was drawn on the image "
+        "before its EXIF orientation was applied, add --exif-orientation ignore"
         if image == mask[::-1]
         else ""
     )
@@ -258,33 +289,3 @@ def require_same_size(pair: Pair, image: tuple[int, ...], mask: tuple[int, ...])
 def fingerprint(source: Source) -> str:
     """Return a short SHA-256 of a source's names, the same for the same selection of images."""
     return sha256("\n".join(source.names))[:16]
-
-
-def choose_validation(names: Sequence[str], *, fraction: float, seed: int) -> frozenset[str]:
-    """Choose which images are set aside for validation.
-
-    The choice depends on the names and the seed only, not on the order of the files or on a
-    random generator, so the same folder is split alike on every machine.
-
-    Args:
-        names: All images to divide; at least two.
-        fraction: The share to set aside, above 0 and below 1; at least one image is set
-            aside and at least one is left.
-        seed: Another seed makes another split.
-    """
-    count = min(max(1, round(len(names) * fraction)), len(names) - 1)
-    return frozenset(sorted(names, key=lambda name: sha256(f"{seed}:{name}"))[:count])
-
-
-def choose_folds(names: Sequence[str], count: int, *, seed: int) -> tuple[frozenset[str], ...]:
-    """Divide images into parts for cross-validation, their sizes differing by one at most.
-
-    As above, only the names and the seed decide.
-
-    Args:
-        names: All images to divide, each once; at least ``count``.
-        count: How many parts, at least 2.
-        seed: Another seed makes other parts.
-    """
-    drawn = sorted(names, key=lambda name: sha256(f"{seed}:{name}"))
-    return tuple(frozenset(drawn[first::count]) for first in range(count))

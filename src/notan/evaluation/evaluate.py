@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from notan.config import load_run
-from notan.data.folders import find_layout, open_split
+from notan.data.folders import find_layout, open_as_trained
 from notan.errors import ConfigError, DataError
 from notan.io.write import encoded, write_bytes
 from notan.metrics import ImageScore, Score, ScoreRules, Tally, Tolerance
@@ -197,14 +196,9 @@ def open_data(
         ConfigError: There is no such split, or no data folder was given.
         DataError: The folder or the table is missing, unreadable or does not fit.
     """
-    flags = {
-        "data.path": data_path,
-        "data.trimap_border": trimap_border or card.trimap_border,
-        "data.layout": card.run.data.layout,
-    }
-    data = load_run(flags=flags).data
-    names = frozenset(card.data.validation_names or ()) or None
-    source = open_split(data, split, seed=card.run.seed, validation_names=names)
+    if data_path is None:
+        raise ConfigError("no data folder was given; name one with --data-path FOLDER")
+    source, data = open_as_trained(card, split, data_path, trimap_border=trimap_border)
     given = read_groupings(groups, source.names) if groups else ()
     if find_layout(data) == "pets":
         return EvaluationData(source, data.trimap_border, (by_breed(source.names), *given))

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from notan.config import load_run
-from notan.data.folders import open_split
+from notan.data.folders import open_as_trained
 from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError, ExportError, explaining_extras
 from notan.exporting.onnx import OPSET, Quantizer, store_half, to_onnx
@@ -206,14 +205,7 @@ def _open(card: Card, data_path: Path | None, split: str) -> Source | None:
     path = data_path or card.run.data.path
     if path is None or (data_path is None and not path.is_dir()):
         return None
-    flags = {
-        "data.path": path,
-        "data.trimap_border": card.trimap_border,
-        "data.layout": card.run.data.layout,
-    }
-    names = frozenset(card.data.validation_names or ()) or None
-    data = load_run(flags=flags).data
-    return open_split(data, split, seed=card.run.seed, validation_names=names)
+    return open_as_trained(card, split, path)[0]
 
 
 def _some(source: Source, words: str) -> ImageSet:

@@ -1,84 +1,79 @@
-"""Images from bytes to arrays, by Pillow: what a file holds is decided once, from its header.
+"""Images from bytes to arrays: decoded by Pillow, or by tifffile where Pillow cannot.
 
-Formats are told by signature, sizes are refused before pixels are decoded, and whatever a broken
-file makes Pillow raise becomes a DataError. All of it may be called from many threads at once.
-
-A file's name says nothing about its format: real data sets hold GIF and PNG files called ``.jpg``.
 Of a file with several frames or pages the first one is read. The EXIF orientation is taken from
 the header only, so that sizes and pixels cannot disagree; a PNG that states it after its pixels
-(allowed, rare) is read as it is stored.
+(allowed, rare) is read as it is stored. ``notan.io.headers`` says what else is chosen, and what a
+file that cannot be read is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import struct
-import threading
-import warnings
-import zlib
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+import math
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+import numpy.typing as npt
+import tifffile
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
-from notan.errors import DataError
+from notan.errors import DataError, UnsupportedError
+from notan.io.headers import (
+    WHITE_IS_ZERO,
+    ForeignTiff,
+    find_orientation,
+    find_pages,
+    find_turn,
+    guarded,
+    identify,
+    is_deep,
+    is_white_zero,
+    read_header,
+    refuse_size,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from PIL.ImageFile import ImageFile
 
-    from notan.types import RGBImage, Size
+    from notan.io.headers import Header
+    from notan.types import RGBImage
 
-# Pillow's own limit for a warning: 256 MiB of RGB. A few kilobytes on disk can claim much more,
-# and memory for the claim would be taken before the fraud shows.
-MAX_PIXELS = 89_478_485
-_TOO_LARGE = (
-    f"at most {MAX_PIXELS:,} pixels are decoded at once; scale it down, cut it up, or, to predict "
-    "it as it is, save it as a tiled TIFF, which notan predict reads part by part"
-)
+Number = TypeVar("Number", bound=np.generic)
 
-# Named one by one because Pillow also knows formats that run other programs (EPS starts
-# Ghostscript) or have no signature, so that any file may pass for them (TGA).
-_FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "AVIF")
-_WANTED = "PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000 or AVIF"
-
-# Some of these can also be lossless, which Pillow does not tell.
-_LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "JPEG2000", "AVIF"})
-_LOSSY_IN_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
-
-# Pillow's plugins trust the file: broken bytes end in almost any error of the language.
-_BROKEN = (
-    OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
-    EOFError, RuntimeError, MemoryError, AssertionError, struct.error, zlib.error,
-)  # fmt: skip
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = frozenset(_TURNS[orientation] for orientation in (5, 6, 7, 8))
-
-_ONE_AT_A_TIME = threading.Lock()
-
-_T = TypeVar("_T")
+FULL_DEPTH = 65535
+"""The 16-bit value that is read as white, 255, unless a data set uses fewer bits."""
 
 
-def read_image(path: Path) -> RGBImage:
+class Raster(NamedTuple):
+    """Decoded pixels, upright, with the values that the file stores.
+
+    Attributes:
+        values: (height, width), or (height, width, channels); of any type of numbers, or bool.
+        palette: uint8, (256, 3): the colours that the values are indices of; None: they are none.
+        alpha: uint8, (height, width): the transparency; None: there is none.
+        white_is_zero: Whether 0 is shown in white.
+    """
+
+    values: npt.NDArray[Any]
+    palette: npt.NDArray[np.uint8] | None = None
+    alpha: npt.NDArray[np.uint8] | None = None
+    white_is_zero: bool = False
+
+
+def read_image(path: Path, *, white: int = FULL_DEPTH, upright: bool = True) -> RGBImage:
     """Read an image file as 8-bit RGB, upright.
 
-    Transparency is dropped and the colours beneath it are kept. 16-bit grey is divided by 257, so
-    that its full range becomes 0..255; nothing is clipped. Float images may hold 0..1 or 0..255.
+    Transparency is dropped and the colours beneath it are kept. 16-bit values are scaled so that
+    ``white`` becomes 255; nothing below it is clipped. Floats may hold 0..1 or 0..255.
 
     Args:
         path: A PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000 or AVIF file of any name.
+        white: Of 16-bit data, the value that is read as 255: 4095 for 12 bits in use.
+        upright: Apply the EXIF orientation; False: leave the pixels as they are stored.
 
     Returns:
         uint8, (height, width, 3), RGB.
@@ -86,15 +81,21 @@ def read_image(path: Path) -> RGBImage:
     Raises:
         DataError: The file is missing, unreadable, too large or of values out of range.
     """
-    return read_header(path, lambda image: to_rgb(decode(image, str(path)), str(path)))
+
+    def read(header: Header) -> RGBImage:
+        pixels = decode(header, str(path), upright=upright, deep=white != FULL_DEPTH)
+        return to_rgb(pixels, str(path), white=white)
+
+    return read_header(path, read)
 
 
-def decode_image(content: bytes | BinaryIO, name: str) -> RGBImage:
+def decode_image(content: bytes | BinaryIO, name: str, *, white: int = FULL_DEPTH) -> RGBImage:
     """Read an image from the bytes of its file, or an open file, as ``read_image`` does.
 
     Args:
         content: The whole file; or open for reading, wherever it stands.
         name: What to call it in messages.
+        white: As for ``read_image``.
 
     Returns:
         uint8, (height, width, 3), RGB.
@@ -103,7 +104,10 @@ def decode_image(content: bytes | BinaryIO, name: str) -> RGBImage:
         DataError: As for ``read_image``.
     """
     file = io.BytesIO(content) if isinstance(content, bytes) else content
-    return guarded(lambda: to_rgb(decode(identify(file, name), name), name), name)
+    deep = white != FULL_DEPTH
+    return guarded(
+        lambda: to_rgb(decode(identify(file, name), name, deep=deep), name, white=white), name
+    )
 
 
 def convert_image(image: Image.Image, name: str) -> RGBImage:
@@ -120,210 +124,226 @@ def convert_image(image: Image.Image, name: str) -> RGBImage:
         DataError: As for ``read_image``.
     """
     refuse_size((image.height, image.width), name)
-    return guarded(lambda: to_rgb(ImageOps.exif_transpose(image), name), name)
+    return guarded(lambda: to_rgb(pixels_of(ImageOps.exif_transpose(image)), name), name)
 
 
-def read_size(path: Path) -> Size:
-    """Read an image's upright size from its header, without decoding a pixel.
-
-    Returns:
-        (height, width) in pixels, as ``read_image`` would return it.
+def read_peak(path: Path) -> int:
+    """Return the largest value of an image of 16 bits a channel; 0 for any other image.
 
     Raises:
-        DataError: The file is missing, is no image or claims too large a size.
-    """
-    with opened(path) as file:
-        return decode_size(file, str(path))
-
-
-def decode_size(file: BinaryIO, name: str) -> Size:
-    """Read the upright size of an image in an open file, as ``read_size`` does.
-
-    Raises:
-        DataError: As for ``read_size``.
+        DataError: It cannot be read.
     """
 
-    def upright_size() -> Size:
-        image = identify(file, name)
-        width, height = image.size
-        refuse_size((height, width), name)
-        return (width, height) if _turn(image) in _SIDEWAYS else (height, width)
+    def peak(header: Header) -> int:
+        if not is_deep(header):
+            return 0
+        values = decode(header, str(path), deep=True).values
+        return int(values.max()) if values.dtype.kind in "iu" and values.itemsize > 1 else 0
 
-    return guarded(upright_size, name)
-
-
-def read_format(path: Path) -> str:
-    """Read which format a file really has, whatever its name says: ``"PNG"``, ``"JPEG"`` ...
-
-    Raises:
-        DataError: The file is missing, or is no image.
-    """
-    return read_header(path, lambda image: image.format or "unknown")
+    return read_header(path, peak)
 
 
-def read_header(path: Path, work: Callable[[ImageFile], _T]) -> _T:
-    """Do something with an image whose header was read, whatever size that claims.
+def decode(
+    header: Header, name: str, *, page: int = 0, upright: bool = True, deep: bool = False
+) -> Raster:
+    """Decode the pixels after a header, and turn them upright.
 
     Args:
-        path: An image of any of the formats that are read.
-        work: Is given the image, whose file closes afterwards; it may decode it.
+        header: What the file holds.
+        name: What to call it in messages.
+        page: Which of the pages or frames that ``count_pages`` counts, from 0.
+        upright: Apply the EXIF orientation.
+        deep: Keep the 16 bits of colours, of which Pillow drops the lower eight.
 
     Raises:
-        DataError: The file is missing, is no image, or is broken.
+        DataError: Too large, cut short or damaged.
     """
-    name = str(path)
-    with opened(path) as file:
-        return guarded(lambda: work(identify(file, name)), name)
+    refuse_size((header.size[1], header.size[0]), name)
+    if isinstance(header, ForeignTiff):
+        return _decode_foreign(header, page, name)
+    if page:
+        numbers = (
+            find_pages(header, name)[0] if isinstance(header, TiffImageFile) else range(page + 1)
+        )
+        header.seek(numbers[page])
+        refuse_size((header.size[1], header.size[0]), name)
+    turn = find_turn(header) if upright else None
+    if deep and header.mode in ("RGB", "RGBA") and is_deep(header):
+        return _decode_deep(header, name, upright=upright)
+    return decode_current(header, turn)
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, or say why that is impossible."""
-    try:
-        file = path.open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise DataError(_why_not_opened(path, error)) from error
-    with file:
-        yield file
+def decode_current(header: ImageFile, turn: Image.Transpose | None = None) -> Raster:
+    """Decode the page of an image that is the current one, and turn it."""
+    header.load()
+    pixels = pixels_of(header if turn is None else header.transpose(turn))
+    if not is_white_zero(header):
+        return pixels
+    # Pillow has inverted what has up to eight bits; what is stored counts here
+    stored = pixels.values
+    if stored.dtype == np.bool_:
+        stored = ~stored
+    elif stored.dtype == np.uint8:
+        stored = 255 - stored
+    return Raster(stored, white_is_zero=True)
 
 
-def _why_not_opened(path: Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{path}: there is no such file; wanted an image or mask; check the path"
-    if isinstance(error, IsADirectoryError) or path.is_dir():  # Windows calls it a PermissionError
-        return f"{path}: is a folder; wanted one image or mask; name a file in it"
-    reason = getattr(error, "strerror", None) or str(error)
-    return (
-        f"{path}: could not be opened ({reason}); wanted an image or mask; "
-        "check its permissions and the disk it lies on"
-    )
+def _decode_foreign(header: ForeignTiff, number: int, name: str) -> Raster:
+    """Decode a page of a TIFF by tifffile, channels last."""
+    header.file.seek(0)
+    with tifffile.TiffFile(header.file) as tiff:
+        page = tiff.pages[header.pages[number][0]].aspage()
+        refuse_size((page.imagelength, page.imagewidth), name)
+        _refuse_gaps(page, header.file, name)
+        values = page.asarray()
+        order = [page.axes.find(axis) for axis in "YXS"]
+        if page.axes not in ("YX", "YXS", "SYX"):
+            raise ValueError(f"axes {page.axes} are not supported")
+        white_is_zero = page.photometric == WHITE_IS_ZERO
+    values = values if values.ndim == 2 else values.transpose(order)
+    if values.shape[:2] != header.pages[number][1][::-1]:
+        raise ValueError(f"{values.shape[0]}x{values.shape[1]} pixels were found")
+    return Raster(values, white_is_zero=white_is_zero)
 
 
-def guarded(work: Callable[[], _T], name: str, *, once: bool = False) -> _T:
-    """Run Pillow; whatever a broken file makes it raise becomes a DataError.
+def _refuse_gaps(page: tifffile.TiffPage, file: BinaryIO, name: str) -> None:
+    """Refuse a page whose strips or tiles are not all there: tifffile would fill them with zeros.
 
-    Args:
-        work: What to do.
-        name: What to call the image in messages.
-        once: Whether the work, ended half-way by a warning, could not be begun again.
+    Raises:
+        DataError: They are not.
     """
-    try:
-        try:
-            return _without_warnings(work) if once else work()
-        except Warning:
-            # The program turns warnings into errors, and Pillow warns of blemishes such as a
-            # cut EXIF block: the file must read as it would elsewhere.
-            return _without_warnings(work)
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: {str(error).rstrip('.')}; {_TOO_LARGE}") from error
-    except _BROKEN as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    length = file.seek(0, io.SEEK_END)
+    places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    missing = [1 for place, count in places if count < 1 or place + count > length]
+    if missing or len(places) != math.prod(page.chunked):
         raise DataError(
-            f"{name}: is damaged or cut short ({reason}); wanted a whole image file; "
-            "copy it again from its source, or leave it out"
-        ) from error
+            f"{name}: is cut short or damaged ({len(missing)} of {len(places)} parts are not "
+            "there); wanted a whole image file; copy it again from its source, or leave it out"
+        )
 
 
-def _without_warnings(work: Callable[[], _T]) -> _T:
-    # Only here are the filters touched, under a lock, because they belong to the whole process
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return work()
+def _decode_deep(header: ImageFile, name: str, *, upright: bool) -> Raster:
+    """Decode the 16-bit colours of a PNG or TIFF by OpenCV, which keeps them; alpha is dropped.
 
-
-def identify(file: BinaryIO, name: str) -> ImageFile:
-    """Find the format by its signature and read the header.
-
-    ``Image.open`` would do the same, but it warns of large sizes on stderr, and silencing it
-    means changing the warning filters of the whole process at every image.
+    Like Pillow, OpenCV turns a TIFF upright itself, and no other format when asked for its bits.
     """
-    Image.init()
+    orientation = find_orientation(header) if upright and header.format != "TIFF" else 1
+    file = header.fp
+    if file is None:
+        raise ValueError("the file is closed")
     file.seek(0)
-    start = file.read(16)
-    for kind in _FORMATS:
-        factory, accepts = Image.OPEN.get(kind, (None, None))
-        if factory is not None and accepts is not None and accepts(start) is True:
-            file.seek(0)
-            # Without a file name, because Pillow would map that file into memory: a TIFF stored
-            # sideways then comes out scrambled, and bytes may share the name of some other file.
-            return factory(file, "")
-    found = f"begins with {start!r}" if start else "is empty (0 bytes)"
-    raise DataError(
-        f"{name}: {found}; wanted an image as {_WANTED}; save it as one of these, or leave it out"
+    encoded = np.frombuffer(file.read(), np.uint8)
+    colours = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    if colours is None or colours.dtype != np.uint16 or colours.ndim != 3:
+        raise UnsupportedError(
+            f"{name}: its 16-bit colours cannot be read; save it as a TIFF without compression"
+        )
+    return Raster(turn_upright(colours[..., 2::-1], orientation))
+
+
+def turn_upright(stored: npt.NDArray[Number], orientation: int) -> npt.NDArray[Number]:
+    """Turn an array (height, width, ...) as its EXIF orientation, 1 to 8, asks."""
+    values = stored.swapaxes(0, 1) if orientation >= 5 else stored
+    # after the exchange of rows and columns: 90 degrees to the right are a transpose and a mirror
+    down, across = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return values[:: -1 if down else 1, :: -1 if across else 1]
+
+
+def pixels_of(image: Image.Image) -> Raster:
+    """Return the pixels of a decoded image of Pillow's, of any mode."""
+    if image.mode in ("PA", "RGBa", "La"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode in ("LA", "RGBA"):
+        values = np.asarray(image)
+        colours = values[..., 0] if image.mode == "LA" else values[..., :3]
+        return Raster(colours, alpha=values[..., -1])
+    if image.mode == "P":
+        return Raster(np.asarray(image), _palette(image), _palette_alpha(image))
+    if image.mode in ("1", "L", "RGB", "F") or image.mode.startswith("I"):
+        values = np.asarray(image)
+        return Raster(values, alpha=_keyed_alpha(image, values))
+    return Raster(np.asarray(image.convert("RGB")))
+
+
+def _palette(image: Image.Image) -> npt.NDArray[np.uint8]:
+    colours = np.zeros((256, 3), dtype=np.uint8)  # a short palette is filled up with black
+    flat = np.array(image.getpalette("RGB") or [], dtype=np.uint8)
+    colours.reshape(-1)[: flat.size] = flat
+    return colours
+
+
+def _palette_alpha(image: Image.Image) -> npt.NDArray[np.uint8] | None:
+    """Return the transparency of indices: of each its own, or of one index alone."""
+    told = image.info.get("transparency")
+    if told is None:
+        return None
+    of_index = np.full(256, 255, np.uint8)
+    if isinstance(told, bytes):
+        of_index[: len(told)] = np.frombuffer(told[:256], np.uint8)
+    else:
+        of_index[told] = 0
+    alpha: npt.NDArray[np.uint8] = of_index[np.asarray(image)]
+    return alpha
+
+
+def _keyed_alpha(image: Image.Image, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
+    """Return the transparency where one grey value or colour is said to be transparent."""
+    told = image.info.get("transparency")
+    if told is None or isinstance(told, bytes):
+        return None
+    same = values == np.asarray(told)
+    return np.where(same.all(axis=2) if same.ndim == 3 else same, 0, 255).astype(np.uint8)
+
+
+def to_rgb(pixels: Raster, name: str, *, white: int = FULL_DEPTH) -> RGBImage:
+    """Bring decoded pixels to 8-bit RGB, (height, width, 3).
+
+    Args:
+        pixels: Grey, colours or indices.
+        name: What to call the image in messages.
+        white: Of integers above eight bits, the value that becomes 255.
+
+    Raises:
+        DataError: Values out of range.
+        UnsupportedError: Channels that are neither grey nor colours.
+    """
+    values = pixels.values
+    if pixels.palette is not None:
+        colours: RGBImage = pixels.palette[values]
+        return colours
+    if values.ndim == 3 and values.shape[2] != 3:
+        raise UnsupportedError(
+            f"{name}: has {values.shape[2]} channels that are not said to be colours; wanted grey "
+            "or red, green and blue; save the three that matter as an RGB image"
+        )
+    if values.dtype == np.bool_:
+        levels = values.astype(np.uint8) * 255
+    elif values.dtype == np.uint8:
+        levels = values
+    else:
+        levels = _eight_bits(values, name, white)
+    if pixels.white_is_zero:
+        levels = 255 - levels
+    return np.repeat(levels[..., np.newaxis], 3, axis=2) if levels.ndim == 2 else np.array(levels)
+
+
+def _eight_bits(values: npt.NDArray[Any], name: str, white: int) -> npt.NDArray[np.uint8]:
+    """Scale integers of more than eight bits, or floats, to 0..255."""
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "f":
+        wanted, fits = "0..1 or 0..255", high <= 255
+        scale = 255.0 if high <= 1 else 1.0
+    else:
+        wanted, fits = f"0..{white}", high <= white
+        scale = 255 / white
+        if not fits and white != FULL_DEPTH:
+            wanted += ", as in the images that the model learned from (preprocess.white)"
+    if not (low >= 0 and fits):  # so written, NaN is refused
+        raise DataError(
+            f"{name}: its {'grey ' if values.ndim == 2 else ''}values reach from {low:g} to "
+            f"{high:g}; wanted {wanted}; scale them and save the image as 8-bit PNG"
+        )
+    levels: npt.NDArray[np.uint8] = np.round(values.astype(np.float32) * np.float32(scale)).astype(
+        np.uint8
     )
-
-
-def refuse_size(size: Size, name: str) -> None:
-    """Refuse a (height, width) that must not be decoded.
-
-    Raises:
-        DataError: No pixels, or more than ``MAX_PIXELS``.
-    """
-    height, width = size
-    if width < 1 or height < 1:
-        raise DataError(
-            f"{name}: its header claims {height}x{width} pixels (height x width); wanted at least "
-            "1x1; make the file again, or leave it out"
-        )
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{name}: its header claims {height}x{width} (height x width), {width * height:,} "
-            f"pixels; {_TOO_LARGE}"
-        )
-
-
-def is_lossy(image: ImageFile) -> bool:
-    """Say whether a format changes pixels to save bytes; some can also leave them."""
-    return image.format in _LOSSY_FORMATS or image.info.get("compression") in _LOSSY_IN_TIFF
-
-
-def decode(image: ImageFile, name: str) -> Image.Image:
-    """Decode the pixels after a header, turn them upright and bring rare modes to RGB.
-
-    Returns:
-        Of the modes 1, L, LA, P, RGB, RGBA, F and those that begin with I.
-    """
-    refuse_size((image.height, image.width), name)
-    turn = _turn(image)
-    image.load()
-    upright = image if turn is None else image.transpose(turn)
-    if upright.mode in ("PA", "RGBa"):
-        return upright.convert("RGBA")
-    is_common = upright.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "F")
-    return upright if is_common or upright.mode.startswith("I") else upright.convert("RGB")
-
-
-def _turn(image: ImageFile) -> Image.Transpose | None:
-    """Return the turn that the header's EXIF asks for."""
-    if image.format == "TIFF":
-        return None  # Pillow turns this format itself: its size and its pixels are upright
-    try:
-        # The base class's method, because the one for PNG decodes the pixels first.
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-    except _BROKEN:
-        return None  # broken EXIF is no reason to refuse good pixels
-    return _TURNS.get(orientation) if isinstance(orientation, int) else None
-
-
-def to_rgb(image: Image.Image, name: str) -> RGBImage:
-    """Bring any mode of Pillow to 8-bit RGB, (height, width, 3).
-
-    Raises:
-        DataError: Float or 16-bit values out of range.
-    """
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image)
-        low, high = float(grey.min()), float(grey.max())
-        is_float = grey.dtype.kind == "f"
-        if not (low >= 0 and high <= (255 if is_float else 65535)):  # so written, NaN is refused
-            wanted = "0..1 or 0..255" if is_float else "0..65535"
-            raise DataError(
-                f"{name}: its grey values reach from {low:g} to {high:g}; wanted {wanted}; "
-                "scale them and save the image as 8-bit PNG"
-            )
-        scale = 1 / 257 if not is_float else 255 if high <= 1 else 1
-        levels = np.round(grey * np.float32(scale)).astype(np.uint8)
-        return np.repeat(levels[..., np.newaxis], 3, axis=2)
-    # Pillow warns of palettes with transparency unless they pass through RGBA
-    through = image.convert("RGBA") if image.mode == "P" else image
-    return np.array(through.convert("RGB"))
+    return levels

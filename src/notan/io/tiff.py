@@ -19,34 +19,32 @@ import numpy as np
 from PIL import TiffImagePlugin as Tiff
 
 from notan.errors import DataError
-from notan.io.images import (
+from notan.io.headers import (
+    GREY,
     MAX_PIXELS,
-    decode_image,
+    RGB,
+    ForeignTiff,
+    find_pages,
+    first,
     guarded,
     identify,
     read_header,
     refuse_size,
-    to_rgb,
-)  # fmt: skip
+    seek_page,
+)
+from notan.io.images import FULL_DEPTH, decode, decode_current, decode_image, to_rgb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
     from typing import Self
 
-    from PIL.ImageFile import ImageFile
-
+    from notan.io.headers import Header
+    from notan.io.images import Raster
     from notan.types import RGBImage, Size
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MOST_PAGES = 10_000
-"""Pages that are looked for: a small file can claim millions, and each takes time to find."""
-
-SUBFILE_TYPE, ORIENTATION, FAX3, FAX4 = 254, 274, 292, 293
-COPY, TRANSPARENCY = 1, 4
-"""Bits of NewSubfileType: a reduced copy of another page (as in a pyramid), a mask of one."""
-
-GREY, RGB = 1, 2
+ORIENTATION, FAX3, FAX4 = 274, 292, 293
 UNCOMPRESSED, SEPARATE, FLOAT = 1, 2, 3
 KEPT = (
     Tiff.BITSPERSAMPLE, Tiff.COMPRESSION, Tiff.PHOTOMETRIC_INTERPRETATION, Tiff.FILLORDER,
@@ -76,35 +74,35 @@ ADVICE = "save it as a tiled TIFF, 8 bits a channel, such as: vips tiffsave IN O
 class TiffPages:
     """Reads the pages of an open TIFF; going through them in their order is quickest.
 
-    Reduced copies and transparency masks are left out, so that a pyramid is one image.
+    ``find_pages`` says which pages are images of their own.
 
     Attributes:
         name: What the file is called in messages.
         numbers: Of the pages, within the file, from 0.
         fault: Why no further page was found, where the file is damaged after some good ones.
-
-    Source: TIFF 6.0, Adobe 1992, page 36 (NewSubfileType). A chain of pages that leads back into
-        itself ends where it would begin again.
     """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: BinaryIO, name: str, *, white: int = FULL_DEPTH) -> None:
         """Find the pages; no pixel is decoded.
 
         Args:
             file: Must stay open for as long as pages are read.
             name: What to call it in messages.
+            white: The value of 16-bit pages that is read as white.
 
         Raises:
             DataError: It is no TIFF, its first page is damaged, or it has too many.
         """
         self.name = name
-        self.numbers: list[int] = []
-        self.fault: DataError | None = None
-        image = guarded(lambda: identify(file, name), name)
-        if not isinstance(image, Tiff.TiffImageFile):
-            raise DataError(f"{name}: is a {image.format} image; wanted a TIFF with its pages")
-        self._image = image
-        self._find()
+        self._white = white
+        header = guarded(lambda: identify(file, name), name)
+        if isinstance(header, Tiff.TiffImageFile):
+            self.numbers, self.fault = find_pages(header, name)
+        elif isinstance(header, ForeignTiff):
+            self.numbers, self.fault = list(range(len(header.pages))), None
+        else:
+            raise DataError(f"{name}: is a {header.format} image; wanted a TIFF with its pages")
+        self._header = header
 
     def size(self, number: int) -> Size:
         """Return a page's (height, width), from its header.
@@ -112,8 +110,11 @@ class TiffPages:
         Raises:
             DataError: Damaged, or a size that must not be decoded.
         """
-        self._go_to(number)
-        width, height = self._image.size
+        if isinstance(self._header, ForeignTiff):
+            width, height = self._header.pages[number][1]
+        else:
+            seek_page(self._header, number, self.name)
+            width, height = self._header.size
         refuse_size((height, width), self._called(number))
         return height, width
 
@@ -126,43 +127,12 @@ class TiffPages:
         self.size(number)
         called = self._called(number)
 
-        def decode() -> RGBImage:
-            self._image.load()
-            return to_rgb(self._image, called)
+        def pixels() -> Raster:
+            if isinstance(self._header, ForeignTiff):
+                return decode(self._header, called, page=number)
+            return decode_current(self._header)
 
-        return guarded(decode, called)
-
-    def _find(self) -> None:
-        """Find the pages that are images of their own."""
-        numbers: list[int] = []
-        for number in range(MOST_PAGES + 1):
-            try:
-                if not self._go_to(number):
-                    break
-            except DataError as error:
-                # After a lone page, programs do leave rubbish behind its end
-                self.fault = error if len(numbers) > 1 else None
-                break
-            if not int(self._image.tag_v2.get(SUBFILE_TYPE, 0) or 0) & (COPY | TRANSPARENCY):
-                numbers.append(number)
-        else:
-            raise DataError(
-                f"{self.name}: has more than {MOST_PAGES:,} pages; split it into several files"
-            )
-        self.numbers = numbers or [0]
-
-    def _go_to(self, number: int) -> bool:
-        """Make a page the current one; False where the file ends before it."""
-
-        def seek() -> bool:
-            try:
-                self._image.seek(number)
-            except EOFError:
-                return False
-            return True
-
-        # A warning that became an error would leave Pillow's list of pages longer than the file's
-        return guarded(seek, self._called(number), once=True)
+        return guarded(lambda: to_rgb(pixels(), called, white=self._white), called)
 
     def _called(self, number: int) -> str:
         return f"{self.name}, page {number + 1}"
@@ -214,14 +184,19 @@ class TiffParts:
     What it takes is bounded by the parts asked for and by ``CACHE_BYTES``.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, white: int = FULL_DEPTH) -> None:
         """Read the header and check that all that it points to is in the file.
+
+        Args:
+            path: The file.
+            white: The value of 16-bit images that is read as white.
 
         Raises:
             DataError: The file is missing, is no TIFF, is damaged, or is stored in a way that
                 cannot be read part by part; the message says how to store it instead.
         """
         self.path = path
+        self._white = white
         self._layout = read_header(path, lambda image: _read_layout(image, str(path)))
         part_bytes = 3 * math.prod(self._layout.part)
         self._part = lru_cache(maxsize=max(1, CACHE_BYTES // part_bytes))(self._decode)
@@ -306,7 +281,7 @@ class TiffParts:
         file = io.BytesIO()
         tags.save(file)
         file.write(content)
-        image = decode_image(file.getvalue(), f"{self.path} (part {index + 1})")
+        image = decode_image(file.getvalue(), f"{self.path} (part {index + 1})", white=self._white)
         if image.shape[:2] != (height, width):
             raise DataError(
                 f"{self.path}: part {index + 1} holds {image.shape[0]}x{image.shape[1]} pixels "
@@ -329,14 +304,14 @@ class TiffParts:
                 )
 
 
-def _read_layout(image: ImageFile, name: str) -> _Layout:
+def _read_layout(image: Header, name: str) -> _Layout:
     """Take the layout of the first page from its header."""
-    if image.format != "TIFF":
+    if not isinstance(image, Tiff.TiffImageFile):
         raise DataError(
             f"{name}: a {image.format} file of {image.size[1]}x{image.size[0]} pixels (height x "
             f"width) cannot be read part by part; {ADVICE}"
         )
-    tags: Tiff.ImageFileDirectory_v2 = image.tag_v2  # type: ignore[attr-defined]
+    tags = image.tag_v2
     size = (int(tags[Tiff.IMAGELENGTH]), int(tags[Tiff.IMAGEWIDTH]))
     own = _own_tags(tags, name)
     tiled = Tiff.TILEWIDTH in tags
@@ -369,7 +344,7 @@ def _own_tags(tags: Tiff.ImageFileDirectory_v2, name: str) -> Tiff.ImageFileDire
     own = _copy(tags, KEPT)
     own[Tiff.COMPRESSION] = tags.get(Tiff.COMPRESSION, UNCOMPRESSED)
     own[Tiff.PLANAR_CONFIGURATION] = 1
-    if _first(tags.get(Tiff.SAMPLEFORMAT, 1)) == FLOAT:
+    if first(tags.get(Tiff.SAMPLEFORMAT, 1)) == FLOAT:
         raise DataError(
             f"{name}: its values are floats, and a part does not tell the range of all; {ADVICE}"
         )
@@ -380,7 +355,7 @@ def _own_tags(tags: Tiff.ImageFileDirectory_v2, name: str) -> Tiff.ImageFileDire
         own[Tiff.PHOTOMETRIC_INTERPRETATION], own[Tiff.SAMPLESPERPIXEL] = GREY, 1
         for tag in (Tiff.BITSPERSAMPLE, Tiff.SAMPLEFORMAT):
             if tag in own:
-                own[tag] = _first(own[tag])
+                own[tag] = first(own[tag])
         own.pop(Tiff.EXTRASAMPLES, None)
     return own
 
@@ -433,8 +408,3 @@ def _copy(tags: Tiff.ImageFileDirectory_v2, wanted: Iterable[int]) -> Tiff.Image
 def _is_separate(tags: Tiff.ImageFileDirectory_v2) -> bool:
     separate = tags.get(Tiff.PLANAR_CONFIGURATION, 1) == SEPARATE
     return bool(separate and tags.get(Tiff.SAMPLESPERPIXEL, 1) > 1)
-
-
-def _first(value: object) -> object:
-    """Return the first of a tag's values; one number stands for itself."""
-    return value[0] if isinstance(value, tuple) else value

@@ -9,7 +9,7 @@ import cv2
 from cv2.utils import logging as cv2_logging
 
 from notan.errors import DataError
-from notan.io.images import refuse_size
+from notan.io.headers import refuse_size
 
 if TYPE_CHECKING:
     from pathlib import Path

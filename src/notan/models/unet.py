@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from notan.config.sections import WIDTH_ON_AN_ENCODER
+from notan.errors import ConfigError
 from notan.models.base import Encoder, SegmentationModel
 from notan.models.blocks import Decoder, DoubleConv, enlarge
+from notan.models.encoders import build_encoder
 from notan.models.resnet34 import Residual, ResNet34Encoder, residual_stage
 
 if TYPE_CHECKING:
     from notan.types import Images, Logits
 
 LEVELS = 5
+WIDTH = 64
 
 
 class UNetEncoder(Encoder):
@@ -44,56 +48,82 @@ class UNetEncoder(Encoder):
 
 
 class UNet(SegmentationModel):
-    """The U-Net: 31,037,633 parameters at width 64."""
+    """The U-Net on its own double convolutions, or on another encoder.
 
-    def __init__(self, width: int = 64, *, gated: bool = False) -> None:
+    31,037,633 parameters at width 64. On another encoder plain steps lead from its finest feature
+    map to the image's size, where it has no features to skip across.
+
+    Attributes:
+        encoder: Going down; its ``mean`` and ``std`` are those of the images that it expects.
+        decoder: Coming up.
+        stride: Images' height and width must be multiples of it.
+
+    Example:
+        >>> import torch
+        >>> network = notan.UNet(encoder="efficientnet_lite0", width=4)
+        >>> logits = network(torch.zeros(2, 3, 64, 96))
+        >>> logits.shape
+        torch.Size([2, 1, 64, 96])
+        >>> logits.mean().backward()
+    """
+
+    def __init__(
+        self,
+        encoder: str | Encoder | None = None,
+        *,
+        width: int | None = None,
+        attention: bool = False,
+        pretrained: bool = False,
+    ) -> None:
         """Build the network.
 
         Args:
-            width: Channels of the finest level; doubled at each of the four levels below.
-            gated: Attention gates on the skips.
+            encoder: ``resnet34``, ``efficientnet_lite0``, ``timm:NAME`` or a module of your own;
+                None: the double convolutions of the U-Net.
+            width: Channels at the image's size; times the stride at each level below. None: 64,
+                or 16 on another encoder.
+            attention: Put attention gates on the skips.
+            pretrained: Start the encoder from its published weights, learned on ImageNet.
+
+        Raises:
+            ConfigError: There is no such encoder, it has no published weights, or the width is
+                below 1.
+            CheckpointError: The weights cannot be fetched, or are not those that were published.
+            MissingExtraError: The package with the encoder or its weights is not installed.
+            StorageError: What was fetched cannot be kept.
         """
         super().__init__()
-        self.encoder = UNetEncoder(width)
-        self.decoder = Decoder(self.encoder.channels, self.encoder.channels[-2::-1], gated=gated)
-        self.head = nn.Conv2d(width, 1, 1)
-        self.stride = self.encoder.strides[-1]
-
-    def forward(self, images: Images) -> Logits:
-        """Map (n, 3, h, w) to logits (n, 1, h, w)."""
-        logits: Logits = self.head(self.decoder(self.encoder(images)))
-        return logits
-
-
-class EncoderUNet(SegmentationModel):
-    """An encoder going down, a U-Net coming up, and plain steps from there to the image's size.
-
-    The last steps up have no skip, as the encoder has no features of the image's size.
-
-    Attributes:
-        encoder: Its weights may come from elsewhere.
-    """
-
-    def __init__(self, encoder: Encoder, width: int = 16, *, gated: bool = False) -> None:
-        """Build the upward half.
-
-        Args:
-            encoder: Features at strides that double from level to level.
-            width: Channels at the image's size; times the stride at each level below.
-            gated: Attention gates on the skips.
-        """
-        super().__init__()
-        self.encoder = encoder
-        steps = [width * stride for stride in encoder.strides[-2::-1]]
-        self.decoder = Decoder(encoder.channels, steps, gated=gated)
-        finest, stride = steps[-1], encoder.strides[0]
+        width = width if width is not None else WIDTH if encoder is None else WIDTH_ON_AN_ENCODER
+        if width < 1:
+            raise ConfigError(f"a U-Net of width {width}; give at least 1")
+        if pretrained and not isinstance(encoder, str):
+            raise ConfigError(
+                "pretrained: nobody has published weights of this encoder; name one, such as "
+                "encoder='efficientnet_lite0', or give your own its weights yourself"
+            )
+        if isinstance(encoder, str):
+            self.encoder = build_encoder(encoder)
+        else:
+            self.encoder = encoder or UNetEncoder(width)
+        strides = self.encoder.strides
+        steps = [width * stride for stride in strides[-2::-1]]
+        self.decoder = Decoder(self.encoder.channels, steps, gated=attention)
+        finest = steps[-1]
         enlarging: list[nn.Module] = []
-        while stride > 1:
+        for _ in range(strides[0].bit_length() - 1):
             enlarging += enlarge(finest, finest // 2)
-            finest, stride = finest // 2, stride // 2
+            finest //= 2
         self.enlarge = nn.Sequential(*enlarging)
-        self.head = nn.Conv2d(finest, 1, 3, padding=1)
-        self.stride = encoder.strides[-1]
+        # the paper's 1x1 on its own encoder, 3x3 on another: saved models have them so
+        self.head = (
+            nn.Conv2d(finest, 1, 3, padding=1) if encoder is not None else nn.Conv2d(finest, 1, 1)
+        )
+        self.stride = strides[-1]
+        if pretrained:
+            # slow to import, as it can download
+            from notan.models.encoder_weights import load_published
+
+            load_published(str(encoder), self.encoder)
 
     def forward(self, images: Images) -> Logits:
         """Map (n, 3, h, w) to logits (n, 1, h, w)."""

@@ -26,7 +26,8 @@ from PIL import Image
 from notan.data.folders import SUFFIXES
 from notan.errors import ConfigError, DataError, ShapeError
 from notan.io.digest import hash_content, sha256
-from notan.io.images import convert_image, decode_image, decode_size, opened, read_image
+from notan.io.headers import decode_size, opened
+from notan.io.images import FULL_DEPTH, convert_image, decode_image, read_image
 from notan.io.pipes import MAX_BYTES, read_pipe
 from notan.io.tiff import TIFF_SIGNATURES, TiffPages, TiffParts, is_large_tiff
 from notan.io.video import VIDEO_SUFFIXES, Video, is_video
@@ -74,7 +75,7 @@ _WANTED = (
 )
 
 
-def as_image(thing: ImageLike) -> RGBImage:
+def as_image(thing: ImageLike, *, white: int = FULL_DEPTH) -> RGBImage:
     """Return whatever holds one image as 8-bit RGB, upright.
 
     Files, bytes and Pillow images are turned by their EXIF orientation. An array has none: it is
@@ -86,6 +87,7 @@ def as_image(thing: ImageLike) -> RGBImage:
             (height, width, 3) RGB, (height, width) grey or (height, width, 4) RGBA, whose alpha is
             dropped, as it is when files are read; a torch tensor likewise, or with its channels
             first, and of uint8 or of floats in 0..1.
+        white: The value of 16-bit files that is read as white.
 
     Returns:
         uint8, (height, width, 3), RGB. An array that is so already is returned itself.
@@ -97,12 +99,14 @@ def as_image(thing: ImageLike) -> RGBImage:
     if isinstance(thing, str) and thing.lower().startswith(("http://", "https://")):
         from notan.io.download import download_bytes  # what talks to the network loads slowly
 
-        return decode_image(download_bytes(thing, MAX_BYTES), thing)
+        return decode_image(download_bytes(thing, MAX_BYTES), thing, white=white)
     if isinstance(thing, (str, Path)):
         piped = read_pipe(Path(thing))
-        return read_image(Path(thing)) if piped is None else decode_image(piped, str(thing))
+        if piped is None:
+            return read_image(Path(thing), white=white)
+        return decode_image(piped, str(thing), white=white)
     if isinstance(thing, (bytes, bytearray, memoryview)):
-        return decode_image(bytes(thing), "the bytes that were given")
+        return decode_image(bytes(thing), "the bytes that were given", white=white)
     if isinstance(thing, Image.Image):
         return convert_image(thing, str(getattr(thing, "filename", "") or "the Pillow image"))
     if isinstance(thing, np.ndarray):
@@ -110,14 +114,14 @@ def as_image(thing: ImageLike) -> RGBImage:
     if isinstance(thing, Tensor):
         return _from_array(_array_of(thing))
     if callable(getattr(thing, "read", None)):
-        return _from_file_object(thing)
+        return _from_file_object(thing, white)
     raise ShapeError(
         f"a {type(thing).__name__} was given as an image; a path, an address, the bytes of a file, "
         "a binary file object, a Pillow image, a NumPy array or a torch tensor is wanted"
     )
 
 
-def _from_file_object(file: BinaryFile) -> RGBImage:
+def _from_file_object(file: BinaryFile, white: int) -> RGBImage:
     name = str(getattr(file, "name", "the file object that was given"))
     try:
         content: object = file.read(MAX_BYTES + 1)
@@ -130,7 +134,7 @@ def _from_file_object(file: BinaryFile) -> RGBImage:
         )
     if len(content) > MAX_BYTES:
         raise DataError(f"{name}: holds more than {MAX_BYTES:,} bytes; give its path instead")
-    return decode_image(content, name)
+    return decode_image(content, name, white=white)
 
 
 def _array_of(tensor: Tensor) -> npt.NDArray[np.uint8]:
@@ -382,7 +386,7 @@ class Item:
     digest: str = ""
 
 
-def items_of(found: Found, *, frame_step: int = 1) -> Iterator[Item]:
+def items_of(found: Found, *, frame_step: int = 1, white: int = FULL_DEPTH) -> Iterator[Item]:
     """Yield the images of a file; a damaged one yields an item whose ``read`` says so.
 
     What it holds is decided here, by its first bytes and its header.
@@ -390,16 +394,17 @@ def items_of(found: Found, *, frame_step: int = 1) -> Iterator[Item]:
     Args:
         found: The file.
         frame_step: Of a video, take the first frame and every so-many-th after it.
+        white: The value of 16-bit images that is read as white.
     """
     digest = ""
     with contextlib.suppress(DataError):  # which is said where it is opened
         content = found.content
         digest = hash_content(found.path) if content is None else sha256(content)[:16]
-    for item in _items_of(found, frame_step):
+    for item in _items_of(found, frame_step, white):
         yield dataclasses.replace(item, digest=digest)
 
 
-def _items_of(found: Found, frame_step: int) -> Iterator[Item]:
+def _items_of(found: Found, frame_step: int, white: int) -> Iterator[Item]:
     """Yield the images of a file, which is opened once."""
     path, name = found.path, str(found.path)
     try:
@@ -418,24 +423,28 @@ def _items_of(found: Found, frame_step: int) -> Iterator[Item]:
             if start[:4] in TIFF_SIGNATURES:
                 if found.content is None and is_large_tiff(file, name):
                     # it is opened anew when its turn comes, which may be hours away
-                    read = functools.partial(read_image, path)
-                    yield Item(found.name, path, None, read, functools.partial(TiffParts, path))
+                    read = functools.partial(read_image, path, white=white)
+                    parts = functools.partial(TiffParts, path, white=white)
+                    yield Item(found.name, path, None, read, parts)
                     return
-                pages = TiffPages(file, name)
+                pages = TiffPages(file, name, white=white)
                 if pages.numbers != [0]:
                     yield from _pages(found, pages)
                     return
             size = decode_size(file, name)
             handle = stack.pop_all()  # open until the image is decoded, in whichever thread
-            yield Item(found.name, path, size, _decode(file, name, handle), close=handle.close)
+            decoded = _decode(file, name, handle, white)
+            yield Item(found.name, path, size, decoded, close=handle.close)
     except DataError as error:
         yield _failed(found.name, path, error)
 
 
-def _decode(file: BinaryIO, name: str, handle: contextlib.ExitStack) -> Callable[[], RGBImage]:
+def _decode(
+    file: BinaryIO, name: str, handle: contextlib.ExitStack, white: int
+) -> Callable[[], RGBImage]:
     def read() -> RGBImage:
         with handle:
-            return decode_image(file, name)
+            return decode_image(file, name, white=white)
 
     return read
 

@@ -208,7 +208,7 @@ class Predictor:
             DataError: It cannot be read or decoded.
             DivergedError: The network returned NaN or infinity.
         """
-        return next(self.predict_many([as_image(image)]))
+        return next(self.predict_many([as_image(image, white=self.preprocessor.white)]))
 
     def predict_many(
         self, images: Iterable[RGBImage], *, batch_size: int = 1

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from notan.data.folders import PART_NAMES, SUFFIXES, image_files
 from notan.errors import ConfigError, DataError
-from notan.io.images import read_image, read_size
+from notan.io.headers import read_size
+from notan.io.images import read_image
 from notan.io.write import as_named, as_written, replacing
 from notan.prediction.formats.rows import decode_rle, kaggle_rle, read_runs
 from notan.prediction.formats.writers import RLE_HEADER, write_rle_csv
@@ -204,7 +205,8 @@ def write_submission(
     """
     refuse_to_replace(out, list(images.values()))
     read_sizes(images)
-    decoded = (read_image(path) for path in images.values())
+    white = predictor.preprocessor.white
+    decoded = (read_image(path, white=white) for path in images.values())
     predictions = predictor.predict_many(decoded, batch_size=batch_size)
 
     def rows() -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from notan.config.sections import ImageSize, Section
 from notan.errors import ConfigError
-from notan.io.images import MAX_PIXELS
+from notan.io.headers import MAX_PIXELS
 from notan.modelfile.preprocess import resize
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from notan.data.batches import Batch, SampleDataset, find_unlabelled
 from notan.data.folders import looks_like_folder, looks_like_pets, open_split
 from notan.data.samples import FileSource, Labels, Pair
 from notan.errors import ConfigError, DataError, NotanError
-from notan.io.images import read_size
+from notan.io.headers import read_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,9 +24,9 @@ from notan.data.transforms import Geometry
 from notan.errors import DataError, DivergedError
 from notan.io.write import fresh_folder, write_bytes
 from notan.losses import LossValue
-from notan.models.build import build_encoder
 from notan.models.encoder_weights import read_weights, save_encoder
-from notan.models.unet import EncoderUNet
+from notan.models.encoders import build_encoder
+from notan.models.unet import UNet
 from notan.prediction.formats import contact_sheet, write_png
 from notan.pretraining.masked_images import MaskedImages, find_images
 from notan.run_folder import HISTORY, INCIDENTS, STATES, RunFolder, refuse_changes
@@ -57,7 +57,7 @@ ENCODER = "encoder.safetensors"
 IMAGE = "reconstructions.png"
 
 
-class Reconstructor(EncoderUNet):
+class Reconstructor(UNet):
     """An encoder with a light way up to colours instead of a logit.
 
     Source: a decoder with skips, so that every level of a convolutional encoder learns: Tian et al.
@@ -66,7 +66,7 @@ class Reconstructor(EncoderUNet):
     """
 
     def __init__(self, encoder: Encoder, width: int) -> None:
-        super().__init__(encoder, width)
+        super().__init__(encoder, width=width)
         self.head = nn.Conv2d(self.head.in_channels, 3, 3, padding=1)
 
 

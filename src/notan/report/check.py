@@ -9,6 +9,8 @@ import numpy as np
 from notan.checking.diagnosis import SEVERITIES, number_of
 from notan.checking.reading import mask_reader
 from notan.checking.suspicion import KINDS
+from notan.data.folders import image_reading
+from notan.data.layouts import MASK_FOLDERS
 from notan.errors import DataError
 from notan.io.images import read_image
 from notan.prediction.formats import TRUTH, mask_image, overlay_image
@@ -28,6 +30,8 @@ TITLES = {
     "truncated-image": "Images that are damaged or cut short",
     "unreadable-mask": "Masks that cannot be read",
     "truncated-mask": "Masks that are damaged or cut short",
+    "unsupported-image": "Images of a kind that is not read",
+    "unsupported-mask": "Masks of a kind that is not read",
     "ambiguous-image": "Images of unclear values",
     "ambiguous-mask": "Masks that can mean more than one thing",
     "unreadable-list": "Lists that cannot be read",
@@ -35,6 +39,7 @@ TITLES = {
     "image-without-mask": "Images without masks",
     "mask-without-image": "Masks without images",
     "same-stem-twice": "Two files of one name",
+    "unclear-partner": "Files that could belong to several",
     "masks-disagree": "Masks of different foreground values",
     "mixed-encodings": "Masks of several encodings",
     "duplicate": "The same image twice",
@@ -50,6 +55,9 @@ TITLES = {
     "full-mask": "Full masks",
     "ragged-mask": "Ragged masks",
     "repeated-mask": "One mask for different images",
+    "turned-masks": "Masks of images before they were turned",
+    "turned-images": "Images turned by their EXIF orientation",
+    "image-choice": "How the images are read",
     "shifted-mask": "Masks beside the image's edges",
     "shifted-masks": "All masks beside the images' edges",
     "tiny-image": "Tiny images",
@@ -67,6 +75,7 @@ TITLES = {
     "label-unjudged": "Masks that could not be ranked",
     "mask-encoding": "How the masks are read",
     "ignored-file": "Files that are never read",
+    "recognised": "How the folders are read",
     "unlisted": "Files that are in no list",
 }
 
@@ -117,15 +126,16 @@ LEAST_SIDE = 110
 """Smaller images are magnified to this, pixel by pixel."""
 
 GAP = 6
-MASK_FOLDERS = ("masks", "trimaps")
 
 
 class Thumbnails:
     """Reads files again and shrinks them, image and mask together."""
 
     def __init__(self, diagnosis: Diagnosis) -> None:
-        self._read_mask = mask_reader(diagnosis.layout, diagnosis.trimap_border)
+        self._read_mask = mask_reader(diagnosis.layout, diagnosis.data)
+        self._images = image_reading(diagnosis.data)
         self._mask_of = dict(diagnosis.pairs)
+        self._masks = {mask for _, mask in diagnosis.pairs}
 
     def of(self, path: Path) -> RGBImage | None:
         """Return a small image, or None when the file cannot be shown.
@@ -133,9 +143,9 @@ class Thumbnails:
         Args:
             path: An image, shown with its mask where it has one, or a lone mask.
         """
-        if path.parent.name in MASK_FOLDERS:
+        if path in self._masks or path.parent.name.lower() in (*MASK_FOLDERS, "trimaps"):
             return self._mask_alone(path)
-        image = _read(path)
+        image = self._image(path)
         if image is None:
             return None
         mask_path = self._mask_of.get(path)
@@ -144,6 +154,12 @@ class Thumbnails:
             return _tinted(fit(image), fit(mask_image(mask)) > 127)
         alone = self._mask_alone(mask_path) if mask_path else None
         return fit(image) if alone is None else _beside(fit(image), alone)
+
+    def _image(self, path: Path) -> RGBImage | None:
+        try:
+            return read_image(path, white=self._images.white, upright=self._images.upright)
+        except DataError:
+            return None
 
     def _mask(self, path: Path) -> Mask | None:
         try:
@@ -156,19 +172,12 @@ class Thumbnails:
         mask = self._mask(path)
         if mask is not None:
             return np.repeat(fit(mask_image(mask))[..., None], 3, axis=2)
-        raw = _read(path)
+        raw = self._image(path)
         if raw is None:
             return None
         low, high = int(raw.min()), int(raw.max())
         spread = (raw.astype(np.float32) - low) * (255 / max(1, high - low))
         return fit(spread.astype(np.uint8))
-
-
-def _read(path: Path) -> RGBImage | None:
-    try:
-        return read_image(path)
-    except DataError:
-        return None
 
 
 def fit(image: RGBImage) -> RGBImage:
@@ -199,7 +208,7 @@ MOST_OPEN = 3
 """More findings of one kind than this are folded away."""
 
 WITHOUT_THUMBNAILS = frozenset(
-    {"mask-encoding", "ignored-file", "label-unjudged", "label-disagreement"}
+    {"mask-encoding", "recognised", "ignored-file", "label-unjudged", "label-disagreement"}
     | {f"label-{kind}" for kind in KINDS}  # the section about labels shows them
 )
 

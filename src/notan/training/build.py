@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from notan.config import run_to_toml
 from notan.data.batches import BatchLoader, SampleDataset, fingerprint_unlabelled
-from notan.data.folders import find_layout, makes_validation, open_split, survey_masks
+from notan.data.folders import find_layout, makes_validation, open_split
 from notan.data.samples import FileSource, fingerprint, median_size
+from notan.data.survey import survey, white_of
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
+from notan.io.images import FULL_DEPTH
 from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
 from notan.modelfile.preprocess import Preprocessor
@@ -179,6 +181,7 @@ def prepare(
     model: nn.Module | None = None,
     transform: Callable[..., Mapping[str, Any]] | None = None,
     state: Mapping[str, Any] | None = None,
+    validation_names: frozenset[str] | None = None,
 ) -> TrainingSetup:
     """Build and check everything; see ``notan.training.train`` for the arguments.
 
@@ -190,6 +193,7 @@ def prepare(
         transform: See there.
         state: What the training will go on from; its weights take the place of any that an encoder
             would begin with, so that those are not looked for again.
+        validation_names: What was set aside when the training began; None: it begins now.
 
     Raises:
         ConfigError: A setting does not fit.
@@ -207,7 +211,10 @@ def prepare(
     )
     freezing = build_freezing(run.train, network, own_model=own_model)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training, validation, layout = _open_sources(run.data, run.seed, training, validation)
+    training, validation, layout, white = _open_sources(
+        run.data, run.seed, training, validation, validation_names
+    )
+    preprocessor = preprocessor.model_copy(update={"white": white})
     _require_statistics(run, preprocessor, training)
     unlabelled = open_unlabelled(run, preprocessor, validation, own_source=layout == OWN)
     teacher = load_teacher(
@@ -292,30 +299,53 @@ def _trimap_border(data: Data, layout: str) -> TrimapBorder | None:
 
 
 def _open_sources(
-    data: Data, seed: int, training: Source | None, validation: Source | None
-) -> tuple[Source, Source, str]:
-    """Return the images to train and to validate on, and how they lie in their folder."""
+    data: Data,
+    seed: int,
+    training: Source | None,
+    validation: Source | None,
+    names: frozenset[str] | None,
+) -> tuple[Source, Source, str, int]:
+    """Return the images to train and to validate on, how they lie in their folder, and white."""
     if (training is None) != (validation is None):
         raise ConfigError("training and validation images of your own come together or not at all")
-    layout = OWN
+    layout, white = OWN, data.white or FULL_DEPTH
     if training is None or validation is None:
         layout = find_layout(data)
-        training, validation = (_open_and_survey(data, seed, part) for part in PARTS)
+        training, validation, white = _open_and_survey(data, seed, names)
     for part, images in (("train on", training), ("validate on", validation)):
         if len(images) == 0:
             raise DataError(f"there are no images to {part}")
-    return training, validation, layout
+    return training, validation, layout, white
 
 
 PARTS = ("train", "validation")
 
 
-def _open_and_survey(data: Data, seed: int, split: str) -> FileSource:
-    source = open_split(data, split, seed=seed)
-    found = survey_masks(source)
-    readings = ", ".join(f"{encoding} ({count})" for encoding, count in found.items())
-    logger.info(f"{split} masks read as: {readings}")
-    return source
+NO_FOREGROUND = (
+    "no validation image has foreground, so that validation cannot judge: a model that finds "
+    "nothing scores 1 there, any other 0; give validation images with foreground"
+)
+
+
+def _open_and_survey(
+    data: Data, seed: int, names: frozenset[str] | None
+) -> tuple[FileSource, FileSource, int]:
+    """Open both parts, read all masks once, and find which 16-bit value is white."""
+    parts = {split: open_split(data, split, seed=seed, validation_names=names) for split in PARTS}
+    surveys = {split: survey(source) for split, source in parts.items()}
+    for split, found in surveys.items():
+        for line in found.lines(split):
+            logger.info("%s", line)
+    if set(surveys["validation"].encodings) == {"empty"}:
+        logger.warning(NO_FOREGROUND)
+    peak = max(found.peak for found in surveys.values())
+    white = data.white or white_of(peak)
+    if peak:
+        logger.info("16-bit images reach %d: %d is read as white (data.white)", peak, white)
+    training, validation = (
+        source.with_images(replace(source.images, white=white)) for source in parts.values()
+    )
+    return training, validation, white
 
 
 def _data_card(

@@ -18,10 +18,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.modelfile.card import KEY, load_checkpoint
 from notan.models.base import encoder_of
-from notan.models.build import ENCODERS, name_encoder
-from notan.models.encoder_weights import WeightsFile, fit_weights, read_weights
-from notan.models.pretrained import PUBLISHED
-from notan.models.timm_encoder import TimmEncoder, is_timm
+from notan.models.build import name_encoder
+from notan.models.encoder_weights import (
+    PUBLISHED,
+    WeightsFile,
+    fit_weights,
+    load_published,
+    read_weights,
+)
+from notan.models.encoders import ENCODERS
+from notan.models.timm_encoder import is_timm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -134,9 +140,7 @@ def start_encoder(
 
 
 def _start_published(name: str, encoder: Encoder, run: Run) -> EncoderStart:
-    if isinstance(encoder, TimmEncoder):
-        return EncoderStart(f"{name}, {encoder.load_published()}")
-    if name not in PUBLISHED:
+    if not (is_timm(name) or name in PUBLISHED):
         known = " or ".join(sorted(PUBLISHED))
         raise ConfigError(
             f"train.pretrained: the encoder of {run.model.name} is its own, and nobody has "
@@ -148,10 +152,7 @@ def _start_published(name: str, encoder: Encoder, run: Run) -> EncoderStart:
             f"blocks, and this one has model.width={run.model.width} and "
             f"model.residual={run.model.residual}; leave both settings, or leave --pretrained"
         )
-    published = PUBLISHED[name]
-    file = read_weights(published.where.find())
-    encoder.load_state_dict(fit_weights(file.path, file.weights, name, encoder))
-    return EncoderStart(f"{name}, {published.words}")
+    return EncoderStart(f"{name}, {load_published(name, encoder)}")
 
 
 STANDARD = (64, "standard")

@@ -12,7 +12,7 @@ from notan.io.write import storage_errors, write_bytes
 from notan.run_folder import EVENTS, HISTORY, SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from notan.config import Run
@@ -59,8 +59,8 @@ class RunLog:
             for name, value in values.items():
                 self._events.add_scalar(name, value, number)
 
-    def overlays(self, number: int, named: Sequence[tuple[str, RGBImage]]) -> None:
-        """Show images, uint8 (height, width, 3), in TensorBoard."""
+    def overlays(self, number: int, named: Iterable[tuple[str, RGBImage]]) -> None:
+        """Show images, uint8 (height, width, 3), in TensorBoard; without it none is asked for."""
         if self._events:
             for name, image in named:
                 self._events.add_image(f"validation/{name}", image, number, dataformats="HWC")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from notan.config import load_run
+from notan.data.folders import makes_validation, undivided_names
 from notan.errors import ConfigError, DataError
 from notan.io.write import fresh_folder, write_bytes
-from notan.run_folder import RECIPE, STATES, RunFolder, refuse_changes
+from notan.run_folder import RECIPE, SPLIT, STATES, RunFolder, refuse_changes
 from notan.training.build import prepare
 from notan.training.state import StateFolder
 from notan.training.time_limit import Overhead
@@ -145,12 +146,22 @@ def resume(
             model=model,
             transform=transform,
             state=tree,
+            validation_names=None if training else _set_aside(kept.path, run),
         )
         if tree is None:
             kept.begin_again()
         elif not allow_changes:
             _refuse_other_material(setup, tree)
         return Trainer(setup, folder, overhead=overhead).train(tree)
+
+
+def _set_aside(folder: Path, run: Run) -> frozenset[str] | None:
+    """Return the images that a run set aside for validation, where the folder still has them."""
+    path = folder / SPLIT
+    if not path.is_file() or not makes_validation(run.data):
+        return None
+    names = frozenset(path.read_text("utf-8", "surrogateescape").splitlines())
+    return names if names and names < frozenset(undivided_names(run.data)) else None
 
 
 def _refuse_other_material(setup: TrainingSetup, tree: Mapping[str, Any]) -> None:

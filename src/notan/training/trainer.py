@@ -19,6 +19,7 @@ from notan.prediction.backends import TorchBackend, rebuild
 from notan.prediction.formats import overlay_image
 from notan.prediction.predictor import Predictor
 from notan.run_folder import BEST, SPLIT
+from notan.training.build import NO_FOREGROUND
 from notan.training.log import RunLog
 from notan.training.loop import Loop
 from notan.training.state import Best
@@ -161,7 +162,7 @@ class Trainer(Loop):
             time_limit.restore(tree["time limit"], self.progress)
         log = RunLog(self.folder, setup.run, first_epoch=self.progress.epoch)
         names = "".join(f"{name}\n" for name in setup.validation.names)
-        write_bytes(self.folder / SPLIT, names.encode())
+        write_bytes(self.folder / SPLIT, names.encode(errors="surrogateescape"))
         anomaly = torch.autograd.set_detect_anomaly(self.settings.detect_anomaly)
         try:
             with log, anomaly, self.stop:
@@ -274,7 +275,7 @@ class Trainer(Loop):
         model = averaged.module if averaged else setup.model
         card = setup.card(progress.epoch, {"dice": scored.dice, "iou": scored.iou})
         save_checkpoint(self.folder / BEST, Checkpoint(card, model.state_dict()))
-        log.overlays(progress.epoch, list(self._overlays(model)))
+        log.overlays(progress.epoch, self._overlays(model))  # drawn for TensorBoard alone
         progress.best = Best(
             scored.dice, progress.epoch, scored.all_foreground_dice, averaged is not None
         )
@@ -329,7 +330,9 @@ class Trainer(Loop):
         if self.progress.best is None:
             path.unlink(missing_ok=True)  # see _keep_unscored
         best = self.require_best()
-        if best.score <= best.baseline:
+        if best.baseline == 0:  # what all foreground scores where there is none
+            logger.warning(NO_FOREGROUND)
+        elif best.score <= best.baseline:
             logger.warning(
                 "the best Dice, %.4f, is no better than calling every pixel foreground (%.4f): "
                 "nothing was learned; look at the masks with notan check, or try another "
