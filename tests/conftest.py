@@ -15,7 +15,6 @@ import torch
 from filelock import FileLock
 
 from comparison_runs import LEARNED, train_small
-from needs import case
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.exporting import export
@@ -185,12 +184,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("children"))
     yield server
     server.close()
-
-
-@pytest.fixture(scope="session")
-def cases() -> Path:
-    """Inputs as people have them; a test copies what it changes."""
-    return case("")
 
 
 @pytest.fixture(scope="session")
