@@ -57,6 +57,15 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("ci")
 
 
+LONGEST_FILES = ("test_golden_facts.py", "test_readme.py", "test_resume.py", "test_killed.py")
+"""They begin first, so that no worker has one of them left alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the figures of the house after the tests."""
     terminalreporter.write_line(str(House.measured()))

@@ -310,7 +310,11 @@ class Server:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
-        self.process.wait()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:  # somebody else holds the other end of its input
+            self.process.kill()
+            self.process.wait()
         self.process.stdout.close()
 
 

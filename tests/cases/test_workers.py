@@ -25,7 +25,7 @@ from notan.errors import NotanError
 from notan.modelfile.preprocess import Preprocessor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 SIDE = 32
 SOON = 20
@@ -59,6 +59,15 @@ def loader_of(source: Source, *, count: int = 2, batch_size: int = 2) -> BatchLo
     return BatchLoader(
         SampleDataset(source, preprocessor), batch_size, shuffle=False, workers=count
     )
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    """End the workers of a test: each holds copies of all pipes that were open when it began."""
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
 
 
 def test_a_worker_that_is_killed_ends_the_reading_in_a_line() -> None:
