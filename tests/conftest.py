@@ -24,7 +24,7 @@ from runs import Drawn, Server, add_little, no_report
 from test_house import House
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from notan.config import Run
     from notan.data.samples import Source
@@ -64,6 +64,17 @@ LONGEST_FILES = ("test_golden_facts.py", "test_readme.py", "test_resume.py", "te
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first."""
     items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let a test print names that are no UTF-8: what it printed is sent between processes."""
+    report = yield
+    report.sections = [
+        (title, text.encode("utf-8", "backslashreplace").decode())
+        for title, text in report.sections
+    ]
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

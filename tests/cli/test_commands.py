@@ -31,9 +31,11 @@ SCORED = (
     "model data-path split out trimap-border tolerance groups allow-training-images threshold tta "
     f"{MACHINE}"
 )
+READING = "trimap-border foreground ignore mask-channel exif-orientation"
 FLAGS = {
     "train": "data-path time-limit auto model encoder pretrained image-size keep-aspect-ratio "
-    "epochs batch-size learning-rate device out resume trimap-border unlabelled encoder-weights "
+    "epochs batch-size learning-rate device out resume unlabelled encoder-weights "
+    f"{READING} "
     "freeze-epochs teacher group-by patience seed deterministic detect-anomaly recipe "
     "write-recipe overwrite allow-changes",
     "pretrain": "data-path out overwrite resume encoder pretrained encoder-weights epochs "
@@ -47,7 +49,7 @@ FLAGS = {
     "benchmark-models": "data-path models seeds time-limit epochs recipe trimap-border device out",
     "ensemble": "out data-path batch-size device",
     "report": "data-path split device out",
-    "check": "data-path strict trimap-border layout model folds epochs out",
+    "check": f"data-path strict layout model folds epochs out {READING}",
     "download": "out",
     "demo": "out seed",
 }
