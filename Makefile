@@ -25,7 +25,7 @@ types: $(INSTALLED)  ## Types, strictly
 	$(BIN)/mypy
 
 check-tests: $(INSTALLED)  ## The test suite alone
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 docs: $(INSTALLED)  ## Build docs/ into docs/build/html, with warnings as errors
 	$(BIN)/python -m sphinx -W --keep-going -n -q -E docs docs/build/html
