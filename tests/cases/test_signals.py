@@ -34,8 +34,9 @@ def slow(*arguments):
     return whole(*arguments)
 
 Predictor._predict_batch = slow
-if sys.argv[1] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# the tests themselves may run under nohup, which is inherited
+ignored = sys.argv[1] == "nohup"
+signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
 main(sys.argv[2:])
 """
 """The command line, with a network that takes its time."""
