@@ -188,3 +188,28 @@ def test_prediction_reads_bits_as_training_did(
     tifffile.imwrite(tiles, tifffile.imread(path), tile=(16, 16))
     with TiffParts(tiles, white=4095) as parts:
         np.testing.assert_array_equal(parts.read(0, 0, *image.shape[:2]), image)
+
+
+def test_what_the_owner_said_stands_in_the_card_and_judges_the_model(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "data")
+    for path in (folder / "masks").iterdir():
+        labels = np.asarray(Image.open(path)) // 255
+        labels[:4], labels[-4:] = 2, 255
+        saved(path, Image.fromarray(labels * np.uint8(1)))
+    trained = notan.train(
+        folder,
+        epochs=1,
+        batch_size=4,
+        image_size=32,
+        device="cpu",
+        overrides=(
+            "model.width=4",
+            "train.tensorboard=false",
+            "data.masks.foreground=1",
+            "data.masks.ignore=255",
+        ),
+        out=tmp_path / "run",
+    )
+    assert read_card(trained.checkpoint).run.data.masks == Masks(foreground=(1,), ignore=(255,))
+    score = notan.evaluate(trained.checkpoint, folder, split="val")
+    assert score.mean_dice == pytest.approx(trained.dice, abs=0.02)
