@@ -1,0 +1,1 @@
+"""Writers of the test data in ``tests/annotations``, one for each format."""
