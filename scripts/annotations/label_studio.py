@@ -93,7 +93,7 @@ def studio_tasks(work: Work, *, only_brush: bool = False) -> list[dict[str, Any]
     """Return the tasks of an export as JSON (by the schema: a server writes it).
 
     The first images were uploaded (and got a prefix), the others are served from a folder. Task 2
-    has a skipped annotation too, which its own converter leaves out.
+    has a skipped annotation too, wrong everywhere, which the SDK's converter leaves out.
     """
     tasks = []
     for number, (name, drawing) in enumerate(work.drawings.items(), start=1):
@@ -108,7 +108,10 @@ def studio_tasks(work: Work, *, only_brush: bool = False) -> list[dict[str, Any]
             image = f"/data/local-files/?d=images/{name}.png"
         annotations = [studio_annotation(number, result)]
         if name == "two":
-            skipped = studio_annotation(100, result[:1]) | {"was_cancelled": True, "task": number}
+            everything = Drawing(drawing.size)
+            everything.rectangle("nucleus", 0, 0, drawing.size[1], drawing.size[0])
+            wrong = list(studio_region(everything.things[0], 98, only_brush=only_brush))
+            skipped = studio_annotation(100, wrong) | {"was_cancelled": True, "task": number}
             annotations.insert(0, skipped)
         tasks.append(
             {

@@ -27,7 +27,8 @@ def datumaro_dataset(
                 subset=("train" if name in TRAIN else "val") if subsets else None,
                 media=datumaro.Image.from_file(path=str(work.images / f"{name}.png")),
                 annotations=[annotation for annotations in each for annotation in annotations],
-                attributes={"frame": len(items)},
+                # else COCO's ids follow the order of a set, which changes from run to run
+                attributes={"frame": len(items), "id": len(items) + 1},
             )
         )
     return datumaro.Dataset.from_iterable(items, categories=list(CLASSES))
