@@ -104,9 +104,9 @@ class Drawing:
 def draw() -> dict[str, Drawing]:
     """Return the eight images by name.
 
-    Widths and heights of those with objects divide 10 to the power of 5 (or twice it): YOLO's five
-    decimals, which supervision rounds down as well as up and Ultralytics then truncates, would
-    else move vertices by a pixel.
+    Widths and heights of those with objects divide 100,000: supervision rounds YOLO's coordinates
+    to five decimals and Ultralytics truncates the product, which would else move vertices by a
+    pixel.
     """
     one = Drawing((40, 50))  # an object with a hole, and another class within the hole
     ring = one.blob("cell", (17, 18), (13, 14), 1)
