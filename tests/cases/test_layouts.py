@@ -223,14 +223,14 @@ def test_a_folder_of_other_files_is_no_folder_of_masks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_polygons_where_masks_are_wanted_are_named(tmp_path: Path, inside: bool) -> None:
+def test_boxes_where_masks_are_wanted_are_named(tmp_path: Path, inside: bool) -> None:
     places = ("images/train", "labels/train") if inside else ("train/images", "train/labels")
     pairs_at(tmp_path / places[0], tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "elsewhere")
     (tmp_path / places[1]).mkdir(parents=True)
     for name in ("ant", "bee", "cow"):
-        (tmp_path / places[1] / f"{name}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
-    words = r"labels.*: no masks here but 3 \.txt files, which look like polygons as YOLO writes"
+        (tmp_path / places[1] / f"{name}.xml").write_text("<annotation><object/></annotation>\n")
+    words = r"labels.*: no masks here but 3 \.xml files, which look like boxes"
     for read in (lambda: opened(tmp_path, "train"), lambda: examine(tmp_path)):
         with pytest.raises(DataError, match=words):
             read()

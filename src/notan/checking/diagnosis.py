@@ -92,7 +92,7 @@ class Diagnosis(BaseModel):
 
     Attributes:
         folder: The folder.
-        layout: ``"pets"`` or ``"folder"``.
+        layout: As ``find_layout`` names it.
         trimap_border: What the border of trimaps was counted as.
         data: How the files were read, white of 16-bit images included.
         findings: The worst first.

@@ -17,6 +17,7 @@ from notan.checking.diagnosis import Diagnosis, Finding, SplitStatistics, worst_
 from notan.checking.reading import UNLISTED, SampleReader, collect, read_choices
 from notan.config import Data
 from notan.data.folders import find_layout
+from notan.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,11 +62,17 @@ def examine(folder: Path, data: Data = AS_IT_STANDS, *, progress: bool = True) -
     Raises:
         DataError: The folder is missing, of neither layout, or holds no image at all.
     """
-    layout = find_layout(data.model_copy(update={"path": folder}))
+    data = data.model_copy(update={"path": folder})
+    layout = find_layout(data)
     entries, findings = collect(folder, layout)
     choices, white = read_choices(entries)
     findings += choices
-    reader = SampleReader(layout, data, white)
+    try:
+        reader = SampleReader(layout, data, white)
+    except DataError as error:
+        findings.append(Finding("several-classes", "error", str(error)))
+        entries = [replace(entry, mask=None) for entry in entries]
+        reader = SampleReader("folder", data, white)
     samples = _read_all(entries, reader, progress=progress)
     findings += (finding for facts in samples for finding in facts.findings)
     for check in CHECKS:

@@ -11,16 +11,23 @@ import logging
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from notan.checking.diagnosis import Diagnosis, Finding, number_of, worst_first
-from notan.checking.reading import WHOLE, collect
+from notan.checking.reading import WHOLE, collect, label_reader
 from notan.checking.suspicion import SuspectRanking, judge_all, rank
-from notan.data.folders import groups_of, image_reading, mask_labels, trimap_labels
-from notan.data.samples import FileSource, Pair, Subset, choose_folds, choose_validation
+from notan.data.folders import groups_of, image_reading
+from notan.data.samples import (
+    FileSource,
+    Pair,
+    Subset,
+    choose_folds,
+    choose_validation,
+    stored_in,
+)
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.io.digest import hash_file, sha256
 from notan.io.write import write_bytes
@@ -390,7 +397,7 @@ def gather(folder: Path, layout: str, data: Data) -> tuple[FileSource, tuple[str
 
     Args:
         folder: A data folder.
-        layout: ``"pets"`` or ``"folder"``.
+        layout: As ``find_layout`` names it.
         data: How images and masks are read.
     """
     entries = [each for each in collect(folder, layout)[0] if each.split in JUDGED]
@@ -404,12 +411,7 @@ def gather(folder: Path, layout: str, data: Data) -> tuple[FileSource, tuple[str
         for each in entries
         if each.image and each.mask
     ]
-    read = (
-        partial(trimap_labels, trimap_border=data.trimap_border)
-        if layout == "pets"
-        else partial(mask_labels, rule=data.masks)
-    )
-    whole = FileSource(pairs, read, image_reading(data))
+    whole = FileSource(pairs, label_reader(layout, data), image_reading(data))
     unreadable: dict[str, str] = {}
     places = range(len(whole))
     for place in tqdm(places, desc="reading", unit="image", leave=False, delay=1, disable=None):
@@ -450,7 +452,10 @@ def claim(path: Path, plan: LabelPlan, source: FileSource) -> None:
 
 
 def _digest(source: FileSource) -> str:
-    files = ((hash_file(pair.image), hash_file(pair.mask), pair.name) for pair in source.pairs)
+    hash_once = cache(hash_file)  # one file of annotations may be about all images
+    files = (
+        (hash_once(pair.image), hash_once(stored_in(pair.mask)), pair.name) for pair in source.pairs
+    )
     return sha256(*(" ".join(file) for file in files))
 
 

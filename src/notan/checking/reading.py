@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from notan.checking.alignment import Alignment, align
 from notan.checking.diagnosis import Finding, Severity, number_of
+from notan.data.annotations.formats import FORMATS, read_annotations
 from notan.data.copies import Plane, digest_of, thumbnail_of
-from notan.data.folders import mask_labels, pair_of, split_names
+from notan.data.folders import annotation_reader, annotations_in_words, mask_labels
 from notan.data.layouts import (
     SUFFIXES,
     find_parts,
@@ -29,6 +30,7 @@ from notan.data.layouts import (
     unread_partner,
 )
 from notan.data.layouts import WHOLE as WHOLE
+from notan.data.pets import pair_of, split_names, trimap_labels
 from notan.data.samples import Labels
 from notan.data.survey import white_of
 from notan.errors import DataError, UnsupportedError
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from notan.config import Data, Masks, TrimapBorder
+    from notan.config import Data, TrimapBorder
     from notan.data.layouts import FolderPart, Matching
     from notan.types import Mask, RGBImage, Size
 
@@ -66,13 +68,17 @@ def collect(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
 
     Args:
         folder: An existing data folder.
-        layout: ``"pets"`` or ``"folder"``.
+        layout: As ``find_layout`` names it.
 
     Raises:
-        DataError: A folder cannot be listed, or there is neither an image nor a mask.
+        DataError: A folder cannot be listed, or there is neither an image nor a mask; or a file of
+            annotations cannot be read.
     """
     try:
-        entries, findings = _pets(folder) if layout == "pets" else _parts_of(folder)
+        if layout in FORMATS:
+            entries, findings = _annotated(folder, layout)
+        else:
+            entries, findings = _pets(folder) if layout == "pets" else _parts_of(folder)
     except OSError as error:
         raise DataError(
             f"{error.filename or folder}: could not be listed ({error.strerror or error}); "
@@ -83,6 +89,20 @@ def collect(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
             f"{folder}: no images and no masks here; "
             f"files ending in {', '.join(sorted(SUFFIXES))} were wanted"
         )
+    return entries, findings
+
+
+def _annotated(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
+    """List the images of a labelling tool's export."""
+    found = read_annotations(folder, layout)
+    entries = [
+        Entry(pair.name, split, pair.image, pair.mask)
+        for split, pairs in found.pairs.items()
+        for pair in pairs
+    ]
+    words = f"{folder}: {annotations_in_words(found, layout)}"
+    findings = [Finding("recognised", "note", words)]
+    findings += (Finding("annotation-fault", "error", fault) for fault in found.faults)
     return entries, findings
 
 
@@ -370,11 +390,25 @@ def read_choices(entries: Sequence[Entry]) -> tuple[list[Finding], int]:
     return findings, white
 
 
+def label_reader(layout: str, data: Data) -> Callable[[Path], Labels]:
+    """Return how masks of a layout are read as two classes.
+
+    Raises:
+        ConfigError: The owner names a class that is not there.
+        DataError: There are several classes, and the owner does not say which counts.
+    """
+    if layout == "pets":
+        return partial(trimap_labels, trimap_border=data.trimap_border)
+    if layout in FORMATS and data.path:
+        return annotation_reader(data.path, layout, data)
+    return partial(mask_labels, rule=data.masks)
+
+
 def mask_reader(layout: str, data: Data) -> Callable[[Path], MaskPixels]:
-    """Return how masks of a layout are read."""
+    """Return how masks of a layout are read; for the errors see ``label_reader``."""
     if layout == "pets":
         return partial(_read_trimap, trimap_border=data.trimap_border)
-    return partial(_read_two_classes, rule=data.masks)
+    return partial(_read_two_classes, read_labels=label_reader(layout, data))
 
 
 class SampleReader:
@@ -384,10 +418,16 @@ class SampleReader:
         """Take how files are read.
 
         Args:
-            layout: ``"pets"`` or ``"folder"``.
+            layout: As ``find_layout`` names it.
             data: What the owner says of images and masks.
             white: The value of 16-bit images that is read as white, unless the owner says.
+
+        Raises:
+            ConfigError: The owner names a class that is not there.
+            DataError: There are several classes, and the owner does not say which counts.
         """
+        found = read_annotations(data.path, layout) if data.path and layout in FORMATS else None
+        self._painted = found is not None and bool(found.annotations)
         self._upright = data.exif_orientation == "apply"
         white = data.white or white
         self._read_image = partial(read_image, white=white, upright=self._upright)
@@ -401,7 +441,9 @@ class SampleReader:
             pixels = _read(entry.image, self._read_image, "image", entry.split, findings)
             image = None if pixels is None else _image_facts(entry.image, entry.split, pixels)
         if entry.mask:
-            labels = _read(entry.mask, self._read_mask, "mask", entry.split, findings)
+            labels = _read(
+                entry.mask, self._read_mask, "mask", entry.split, findings, painted=self._painted
+            )
             mask = None if labels is None else _mask_facts(entry.mask, entry.split, labels, pixels)
             if labels is not None and mask is not None and pixels is not None and entry.image:
                 mask = replace(mask, turned=self._turned(entry.image, labels, pixels))
@@ -417,12 +459,21 @@ class SampleReader:
 
 
 def _read(
-    path: Path, read: Callable[[Path], Content], what: str, split: str, findings: list[Finding]
+    path: Path,
+    read: Callable[[Path], Content],
+    what: str,
+    split: str,
+    findings: list[Finding],
+    *,
+    painted: bool = False,
 ) -> Content | None:
-    """Return what a reader makes of a file, or None with a finding that says why not."""
+    """Return what a reader makes of a file, or None with a finding that says why not.
+
+    What is painted from annotations is no image file.
+    """
     try:
-        kind = read_format(path)
-        if path.suffix.lower() not in SUFFIXES_OF.get(kind, (path.suffix.lower(),)):
+        kind = "" if painted else read_format(path)
+        if kind and path.suffix.lower() not in SUFFIXES_OF.get(kind, (path.suffix.lower(),)):
             message = (
                 f"{path}: is a {kind} file by its content; it is read as that, "
                 "but other programs trust the name; rename or convert it"
@@ -430,7 +481,7 @@ def _read(
             findings.append(Finding("wrong-type-for-name", "warning", message, (path,), split))
         return read(path)
     except DataError as error:
-        kind = f"{_fault(path, error)}-{what}"
+        kind = f"{'ambiguous' if painted else _fault(path, error)}-{what}"
         findings.append(Finding(kind, "error", str(error), (path,), split))
         return None
 
@@ -447,8 +498,8 @@ def _fault(path: Path, error: DataError) -> Fault:
     return "ambiguous" if error.__cause__ is None else "truncated"
 
 
-def _read_two_classes(path: Path, *, rule: Masks) -> MaskPixels:
-    labels = mask_labels(path, rule=rule)
+def _read_two_classes(path: Path, *, read_labels: Callable[[Path], Labels]) -> MaskPixels:
+    labels = read_labels(path)
     return MaskPixels(labels, labels.mask, labels.mask)
 
 

@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from notan.cli.flags import DEFAULT, READING, DataPath, ReadingFlags, Switch, flag, settings_of
 from notan.config import load_run
+from notan.config.sections import Layout
 from notan.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,9 +24,7 @@ def check(
     *,
     data_path: DataPath = None,
     strict: Switch = False,
-    layout: Annotated[
-        Literal["auto", "pets", "folder"], arg(metavar="auto|pets|folder")
-    ] = DEFAULT.data.layout,
+    layout: Annotated[Layout, arg(metavar="auto|pets|folder|coco|...")] = DEFAULT.data.layout,
     model: Annotated[Path | None, flag("FILE", "masks are not ranked")] = None,
     folds: Annotated[int | None, flag("N", "3, with --model")] = None,
     epochs: Annotated[int | None, flag("N", "the model's own, with --model")] = None,
@@ -45,7 +44,7 @@ def check(
 
     Args:
         strict: Count warnings as a failure too.
-        layout: How the folder is arranged; auto looks.
+        layout: How images and masks are arranged, or as which tool wrote them; auto looks.
         model: A best.safetensors of a run on this folder; ranks the masks by how much they look
             like mistakes.
         folds: Parts that the images are divided into; each is judged by a network trained on

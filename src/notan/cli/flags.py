@@ -32,7 +32,7 @@ def flag(metavar: str, default: object = None, *, help: str | None = None) -> An
     return arg(metavar=metavar, help_behavior_hint=hint, help=help)
 
 
-IMAGES_AND_MASKS = "The folder with the images and masks."
+IMAGES_AND_MASKS = "The folder with the images and masks, or a file of annotations."
 DEVICES = "auto|cpu|cuda|cuda:1|mps"
 BORDERS = "foreground|background|ignore"
 BORDER_HELP = "What the border of Oxford's trimaps counts as; other masks have none."
@@ -114,14 +114,14 @@ class ReadingFlags:
     """How images and masks are read, where files can be read in several ways.
 
     Attributes:
-        foreground: Which values, palette indices or colours of the masks are foreground.
+        foreground: Which classes are foreground: names, values, palette indices or colours.
         ignore: Which of them are left out of loss and score, such as 255 beside 0 and 1.
         mask_channel: Which channel or page of a mask file, from 0, is the mask.
         exif_orientation: ignore where the masks were drawn on the images as they are stored.
     """
 
     trimap_border: TrimapBorderSetting = sets("data.trimap_border")
-    foreground: Annotated[str | None, flag("17,19|'#804080'", "masks have two classes")] = sets(
+    foreground: Annotated[str | None, flag("cat,dog|17,19|'#804080'", "there is one class")] = sets(
         "data.masks.foreground"
     )
     ignore: Annotated[str | None, flag("255", "nothing")] = sets("data.masks.ignore")

@@ -61,16 +61,24 @@ def _split(value: object) -> object:
     )
 
 
-Colour: TypeAlias = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
-ClassValues: TypeAlias = Annotated[tuple[int | Colour, ...], BeforeValidator(_split)]
+ClassWord: TypeAlias = Annotated[str, Field(pattern=r"^(#[0-9a-fA-F]{6}|[^#].*)$")]
+"""A colour, or a name."""
+ClassValues: TypeAlias = Annotated[tuple[int | ClassWord, ...], BeforeValidator(_split)]
+
+
+Layout: TypeAlias = Literal[
+    "auto", "pets", "folder", "coco", "labelme", "yolo", "voc", "cvat", "label-studio", "nnunet",
+    "table", "geojson",
+]  # fmt: skip
 
 
 class Masks(Section):
     """What the owner says of masks that can be read in several ways."""
 
     foreground: ClassValues = ()
-    """Grey values, palette indices or colours (``17,19`` or ``#804080``) that are foreground;
-    empty: the masks hold two classes, which the values themselves tell."""
+    """Names of classes, or grey values, palette indices or colours (``cat,dog``, ``17,19`` or
+    ``#804080``) that are foreground; empty: there are two classes, which the masks themselves
+    tell."""
     ignore: ClassValues = ()
     """Likewise, what is left out of loss and score, such as 255 beside 0 and 1."""
     channel: Annotated[int, Field(ge=0)] | None = None
@@ -78,6 +86,9 @@ class Masks(Section):
     white_is_zero: Literal["stored", "shown"] | None = None
     """What counts in a TIFF that is marked WhiteIsZero; None: what its writer must have meant, or
     refuse it."""
+    crowd: Literal["ignore", "foreground"] | None = None
+    """What COCO's annotations marked ``iscrowd`` are; None: ignored, or refused where most are
+    marked so."""
 
 
 class Data(Section):
@@ -85,9 +96,9 @@ class Data(Section):
 
     path: SystemPath | None = None
     """The data folder."""
-    layout: Literal["auto", "pets", "folder"] = "auto"
-    """``pets``: the Oxford-IIIT Pet layout; ``folder``: images/ and masks/; ``auto``: whichever
-    the folder has."""
+    layout: Layout = "auto"
+    """``pets``: the Oxford-IIIT Pet layout; ``folder``: images/ and masks/; the others: as these
+    tools write annotations; ``auto``: whichever the folder has."""
     trimap_border: TrimapBorder = "foreground"
     """What the trimap border (value 3) counts as; masks other than trimaps have none."""
     masks: Masks = Masks()

@@ -1,8 +1,7 @@
 """Data folders: which layout one has, and the source of each of its splits.
 
-Two layouts are known: folders of images and masks, alone or in parts (``notan.data.layouts``); and
-the Oxford-IIIT Pet dataset's own, with its official lists and trimaps (Parkhi, Vedaldi, Zisserman,
-Jawahar, "Cats and Dogs", CVPR 2012).
+Known are folders of images and masks, alone or in parts (``notan.data.layouts``); what labelling
+tools write (``notan.data.annotations``); and the Oxford-IIIT Pet dataset (``notan.data.pets``).
 """
 
 from __future__ import annotations
@@ -10,9 +9,19 @@ from __future__ import annotations
 import difflib
 import logging
 from functools import cache, lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from notan.config import Data
+from notan.data.annotations.formats import FORMATS, find, read_annotations, recognise
+from notan.data.annotations.labels import (
+    AnnotationReader,
+    choose,
+    is_value,
+    mask_rule,
+    require_values,
+    without_void,
+)
+from notan.data.annotations.table import find_lists
 from notan.data.copies import all_copies, look_at
 from notan.data.layouts import PART_NAMES as PART_NAMES
 from notan.data.layouts import SUFFIXES as SUFFIXES
@@ -25,18 +34,21 @@ from notan.data.layouts import (
     whole_part,
 )
 from notan.data.layouts import image_files as image_files
+from notan.data.pets import has_list, looks_like_pets, pets_source
 from notan.data.samples import FileSource, ImageReading, Labels, Pair
 from notan.data.splits import choose_validation, join_groups, name_groups
 from notan.data.survey import MOST_REMEMBERED, in_threads, stamp_of, survey_mask
 from notan.errors import ConfigError, DataError, nearest
 from notan.io.images import FULL_DEPTH, read_image
-from notan.io.masks import AS_IT_STANDS, read_mask, read_trimap
+from notan.io.masks import AS_IT_STANDS, read_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from notan.config import Masks, TrimapBorder
+    from notan.config.sections import Layout
+    from notan.data.annotations.sets import AnnotationSet
     from notan.data.copies import ImageLook
     from notan.modelfile.card import Card
 
@@ -45,7 +57,7 @@ logger = logging.getLogger("notan")
 
 def looks_like_folder(folder: Path) -> bool:
     """Say whether a folder holds images and masks, directly or in a part."""
-    return any(part.is_whole for part in find_parts(folder))
+    return folder.is_dir() and any(part.is_whole for part in find_parts(folder))
 
 
 def folder_source(folder: Path) -> FileSource:
@@ -131,105 +143,6 @@ def _require_partners(
     )
 
 
-VALIDATION_EVERY = 10
-"""Every tenth line of trainval.txt is validation: the rule behind the published numbers."""
-
-
-def looks_like_pets(folder: Path) -> bool:
-    """Say whether a folder has the dataset's own layout."""
-    return (folder / "annotations" / "trimaps").is_dir() and (folder / "images").is_dir()
-
-
-def pets_source(folder: Path, split: str, trimap_border: TrimapBorder) -> FileSource:
-    """Return one part of the dataset.
-
-    Args:
-        folder: Holds ``images/`` and ``annotations/`` with ``trainval.txt``, ``test.txt`` and
-            ``trimaps/``.
-        split: ``train`` and ``validation`` share ``trainval.txt`` (nine lines to one), ``test``
-            is ``test.txt``, ``all`` is both lists.
-        trimap_border: What the trimap's border counts as.
-
-    Raises:
-        DataError: A list, image or trimap is missing; the message names the first.
-    """
-    names = split_names(folder, split)
-    pairs = [_existing_pair(pair_of(folder, name)) for name in names]
-    return FileSource(pairs, partial(trimap_labels, trimap_border=trimap_border))
-
-
-def trimap_labels(path: Path, *, trimap_border: TrimapBorder) -> Labels:
-    """Read a trimap: 1 is foreground, 2 background, and 3, the border, what the rule says.
-
-    Raises:
-        DataError: The file is unreadable or holds other values.
-    """
-    mask, ignore = read_trimap(path, trimap_border)
-    return Labels(mask, ignore, f"trimap, trimap_border = {trimap_border}")
-
-
-def split_names(folder: Path, split: str) -> Sequence[str]:
-    """Return the images that the dataset's lists give to a split, in the lists' order.
-
-    Args:
-        folder: The dataset's folder.
-        split: As for ``pets_source``.
-
-    Raises:
-        DataError: A list is missing, unreadable or empty.
-    """
-    annotations = folder / "annotations"
-    if split == "test":
-        return _read_list(annotations / "test.txt")
-    listed = _read_list(annotations / "trainval.txt")
-    if split == "all":
-        return [*listed, *_read_list(annotations / "test.txt")]
-    validation = listed[::VALIDATION_EVERY]
-    if split == "validation":
-        return validation
-    held_back = set(validation)
-    return [name for name in listed if name not in held_back]
-
-
-def has_list(folder: Path, split: str) -> bool:
-    """Say whether the folder holds the dataset's list of a split: ``trainval`` or ``test``."""
-    return (folder / "annotations" / f"{split}.txt").is_file()
-
-
-def pair_of(folder: Path, name: str) -> Pair:
-    """Say where an image and its trimap should lie, whether or not they are there."""
-    return Pair(
-        name,
-        folder / "images" / f"{name}.jpg",
-        folder / "annotations" / "trimaps" / f"{name}.png",
-    )
-
-
-def _read_list(path: Path) -> list[str]:
-    """Read the first word of every line: the image's name."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: the dataset's list cannot be read ({error}); "
-            "get a whole copy with: notan download oxford-iiit-pet"
-        ) from error
-    names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
-    if not names:
-        raise DataError(f"{path}: the list is empty; at least one image's name was wanted")
-    return names
-
-
-def _existing_pair(pair: Pair) -> Pair:
-    for path in (pair.image, pair.mask):
-        if not path.is_file():
-            raise DataError(
-                f"{path}: the list names {pair.name}, but this file is missing; "
-                "get a whole copy with: notan download oxford-iiit-pet"
-            )
-    return pair
-
-
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 """The words for a split and what they mean; ``all`` is every image of the folder."""
 
@@ -286,10 +199,11 @@ def open_as_trained(
     """
     known = card.run.data
     border = trimap_border or card.trimap_border
+    layout = find_layout(Data(path=path, layout=known.layout))
     data = Data(
         path=path,
-        layout=known.layout,
-        masks=known.masks,
+        layout=layout,
+        masks=_masks_as_trained(card, layout, path),
         exif_orientation=known.exif_orientation,
         white=card.preprocess.white,
         **({"trimap_border": border} if border else {}),
@@ -298,21 +212,60 @@ def open_as_trained(
     return open_split(data, split, seed=card.run.seed, validation_names=names), data
 
 
-def find_layout(data: Data) -> str:
-    """Return ``pets`` or ``folder``.
+def _masks_as_trained(card: Card, layout: str, path: Path) -> Masks:
+    """Return what the owner said of masks, as far as it can be said of this layout.
 
     Raises:
-        DataError: The folder is missing or is neither.
+        ConfigError: It is by values, and the model was trained on another kind of masks.
+    """
+    masks, trained = card.run.data.masks, card.data.layout
+    chosen = (*masks.foreground, *masks.ignore)
+    if layout == trained or not chosen:
+        return masks
+    if layout == "folder" and not any(map(is_value, chosen)):
+        # names of classes say nothing of mask files, and two classes need no names
+        return masks.model_copy(update={"foreground": (), "ignore": ()})
+    if any(isinstance(each, int) for each in chosen) and {layout, trained} & REGIONS:
+        raise ConfigError(
+            f"{path}: the model's foreground is {', '.join(map(str, masks.foreground))} of the "
+            f"layout '{trained}', which is another thing in the layout '{layout}'; give data of "
+            "the layout that it was trained on"
+        )
+    return masks
+
+
+REGIONS = frozenset(FORMATS) - {"voc", "nnunet", "table"}
+"""Layouts whose classes have numbers of their own, not the values of mask files."""
+
+
+def find_layout(data: Data) -> Layout:
+    """Return ``pets``, ``folder`` or the name of a labelling tool's format.
+
+    Raises:
+        DataError: The folder is missing or is none of these, or not what is said.
     """
     folder = _existing(data.path)
     if data.layout in ("auto", "pets") and looks_like_pets(folder):
         return "pets"
+    if data.layout == "auto" and folder.is_dir() and find_lists(folder):
+        return "table"  # says more than the folders beside it
     if data.layout in ("auto", "folder") and looks_like_folder(folder):
         return "folder"
+    if data.layout in FORMATS and find(folder, data.layout):
+        return data.layout
+    if data.layout == "auto" and (found := recognise(folder)):
+        return cast("Layout", found)
     wanted = {
         "pets": "images/ and annotations/trimaps/",
         "folder": "images/ and masks/ (alone, or inside train/, val/ and test/)",
+        **{name: each.title for name, each in FORMATS.items()},
     }
+    if folder.is_file():
+        raise DataError(
+            f"{folder}: this file is {wanted.get(data.layout, 'none of the kinds that are read')}"
+            if data.layout == "auto"
+            else f"{folder}: this file is not {wanted[data.layout]}"
+        )
     refuse_other_kinds(folder)
     layouts = wanted if data.layout == "auto" else {data.layout: wanted[data.layout]}
     inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
@@ -322,12 +275,21 @@ def find_layout(data: Data) -> str:
     )
 
 
+def holds_masks(folder: Path) -> bool:
+    """Say whether a folder holds images with masks or annotations."""
+    try:
+        find_layout(Data(path=folder))
+    except DataError:
+        return False
+    return True
+
+
 def makes_validation(data: Data) -> bool:
     """Say whether the validation split is made by us, for want of one in the data."""
     folder = _existing(data.path)
     if find_layout(data) == "pets":
         return False
-    parts = _parts_of(folder)
+    parts = _parts_of(folder, data)
     return WHOLE in parts or "validation" not in parts
 
 
@@ -340,12 +302,70 @@ def has_test(data: Data) -> bool:
     folder = _existing(data.path)
     if find_layout(data) == "pets":
         return has_list(folder, "test")
-    return "test" in _parts_of(folder)
+    return "test" in _parts_of(folder, data)
 
 
-def _parts_of(folder: Path) -> dict[str, FolderPart]:
-    """Return the parts of a folder that have images and masks."""
-    return {part.split: part for part in find_parts(folder) if part.is_whole}
+def _parts_of(folder: Path, data: Data) -> dict[str, Callable[[], FileSource]]:
+    """Return what opens each of the parts that have images and masks."""
+    layout = find_layout(data)
+    if layout in FORMATS:
+        found = read_annotations(folder, layout)
+        if found.faults:
+            others = len(found.faults) - 1
+            more = f" (and {others} more; see: notan check --data-path {folder})" if others else ""
+            raise DataError(f"{found.faults[0]}{more}")
+        if not found.pairs:
+            words = annotations_in_words(found, layout)
+            raise DataError(f"{folder}: no image with its annotation here ({words})")
+        opened = partial(_open_annotated, folder, found, layout, data)
+        return {split: partial(opened, pairs) for split, pairs in found.pairs.items()}
+    return {
+        part.split: partial(_open_folder, folder, part, data)
+        for part in find_parts(folder)
+        if part.is_whole
+    }
+
+
+def _open_folder(folder: Path, part: FolderPart, data: Data) -> FileSource:
+    require_values(data.masks, folder)
+    pairs = _source_of(part).pairs
+    _say_once(f"{folder}: {part.in_words(folder)}")
+    return FileSource(pairs, partial(mask_labels, rule=data.masks), image_reading(data))
+
+
+def _open_annotated(
+    folder: Path, found: AnnotationSet, layout: str, data: Data, pairs: Sequence[Pair]
+) -> FileSource:
+    _say_once(f"{folder}: {annotations_in_words(found, layout)}")
+    return FileSource(pairs, annotation_reader(folder, layout, data), image_reading(data))
+
+
+def annotations_in_words(found: AnnotationSet, layout: str) -> str:
+    """Say what was recognised, and what is passed over."""
+    counts = ", ".join(f"{split} {len(pairs)}" for split, pairs in found.pairs.items())
+    words = f"recognised as {FORMATS[layout].title}: {counts or 'no'} images"
+    if found.classes:
+        words += f", classes {', '.join(found.classes)}"
+    return "; ".join([words, *(f"passed over: {note}" for note in found.notes)])
+
+
+def annotation_reader(folder: Path, layout: str, data: Data) -> Callable[[Path], Labels]:
+    """Return what reads the masks of a labelling tool's export, under the owner's choice.
+
+    Raises:
+        ConfigError: A class is named that is not there.
+        DataError: There are several classes and the owner says nothing.
+    """
+    found = read_annotations(folder, layout)
+    if not found.annotations:
+        return partial(mask_labels, rule=mask_rule(found, data.masks, folder))
+    return AnnotationReader(
+        found.annotations,
+        choose(found, without_void(found, data.masks), folder),
+        mask_rule(found, data.masks, folder),
+        data.exif_orientation == "apply",
+        f"{folder}, {layout}, {found.number}",
+    )
 
 
 def _existing(path: Path | None) -> Path:
@@ -353,9 +373,19 @@ def _existing(path: Path | None) -> Path:
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
     if not path.exists():
         raise DataError(f"{path}: there is no such folder; check --data-path")
-    if not path.is_dir():
-        raise DataError(f"{path}: this is a file; --data-path wants the folder that holds the data")
+    if path.suffix.lower() in PACKED:
+        raise DataError(f"{path}: this is an archive; unpack it, and give the folder")
+    if not path.is_dir() and path.suffix.lower() not in NAMED_FILES:
+        raise DataError(
+            f"{path}: this is a file; --data-path wants the folder that holds the data, or a file "
+            f"of annotations ({', '.join(NAMED_FILES)})"
+        )
     return path
+
+
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+NAMED_FILES = (".json", ".geojson", ".xml", ".yaml", ".yml", ".csv", ".parquet")
+"""Files of annotations that may be given in place of their folder."""
 
 
 def _folder_split(
@@ -391,7 +421,7 @@ def _set_aside(folder: Path, whole: FileSource, data: Data, seed: int) -> frozen
         partial(_glance, read_labels=whole.read_labels), whole.pairs, "reading masks"
     )
     empty = {pair.name for pair, look in zip(whole.pairs, looks, strict=True) if look is False}
-    groups, copies = groups_of(whole, data.group_by)
+    groups, copies = groups_of(whole, data.group_by, told=_told_groups(folder, data))
     names = whole.names
     count = len({groups.get(name, name) for name in names})
     if count == 1 and data.group_by:
@@ -415,12 +445,22 @@ def _set_aside(folder: Path, whole: FileSource, data: Data, seed: int) -> frozen
     return chosen
 
 
-def groups_of(source: FileSource, group_by: str | None) -> tuple[dict[str, str], int]:
+def _told_groups(folder: Path, data: Data) -> Mapping[str, str]:
+    """Return the groups that the data themselves tell, where the owner names none."""
+    layout = find_layout(data)
+    is_told = layout in FORMATS and data.group_by is None
+    return read_annotations(folder, layout).groups if is_told else {}
+
+
+def groups_of(
+    source: FileSource, group_by: str | None, *, told: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], int]:
     """Return which images have to stay on one side of a split, and how many of them are copies.
 
     Args:
         source: Its images are decoded once, to tell copies; one that cannot be is taken for none.
         group_by: As for ``name_groups``.
+        told: Groups that are known already.
 
     Raises:
         ConfigError: It is no regular expression, or found in no name.
@@ -429,7 +469,9 @@ def groups_of(source: FileSource, group_by: str | None) -> tuple[dict[str, str],
     names = source.names
     looks = in_threads(_look_at, [pair.image for pair in source.pairs], "looking for copies")
     linked = ((names[one], names[other]) for one, other in all_copies(looks))
-    return join_groups(name_groups(names, group_by), linked)
+    own = frozenset(names)
+    known = {name: group for name, group in (told or {}).items() if name in own}
+    return join_groups({**known, **name_groups(names, group_by)}, linked)
 
 
 def _look_at(path: Path) -> ImageLook | None:
@@ -459,24 +501,22 @@ def undivided_names(data: Data) -> Sequence[str]:
 
 
 def _undivided(folder: Path, data: Data) -> FileSource:
-    return _own_part(folder, WHOLE if WHOLE in _parts_of(folder) else "train", data)
+    return _own_part(folder, WHOLE if WHOLE in _parts_of(folder, data) else "train", data)
 
 
 def _own_part(folder: Path, split: str, data: Data) -> FileSource:
-    part = _parts_of(folder).get(split)
-    if part is None and split == WHOLE:
+    open_part = _parts_of(folder, data).get(split)
+    if open_part is None and split == WHOLE:
         raise DataError(
             f"{folder}: this folder is divided into parts; choose one with --split, "
             f"or point --data-path at one of them, say {folder / 'train'}"
         )
-    if part is None:
+    if open_part is None:
         raise DataError(
             f"{folder}: there is no {split} part ({split}/images and {split}/masks); "
             "choose another with --split train, --split val or --split all"
         )
-    pairs = _source_of(part).pairs
-    _say_once(f"{folder}: {part.in_words(folder)}")
-    return FileSource(pairs, partial(mask_labels, rule=data.masks), image_reading(data))
+    return open_part()
 
 
 @cache

@@ -171,15 +171,29 @@ PLAIN = ImageReading()
 
 @dataclass(frozen=True)
 class Pair:
-    """Where one sample's image and mask lie."""
+    """Where one sample's image and mask lie.
+
+    Attributes:
+        name: The sample's.
+        image: The image's file.
+        mask: The mask's file; or the path of a file of annotations, with the image's name behind
+            it where the file is about several images.
+        channels: Files of the image's further channels, if it lies in several.
+    """
 
     name: str
     image: Path
     mask: Path
+    channels: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         # A file's name need not be text; a sample's name goes into tables, cards and pages
         object.__setattr__(self, "name", as_written(self.name))
+
+
+def stored_in(mask: Path) -> Path:
+    """Return the file that a mask stands in: itself, or the annotations of several images."""
+    return next((path for path in mask.parents if path.is_file()), mask)
 
 
 class FileSource(Source):

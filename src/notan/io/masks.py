@@ -365,20 +365,22 @@ def _from_grey(grey: Grey, name: str, *, lossy: bool = False) -> MaskReading:
         return MaskReading(grey > 0, encoding)
     if len(values) in FEW_VALUES and not lossy:
         why, todo = FEW_VALUES[len(values)]
-        raise _refusal(name, _describe(values), why, todo.format(_number(values[1 % len(values)])))
+        todo = todo.format(_number(values[1 % len(values)]))
+        raise _refusal(name, _describe(values), why, todo + _shares(counts.counts))
     if lossy and values[-1] in (1, 2):
         why = "after lossy compression that is either noise or a ruined mask of 0 and 1"
         raise _refusal(name, _describe(values), why, f"from the original mask, {SAVE_AGAIN}")
     if not _has_soft_edges(grey, counts, full, lossy=lossy):
         why = "that looks like instance labels, several classes, a probability map or an image"
         todo = f"{CHOOSE.format(_number(values[-1]))}, or cut at a threshold and {SAVE_AGAIN}"
-        raise _refusal(name, _describe(values), why, todo)
+        raise _refusal(name, _describe(values), why, todo + _shares(counts.counts))
     return MaskReading(grey > full / 2, "soft edges, cut at half")
 
 
 def _from_palette(indices: Grey, colours: Bytes, name: str) -> MaskReading:
     """Read a mask of palette indices: by the colours where they are greys, else by the index."""
-    labels = _count(indices).values.tolist()
+    counts = _count(indices)
+    labels = counts.values.tolist()
     seen = colours[labels]
     # a palette that is black all over says nothing; there the indices are the labels
     if (seen == seen[:, :1]).all() and len(np.unique(seen[:, 0])) == len(labels):
@@ -386,10 +388,9 @@ def _from_palette(indices: Grey, colours: Bytes, name: str) -> MaskReading:
     if labels == [1]:
         return MaskReading(indices > 0, "full")
     if len(labels) != 2 or labels[0] != 0:
-        found = f"palette indices {_listing(labels)}"
-        raise _refusal(
-            name, found, "two classes are index 0 and one other", CHOOSE.format(labels[-1])
-        )
+        found, todo = f"palette indices {_listing(labels)}", CHOOSE.format(labels[-1])
+        why = "two classes are index 0 and one other"
+        raise _refusal(name, found, why, todo + _shares(counts.counts))
     if seen[0].any() and not seen[1].any():
         found = f"palette index {labels[1]} in black and index 0 in #{seen[0].tobytes().hex()}"
         raise _refusal(name, found, "colour and index disagree on the foreground", SAVE_AGAIN)
@@ -411,12 +412,13 @@ def _from_colours(rgb: Bytes, name: str, *, lossy: bool) -> MaskReading:
     # comparing with one colour is far cheaper than sorting colours
     if not lit.all() and (rgb[lit] == rgb[row, column]).all():
         return MaskReading(lit, "black/colour")
-    colours = [f"#{code:06x}" for code in np.unique(_code(rgb)).tolist()]
+    codes, numbers = np.unique(_code(rgb), return_counts=True)
+    colours = [f"#{code:06x}" for code in codes.tolist()]
     raise _refusal(
         name,
         f"{'colour' if len(colours) == 1 else 'colours'} {_listing(colours)}",
         "two classes are black (background) and one other colour (foreground)",
-        CHOOSE.format(f"'{colours[-1]}'"),
+        CHOOSE.format(f"'{colours[-1]}'") + _shares(numbers),
     )
 
 
@@ -514,6 +516,14 @@ def _listing(values: Sequence[float | str]) -> str:
     shown = [value if isinstance(value, str) else _number(value) for value in values]
     text = ", ".join(shown[:LISTED_VALUES])
     return text if len(shown) <= LISTED_VALUES else f"{text}, ... ({len(shown)} values)"
+
+
+def _shares(counts: npt.NDArray[np.int64]) -> str:
+    """Say which share of the pixels holds each of a few values."""
+    if not 2 <= len(counts) <= LISTED_VALUES:
+        return ""
+    shares = ", ".join(f"{share:.1%}" for share in counts / counts.sum())
+    return f"; their shares of the pixels: {shares}"
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,8 @@ import torch
 
 from notan.config import Data
 from notan.data.batches import Batch, SampleDataset, find_unlabelled
-from notan.data.folders import looks_like_folder, looks_like_pets, open_split
+from notan.data.folders import holds_masks, open_split
+from notan.data.pets import looks_like_pets
 from notan.data.samples import FileSource, Labels, Pair
 from notan.errors import ConfigError, DataError, NotanError
 from notan.io.headers import read_size
@@ -50,7 +51,7 @@ def find_images(settings: Pretrain) -> tuple[FileSource, str]:
         DataError: It is missing, holds no images, or mixes in test images.
     """
     folder = _existing(settings.path)
-    if looks_like_pets(folder) or looks_like_folder(folder):
+    if holds_masks(folder):
         data = Data(path=folder, split_seed=settings.split_seed)
         source = open_split(data, "train", seed=settings.seed)
         words = "its training split; the images that validate and test are left out"
