@@ -120,14 +120,16 @@ def _read_parquet(path: Path) -> tuple[Sequence[str], Iterator[Mapping[str, Any]
         names = table.schema_arrow.names
         wanted = [name for what in COLUMNS if (name := _column(names, what))]
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: this is no Parquet, or only a part of it ({error})") from error
+        words = " ".join(str(error).split())
+        raise DataError(f"{path}: this is no Parquet, or only a part of it ({words})") from error
 
     def rows() -> Iterator[Mapping[str, Any]]:
         try:
             for batch in table.iter_batches(batch_size=16, columns=wanted):
                 yield from batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: cannot be read to its end ({error})") from error
+            words = " ".join(str(error).split())
+            raise DataError(f"{path}: cannot be read to its end ({words})") from error
 
     return names, rows()
 
