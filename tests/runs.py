@@ -89,10 +89,10 @@ class Own(nn.Module):
         return logits
 
 
-def little(settings: Model) -> SegmentationModel:
+def little(settings: Model, channels: int = 3) -> SegmentationModel:
     """Build a U-Net of two levels where there are five, which trains in a third of the time."""
     with mock.patch.object(unet, "LEVELS", 2):
-        return MODELS["unet"](settings)
+        return MODELS["unet"](settings, channels)
 
 
 def add_little() -> None:

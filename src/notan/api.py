@@ -301,8 +301,8 @@ def predict(
 
     predictor = _opened(model)
     if isinstance(images, (list, tuple)):
-        white = predictor.preprocessor.white
-        read = (as_image(image, white=white) for image in images)
+        reading = predictor.preprocessor.reading
+        read = (as_image(image, reading) for image in images)
         return list(predictor.predict_many(read, batch_size=batch_size))
     return predictor(images)
 

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
 
+Image8: TypeAlias = Annotated[npt.NDArray[np.uint8], "height width channels"]
 RGBImage: TypeAlias = Annotated[npt.NDArray[np.uint8], "height width 3, RGB"]
 Mask: TypeAlias = Annotated[npt.NDArray[np.bool_], "height width, True = foreground"]
 Probability: TypeAlias = Annotated[npt.NDArray[np.float32], "height width, 0..1"]
-ModelInput: TypeAlias = Annotated[npt.NDArray[np.float32], "3 height width, normalised"]
+ModelInput: TypeAlias = Annotated[npt.NDArray[np.float32], "channels height width, normalised"]
 
-Images: TypeAlias = "Annotated[Tensor, 'n 3 h w, float']"
+Images: TypeAlias = "Annotated[Tensor, 'n channels h w, float']"
 Logits: TypeAlias = "Annotated[Tensor, 'n 1 h w, float']"
 Probabilities: TypeAlias = "Annotated[Tensor, 'n 1 h w, 0..1']"
 Masks: TypeAlias = "Annotated[Tensor, 'n 1 h w, 0 or 1, float']"

@@ -176,17 +176,18 @@ def test_prediction_reads_bits_as_training_did(
     shown = predictor.preprocessor.model_copy(update={"white": 4095})
     told = Predictor(predictor.backend, shown, postprocessing=predictor.postprocessing)
     path = next(iter(sorted((twelve_bits / "images").iterdir())))
-    image = read_image(path, white=4095)
+    reading = shown.reading
+    image = read_image(path, reading)
     expected = predictor(image).mask
     np.testing.assert_array_equal(told(path).mask, expected)
     np.testing.assert_array_equal(told(path.read_bytes()).mask, expected)
-    (item,) = items_of(Found("p", path), white=4095)
+    (item,) = items_of(Found("p", path), reading=reading)
     np.testing.assert_array_equal(item.read(), image)
     with path.open("rb") as file:
-        np.testing.assert_array_equal(TiffPages(file, "p", white=4095).read(0), image)
+        np.testing.assert_array_equal(TiffPages(file, "p", reading).read(0), image)
     tiles = tmp_path / "tiles.tif"
     tifffile.imwrite(tiles, tifffile.imread(path), tile=(16, 16))
-    with TiffParts(tiles, white=4095) as parts:
+    with TiffParts(tiles, reading) as parts:
         np.testing.assert_array_equal(parts.read(0, 0, *image.shape[:2]), image)
 
 

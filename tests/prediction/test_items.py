@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from notan.types import RGBImage
 
 
-def opened(path: Path, **options: int) -> dict[str, RGBImage | str]:
+def opened(path: Path, *, frame_step: int = 1) -> dict[str, RGBImage | str]:
     """Read every item of a file: its image, or what was wrong."""
     found: dict[str, RGBImage | str] = {}
-    for item in items_of(Found(path.stem, path), **options):
+    for item in items_of(Found(path.stem, path), frame_step=frame_step):
         found[item.name] = read(item)
     return found
 

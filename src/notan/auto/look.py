@@ -20,6 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from notan.data.folders import makes_validation, open_split
+from notan.data.survey import read_as_a_whole
+from notan.io.images import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -186,6 +188,7 @@ def take_fingerprint(data: Data, *, seed: int) -> Fingerprint:
         DataError: It is missing, holds no training pairs, or a file in it cannot be read.
     """
     training = open_split(data, "train", seed=seed)
+    training = read_as_a_whole(training, data)
     validation = open_split(data, "validation", seed=seed)
     looks = _look_at(training)
     heights, widths = (np.array(sides) for sides in zip(*training.sizes(), strict=True))
@@ -232,7 +235,7 @@ def _look(sample: Sample) -> _Look:
     mask = sample.mask
     rows = mask.mean(axis=1)
     spread = sample.image.max(axis=2).astype(np.float32) - sample.image.min(axis=2)
-    light = np.asarray(cv2.cvtColor(sample.image, cv2.COLOR_RGB2GRAY)).mean(axis=1)
+    light = np.asarray(cv2.cvtColor(shown(sample.image), cv2.COLOR_RGB2GRAY)).mean(axis=1)
     has_foreground = bool(mask.any())
     usual, thin = thickness(mask, (USUAL_SHARE, THIN_SHARE)) if has_foreground else (None, None)
     return _Look(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.dataclasses import dataclass
 
 from notan.config import Data, TrimapBorder
+from notan.io.images import PLAIN, RGB_CHANNELS, ImageReading
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
 Three: TypeAlias = tuple[float, float, float]
@@ -52,8 +53,9 @@ class SplitStatistics(BaseModel):
         masks: How many masks could be read.
         height: Minimum, median and maximum height of the images, in pixels.
         width: The same of the width.
-        colour_mean: Mean of red, green and blue, 0..1; every image counts alike.
-        colour_std: Standard deviation of red, green and blue over all pixels, 0..1.
+        colour_mean: Mean of each channel, 0..1, of three of red, green and blue; every image
+            counts alike.
+        colour_std: Standard deviation of each channel over all pixels, 0..1.
         coverage: Minimum, median and maximum share of foreground in a mask, 0..1.
         encodings: How many masks were read by each encoding.
     """
@@ -65,8 +67,8 @@ class SplitStatistics(BaseModel):
     masks: int
     height: tuple[int, int, int]
     width: tuple[int, int, int]
-    colour_mean: Three
-    colour_std: Three
+    colour_mean: tuple[float, ...]
+    colour_std: tuple[float, ...]
     coverage: Three
     encodings: Mapping[str, int]
 
@@ -84,7 +86,8 @@ class SplitStatistics(BaseModel):
             )
         colours = zip(self.colour_mean, self.colour_std, strict=True)
         text = ", ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in colours)
-        return [*lines, f"    red, green, blue (0..1): {text}"]
+        names = "red, green, blue" if len(self.colour_mean) == RGB_CHANNELS else "channels"
+        return [*lines, f"    {names} (0..1): {text}"]
 
 
 class Diagnosis(BaseModel):
@@ -94,7 +97,8 @@ class Diagnosis(BaseModel):
         folder: The folder.
         layout: As ``find_layout`` names it.
         trimap_border: What the border of trimaps was counted as.
-        data: How the files were read, white of 16-bit images included.
+        data: What the owner said of the files, and the white of 16-bit images.
+        reading: How the images were read.
         findings: The worst first.
         statistics: One for each split that has a readable image.
         pairs: Image and mask of every sample that a finding names, to show them together.
@@ -106,6 +110,7 @@ class Diagnosis(BaseModel):
     layout: str
     trimap_border: TrimapBorder
     data: Data = Data()
+    reading: ImageReading = PLAIN
     findings: tuple[Finding, ...] = ()
     statistics: tuple[SplitStatistics, ...] = ()
     pairs: tuple[tuple[Path, Path], ...] = ()

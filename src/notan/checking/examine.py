@@ -65,14 +65,14 @@ def examine(folder: Path, data: Data = AS_IT_STANDS, *, progress: bool = True) -
     data = data.model_copy(update={"path": folder})
     layout = find_layout(data)
     entries, findings = collect(folder, layout)
-    choices, white = read_choices(entries)
+    choices, reading = read_choices(entries, data)
     findings += choices
     try:
-        reader = SampleReader(layout, data, white)
+        reader = SampleReader(layout, data, reading)
     except DataError as error:
         findings.append(Finding("several-classes", "error", str(error)))
         entries = [replace(entry, mask=None) for entry in entries]
-        reader = SampleReader("folder", data, white)
+        reader = SampleReader("folder", data, reading)
     samples = _read_all(entries, reader, progress=progress)
     findings += (finding for facts in samples for finding in facts.findings)
     for check in CHECKS:
@@ -81,7 +81,8 @@ def examine(folder: Path, data: Data = AS_IT_STANDS, *, progress: bool = True) -
         folder=folder,
         layout=layout,
         trimap_border=data.trimap_border,
-        data=data.model_copy(update={"white": data.white or white}),
+        data=data.model_copy(update={"white": reading.white}),
+        reading=reading,
         findings=_unique(findings),
         statistics=_statistics(samples),
         pairs=_pairs_named(findings, entries),
@@ -150,8 +151,8 @@ def _of_split(split: str, samples: Sequence[Facts]) -> SplitStatistics:
         masks=len(read_masks),
         height=(min(heights), round(float(np.median(heights))), max(heights)),
         width=(min(widths), round(float(np.median(widths))), max(widths)),
-        colour_mean=_three(mean),
-        colour_std=_three(deviation),
+        colour_mean=tuple(mean.round(6).tolist()),
+        colour_std=tuple(deviation.round(6).tolist()),
         coverage=_three(np.quantile([mask.coverage for mask in read_masks] or [0.0], (0, 0.5, 1))),
         encodings=dict(Counter(mask.encoding for mask in read_masks).most_common()),
     )

@@ -66,7 +66,7 @@ IMAGE_CHECKS = (
     ImageCheck(
         "blank-image",
         lambda image: max(image.colour_std) < BLANK_DEVIATION,
-        "next to one colour throughout (red, green, blue {colour}); "
+        "next to one colour throughout ({colour}); "
         "probably a failed exposure or export; make it again, or leave it out",
     ),
 )
@@ -187,10 +187,11 @@ def check_drift(samples: Sequence[Facts]) -> Iterator[Finding]:
     splits = dict.fromkeys(facts.entry.split for facts in samples)
     values = {split: _measures(samples, split) for split in splits if split != UNLISTED}
     for one, other in combinations(values, 2):
-        for kind, words in MEASURES.items():
-            far = {word: _distance(values[one][word], values[other][word]) for word in words}
-            word = max(words, key=lambda each: far[each])
-            first, second = values[one][word], values[other][word]
+        for kind in (kind for kind in values[one] if kind in values[other]):
+            words = values[one][kind]
+            far = {word: _distance(words[word], values[other][kind][word]) for word in words}
+            word = max(far, key=lambda each: far[each])
+            first, second = words[word], values[other][kind][word]
             if far[word] > _limit(len(first), len(second)):
                 message = (
                     f"{one} and {other} differ strongly: the {word} is {np.median(first):.2f} in "
@@ -200,20 +201,23 @@ def check_drift(samples: Sequence[Facts]) -> Iterator[Finding]:
                 yield Finding(kind, "warning", message)
 
 
-MEASURES = {
-    "different-coverage": ("share of foreground",),
-    "different-colour": ("mean red", "mean green", "mean blue"),
-}
-"""What is compared between splits, by the finding that it leads to."""
+COLOURS = ("mean red", "mean green", "mean blue")
 
 
-def _measures(samples: Sequence[Facts], split: str) -> dict[str, npt.NDArray[np.float64]]:
+def _measures(
+    samples: Sequence[Facts], split: str
+) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
+    """Return what is compared between splits, by the finding that it leads to."""
     inside = [facts for facts in samples if facts.entry.split == split]
     coverage = [facts.mask.coverage for facts in inside if facts.mask]
-    colours = [facts.image.colour_mean for facts in inside if facts.image]
-    columns = np.array(colours, np.float64).reshape(-1, 3).T / 255
-    measures = dict(zip(MEASURES["different-colour"], columns, strict=True))
-    return {"share of foreground": np.array(coverage, np.float64), **measures}
+    measures = {"different-coverage": {"share of foreground": np.array(coverage, np.float64)}}
+    columns = np.array([facts.image.colour_mean for facts in inside if facts.image]).T / 255
+    names: tuple[str, ...] = COLOURS
+    if len(columns) != len(COLOURS):
+        names = tuple(f"mean of channel {number}" for number in range(len(columns)))
+    if len(columns):
+        measures["different-colour"] = dict(zip(names, columns, strict=True))
+    return measures
 
 
 def _distance(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:

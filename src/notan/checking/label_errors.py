@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from notan.checking.suspicion import Suspect
     from notan.config import Data, Run
-    from notan.data.samples import Sample, Source
+    from notan.data.samples import ImageReading, Sample, Source
     from notan.prediction.predictor import Prediction
 
 logger = logging.getLogger("notan")
@@ -370,7 +370,7 @@ def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelS
         StorageError: The disk is full.
     """
     data = plan.run.data.model_copy(update={"trimap_border": diagnosis.trimap_border})
-    source, left_out = gather(diagnosis.folder, diagnosis.layout, data)
+    source, left_out = gather(diagnosis.folder, diagnosis.layout, data, diagnosis.reading)
     divide(source.names, plan.folds, run=plan.run)
     claim(out / FOLDERS / PLAN, plan, source)
     seconds = estimate_seconds(plan.run, source, folds=plan.folds)
@@ -392,13 +392,16 @@ def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelS
     return LabelSearch(plan, ranking, source, pairs, left_out, out / PREDICTIONS)
 
 
-def gather(folder: Path, layout: str, data: Data) -> tuple[FileSource, tuple[str, ...]]:
+def gather(
+    folder: Path, layout: str, data: Data, images: ImageReading | None = None
+) -> tuple[FileSource, tuple[str, ...]]:
     """Return the images whose masks are to be judged, and why others cannot be.
 
     Args:
         folder: A data folder.
         layout: As ``find_layout`` names it.
         data: How images and masks are read.
+        images: How images are read instead, as the data set as a whole tells.
     """
     entries = [each for each in collect(folder, layout)[0] if each.split in JUDGED]
     counts = Counter(each.name for each in entries if each.image and each.mask)
@@ -411,7 +414,9 @@ def gather(folder: Path, layout: str, data: Data) -> tuple[FileSource, tuple[str
         for each in entries
         if each.image and each.mask
     ]
-    whole = FileSource(pairs, label_reader(layout, data), image_reading(data))
+    upright = image_reading(data).upright
+    reading = replace(images or image_reading(data), upright=upright)
+    whole = FileSource(pairs, label_reader(layout, data), reading)
     unreadable: dict[str, str] = {}
     places = range(len(whole))
     for place in tqdm(places, desc="reading", unit="image", leave=False, delay=1, disable=None):

@@ -6,8 +6,9 @@ once, and its pixels are gone when its sample is read; the checks judge the numb
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
@@ -32,10 +33,10 @@ from notan.data.layouts import (
 from notan.data.layouts import WHOLE as WHOLE
 from notan.data.pets import pair_of, split_names, trimap_labels
 from notan.data.samples import Labels
-from notan.data.survey import white_of
+from notan.data.survey import ImageValues, choose_reading, look_into, reading_lines
 from notan.errors import DataError, UnsupportedError
 from notan.io.headers import read_contents, read_format, read_size
-from notan.io.images import read_image, read_peak, turn_upright
+from notan.io.images import PLAIN, read_image, turn_upright
 from notan.io.masks import read_trimap
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 
     from notan.config import Data, TrimapBorder
     from notan.data.layouts import FolderPart, Matching
-    from notan.types import Mask, RGBImage, Size
+    from notan.io.images import ImageReading
+    from notan.types import Image8, Mask, Size
 
 UNLISTED = "unlisted"
 """The split of files that stand in the Oxford pets' folders but in none of its lists."""
@@ -254,6 +256,7 @@ SUFFIXES_OF = {
     "PPM": (".pgm", ".ppm", ".pbm"),
     "JPEG2000": (".jp2",),
     "AVIF": (".avif",),
+    "NPY": (".npy",),
 }
 """The names that each format goes by."""
 
@@ -289,7 +292,7 @@ class ImageFacts(FileFacts):
     """An image in numbers.
 
     Attributes:
-        colour_mean: Means of red, green and blue, 0..255.
+        colour_mean: Mean of each channel, 0..255.
         colour_std: Their standard deviations.
         thumbnail: float32, (32, 32), grey, mean 0 and standard deviation 1.
     """
@@ -361,33 +364,38 @@ class MaskPixels(NamedTuple):
     outline: Mask
 
 
-def read_choices(entries: Sequence[Entry]) -> tuple[list[Finding], int]:
+def read_choices(entries: Sequence[Entry], data: Data) -> tuple[list[Finding], ImageReading]:
     """Say what reading the images chooses among several readings, from their headers.
 
     Returns:
-        A note for each choice; and the value of 16-bit images that is read as white.
+        A note for each choice, or an error where no choice fits all; and how they are read.
     """
     chosen: dict[str, list[Path]] = defaultdict(list)
-    peak = 0
+    images: list[ImageValues] = []
     for entry in entries:
-        if entry.image is None:
-            continue
-        try:
-            contents = read_contents(entry.image)
-            peak = max(peak, read_peak(entry.image) if contents.deep else 0)
-        except DataError:
-            continue  # what cannot be read is found when it is read
-        for choice in contents.choices:
-            chosen[choice].append(entry.image)
-    white = white_of(peak)
-    findings = [
+        # what cannot be read is found when it is read
+        with contextlib.suppress(DataError):
+            if entry.image is not None:
+                images.append(look_into(entry.image))
+    errors: list[Finding] = []
+    reading = PLAIN
+    try:
+        reading = choose_reading(data, images)
+    except DataError as error:
+        errors.append(Finding("mixed-channels", "error", str(error)))
+        usual = Counter(each.contents.channels[0] for each in images).most_common(1)[0][0]
+        images = [each for each in images if each.contents.channels[0] == usual]
+        with contextlib.suppress(DataError):
+            reading = choose_reading(data.model_copy(update={"channels": None}), images)
+    for each in images:
+        for choice in each.contents.choices_for(reading.channels):
+            chosen[choice].append(each.path)
+    findings = errors + [
         Finding("image-choice", "note", f"{number_of(len(files), 'image')}: {choice}", tuple(files))
         for choice, files in chosen.items()
     ]
-    if peak:
-        message = f"16-bit images reach {peak}: {white} is read as white (data.white)"
-        findings.append(Finding("image-choice", "note", message))
-    return findings, white
+    findings += [Finding("image-choice", "note", line) for line in reading_lines(reading, images)]
+    return findings, reading
 
 
 def label_reader(layout: str, data: Data) -> Callable[[Path], Labels]:
@@ -414,13 +422,13 @@ def mask_reader(layout: str, data: Data) -> Callable[[Path], MaskPixels]:
 class SampleReader:
     """Reads samples as the settings say, each file once, and keeps a few numbers of each."""
 
-    def __init__(self, layout: str, data: Data, white: int) -> None:
+    def __init__(self, layout: str, data: Data, reading: ImageReading) -> None:
         """Take how files are read.
 
         Args:
             layout: As ``find_layout`` names it.
             data: What the owner says of images and masks.
-            white: The value of 16-bit images that is read as white, unless the owner says.
+            reading: How image files are read.
 
         Raises:
             ConfigError: The owner names a class that is not there.
@@ -428,9 +436,8 @@ class SampleReader:
         """
         found = read_annotations(data.path, layout) if data.path and layout in FORMATS else None
         self._painted = found is not None and bool(found.annotations)
-        self._upright = data.exif_orientation == "apply"
-        white = data.white or white
-        self._read_image = partial(read_image, white=white, upright=self._upright)
+        self._upright = reading.upright
+        self._read_image = partial(read_image, reading=reading)
         self._read_mask = mask_reader(layout, data)
 
     def read(self, entry: Entry) -> Facts:
@@ -449,7 +456,7 @@ class SampleReader:
                 mask = replace(mask, turned=self._turned(entry.image, labels, pixels))
         return Facts(entry, image, mask, tuple(findings))
 
-    def _turned(self, path: Path, labels: MaskPixels, pixels: RGBImage) -> Alignment | None:
+    def _turned(self, path: Path, labels: MaskPixels, pixels: Image8) -> Alignment | None:
         """Say how the mask would fit if it was drawn before the image was turned upright."""
         orientation = read_contents(path).orientation
         if orientation == 1 or not self._upright:
@@ -524,7 +531,7 @@ def _half_way(inner: Mask, outer: Mask) -> Mask:
     return middle
 
 
-def _image_facts(path: Path, split: str, pixels: RGBImage) -> ImageFacts:
+def _image_facts(path: Path, split: str, pixels: Image8) -> ImageFacts:
     mean, std = cv2.meanStdDev(pixels)
     return ImageFacts(
         path,
@@ -537,7 +544,7 @@ def _image_facts(path: Path, split: str, pixels: RGBImage) -> ImageFacts:
     )
 
 
-def _mask_facts(path: Path, split: str, read: MaskPixels, image: RGBImage | None) -> MaskFacts:
+def _mask_facts(path: Path, split: str, read: MaskPixels, image: Image8 | None) -> MaskFacts:
     mask, ignore = read.labels.mask, read.labels.ignore
     counted = mask if ignore is None else mask[~ignore]
     bits = mask.astype(np.uint8)

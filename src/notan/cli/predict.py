@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import signal
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -117,7 +118,7 @@ def predict(
     table = PredictionTable.begin(out, _settings(predictor, machine.precision), resume=resume)
     pipeline = Pipeline(predictor, writers, table, batch_size=machine.batch_size)
     try:
-        _run(pipeline, found, input.frame_step, predictor.preprocessor.white)
+        _run(pipeline, found, input.frame_step, predictor)
     finally:
         writers.close()
     if unsure := table.summary():
@@ -150,17 +151,20 @@ def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
     }
 
 
-def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int, white: int) -> None:
+def _run(
+    pipeline: Pipeline, found: Sequence[Found], frame_step: int, predictor: Predictor
+) -> None:
     from tqdm import tqdm
 
     from notan.errors import StoppedBySignal
     from notan.prediction.inputs import items_of
 
+    reading = predictor.preprocessor.reading
     items = itertools.chain.from_iterable(
-        items_of(file, frame_step=frame_step, white=white) for file in found
+        items_of(file, frame_step=frame_step, reading=reading) for file in found
     )
     with tqdm(total=len(found), unit="image", leave=False, disable=None) as bar:
-        pipeline.progress = _Progress(bar)
+        pipeline.progress = progress = _Progress(bar)
         try:
             pipeline.run(items)
         except KeyboardInterrupt as stop:
@@ -171,6 +175,9 @@ def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int, white: int
                 "give the same command with --resume to go on",
                 number,
             ) from stop
+        finally:
+            for choice, count in progress.choices.items():
+                logger.info("images: %s (%d)", choice, count)
 
 
 class _Progress:
@@ -179,11 +186,13 @@ class _Progress:
     def __init__(self, bar: tqdm[NoReturn]) -> None:
         self.bar = bar
         self.seen: set[Path] = set()
+        self.choices: Counter[str] = Counter()
 
     def __call__(self, item: Item) -> None:
         if item.siblings > 1 and item.path not in self.seen:
             self.seen.add(item.path)
             self.bar.total = (self.bar.total or 0) + item.siblings - 1
+        self.choices.update(item.choices)
         self.bar.update()
 
 

@@ -496,11 +496,11 @@ def _open_images(
     first = candidates[0].card
     border = common_trimap_border(candidates, trimap_border)
     common_validation(candidates, split)
-    readings = {(each.card.run.data.masks, each.card.preprocess.white) for each in candidates}
+    readings = {(each.card.run.data.masks, each.card.preprocess.reading) for each in candidates}
     if len(readings) > 1:
         raise ConfigError(
-            "the models were trained on other readings of the files (data.masks, data.white), so "
-            "no score is fair to all of them; evaluate each alone"
+            "the models were trained on other readings of the files (data.masks, data.white, "
+            "data.channels), so no score is fair to all of them; evaluate each alone"
         )
     path = data_path or first.run.data.path
     if path is None:

@@ -221,8 +221,9 @@ def _require_fit(names: tuple[str, str], one: Card, other: Card) -> None:
     ours, theirs = (card.preprocess.model_dump(exclude={"stride"}) for card in (one, other))
     for key, value in ours.items():
         if value != theirs[key]:
+            section = "data" if key in ("white", "channels") else "preprocess"
             raise ConfigError(
-                f"preprocess.{key} is {value} in {names[0]} and {theirs[key]} in {names[1]}; "
+                f"{section}.{key} is {value} in {names[0]} and {theirs[key]} in {names[1]}; "
                 "members see the same input, so train them with the same"
             )
     if one.trimap_border != other.trimap_border:

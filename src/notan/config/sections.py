@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 TrimapBorder: TypeAlias = Literal["foreground", "background", "ignore"]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight: TypeAlias = Annotated[float, Field(ge=0.0)]
-PerChannel: TypeAlias = tuple[float, float, float]
+PerChannel: TypeAlias = Annotated[tuple[float, ...], Field(min_length=1)]
 
 
 def _square(value: object) -> object:
@@ -91,6 +91,9 @@ class Masks(Section):
     marked so."""
 
 
+MOST_CHANNELS = 1000
+
+
 class Data(Section):
     """Which images, and how their masks are read."""
 
@@ -109,6 +112,10 @@ class Data(Section):
     white: Annotated[int, Field(ge=255, le=65535)] | None = None
     """The value of 16-bit images that is read as white; None: the largest value of as many bits
     (8, 10, 12, 14 or 16) as the images use."""
+    channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)] | None = None
+    """Channels of the images. 3: colours, grey is widened to them; 1: grey alone; 4 takes the
+    transparency of RGBA as one. None: 3, unless all images have another number, transparency
+    aside."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Fraction of the training images set aside for validation, where the data have no
     validation part."""
@@ -133,8 +140,9 @@ class Preprocess(Section):
     """Shrink images larger than ``image_size`` until they fit, both sides by the same factor, and
     leave smaller ones as they are."""
     mean: PerChannel | None = None
-    """Mean of the red, green and blue channel (0..1) to subtract; None: that of the data the
-    encoder's published weights were trained on, ImageNet's for most."""
+    """Mean of each channel (0..1) to subtract; None: of red, green and blue that of the data the
+    encoder's published weights were trained on, ImageNet's for most; of other channels that of
+    the training images."""
     std: PerChannel | None = None
     """Standard deviation of each channel to divide by; None: as for ``mean``."""
 

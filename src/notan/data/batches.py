@@ -29,7 +29,7 @@ from notan.data.workers import (
 )
 from notan.errors import DataError, NotanError
 from notan.io.digest import sha256
-from notan.io.images import read_image
+from notan.io.images import PLAIN, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from notan.data.samples import Source
+    from notan.data.samples import ImageReading, Source
     from notan.data.transforms import Transform
     from notan.modelfile.preprocess import Placement, Preprocessor
     from notan.types import Images, Mask, Masks, Probabilities, Size
@@ -82,8 +82,8 @@ class Unlabelled(NamedTuple):
 
     Attributes:
         names: Their files' names.
-        plain: float32, (n, 3, h, w), normalised: the weakly augmented view, whose prediction by
-            the EMA of the weights is the pseudo-label.
+        plain: float32, (n, channels, h, w), normalised: the weakly augmented view, whose
+            prediction by the EMA of the weights is the pseudo-label.
         varied: Likewise, the strongly augmented view, which has to be predicted alike.
         inside: float32, (n, 1, h, w), 0 = padding.
         answers: float32, (n, 1, h, w), 0..1: the pseudo-labels; None: not predicted yet.
@@ -115,7 +115,7 @@ class Batch(NamedTuple):
     """What one step works on.
 
     Attributes:
-        images: float32, (n, 3, h, w), normalised.
+        images: float32, (n, channels, h, w), normalised.
         targets: float32, (n, 1, h, w), 1 = foreground.
         valid: float32, (n, 1, h, w), 0 = ignored or padding.
         truths: The masks at the images' own sizes, one for each image.
@@ -131,7 +131,7 @@ class Batch(NamedTuple):
     unlabelled: Unlabelled | None = None
 
 
-def find_unlabelled(folder: Path) -> list[UnlabelledFile]:
+def find_unlabelled(folder: Path, reading: ImageReading = PLAIN) -> list[UnlabelledFile]:
     """Read every image of a folder once, in the order of their names.
 
     A file that cannot be read is left out, with a warning: in a folder of thousands there often is
@@ -139,6 +139,7 @@ def find_unlabelled(folder: Path) -> list[UnlabelledFile]:
 
     Args:
         folder: Of images, whatever else lies there, or with a folder ``images`` of them.
+        reading: How those with masks are read.
 
     Raises:
         DataError: There is no such folder, it holds no images, or none of them can be read.
@@ -148,7 +149,7 @@ def find_unlabelled(folder: Path) -> list[UnlabelledFile]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; check --unlabelled")
     paths = loose_images(folder)
-    results = in_threads(_read, paths, "reading images without masks")
+    results = in_threads(partial(_read, reading=reading), paths, "reading images without masks")
     files = [each for each in results if isinstance(each, UnlabelledFile)]
     faults = [each for each in results if isinstance(each, DataError)]
     if not files:
@@ -159,9 +160,9 @@ def find_unlabelled(folder: Path) -> list[UnlabelledFile]:
     return files
 
 
-def _read(path: Path) -> UnlabelledFile | DataError:
+def _read(path: Path, *, reading: ImageReading) -> UnlabelledFile | DataError:
     try:
-        image = read_image(path)
+        image = read_image(path, reading)
         return UnlabelledFile(path, hash_ends(path), short_hash(image.tobytes()))
     except DataError as error:
         return error
@@ -251,7 +252,7 @@ class UnlabelledImages(Dataset["Unlabelled | DataError"]):
         path = self.files[key.number].path
         rng = np.random.default_rng((self.seed, SALT, *key))
         try:
-            image = read_image(path, white=self.preprocessor.white)
+            image = read_image(path, self.preprocessor.reading)
         except DataError as error:
             return error
         nothing = np.zeros(image.shape[:2], bool)

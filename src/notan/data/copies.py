@@ -11,10 +11,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from notan.io.images import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from notan.types import Mask, RGBImage, Size
+    from notan.types import Image8, Mask, Size
 
 Plane = npt.NDArray[np.float32]
 
@@ -67,7 +69,7 @@ class ImageLook:
     is_blank: bool
 
 
-def look_at(image: RGBImage) -> ImageLook:
+def look_at(image: Image8) -> ImageLook:
     """Keep of an image what copies of it are told by."""
     _, deviations = cv2.meanStdDev(image)
     is_blank = float(np.max(deviations)) < BLANK_DEVIATION
@@ -75,17 +77,17 @@ def look_at(image: RGBImage) -> ImageLook:
     return ImageLook(size, digest_of(image), thumbnail_of(image), is_blank)
 
 
-def digest_of(pixels: RGBImage | Mask) -> str:
+def digest_of(pixels: Image8 | Mask) -> str:
     """Return 32 hexadecimal digits that only the same pixels in the same shape have."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
-def thumbnail_of(image: RGBImage) -> Plane:
+def thumbnail_of(image: Image8) -> Plane:
     """Shrink an image to 32 x 32 grey values of mean 0 and standard deviation 1, float32."""
     # shrinking before greying: 3 small channels are cheaper than one large one
-    small = cv2.resize(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(shown(image), (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return np.asarray((grey - grey.mean()) / (grey.std() + 1e-6), np.float32)
 

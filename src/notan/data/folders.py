@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, cast
 
@@ -37,9 +38,16 @@ from notan.data.layouts import image_files as image_files
 from notan.data.pets import has_list, looks_like_pets, pets_source
 from notan.data.samples import FileSource, ImageReading, Labels, Pair
 from notan.data.splits import choose_validation, join_groups, name_groups
-from notan.data.survey import MOST_REMEMBERED, in_threads, stamp_of, survey_mask
+from notan.data.survey import (
+    MOST_REMEMBERED,
+    choose_reading,
+    in_threads,
+    look_into,
+    stamp_of,
+    survey_mask,
+)
 from notan.errors import ConfigError, DataError, nearest
-from notan.io.images import FULL_DEPTH, read_image
+from notan.io.images import FULL_DEPTH, RGB_CHANNELS, read_image
 from notan.io.masks import AS_IT_STANDS, read_mask
 
 if TYPE_CHECKING:
@@ -176,7 +184,11 @@ def open_split(
 
 def image_reading(data: Data) -> ImageReading:
     """Return how the settings say that image files are read."""
-    return ImageReading(data.white or FULL_DEPTH, data.exif_orientation == "apply")
+    return ImageReading(
+        white=data.white or FULL_DEPTH,
+        upright=data.exif_orientation == "apply",
+        channels=data.channels or RGB_CHANNELS,
+    )
 
 
 def open_as_trained(
@@ -206,10 +218,13 @@ def open_as_trained(
         masks=_masks_as_trained(card, layout, path),
         exif_orientation=known.exif_orientation,
         white=card.preprocess.white,
+        channels=card.preprocess.channels,
         **({"trimap_border": border} if border else {}),
     )
     names = frozenset(card.data.validation_names or ()) or None
-    return open_split(data, split, seed=card.run.seed, validation_names=names), data
+    source = open_split(data, split, seed=card.run.seed, validation_names=names)
+    reading = replace(card.preprocess.reading, upright=source.images.upright)
+    return source.with_images(reading), data
 
 
 def _masks_as_trained(card: Card, layout: str, path: Path) -> Masks:
@@ -484,7 +499,9 @@ def _look_at(path: Path) -> ImageLook | None:
 @lru_cache(MOST_REMEMBERED)
 def _looked_at(path: Path, stamp: tuple[int, int] | None) -> ImageLook:
     del stamp
-    return look_at(read_image(path))
+    found = look_into(path)
+    reading = choose_reading(Data(), [found])
+    return look_at(read_image(path, replace(reading, white=FULL_DEPTH)))
 
 
 def _glance(pair: Pair, *, read_labels: Callable[[Path], Labels]) -> bool | None:

@@ -14,14 +14,15 @@ from notan.data.splits import choose_validation as choose_validation
 from notan.errors import DataError, ShapeError
 from notan.io.digest import sha256
 from notan.io.headers import read_size
-from notan.io.images import FULL_DEPTH, read_image
+from notan.io.images import PLAIN, read_image
+from notan.io.images import ImageReading as ImageReading
 from notan.io.write import as_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from notan.types import Mask, RGBImage, Size
+    from notan.types import Image8, Mask, Size
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Sample:
 
     Attributes:
         name: Unique within its source; names output files and table rows.
-        image: uint8, (height, width, 3), RGB, upright.
+        image: uint8, (height, width, channels), RGB where there are three, upright.
         mask: bool, (height, width), True = foreground.
         ignore: bool, (height, width), True = left out of loss and score; None = nothing is.
 
@@ -39,7 +40,7 @@ class Sample:
     """
 
     name: str
-    image: RGBImage
+    image: Image8
     mask: Mask
     ignore: Mask | None = None
 
@@ -154,22 +155,6 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class ImageReading:
-    """How the image files of a data set are read.
-
-    Attributes:
-        white: The value of 16-bit images that is read as white.
-        upright: Whether they are turned by their EXIF orientation.
-    """
-
-    white: int = FULL_DEPTH
-    upright: bool = True
-
-
-PLAIN = ImageReading()
-
-
-@dataclass(frozen=True)
 class Pair:
     """Where one sample's image and mask lie.
 
@@ -228,7 +213,7 @@ class FileSource(Source):
             DataError: A file is missing, unreadable or ambiguous, or the two differ in size.
         """
         pair = self.pairs[index]
-        image = read_image(pair.image, white=self.images.white, upright=self.images.upright)
+        image = read_image(pair.image, self.images)
         labels = self.read_labels(pair.mask)
         require_same_size(pair, (image.shape[0], image.shape[1]), labels.mask.shape)
         return Sample(pair.name, image, labels.mask, labels.ignore)

@@ -10,7 +10,8 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -19,12 +20,13 @@ import numpy.typing as npt
 from notan.config import Augment
 from notan.data.samples import Sample
 from notan.errors import DataError
-from notan.modelfile.preprocess import resize, resize_mask
+from notan.io.images import RGB_CHANNELS
+from notan.modelfile.preprocess import by_channels, resize, resize_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from notan.types import Mask, RGBImage, Size
+    from notan.types import Image8, Mask, Size
 
 Draw = TypeVar("Draw")
 Fit: TypeAlias = "Callable[[Size], Size]"
@@ -219,12 +221,14 @@ class OwnPipeline(Transform[None]):
                 "return dict(image=..., mask=...)"
             )
         image, codes = np.asarray(result["image"]), np.asarray(result["mask"])
-        if image.dtype != np.uint8 or image.shape != (*codes.shape[:2], 3) or codes.ndim != 2:
+        channels = sample.image.shape[2]
+        wanted = (*codes.shape[:2], channels)
+        if image.dtype != np.uint8 or image.shape != wanted or codes.ndim != 2:
             raise DataError(
                 f"{sample.name}: your transform returned an image of {image.dtype} "
-                f"{image.shape} and a mask of {codes.shape}; a uint8 (height, width, 3) image "
-                "and a (height, width) mask of one size are wanted: leave normalising and "
-                "tensors to notan"
+                f"{image.shape} and a mask of {codes.shape}; a uint8 (height, width, "
+                f"{channels}) image and a (height, width) mask of one size are wanted: leave "
+                "normalising and tensors to notan"
             )
         ignored: Mask = codes == 255
         keeps_ignored = sample.ignore is not None or bool(ignored.any())
@@ -270,10 +274,12 @@ def _shrink_first(matrix: Matrix, size: Size) -> tuple[Size, Matrix]:
     return small, _shift(-0.5, -0.5) @ from_small @ _shift(0.5, 0.5)
 
 
-def _warp(image: RGBImage, matrix: Matrix, size: Size) -> RGBImage:
+def _warp(image: Image8, matrix: Matrix, size: Size) -> Image8:
     height, width = size
-    warped = cv2.warpAffine(image, matrix[:2], (width, height), borderMode=cv2.BORDER_REFLECT)
-    return cast("RGBImage", warped)
+    work = partial(
+        cv2.warpAffine, M=matrix[:2], dsize=(width, height), borderMode=cv2.BORDER_REFLECT
+    )
+    return by_channels(work, image)
 
 
 def _shrunk(side: int, stretch: float) -> int:
@@ -330,8 +336,8 @@ class Colour(Transform["float | None"]):
         return factor if changed < SATURATION_PROBABILITY else None
 
     def apply(self, sample: Sample, draw: float | None) -> Sample:
-        """Move every pixel's channels away from its grey level, or towards it."""
-        if draw is None:
+        """Move every pixel's channels away from its grey level, or towards it, if they are RGB."""
+        if draw is None or sample.image.shape[2] != RGB_CHANNELS:
             return sample
         grey = cv2.cvtColor(sample.image, cv2.COLOR_RGB2GRAY)[..., None]
         levels = grey + draw * (sample.image.astype(np.float32) - grey)
@@ -351,5 +357,5 @@ class Blur(Transform["float | None"]):
         """Blur by a Gaussian."""
         if draw is None:
             return sample
-        blurred = cv2.GaussianBlur(sample.image, (0, 0), draw)
-        return dataclasses.replace(sample, image=cast("RGBImage", blurred))
+        blurred = by_channels(partial(cv2.GaussianBlur, ksize=(0, 0), sigmaX=draw), sample.image)
+        return dataclasses.replace(sample, image=blurred)

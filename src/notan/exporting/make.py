@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from notan.data.samples import Source
     from notan.modelfile.card import Card, Checkpoint, Quantized
     from notan.prediction.backends import Array, Backend
-    from notan.types import RGBImage
+    from notan.types import Image8
 
 logger = logging.getLogger("notan")
 
@@ -61,7 +61,7 @@ ADVICE = {
 class ImageSet(NamedTuple):
     """Images of an export, and in words how many there are and where they are from."""
 
-    images: tuple[RGBImage, ...]
+    images: tuple[Image8, ...]
     words: str
 
 
@@ -141,7 +141,8 @@ def _networks(
 ) -> Iterator[tuple[bytes, Quantized | None]]:
     """Yield the serialized network; in int8 there are several, the quickest first."""
     calibration = images_to_calibrate(checkpoint.card, data_path) if precision == "int8" else None
-    model = to_onnx(rebuild(checkpoint, own_model), checkpoint.card.preprocess.stride)
+    preprocess = checkpoint.card.preprocess
+    model = to_onnx(rebuild(checkpoint, own_model), preprocess.stride, preprocess.channels)
     if calibration is None:
         yield _serialized(store_half(model) if precision == "half" else model), None
         return
@@ -168,7 +169,9 @@ def images_to_compare(card: Card, data_path: Path | None) -> ImageSet:
     source = _open(card, data_path, "val")
     if source is not None:
         return _some(source, "validation images")
-    return _some(DrawnSource(MOST_IMAGES, size=DRAWN_SIZE), "drawn images, for want of real ones")
+    drawn = _some(DrawnSource(MOST_IMAGES, size=DRAWN_SIZE), "drawn images, for want of real ones")
+    channels = np.arange(card.preprocess.channels) % drawn.images[0].shape[2]
+    return drawn._replace(images=tuple(image[..., channels] for image in drawn.images))
 
 
 def images_to_calibrate(card: Card, data_path: Path | None) -> ImageSet:
@@ -216,7 +219,7 @@ def _some(source: Source, words: str) -> ImageSet:
 
 
 def network_inputs(card: Card, images: ImageSet) -> list[Array]:
-    """Return what the network sees of images, one input (1, 3, h, w) of each.
+    """Return what the network sees of images, one input (1, channels, h, w) of each.
 
     Of an image that goes through in tiles it is the middle one.
     """

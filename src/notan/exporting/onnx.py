@@ -45,12 +45,13 @@ TRACED = 2
 """Images in the batch that is traced: PyTorch takes a batch of one for a constant."""
 
 
-def to_onnx(network: torch.nn.Module, stride: int) -> Any:  # noqa: ANN401 - onnx.ModelProto
+def to_onnx(network: torch.nn.Module, stride: int, channels: int = 3) -> Any:  # noqa: ANN401 - onnx.ModelProto
     """Trace a network; batch and size stay free, weights are inside, batch norms are folded.
 
     Args:
-        network: From (n, 3, h, w) to logits (n, 1, h, w).
+        network: From (n, channels, h, w) to logits (n, 1, h, w).
         stride: Of the network.
+        channels: Of its images.
 
     Returns:
         An ``onnx.ModelProto`` that says nothing of this machine.
@@ -61,7 +62,7 @@ def to_onnx(network: torch.nn.Module, stride: int) -> Any:  # noqa: ANN401 - onn
     import torch
 
     side = 4 * stride
-    example = torch.zeros(TRACED, 3, side, side)
+    example = torch.zeros(TRACED, channels, side, side)
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     network = network.cpu().float().eval()
     with _quiet(), torch.no_grad():
@@ -187,7 +188,7 @@ class Quantizer:
 
         Args:
             model: An ``onnx.ModelProto`` in float32; it is not changed.
-            inputs: What the network sees of some images, each float32 (1, 3, h, w).
+            inputs: What the network sees of some images, each float32 (1, channels, h, w).
             words: Which images.
 
         Raises:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import struct
 import threading
 import warnings
@@ -26,7 +25,9 @@ from PIL import TiffImagePlugin as Tiff
 from PIL.ImageFile import ImageFile
 
 from notan.errors import DataError, UnsupportedError
-from notan.io.signatures import RAW, find_format, without_texts
+from notan.io.foreign import COPY, MOST_PAGES, TRANSPARENCY, ForeignTiff, as_foreign
+from notan.io.npy import NpyArray, read_npy
+from notan.io.signatures import NPY, RAW, find_format, without_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,51 +76,23 @@ _SIDEWAYS = frozenset(TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 _ONE_AT_A_TIME = threading.RLock()  # a page is sought while its file is read
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, it also raises, or we do
-
-MOST_PAGES = 10_000
-"""Pages that are looked for: a small file can claim millions, and each takes time to find."""
-
 SUBFILE_TYPE, SUB_IFDS, DNG_VERSION = 254, 330, 50706
-COPY, TRANSPARENCY = 1, 4
-"""Bits of NewSubfileType: a reduced copy of another page (as in a pyramid), a mask of one."""
 
-WHITE_IS_ZERO, GREY, RGB, CFA, LINEAR_RAW = 0, 1, 2, 32803, 34892
+WHITE_IS_ZERO, GREY, CFA, LINEAR_RAW = 0, 1, 32803, 34892
 FAX_COMPRESSIONS = (2, 3, 4)
 UNSIGNED, SIGNED = 1, 2
 """Values of SampleFormat."""
 
+ALPHA_MODES = ("LA", "PA", "La", "RGBA", "RGBa")
+DROPPED = "dropped"
+PAGES = "several pages or frames; the first is read"
+CHANNELS_IN_PAGES = ("channels=", '"CYX"', "SizeC=")
+"""What ImageJ, tifffile and OME write where the pages of a TIFF may be channels of one image."""
+
 _T = TypeVar("_T")
 
 
-class ForeignTiff(NamedTuple):
-    """A healthy TIFF that Pillow reads wrongly or not at all, as tifffile knows it.
-
-    Attributes:
-        file: It, open.
-        pages: The number of each page that is an image of its own, and its (width, height).
-    """
-
-    file: BinaryIO
-    pages: tuple[tuple[int, tuple[int, int]], ...]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the first page, as Pillow's images have it."""
-        return self.pages[0][1]
-
-    @property
-    def format(self) -> str:
-        """As Pillow's images have it."""
-        return "TIFF"
-
-    @property
-    def info(self) -> dict[str, str]:
-        """As Pillow's images have it."""
-        return {}
-
-
-Header: TypeAlias = ImageFile | ForeignTiff
+Header: TypeAlias = ImageFile | ForeignTiff | NpyArray
 """An image file whose header was read and whose pixels were not."""
 
 
@@ -130,15 +103,24 @@ class Contents(NamedTuple):
         size: (height, width), upright.
         pages: Images of their own in the file: pages of a TIFF, frames of an animation.
         orientation: How EXIF says that the stored pixels are turned, 1 (not at all) to 8.
-        deep: Whether there may be 16 bits a channel.
-        choices: What reading it as one image chooses among several readings, in words.
+        deep: Whether there may be more than 8 bits a channel.
+        channels: The numbers of channels that it can be read as, as ``channel_counts`` has them.
+        choices: What reading it as one grey or RGB image chooses among several readings.
     """
 
     size: Size
     pages: int
     orientation: int
     deep: bool
+    channels: tuple[int, ...]
     choices: tuple[str, ...]
+
+    def choices_for(self, channels: int) -> Iterator[str]:
+        """Say what is chosen where the file is read as so many channels."""
+        for choice in self.choices:
+            is_kept = choice == PAGES and 1 < self.pages == channels == self.channels[0]
+            if not is_kept and (channels in (1, 3) or not choice.endswith(DROPPED)):
+                yield choice
 
 
 def read_contents(path: Path, *, upright: bool = True) -> Contents:
@@ -152,16 +134,31 @@ def read_contents(path: Path, *, upright: bool = True) -> Contents:
         DataError: The file is missing, is no image, or claims too large a size.
     """
     name = str(path)
+    return read_header(path, lambda header: _contents(header, name, upright=upright))
 
-    def contents(header: Header) -> Contents:
-        pages = count_pages(header, name)
-        choices = list(header_choices(header))
-        if pages > 1:
-            choices.insert(0, "several pages or frames; the first is read")
-        size = header_size(header, name, upright=upright)
-        return Contents(size, pages, find_orientation(header), is_deep(header), tuple(choices))
 
-    return read_header(path, contents)
+def decode_contents(file: BinaryIO, name: str) -> Contents:
+    """Read from its header what an image in an open file holds, as ``read_contents`` does.
+
+    Raises:
+        DataError: As for ``read_contents``.
+    """
+    return guarded(lambda: _contents(identify(file, name), name), name)
+
+
+def _contents(header: Header, name: str, *, upright: bool = True) -> Contents:
+    pages = count_pages(header, name)
+    choices = list(header_choices(header))
+    if pages > 1:
+        choices.insert(0, PAGES)
+    return Contents(
+        header_size(header, name, upright=upright),
+        pages,
+        find_orientation(header),
+        is_deep(header),
+        channel_counts(header),
+        tuple(choices),
+    )
 
 
 def read_size(path: Path, *, upright: bool = True) -> Size:
@@ -178,15 +175,6 @@ def read_size(path: Path, *, upright: bool = True) -> Size:
         DataError: The file is missing, is no image or claims too large a size.
     """
     return read_header(path, lambda header: header_size(header, str(path), upright=upright))
-
-
-def decode_size(file: BinaryIO, name: str) -> Size:
-    """Read the upright size of an image in an open file, as ``read_size`` does.
-
-    Raises:
-        DataError: As for ``read_size``.
-    """
-    return guarded(lambda: header_size(identify(file, name), name), name)
 
 
 def header_size(header: Header, name: str, *, upright: bool = True) -> Size:
@@ -304,6 +292,8 @@ def identify(file: BinaryIO, name: str) -> Header:
     kind = find_format(file, name)
     file = without_texts(file) if kind == "PNG" else file
     file.seek(0)
+    if kind == NPY:
+        return read_npy(file, name)
     if kind == "TIFF":
         return _identify_tiff(file, name)
     # Without a file name, because Pillow would map that file into memory: a TIFF stored
@@ -323,7 +313,7 @@ def _identify_tiff(file: BinaryIO, name: str) -> Header:
         # Pillow's own words, for a kind without a mode and for grey channels that lie apart
         if str(error) not in ("unknown pixel mode", "string index out of range"):
             raise
-        return _foreign(file)
+        return as_foreign(file)
     tags: Tiff.ImageFileDirectory_v2 = image.tag_v2  # type: ignore[attr-defined]
     colours = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION)
     is_preview = SUB_IFDS in tags and int(tags.get(SUBFILE_TYPE, 0) or 0) & COPY
@@ -335,19 +325,8 @@ def _identify_tiff(file: BinaryIO, name: str) -> Header:
     # 32-bit numbers change their values in its modes
     loses_channels = colours in (WHITE_IS_ZERO, GREY) and samples > len(image.getbands())
     if loses_channels or (bits, signs) in ((8, SIGNED), (32, UNSIGNED)):
-        return _foreign(file)
+        return as_foreign(file)
     return image
-
-
-def _foreign(file: BinaryIO) -> ForeignTiff:
-    file.seek(0)
-    pages = []
-    with tifffile.TiffFile(file) as tiff:
-        for number, each in enumerate(itertools.islice(tiff.pages, MOST_PAGES)):
-            page = each.aspage()
-            if not page.subfiletype & (COPY | TRANSPARENCY) or not number:
-                pages.append((number, (page.imagewidth, page.imagelength)))
-    return ForeignTiff(file, tuple(pages))
 
 
 def first(value: object) -> object:
@@ -357,29 +336,71 @@ def first(value: object) -> object:
 
 def header_choices(header: Header) -> Iterator[str]:
     """Say, from its header, what reading a file as an image chooses among several readings."""
-    if isinstance(header, ForeignTiff):
+    if not isinstance(header, ImageFile):
         return
     if is_white_zero(header):
         yield "WhiteIsZero: shown as it says, 0 in white"
-    if header.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in header.info:
+    if header.mode in ALPHA_MODES or "transparency" in header.info:
         yield "transparency, which is dropped"
-    if header.format == "TIFF":
-        extra = header.tag_v2.get(Tiff.EXTRASAMPLES, ())  # type: ignore[attr-defined]
-        if header.mode in ("RGB", "CMYK") and extra:
-            yield "channels beyond the colours, which are dropped"
+    if count_extra(header):
+        yield "channels beyond the colours, which are dropped"
+
+
+def count_extra(header: Header) -> int:
+    """Return how many channels a TIFF of Pillow's has beside its colours, transparency aside."""
+    if not isinstance(header, Tiff.TiffImageFile) or header.mode not in ("RGB", "CMYK"):
+        return 0
+    return len(header.tag_v2.get(Tiff.EXTRASAMPLES, ()))
+
+
+def channel_counts(header: Header) -> tuple[int, ...]:
+    """Return the numbers of channels that a file can be read as, the one that it states first.
+
+    Grey is one channel and may be widened to three. Transparency is one only if it is asked for.
+    """
+    if isinstance(header, ImageFile):
+        grey = header.mode in ("1", "L", "LA", "La") or header.mode[:1] in ("I", "F")
+        count = 1 if grey else 3
+        samples = count + (header.mode in ALPHA_MODES or "transparency" in header.info)
+        extra = count_extra(header) if header.mode == "RGB" else 0
+        stated = count_page_channels(header) or count + extra
+    elif isinstance(header, ForeignTiff):
+        samples = header.samples
+        stated = samples - header.transparent if header.colours else samples
+        count = 3 if header.colours else samples
+    else:
+        samples = stated = count = header.channels
+    widened = 3 if count == 1 else count
+    return tuple(dict.fromkeys((stated, count, widened, samples)))
+
+
+def count_page_channels(header: Header) -> int:
+    """Return how many pages of a TIFF are said to be the channels of one image; 0: none are."""
+    if not isinstance(header, Tiff.TiffImageFile) or header.fp is None:
+        return 0
+    told = str(header.tag_v2.get(Tiff.IMAGEDESCRIPTION, ""))
+    if not any(words in told for words in CHANNELS_IN_PAGES):
+        return 0
+    header.fp.seek(0)
+    with tifffile.TiffFile(header.fp) as tiff:
+        one, *others = tiff.series
+        return int(one.shape[0]) if one.axes == "CYX" and not others else 0
 
 
 def is_deep(header: Header) -> bool:
-    """Say whether a file has 16 bits a channel, or another number that Pillow has no mode for."""
-    return isinstance(header, ForeignTiff) or ";16" in str(header.tile)
+    """Say whether a file has more than 8 bits a channel, or what Pillow has no mode for."""
+    if isinstance(header, NpyArray):
+        return header.dtype.itemsize > 1
+    if isinstance(header, ForeignTiff):
+        return True
+    return header.mode in ("I", "F") or ";16" in str(header.tile)
 
 
 def is_white_zero(header: Header) -> bool:
     """Say whether an image is a TIFF that shows the value 0 as white."""
     return (
-        not isinstance(header, ForeignTiff)
-        and header.format == "TIFF"
-        and header.tag_v2.get(Tiff.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO  # type: ignore[attr-defined]
+        isinstance(header, Tiff.TiffImageFile)
+        and header.tag_v2.get(Tiff.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO
     )
 
 
@@ -390,7 +411,7 @@ def stored_bits_count(header: Header) -> bool | None:
     compression the mark is the norm, and its writers (Pillow, ImageMagick, libtiff) invert the
     bits: what is shown is meant. Others do either.
     """
-    if isinstance(header, ForeignTiff):
+    if not isinstance(header, ImageFile):
         return True  # numbers of a kind that only scientific programs write
     tags: Tiff.ImageFileDirectory_v2 = header.tag_v2  # type: ignore[attr-defined]
     if tags.get(Tiff.COMPRESSION) in FAX_COMPRESSIONS:
@@ -402,6 +423,8 @@ def count_pages(header: Header, name: str) -> int:
     """Return how many images of their own a file holds: pages of a TIFF, frames of an animation."""
     if isinstance(header, ForeignTiff):
         return len(header.pages)
+    if isinstance(header, NpyArray):
+        return 1
     if isinstance(header, Tiff.TiffImageFile):
         numbers, _ = find_pages(header, name)
         header.seek(0)
@@ -512,7 +535,7 @@ def find_turn(header: Header) -> Image.Transpose | None:
 
 def find_orientation(header: Header) -> int:
     """Return the EXIF orientation, 1 to 8; 1 where none, or none that can be read, is stated."""
-    if isinstance(header, ForeignTiff):
+    if not isinstance(header, ImageFile):
         return 1
     if header.format == "TIFF":
         orientation = header.tag_v2.get(ExifTags.Base.Orientation)  # type: ignore[attr-defined]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import io
 import math
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -20,9 +21,13 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from notan.errors import DataError, UnsupportedError
+from notan.io.foreign import ForeignTiff, as_foreign
 from notan.io.headers import (
+    MAX_PIXELS,
     WHITE_IS_ZERO,
-    ForeignTiff,
+    channel_counts,
+    count_extra,
+    count_page_channels,
     find_orientation,
     find_pages,
     find_turn,
@@ -33,19 +38,53 @@ from notan.io.headers import (
     read_header,
     refuse_size,
 )
+from notan.io.npy import NpyArray
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from PIL.ImageFile import ImageFile
 
     from notan.io.headers import Header
-    from notan.types import RGBImage
+    from notan.types import Image8, RGBImage
 
 Number = TypeVar("Number", bound=np.generic)
 
 FULL_DEPTH = 65535
 """The 16-bit value that is read as white, 255, unless a data set uses fewer bits."""
+
+RGB_CHANNELS = 3
+
+MOST_VALUES = RGB_CHANNELS * MAX_PIXELS
+"""Of all channels together: a small file can claim thousands of them."""
+
+USUAL_OF, USUAL_BEYOND = 2**20, 0.1
+"""Of so many values about, so many per cent at either end are no usual ones."""
+
+
+@dataclass(frozen=True)
+class ImageReading:
+    """How the image files of a data set become 8 bits a channel.
+
+    Attributes:
+        white: The value of 16-bit images that is read as white, unless there are ranges.
+        upright: Whether they are turned by their EXIF orientation.
+        channels: How many there are; 3: red, green and blue, and grey becomes all of them.
+        ranges: Of each channel, what becomes 0 and what 255, in images of more than 8 bits; of
+            three channels, in floats only; none: as ``white`` says, and floats within 0..1 or
+            0..255.
+        floats: Whether the ranges are those of floats.
+    """
+
+    white: int = FULL_DEPTH
+    upright: bool = True
+    channels: int = RGB_CHANNELS
+    ranges: tuple[tuple[float, float], ...] = ()
+    floats: bool = False
+
+
+PLAIN = ImageReading()
 
 
 class Raster(NamedTuple):
@@ -54,97 +93,167 @@ class Raster(NamedTuple):
     Attributes:
         values: (height, width), or (height, width, channels); of any type of numbers, or bool.
         palette: uint8, (256, 3): the colours that the values are indices of; None: they are none.
-        alpha: uint8, (height, width): the transparency; None: there is none.
+        alpha: (height, width): the transparency; None: there is none.
         white_is_zero: Whether 0 is shown in white.
+        colours: Whether the first three of more channels are red, green and blue.
     """
 
     values: npt.NDArray[Any]
     palette: npt.NDArray[np.uint8] | None = None
-    alpha: npt.NDArray[np.uint8] | None = None
+    alpha: npt.NDArray[Any] | None = None
     white_is_zero: bool = False
+    colours: bool = False
 
 
-def read_image(path: Path, *, white: int = FULL_DEPTH, upright: bool = True) -> RGBImage:
-    """Read an image file as 8-bit RGB, upright.
+def read_image(path: Path, reading: ImageReading = PLAIN) -> Image8:
+    """Read an image file as 8 bits a channel, upright.
 
-    Transparency is dropped and the colours beneath it are kept. 16-bit values are scaled so that
-    ``white`` becomes 255; nothing below it is clipped. Floats may hold 0..1 or 0..255.
+    As RGB, transparency is dropped and the colours beneath it are kept; 16-bit values are scaled
+    so that ``white`` becomes 255, and nothing below it is clipped; floats may hold 0..1 or 0..255
+    unless the reading states their ranges.
 
     Args:
-        path: A PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000 or AVIF file of any name.
-        white: Of 16-bit data, the value that is read as 255: 4095 for 12 bits in use.
-        upright: Apply the EXIF orientation; False: leave the pixels as they are stored.
+        path: A PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000, AVIF or NPY file of any name.
+        reading: How the files of the data set are read.
 
     Returns:
-        uint8, (height, width, 3), RGB.
+        uint8, (height, width, channels); RGB where there are three.
 
     Raises:
-        DataError: The file is missing, unreadable, too large or of values out of range.
+        DataError: The file is missing, unreadable, too large, or of values or channels other than
+            those that are wanted.
     """
-
-    def read(header: Header) -> RGBImage:
-        pixels = decode(header, str(path), upright=upright, deep=white != FULL_DEPTH)
-        return to_rgb(pixels, str(path), white=white)
-
-    return read_header(path, read)
+    return read_header(path, lambda header: _decode_as(header, str(path), reading))
 
 
-def decode_image(content: bytes | BinaryIO, name: str, *, white: int = FULL_DEPTH) -> RGBImage:
+def read_channels(paths: Sequence[Path], reading: ImageReading = PLAIN) -> Image8:
+    """Read an image whose channels lie in a file each, as nnU-Net keeps them.
+
+    Args:
+        paths: One file of one channel for each channel, in their order; or one file with all.
+        reading: How the files of the data set are read.
+
+    Returns:
+        uint8, (height, width, channels).
+
+    Raises:
+        DataError: As for ``read_image``, or they are too few or too many, or differ in size.
+    """
+    if len(paths) == 1:
+        return read_image(paths[0], reading)
+    if len(paths) != reading.channels:
+        raise DataError(
+            f"{paths[0]}: {len(paths)} files hold one channel each; {reading.channels} channels "
+            "are wanted: give that many files, or say how many there are: "
+            f"data.channels={len(paths)}"
+        )
+    planes = []
+    for number, path in enumerate(paths):
+        one = replace(reading, channels=1, ranges=reading.ranges[number : number + 1])
+        planes.append(read_image(path, one))
+        if planes[-1].shape != planes[0].shape:
+            sizes = [f"{plane.shape[0]}x{plane.shape[1]}" for plane in (planes[0], planes[-1])]
+            raise DataError(
+                f"{path}: is {sizes[1]} (height x width) and {paths[0].name}, another channel of "
+                f"the same image, is {sizes[0]}; all must be of one size"
+            )
+    return np.concatenate(planes, axis=2)
+
+
+def decode_image(content: bytes | BinaryIO, name: str, reading: ImageReading = PLAIN) -> Image8:
     """Read an image from the bytes of its file, or an open file, as ``read_image`` does.
 
     Args:
         content: The whole file; or open for reading, wherever it stands.
         name: What to call it in messages.
-        white: As for ``read_image``.
+        reading: As for ``read_image``.
 
     Returns:
-        uint8, (height, width, 3), RGB.
+        uint8, (height, width, channels).
 
     Raises:
         DataError: As for ``read_image``.
     """
     file = io.BytesIO(content) if isinstance(content, bytes) else content
-    deep = white != FULL_DEPTH
-    return guarded(
-        lambda: to_rgb(decode(identify(file, name), name, deep=deep), name, white=white), name
-    )
+    return guarded(lambda: _decode_as(identify(file, name), name, reading), name)
 
 
-def convert_image(image: Image.Image, name: str) -> RGBImage:
+def _decode_as(header: Header, name: str, reading: ImageReading) -> Image8:
+    deep = reading.white != FULL_DEPTH or reading.channels != RGB_CHANNELS
+    pixels = decode(header, name, upright=reading.upright, deep=deep, channels=reading.channels)
+    return to_image(pixels, name, reading)
+
+
+def convert_image(image: Image.Image, name: str, reading: ImageReading = PLAIN) -> Image8:
     """Turn an image of Pillow's, opened by the caller, into an array as ``read_image`` does.
 
     Args:
         image: Of any mode; its EXIF orientation is applied.
         name: What to call it in messages.
+        reading: As for ``read_image``; of 16-bit images all bits count.
 
     Returns:
-        uint8, (height, width, 3), RGB.
+        uint8, (height, width, channels).
 
     Raises:
         DataError: As for ``read_image``.
     """
     refuse_size((image.height, image.width), name)
-    return guarded(lambda: to_rgb(pixels_of(ImageOps.exif_transpose(image)), name), name)
+    return guarded(lambda: to_image(pixels_of(ImageOps.exif_transpose(image)), name, reading), name)
 
 
-def read_peak(path: Path) -> int:
-    """Return the largest value of an image of 16 bits a channel; 0 for any other image.
+class Held(NamedTuple):
+    """What an image of more than 8 bits a channel holds, its transparency last.
 
-    Raises:
-        DataError: It cannot be read.
+    Attributes:
+        floats: Whether its values are floats.
+        lows: The least value of each channel.
+        highs: The largest.
+        usual: Of each channel, what 998 of 1000 values lie between.
     """
 
-    def peak(header: Header) -> int:
-        if not is_deep(header):
-            return 0
-        values = decode(header, str(path), deep=True).values
-        return int(values.max()) if values.dtype.kind in "iu" and values.itemsize > 1 else 0
+    floats: bool
+    lows: tuple[float, ...]
+    highs: tuple[float, ...]
+    usual: tuple[tuple[float, float], ...]
 
-    return read_header(path, peak)
+
+def read_held(path: Path) -> Held | None:
+    """Return between what the values of an image lie; None for one of 8 bits a channel.
+
+    Raises:
+        DataError: It cannot be read, or holds NaN or infinity.
+    """
+
+    def held(header: Header) -> Held | None:
+        if not is_deep(header):
+            return None
+        pixels = decode(header, str(path), deep=True, channels=channel_counts(header)[0])
+        values = _with_alpha(pixels)
+        if values.dtype == np.bool_ or values.itemsize < 2:
+            return None
+        flat = values.reshape(-1, values.shape[2])
+        _refuse_no_numbers(flat, str(path))
+        some = flat[:: max(1, len(flat) // USUAL_OF)].astype(np.float64)
+        usual = np.percentile(some, (USUAL_BEYOND, 100 - USUAL_BEYOND), axis=0).T
+        return Held(
+            values.dtype.kind == "f",
+            tuple(map(float, flat.min(axis=0))),
+            tuple(map(float, flat.max(axis=0))),
+            tuple((float(low), float(high)) for low, high in usual),
+        )
+
+    return read_header(path, held)
 
 
 def decode(
-    header: Header, name: str, *, page: int = 0, upright: bool = True, deep: bool = False
+    header: Header,
+    name: str,
+    *,
+    page: int = 0,
+    upright: bool = True,
+    deep: bool = False,
+    channels: int | None = None,
 ) -> Raster:
     """Decode the pixels after a header, and turn them upright.
 
@@ -154,13 +263,23 @@ def decode(
         page: Which of the pages or frames that ``count_pages`` counts, from 0.
         upright: Apply the EXIF orientation.
         deep: Keep the 16 bits of colours, of which Pillow drops the lower eight.
+        channels: Take so many where the file has them beside its colours, or in its pages.
 
     Raises:
         DataError: Too large, cut short or damaged.
     """
     refuse_size((header.size[1], header.size[0]), name)
+    if isinstance(header, NpyArray):
+        return Raster(header.read())
     if isinstance(header, ForeignTiff):
         return _decode_foreign(header, page, name)
+    if channels and isinstance(header, TiffImageFile) and header.fp is not None:
+        if channels > 1 and channels == count_page_channels(header):
+            return _decode_pages(header.fp, name)
+        if header.mode == "RGB" and channels == RGB_CHANNELS + count_extra(header) > RGB_CHANNELS:
+            # Pillow drops what it has no mode for
+            pixels = _decode_foreign(as_foreign(header.fp), 0, name)
+            return pixels._replace(values=turn_upright(pixels.values, find_orientation(header)))
     if page:
         numbers = (
             find_pages(header, name)[0] if isinstance(header, TiffImageFile) else range(page + 1)
@@ -194,6 +313,7 @@ def _decode_foreign(header: ForeignTiff, number: int, name: str) -> Raster:
     with tifffile.TiffFile(header.file) as tiff:
         page = tiff.pages[header.pages[number][0]].aspage()
         refuse_size((page.imagelength, page.imagewidth), name)
+        refuse_values(page.imagelength * page.imagewidth * page.samplesperpixel, name)
         _refuse_gaps(page, header.file, name)
         values = page.asarray()
         order = [page.axes.find(axis) for axis in "YXS"]
@@ -203,10 +323,34 @@ def _decode_foreign(header: ForeignTiff, number: int, name: str) -> Raster:
     values = values if values.ndim == 2 else values.transpose(order)
     if values.shape[:2] != header.pages[number][1][::-1]:
         raise ValueError(f"{values.shape[0]}x{values.shape[1]} pixels were found")
-    return Raster(values, white_is_zero=white_is_zero)
+    return Raster(values, white_is_zero=white_is_zero, colours=header.colours)
 
 
-def _refuse_gaps(page: tifffile.TiffPage, file: BinaryIO, name: str) -> None:
+def _decode_pages(file: IO[bytes], name: str) -> Raster:
+    """Decode all pages of a TIFF as the channels of one image."""
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        series = tiff.series[0]
+        refuse_values(math.prod(series.shape), name)
+        for each in tiff.pages:
+            _refuse_gaps(each.aspage(), file, name)
+        return Raster(series.asarray().transpose(1, 2, 0))
+
+
+def refuse_values(count: int, name: str) -> None:
+    """Refuse to decode more values than ``MOST_VALUES``.
+
+    Raises:
+        DataError: There are more.
+    """
+    if count > MOST_VALUES:
+        raise DataError(
+            f"{name}: its channels hold {count:,} values; at most {MOST_VALUES:,} are decoded at "
+            "once; cut the image up, or keep fewer channels"
+        )
+
+
+def _refuse_gaps(page: tifffile.TiffPage, file: IO[bytes], name: str) -> None:
     """Refuse a page whose strips or tiles are not all there: tifffile would fill them with zeros.
 
     Raises:
@@ -223,7 +367,7 @@ def _refuse_gaps(page: tifffile.TiffPage, file: BinaryIO, name: str) -> None:
 
 
 def _decode_deep(header: ImageFile, name: str, *, upright: bool) -> Raster:
-    """Decode the 16-bit colours of a PNG or TIFF by OpenCV, which keeps them; alpha is dropped.
+    """Decode the 16-bit colours of a PNG or TIFF by OpenCV, which keeps them.
 
     Like Pillow, OpenCV turns a TIFF upright itself, and no other format when asked for its bits.
     """
@@ -238,7 +382,9 @@ def _decode_deep(header: ImageFile, name: str, *, upright: bool) -> Raster:
         raise UnsupportedError(
             f"{name}: its 16-bit colours cannot be read; save it as a TIFF without compression"
         )
-    return Raster(turn_upright(colours[..., 2::-1], orientation))
+    upright_colours = turn_upright(colours, orientation)
+    alpha = upright_colours[..., 3] if colours.shape[2] > 3 else None
+    return Raster(upright_colours[..., 2::-1], alpha=alpha)
 
 
 def turn_upright(stored: npt.NDArray[Number], orientation: int) -> npt.NDArray[Number]:
@@ -295,39 +441,119 @@ def _keyed_alpha(image: Image.Image, values: npt.NDArray[Any]) -> npt.NDArray[np
     return np.where(same.all(axis=2) if same.ndim == 3 else same, 0, 255).astype(np.uint8)
 
 
-def to_rgb(pixels: Raster, name: str, *, white: int = FULL_DEPTH) -> RGBImage:
-    """Bring decoded pixels to 8-bit RGB, (height, width, 3).
+def to_image(pixels: Raster, name: str, reading: ImageReading = PLAIN) -> Image8:
+    """Bring decoded pixels to 8 bits a channel.
 
     Args:
-        pixels: Grey, colours or indices.
+        pixels: Grey, colours, indices or any channels.
         name: What to call the image in messages.
-        white: Of integers above eight bits, the value that becomes 255.
+        reading: How the files of the data set are read.
+
+    Returns:
+        uint8, (height, width, channels).
 
     Raises:
-        DataError: Values out of range.
-        UnsupportedError: Channels that are neither grey nor colours.
+        DataError: Values out of range, or another number of channels.
+        UnsupportedError: Channels that are neither grey nor colours, where these are wanted.
     """
     values = pixels.values
-    if pixels.palette is not None:
-        colours: RGBImage = pixels.palette[values]
+    if reading.channels != RGB_CHANNELS:
+        values = _with_alpha(pixels)
+        values = values[..., : max(reading.channels, values.shape[2] - (pixels.alpha is not None))]
+        if values.shape[2] != reading.channels:
+            raise other_channels(name, values.shape[2], reading.channels)
+    elif pixels.palette is not None:
+        colours: Image8 = pixels.palette[values]
         return colours
-    if values.ndim == 3 and values.shape[2] != 3:
-        raise UnsupportedError(
-            f"{name}: has {values.shape[2]} channels that are not said to be colours; wanted grey "
-            "or red, green and blue; save the three that matter as an RGB image"
-        )
-    if values.dtype == np.bool_:
-        levels = values.astype(np.uint8) * 255
-    elif values.dtype == np.uint8:
-        levels = values
-    else:
-        levels = _eight_bits(values, name, white)
+    elif values.ndim == 3 and values.shape[2] != RGB_CHANNELS:
+        if not pixels.colours:
+            raise UnsupportedError(
+                f"{name}: has {values.shape[2]} channels that are not said to be colours; wanted "
+                "grey or red, green and blue; save the three that matter as an RGB image, or, to "
+                f"train on all of them, set data.channels={values.shape[2]}"
+            )
+        values = values[..., :RGB_CHANNELS]
+    levels = _to_bytes(values, name, reading)
     if pixels.white_is_zero:
         levels = 255 - levels
     return np.repeat(levels[..., np.newaxis], 3, axis=2) if levels.ndim == 2 else np.array(levels)
 
 
-def _eight_bits(values: npt.NDArray[Any], name: str, white: int) -> npt.NDArray[np.uint8]:
+def _with_alpha(pixels: Raster) -> npt.NDArray[Any]:
+    """Return (height, width, channels), of which the last is the transparency, if there is one."""
+    values = pixels.values if pixels.palette is None else pixels.palette[pixels.values]
+    values = values if values.ndim == 3 else values[..., np.newaxis]
+    return values if pixels.alpha is None else np.dstack([values, pixels.alpha])
+
+
+def other_channels(name: str, found: int, wanted: int) -> DataError:
+    """Return the refusal of an image of another number of channels than a model takes."""
+    counted = "1 channel" if found == 1 else f"{found} channels"
+    return DataError(
+        f"{name}: has {counted}; {wanted} wanted, as in the images that the model learned from "
+        "(preprocess.channels); give it such an image, or train anew with "
+        f"data.channels={found}"
+    )
+
+
+def _to_bytes(values: npt.NDArray[Any], name: str, reading: ImageReading) -> npt.NDArray[np.uint8]:
+    """Bring values of any type to 0..255."""
+    floats = values.dtype.kind == "f"
+    if values.dtype == np.bool_ or values.dtype == np.uint8:
+        if not all(map(is_full_scale, reading.ranges)):
+            raise _other_kind(name, "8 bits", reading)
+        return values.astype(np.uint8) * 255 if values.dtype == np.bool_ else values
+    if not reading.ranges or (reading.channels == RGB_CHANNELS and not floats):
+        if not all(map(is_full_scale, reading.ranges)):
+            raise _other_kind(name, "integers", reading)
+        return _whole_scale(values, name, reading.white)
+    if floats != reading.floats:
+        raise _other_kind(name, "floats" if floats else "integers", reading)
+    _refuse_no_numbers(values, name)
+    lows, highs = np.array(reading.ranges, np.float32).T
+    if values.ndim == 2:  # grey, to become red, green and blue
+        lows, highs = lows[0], highs[0]
+    exact = values.astype(np.float32)
+    outside = (exact < lows) | (exact > highs)
+    strict = all(map(is_full_scale, reading.ranges))
+    if (strict and outside.any()) or outside.mean() > MOST_OUTSIDE:
+        ranges = " and ".join(dict.fromkeys(f"{low:g}..{high:g}" for low, high in reading.ranges))
+        raise DataError(
+            f"{name}: its values reach from {exact.min():g} to {exact.max():g}; wanted {ranges}, "
+            "as in the images that the model learned from (preprocess.ranges); scale them likewise"
+        )
+    scaled = (np.clip(exact, lows, highs) - lows) * (255 / (highs - lows))
+    levels: npt.NDArray[np.uint8] = np.round(scaled).astype(np.uint8)
+    return levels
+
+
+MOST_OUTSIDE = 0.5
+"""Share of an image's values that may lie beyond a measured range and are cut off there."""
+
+
+def is_full_scale(values: tuple[float, float]) -> bool:
+    """Say whether a range is a type's or a notation's own, such as 0..1 or 0..4095."""
+    low, high = values
+    return low == 0 and high in (1, *(2**bits - 1 for bits in range(8, 17)))
+
+
+def _other_kind(name: str, found: str, reading: ImageReading) -> DataError:
+    ranges = ", ".join(dict.fromkeys(f"{low:g}..{high:g}" for low, high in reading.ranges))
+    return DataError(
+        f"{name}: its values are {found}; wanted {'floats' if reading.floats else 'integers'} "
+        f"within {ranges}, as in the images that the model learned from (preprocess.ranges); save "
+        "it as those were saved"
+    )
+
+
+def _refuse_no_numbers(values: npt.NDArray[Any], name: str) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError(
+            f"{name}: holds NaN or infinity; wanted numbers; fill these places, say with 0"
+        )
+
+
+def _whole_scale(values: npt.NDArray[Any], name: str, white: int) -> npt.NDArray[np.uint8]:
     """Scale integers of more than eight bits, or floats, to 0..255."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
@@ -347,3 +573,13 @@ def _eight_bits(values: npt.NDArray[Any], name: str, white: int) -> npt.NDArray[
         np.uint8
     )
     return levels
+
+
+def shown(image: Image8) -> RGBImage:
+    """Return an image as something to look at: its first three channels, or its first as grey."""
+    if image.ndim == 2:
+        return np.repeat(image[..., np.newaxis], 3, axis=2)
+    if image.shape[2] == RGB_CHANNELS:
+        return image
+    first = image[..., :3] if image.shape[2] > RGB_CHANNELS else image[..., [0, 0, 0]]
+    return np.ascontiguousarray(first)

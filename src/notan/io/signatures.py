@@ -13,7 +13,8 @@ from notan.errors import DataError, UnsupportedError
 # Named one by one because Pillow also knows formats that run other programs (EPS starts
 # Ghostscript) or have no signature, so that any file may pass for them (TGA).
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "AVIF")
-WANTED = "PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000 or AVIF"
+WANTED = "PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000, AVIF or NPY"
+NPY = "NPY"
 
 RAW = "a camera's raw file; develop it to TIFF or PNG with the camera's program or darktable"
 HEIF = (
@@ -47,7 +48,6 @@ DISGUISES = (
     (4, b"JXL ", "JPEG XL; save it as PNG"),
     (128, b"DICM", f"DICOM; {MEDICAL}"),
     (344, b"n+1\0", f"NIfTI; {MEDICAL}"),
-    (0, b"\x93NUMPY", "a NumPy array; save it as TIFF or PNG, say with tifffile.imwrite"),
     (0, b"\x89HDF", "HDF5; save its images as TIFF or PNG"),
     (0, b"MATLAB", "MATLAB's format; save its images as TIFF or PNG"),
     (0, b"ZISRAWFILE", "Zeiss CZI; export it as TIFF"),
@@ -66,7 +66,7 @@ most 1032 bytes of one."""
 
 
 def find_format(file: BinaryIO, name: str) -> str:
-    """Return the format of an image, as Pillow calls it.
+    """Return the format of an image, as Pillow calls it; ``NPY`` for a NumPy array.
 
     Args:
         file: Wherever it stands.
@@ -82,6 +82,8 @@ def find_format(file: BinaryIO, name: str) -> str:
     for place, signature, what in DISGUISES:
         if start[place:].startswith(signature) and not _accepts("AVIF", start):
             raise UnsupportedError(f"{name}: is {what}; or leave it out")
+    if start.startswith(b"\x93NUMPY"):
+        return NPY
     for kind in FORMATS:
         if _accepts(kind, start):
             return kind

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -19,11 +19,12 @@ import numpy as np
 from PIL import TiffImagePlugin as Tiff
 
 from notan.errors import DataError
+from notan.io.foreign import RGB, ForeignTiff
 from notan.io.headers import (
     GREY,
     MAX_PIXELS,
-    RGB,
-    ForeignTiff,
+    channel_counts,
+    count_page_channels,
     find_pages,
     first,
     guarded,
@@ -32,7 +33,15 @@ from notan.io.headers import (
     refuse_size,
     seek_page,
 )
-from notan.io.images import FULL_DEPTH, decode, decode_current, decode_image, to_rgb
+from notan.io.images import (
+    PLAIN,
+    RGB_CHANNELS,
+    decode,
+    decode_current,
+    decode_image,
+    other_channels,
+    to_image,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,8 +49,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from notan.io.headers import Header
-    from notan.io.images import Raster
-    from notan.types import RGBImage, Size
+    from notan.io.images import ImageReading, Raster
+    from notan.types import Image8, Size
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION, FAX3, FAX4 = 274, 292, 293
@@ -82,22 +91,27 @@ class TiffPages:
         fault: Why no further page was found, where the file is damaged after some good ones.
     """
 
-    def __init__(self, file: BinaryIO, name: str, *, white: int = FULL_DEPTH) -> None:
+    def __init__(self, file: BinaryIO, name: str, reading: ImageReading = PLAIN) -> None:
         """Find the pages; no pixel is decoded.
+
+        Pages that are said to be as many channels of one image as are wanted are a single page.
 
         Args:
             file: Must stay open for as long as pages are read.
             name: What to call it in messages.
-            white: The value of 16-bit pages that is read as white.
+            reading: How images become 8 bits a channel.
 
         Raises:
             DataError: It is no TIFF, its first page is damaged, or it has too many.
         """
         self.name = name
-        self._white = white
+        self._reading = reading
         header = guarded(lambda: identify(file, name), name)
         if isinstance(header, Tiff.TiffImageFile):
             self.numbers, self.fault = find_pages(header, name)
+            header.seek(0)
+            if reading.channels == guarded(lambda: count_page_channels(header), name):
+                self.numbers = [0]
         elif isinstance(header, ForeignTiff):
             self.numbers, self.fault = list(range(len(header.pages))), None
         else:
@@ -118,8 +132,8 @@ class TiffPages:
         refuse_size((height, width), self._called(number))
         return height, width
 
-    def read(self, number: int) -> RGBImage:
-        """Decode a page as uint8, (height, width, 3), RGB, upright.
+    def read(self, number: int) -> Image8:
+        """Decode a page as uint8, (height, width, channels), upright.
 
         Raises:
             DataError: Damaged, too large, or of values out of range.
@@ -132,7 +146,7 @@ class TiffPages:
                 return decode(self._header, called, page=number)
             return decode_current(self._header)
 
-        return guarded(lambda: to_rgb(pixels(), called, white=self._white), called)
+        return guarded(lambda: to_image(pixels(), called, self._reading), called)
 
     def _called(self, number: int) -> str:
         return f"{self.name}, page {number + 1}"
@@ -179,26 +193,26 @@ class _Layout:
 
 
 class TiffParts:
-    """The first page of a TIFF, of which any part can be read: 8-bit RGB, upright.
+    """The first page of a TIFF, of which any part can be read: 8 bits a channel, upright.
 
     What it takes is bounded by the parts asked for and by ``CACHE_BYTES``.
     """
 
-    def __init__(self, path: Path, *, white: int = FULL_DEPTH) -> None:
+    def __init__(self, path: Path, reading: ImageReading = PLAIN) -> None:
         """Read the header and check that all that it points to is in the file.
 
         Args:
             path: The file.
-            white: The value of 16-bit images that is read as white.
+            reading: How images become 8 bits a channel.
 
         Raises:
             DataError: The file is missing, is no TIFF, is damaged, or is stored in a way that
                 cannot be read part by part; the message says how to store it instead.
         """
         self.path = path
-        self._white = white
-        self._layout = read_header(path, lambda image: _read_layout(image, str(path)))
-        part_bytes = 3 * math.prod(self._layout.part)
+        self._reading = reading
+        self._layout = read_header(path, lambda image: _read_layout(image, str(path), reading))
+        part_bytes = reading.channels * math.prod(self._layout.part)
         self._part = lru_cache(maxsize=max(1, CACHE_BYTES // part_bytes))(self._decode)
         self._file = path.open("rb")
         try:
@@ -220,11 +234,11 @@ class TiffParts:
         height, width = self._layout.size
         return (width, height) if self._layout.orientation >= 5 else (height, width)
 
-    def read(self, top: int, left: int, height: int, width: int) -> RGBImage:
+    def read(self, top: int, left: int, height: int, width: int) -> Image8:
         """Read a part that lies inside the image.
 
         Returns:
-            uint8, (height, width, 3), RGB.
+            uint8, (height, width, channels).
 
         Raises:
             DataError: The file is damaged there.
@@ -243,10 +257,12 @@ class TiffParts:
         stored = stored[:: -1 if mirrored[0] else 1, :: -1 if mirrored[1] else 1]
         return stored.transpose(1, 0, 2) if orientation >= 5 else stored
 
-    def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> RGBImage:
+    def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> Image8:
         """Put a part together from the strips or tiles that it touches."""
         high, wide = self._layout.part
-        result = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)
+        result = np.empty(
+            (rows[1] - rows[0], columns[1] - columns[0], self._reading.channels), np.uint8
+        )
         for row in range(rows[0] // high, -(-rows[1] // high)):
             for column in range(columns[0] // wide, -(-columns[1] // wide)):
                 part = self._part(row * self._layout.grid[1] + column)
@@ -256,20 +272,30 @@ class TiffParts:
                 place[:] = part[: place.shape[0], : place.shape[1]]
         return result
 
-    def _decode(self, number: int) -> RGBImage:
-        """Decode a strip or tile; of planes that lie apart, the first three together."""
-        layout = self._layout
+    def _decode(self, number: int) -> Image8:
+        """Decode a strip or tile; of planes that lie apart, those that are wanted together."""
+        layout, reading = self._layout, self._reading
         height, width = layout.part
         if not layout.tiled:
             height = min(height, layout.size[0] - number * height)
         each = math.prod(layout.grid)
-        planes = [
-            self._decode_one(number + plane * each, height, width)
-            for plane in range(min(layout.planes, 3))
+        if layout.planes == 1:
+            return self._decode_one(number, height, width, reading)
+        readings = [
+            reading
+            if reading.channels == RGB_CHANNELS
+            else replace(reading, channels=1, ranges=reading.ranges[plane : plane + 1])
+            for plane in range(min(layout.planes, reading.channels))
         ]
-        return planes[0] if len(planes) < 3 else np.stack([p[..., 0] for p in planes], axis=2)
+        planes = [
+            self._decode_one(number + plane * each, height, width, one)
+            for plane, one in enumerate(readings)
+        ]
+        if reading.channels == RGB_CHANNELS and len(planes) < RGB_CHANNELS:
+            return planes[0]
+        return np.stack([plane[..., 0] for plane in planes], axis=2)
 
-    def _decode_one(self, index: int, height: int, width: int) -> RGBImage:
+    def _decode_one(self, index: int, height: int, width: int, reading: ImageReading) -> Image8:
         """Decode one strip or tile as the small TIFF that it would be alone."""
         self._file.seek(self._layout.offsets[index])
         content = self._file.read(self._layout.counts[index])
@@ -281,7 +307,7 @@ class TiffParts:
         file = io.BytesIO()
         tags.save(file)
         file.write(content)
-        image = decode_image(file.getvalue(), f"{self.path} (part {index + 1})", white=self._white)
+        image = decode_image(file.getvalue(), f"{self.path} (part {index + 1})", reading)
         if image.shape[:2] != (height, width):
             raise DataError(
                 f"{self.path}: part {index + 1} holds {image.shape[0]}x{image.shape[1]} pixels "
@@ -304,16 +330,18 @@ class TiffParts:
                 )
 
 
-def _read_layout(image: Header, name: str) -> _Layout:
+def _read_layout(image: Header, name: str, reading: ImageReading) -> _Layout:
     """Take the layout of the first page from its header."""
     if not isinstance(image, Tiff.TiffImageFile):
         raise DataError(
             f"{name}: a {image.format} file of {image.size[1]}x{image.size[0]} pixels (height x "
             f"width) cannot be read part by part; {ADVICE}"
         )
+    if reading.channels != RGB_CHANNELS and reading.channels not in channel_counts(image):
+        raise other_channels(name, channel_counts(image)[0], reading.channels)
     tags = image.tag_v2
     size = (int(tags[Tiff.IMAGELENGTH]), int(tags[Tiff.IMAGEWIDTH]))
-    own = _own_tags(tags, name)
+    own = _own_tags(tags, name, reading)
     tiled = Tiff.TILEWIDTH in tags
     if tiled:
         part = (int(tags[Tiff.TILELENGTH]), int(tags[Tiff.TILEWIDTH]))
@@ -339,12 +367,14 @@ def _read_layout(image: Header, name: str) -> _Layout:
     return layout
 
 
-def _own_tags(tags: Tiff.ImageFileDirectory_v2, name: str) -> Tiff.ImageFileDirectory_v2:
+def _own_tags(
+    tags: Tiff.ImageFileDirectory_v2, name: str, reading: ImageReading
+) -> Tiff.ImageFileDirectory_v2:
     """Return what a part's own header says, or refuse what cannot be decoded part by part."""
     own = _copy(tags, KEPT)
     own[Tiff.COMPRESSION] = tags.get(Tiff.COMPRESSION, UNCOMPRESSED)
     own[Tiff.PLANAR_CONFIGURATION] = 1
-    if first(tags.get(Tiff.SAMPLEFORMAT, 1)) == FLOAT:
+    if first(tags.get(Tiff.SAMPLEFORMAT, 1)) == FLOAT and not reading.ranges:
         raise DataError(
             f"{name}: its values are floats, and a part does not tell the range of all; {ADVICE}"
         )

@@ -7,6 +7,7 @@ go through it, so they cannot disagree. NumPy and OpenCV only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import cv2
@@ -14,11 +15,15 @@ import numpy as np
 
 from notan.config.sections import ImageSize, PerChannel, Section
 from notan.errors import ShapeError
+from notan.io.images import FULL_DEPTH, ImageReading
+from notan.io.images import RGB_CHANNELS as RGB_CHANNELS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
-    from notan.types import Mask, ModelInput, Probability, RGBImage, Size
+    from notan.types import Image8, Mask, ModelInput, Probability, Size
 
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
@@ -68,6 +73,10 @@ class Preprocessor(Section):
         std: Per channel (0..1), divided by.
         stride: Model inputs are padded to multiples of this.
         white: The value of 16-bit images that is read as white.
+        channels: Of the images; 3: red, green and blue.
+        ranges: Of each channel, what is read as 0 and as 255 in images of more than 8 bits; of
+            three channels, in floats only; none: as ``white`` says, floats within 0..1 or 0..255.
+        floats: Whether the ranges are those of floats.
     """
 
     image_size: ImageSize | None = (256, 256)
@@ -75,28 +84,48 @@ class Preprocessor(Section):
     mean: PerChannel = (0.485, 0.456, 0.406)
     std: PerChannel = (0.229, 0.224, 0.225)
     stride: int = 16
-    white: int = 65535
+    white: int = FULL_DEPTH
+    channels: int = RGB_CHANNELS
+    ranges: tuple[tuple[float, float], ...] = ()
+    floats: bool = False
 
-    def __call__(self, image: RGBImage) -> tuple[ModelInput, Placement]:
+    @property
+    def reading(self) -> ImageReading:
+        """How image files become 8 bits a channel."""
+        return ImageReading(
+            white=self.white, channels=self.channels, ranges=self.ranges, floats=self.floats
+        )
+
+    def __call__(self, image: Image8) -> tuple[ModelInput, Placement]:
         """Turn an image into a model input.
 
         Args:
-            image: uint8, (height, width, 3), RGB; any size from 1x1 up.
+            image: uint8, (height, width, channels), RGB where there are three; any size from 1x1
+                up.
 
         Returns:
-            float32 (3, padded height, padded width), and the way back.
+            float32 (channels, padded height, padded width), and the way back.
 
         Raises:
-            ShapeError: Not a uint8 image with three channels.
+            ShapeError: Not a uint8 image with so many channels.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        if not self.takes(image):
             raise ShapeError(
                 f"an image of shape {image.shape} and type {image.dtype} was given; "
-                "uint8 of shape (height, width, 3) is wanted"
+                f"uint8 of shape (height, width, {self.channels}) is wanted"
             )
         placement = self.place((image.shape[0], image.shape[1]))
         resized = resize(image, placement.resized)
         return self.normalize(pad(resized, placement.padded)), placement
+
+    def takes(self, image: npt.NDArray[np.generic]) -> bool:
+        """Say whether an array is an image of so many channels."""
+        return (
+            image.dtype == np.uint8
+            and image.ndim == 3
+            and image.shape[2] == self.channels
+            and image.size > 0
+        )
 
     def fit(self, size: Size) -> Size:
         """Return the (height, width) that an image of a (height, width) is resized to."""
@@ -123,8 +152,8 @@ class Preprocessor(Section):
         below, right = (p - r for p, r in zip(placement.padded, placement.resized, strict=True))
         return np.pad(resized, ((0, below), (0, right)))
 
-    def normalize(self, image: RGBImage) -> ModelInput:
-        """Scale a uint8 (height, width, 3) to zero mean, unit variance, as (3, height, width)."""
+    def normalize(self, image: Image8) -> ModelInput:
+        """Scale uint8 (height, width, channels) to mean 0, variance 1, channels first."""
         scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
         shift = (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
         return np.ascontiguousarray((image * scale + shift).transpose(2, 0, 1))
@@ -140,9 +169,31 @@ def resize(image: npt.NDArray[Pixel], size: Size) -> npt.NDArray[Pixel]:
     smaller = (min(height, image.shape[0]), min(width, image.shape[1]))
     for (rows, columns), method in ((smaller, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
         if image.shape[:2] != (rows, columns):
-            resized = cv2.resize(image, (columns, rows), interpolation=method)
-            image = cast("npt.NDArray[Pixel]", resized)
+            work = partial(cv2.resize, dsize=(columns, rows), interpolation=method)
+            image = by_channels(work, image)
     return image
+
+
+MOST_AT_ONCE = 4
+"""Channels that OpenCV takes at once."""
+
+
+def by_channels(work: Callable[..., object], image: npt.NDArray[Pixel]) -> npt.NDArray[Pixel]:
+    """Do something of OpenCV's with an image of any number of channels.
+
+    Args:
+        work: Takes (height, width, channels) of at most four channels, to which OpenCV's functions
+            are limited, and returns as many; of one channel it may forget the last axis, as they
+            do.
+        image: (height, width) or (height, width, channels).
+    """
+    if image.ndim == 2 or 1 < image.shape[2] <= MOST_AT_ONCE:
+        return cast("npt.NDArray[Pixel]", work(image))
+    parts = [
+        cast("npt.NDArray[Pixel]", work(np.ascontiguousarray(image[..., at : at + MOST_AT_ONCE])))
+        for at in range(0, image.shape[2], MOST_AT_ONCE)
+    ]
+    return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
 
 
 def resize_mask(mask: Mask, size: Size) -> Mask:
@@ -154,6 +205,6 @@ def resize_mask(mask: Mask, size: Size) -> Mask:
 
 
 def pad(image: npt.NDArray[Pixel], size: Size) -> npt.NDArray[Pixel]:
-    """Repeat the last row and column of (height, width, 3) until it has the size asked for."""
+    """Repeat the last row and column of (height, width, channels) up to the size asked for."""
     below, right = size[0] - image.shape[0], size[1] - image.shape[1]
     return np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")

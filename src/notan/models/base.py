@@ -30,7 +30,7 @@ class SegmentationModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Images) -> Logits:
-        """Map (n, 3, h, w) normalised images to (n, 1, h, w) logits; no sigmoid."""
+        """Map (n, channels, h, w) normalised images to (n, 1, h, w) logits; no sigmoid."""
 
 
 class Encoder(nn.Module, ABC):
@@ -58,7 +58,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Images) -> list[Images]:
-        """Map (n, 3, h, w) images to feature maps (n, channels, h / stride, w / stride)."""
+        """Map (n, inputs, h, w) images to feature maps (n, channels, h / stride, w / stride)."""
 
 
 def encoder_of(model: nn.Module) -> Encoder | None:

@@ -23,25 +23,33 @@ def name_encoder(settings: Model) -> str:
     return settings.encoder or OWN.get(settings.name, settings.name)
 
 
-def _unet(settings: Model, *, attention: bool = False) -> SegmentationModel:
-    return UNet(settings.encoder, width=settings.width, attention=attention)
+def _unet(settings: Model, channels: int, *, attention: bool = False) -> SegmentationModel:
+    return UNet(settings.encoder, width=settings.width, attention=attention, channels=channels)
 
 
-MODELS: Mapping[str, Callable[[Model], SegmentationModel]] = {
+def _resnet34_unet(settings: Model, channels: int) -> SegmentationModel:
+    return ResNet34UNet(settings.width, residual=settings.residual, channels=channels)
+
+
+MODELS: Mapping[str, Callable[[Model, int], SegmentationModel]] = {
     "unet": _unet,
-    "resnet34_unet": lambda settings: ResNet34UNet(settings.width, residual=settings.residual),
+    "resnet34_unet": _resnet34_unet,
     "attention_unet": partial(_unet, attention=True),
 }
 
 
-def build_model(settings: Model) -> SegmentationModel:
+def build_model(settings: Model, channels: int = 3) -> SegmentationModel:
     """Build a network from scratch, with PyTorch's own initial weights.
+
+    Args:
+        settings: Which network.
+        channels: Of the images that it takes.
 
     Raises:
         ConfigError: There is no such model, or it has no such setting.
     """
     check_model(settings)
-    return MODELS[settings.name](settings)
+    return MODELS[settings.name](settings, channels)
 
 
 def check_model(settings: Model) -> None:

@@ -111,17 +111,17 @@ class EfficientNetLite0Encoder(Encoder):
     mean = (127 / 255,) * 3
     std = (128 / 255,) * 3
 
-    def __init__(self) -> None:
+    def __init__(self, *, inputs: int = 3) -> None:
         super().__init__()
         self.channels = tuple(STAGES[number].channels for number in HANDED_OUT)
         self.strides = (2, 4, 8, 16, 32)
-        self.stem = ConvNorm(3, STEM_CHANNELS, 3, stride=2)
-        inputs = STEM_CHANNELS
+        self.stem = ConvNorm(inputs, STEM_CHANNELS, 3, stride=2)
+        width = STEM_CHANNELS
         parts: list[nn.Sequential] = []
         for stage in STAGES:
-            first = InvertedResidual(inputs, stage, stride=stage.stride)
-            inputs = stage.channels
-            rest = (InvertedResidual(inputs, stage, stride=1) for _ in range(stage.blocks - 1))
+            first = InvertedResidual(width, stage, stride=stage.stride)
+            width = stage.channels
+            rest = (InvertedResidual(width, stage, stride=1) for _ in range(stage.blocks - 1))
             parts.append(nn.Sequential(first, *rest))
         self.parts = nn.ModuleList(parts)
 
@@ -136,7 +136,7 @@ class EfficientNetLite0Encoder(Encoder):
         return found
 
     def forward(self, images: Images) -> list[Images]:
-        """Map (n, 3, h, w) to five feature maps, finest first."""
+        """Map (n, inputs, h, w) to five feature maps, finest first."""
         features: list[Images] = []
         current = images
         for stage in self.stages():

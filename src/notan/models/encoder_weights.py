@@ -99,6 +99,10 @@ def fit_weights(
     """
     wanted = encoder.state_dict()
     theirs = names_in_file(wanted, weights, name)
+    for ours, named in theirs.items():
+        if named in weights and _differ_in_inputs(weights[named], wanted[ours]):
+            fitted = fit_inputs(weights[named], wanted[ours].shape[1])
+            weights = {**weights, named: fitted}
     if difference := _difference(weights, wanted, name):
         raise CheckpointError(
             f"{source}: these are not weights of {name}: {difference}{_advice(weights, name)}"
@@ -116,6 +120,37 @@ def fit_weights(
                 "them failed: give other weights"
             )
     return found
+
+
+def _differ_in_inputs(found: Tensor, wanted: Tensor) -> bool:
+    """Say whether a tensor is of a first layer for colours where another number is wanted."""
+    return (
+        found.is_floating_point()
+        and found.ndim == wanted.ndim == 4
+        and found.shape[1] == RGB != wanted.shape[1]
+        and (found.shape[0], *found.shape[2:]) == (wanted.shape[0], *wanted.shape[2:])
+    )
+
+
+RGB = 3
+
+
+def fit_inputs(weight: Tensor, channels: int) -> Tensor:
+    """Fit the first layer of an encoder that learned on colours to another number of channels.
+
+    One channel gets the sum of the three. Of more, each gets those of red, green or blue in turn,
+    by 3 / channels, so that what leaves the layer stays about as large.
+
+    Args:
+        weight: (outputs, 3, height, width).
+        channels: Wanted instead of 3.
+
+    Source: Wightman, timm 1.0, ``adapt_input_conv``; written anew.
+    """
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    places = torch.arange(channels) % RGB
+    return weight[:, places] * (RGB / channels)
 
 
 def _difference(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> str:

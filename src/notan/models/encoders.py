@@ -14,24 +14,28 @@ if TYPE_CHECKING:
 
     from notan.models.base import Encoder
 
-ENCODERS: Mapping[str, Callable[[], Encoder]] = {
+ENCODERS: Mapping[str, Callable[..., Encoder]] = {
     "resnet34": ResNet34Encoder,
     "efficientnet_lite0": EfficientNetLite0Encoder,
 }
 
 
-def build_encoder(name: str) -> Encoder:
+def build_encoder(name: str, channels: int = 3) -> Encoder:
     """Build an encoder from scratch.
+
+    Args:
+        name: As ``model.encoder`` has it.
+        channels: Of the images that it takes.
 
     Raises:
         ConfigError: There is no such encoder, or a network of timm does not fit under a U-Net.
         MissingExtraError: It is timm's, and timm is not installed.
     """
     if is_timm(name):
-        return TimmEncoder(name)
+        return TimmEncoder(name, channels)
     if name not in ENCODERS:
         raise ConfigError(
             f"'{name}': there is no such encoder{nearest(name, ENCODERS)}; "
             "those of timm are called timm:NAME"
         )
-    return ENCODERS[name]()
+    return ENCODERS[name](inputs=channels)

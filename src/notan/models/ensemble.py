@@ -52,7 +52,7 @@ class Ensemble(SegmentationModel):
         self.stride = math.lcm(*(stride_of(member) for member in members))
 
     def forward(self, images: Images) -> Logits:
-        """Map (n, 3, h, w) to logits (n, 1, h, w) of the mean probability."""
+        """Map (n, channels, h, w) to logits (n, 1, h, w) of the mean probability."""
         foreground: list[Logits] = []
         background: list[Logits] = []
         settings = zip(self.members, self.log_weights, self.temperatures, self.biases, strict=True)

@@ -67,11 +67,13 @@ def residual_stage(
 class ResNet34Encoder(Encoder):
     """ResNet-34 without its classifier: features at strides 2, 4, 8, 16, 32."""
 
-    def __init__(self, width: int = 64, *, residual: Residual = "standard") -> None:
+    def __init__(
+        self, width: int = 64, *, residual: Residual = "standard", inputs: int = 3
+    ) -> None:
         super().__init__()
         self.channels = (width, width, 2 * width, 4 * width, 8 * width)
         self.strides = (2, 4, 8, 16, 32)
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(inputs, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = residual_stage(width, width, 3, stride=1, residual=residual)
@@ -90,7 +92,7 @@ class ResNet34Encoder(Encoder):
         ]
 
     def forward(self, images: Images) -> list[Images]:
-        """Map (n, 3, h, w) to five feature maps, finest first."""
+        """Map (n, inputs, h, w) to five feature maps, finest first."""
         features = [torch.relu(self.bn1(self.conv1(images)))]
         current = self.maxpool(features[0])
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

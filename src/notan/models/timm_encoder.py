@@ -46,11 +46,16 @@ class TimmEncoder(Encoder):
 
     Attributes:
         name: As ``model.encoder`` has it, ``timm:NAME``.
+        inputs: Channels of the images that it takes.
         network: timm's own module; its weights keep their names behind ``network.``.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, inputs: int = 3) -> None:
         """Build the network without weights.
+
+        Args:
+            name: ``timm:NAME``.
+            inputs: Channels of the images.
 
         Raises:
             ConfigError: timm has no such network, or its feature maps do not fit under a U-Net.
@@ -58,6 +63,7 @@ class TimmEncoder(Encoder):
         """
         super().__init__()
         self.name = name
+        self.inputs = inputs
         timm = _import_timm()
         known = {*timm.list_models(), *timm.list_models(include_tags=True)}
         inner = name.removeprefix(PREFIX)
@@ -82,7 +88,7 @@ class TimmEncoder(Encoder):
                 f"{name}: its feature maps of an image of {PROBE[0]}x{PROBE[1]} are "
                 f"{sizes}; {WANTED}"
             )
-        self.mean, self.std = (_per_channel(self._settings[each]) for each in ("mean", "std"))
+        self.mean, self.std = (tuple(map(float, self._settings[each])) for each in ("mean", "std"))
 
     def load_published(self) -> str:
         """Take the weights that timm publishes; timm downloads them and keeps them itself.
@@ -131,14 +137,16 @@ class TimmEncoder(Encoder):
         return stages if _divide(stages) else [[self.network]]
 
     def forward(self, images: Images) -> list[Images]:
-        """Map (n, 3, h, w) to the feature maps, finest first."""
+        """Map (n, inputs, h, w) to the feature maps, finest first."""
         maps: list[Images] = self.network(images)
         return maps
 
     def _create(self, *, pretrained: bool) -> nn.Module:
         """Let timm build the network, with the weights that it downloads or without any."""
+        # timm fits the first layer of published weights to another number of channels itself
+        more = {} if self.inputs == 3 else {"in_chans": self.inputs}
         network: nn.Module = _import_timm().create_model(
-            self.name.removeprefix(PREFIX), features_only=True, pretrained=pretrained
+            self.name.removeprefix(PREFIX), features_only=True, pretrained=pretrained, **more
         )
         return network
 
@@ -177,13 +185,13 @@ def _one_line(error: Exception) -> str:
     return sentence.strip(" .:")[:150] or type(error).__name__
 
 
-def _probe(encoder: Encoder) -> list[Images]:
+def _probe(encoder: TimmEncoder) -> list[Images]:
     """Return the maps of a small black image; what the network has learned stays as it was."""
     training = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:
         maps: list[Images] = encoder(
-            torch.zeros(1, 3, *PROBE, device=next(encoder.parameters()).device)
+            torch.zeros(1, encoder.inputs, *PROBE, device=next(encoder.parameters()).device)
         )
         return maps
     finally:
@@ -209,9 +217,3 @@ def _divide(stages: list[list[nn.Module]]) -> bool:
     """Say whether every stage has weights, and every weight is in one stage alone."""
     held = [{weight for module in stage for weight in module.parameters()} for stage in stages]
     return all(held) and sum(map(len, held)) == len(set().union(*held))
-
-
-def _per_channel(values: tuple[float, ...]) -> tuple[float, float, float]:
-    """Return three floats, for red, green and blue."""
-    red, green, blue = map(float, values)
-    return red, green, blue

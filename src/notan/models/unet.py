@@ -28,11 +28,11 @@ WIDTH = 64
 class UNetEncoder(Encoder):
     """Five double convolutions with max pooling between them: strides 1, 2, 4, 8, 16."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, inputs: int = 3) -> None:
         super().__init__()
         self.channels = tuple(width * 2**level for level in range(LEVELS))
         self.strides = tuple(2**level for level in range(LEVELS))
-        self.levels = nn.ModuleList(map(DoubleConv, (3, *self.channels), self.channels))
+        self.levels = nn.ModuleList(map(DoubleConv, (inputs, *self.channels), self.channels))
         self.pool = nn.MaxPool2d(2)
 
     def stages(self) -> list[list[nn.Module]]:
@@ -40,7 +40,7 @@ class UNetEncoder(Encoder):
         return [[level] for level in self.levels]
 
     def forward(self, images: Images) -> list[Images]:
-        """Map (n, 3, h, w) to five feature maps, finest first."""
+        """Map (n, inputs, h, w) to five feature maps, finest first."""
         features: list[Images] = []
         for level in self.levels:
             features.append(level(self.pool(features[-1]) if features else images))
@@ -74,6 +74,7 @@ class UNet(SegmentationModel):
         width: int | None = None,
         attention: bool = False,
         pretrained: bool = False,
+        channels: int = 3,
     ) -> None:
         """Build the network.
 
@@ -84,6 +85,7 @@ class UNet(SegmentationModel):
                 or 16 on another encoder.
             attention: Put attention gates on the skips.
             pretrained: Start the encoder from its published weights, learned on ImageNet.
+            channels: Of the images; a module of your own must take as many.
 
         Raises:
             ConfigError: There is no such encoder, it has no published weights, or the width is
@@ -102,9 +104,9 @@ class UNet(SegmentationModel):
                 "encoder='efficientnet_lite0', or give your own its weights yourself"
             )
         if isinstance(encoder, str):
-            self.encoder = build_encoder(encoder)
+            self.encoder = build_encoder(encoder, channels)
         else:
-            self.encoder = encoder or UNetEncoder(width)
+            self.encoder = encoder or UNetEncoder(width, channels)
         strides = self.encoder.strides
         steps = [width * stride for stride in strides[-2::-1]]
         self.decoder = Decoder(self.encoder.channels, steps, gated=attention)
@@ -126,7 +128,7 @@ class UNet(SegmentationModel):
             load_published(str(encoder), self.encoder)
 
     def forward(self, images: Images) -> Logits:
-        """Map (n, 3, h, w) to logits (n, 1, h, w)."""
+        """Map (n, channels, h, w) to logits (n, 1, h, w)."""
         logits: Logits = self.head(self.enlarge(self.decoder(self.encoder(images))))
         return logits
 
@@ -138,15 +140,18 @@ class ResNet34UNet(SegmentationModel):
     stride 2 are not skipped across: the last two steps up see the decoder's output alone.
     """
 
-    def __init__(self, width: int = 64, *, residual: Residual = "standard") -> None:
+    def __init__(
+        self, width: int = 64, *, residual: Residual = "standard", channels: int = 3
+    ) -> None:
         """Build the network.
 
         Args:
             width: Channels of the stem and the first stage.
             residual: He et al.'s block, or the reference report's.
+            channels: Of the images.
         """
         super().__init__()
-        self.encoder = ResNet34Encoder(width, residual=residual)
+        self.encoder = ResNet34Encoder(width, residual=residual, inputs=channels)
         *_, deepest = self.encoder.channels
         self.bottleneck = residual_stage(deepest, 2 * deepest, 1, stride=2, residual=residual)
         levels = (*self.encoder.channels[1:], 2 * deepest)
@@ -156,7 +161,7 @@ class ResNet34UNet(SegmentationModel):
         self.stride = 2 * self.encoder.strides[-1]
 
     def forward(self, images: Images) -> Logits:
-        """Map (n, 3, h, w) to logits (n, 1, h, w)."""
+        """Map (n, channels, h, w) to logits (n, 1, h, w)."""
         _, *features = self.encoder(images)
         features.append(self.bottleneck(features[-1]))
         logits: Logits = self.head(self.enlarge(self.decoder(features)))

@@ -54,7 +54,7 @@ class Backend(Protocol):
     """A network on some runtime."""
 
     def __call__(self, inputs: Array) -> Array:
-        """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w).
+        """Map float32 (n, channels, h, w) to logits, float32 (n, 1, h, w).
 
         Raises:
             ShapeError: The network returned another shape.
@@ -80,7 +80,7 @@ class TorchBackend:
         """Move a module to a device; it is used as it is, so train it no further meanwhile.
 
         Args:
-            model: From (n, 3, h, w) to logits (n, 1, h, w).
+            model: From (n, channels, h, w) to logits (n, 1, h, w).
             device: Where to run.
             precision: ``bf16`` rounds a copy of the weights to bfloat16 and computes in it. That
                 is as quick as autocast, which rounds them again for every image, and needs half
@@ -103,7 +103,7 @@ class TorchBackend:
         self._was_training = False
 
     def __call__(self, inputs: Array) -> Array:
-        """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w)."""
+        """Map float32 (n, channels, h, w) to logits, float32 (n, 1, h, w)."""
         import torch
 
         # OpenMP keeps the number for each thread: one that computed before has its own
@@ -167,7 +167,7 @@ class OnnxRuntimeBackend:
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, inputs: Array) -> Array:
-        """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w)."""
+        """Map float32 (n, channels, h, w) to logits, float32 (n, 1, h, w)."""
         return _checked(self._session.run(None, {self._input: inputs})[0], inputs)
 
 
@@ -209,7 +209,7 @@ class OpenVinoBackend:
         self._free = deque([self._compiled.create_infer_request()])
 
     def __call__(self, inputs: Array) -> Array:
-        """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w)."""
+        """Map float32 (n, channels, h, w) to logits, float32 (n, 1, h, w)."""
         try:
             request = self._free.pop()
         except IndexError:
@@ -383,11 +383,12 @@ def _build(card: Card) -> torch.nn.Module | None:
     from notan.models.build import build_model
     from notan.models.ensemble import Ensemble
 
+    channels = card.preprocess.channels
     if card.members:
         return Ensemble(
-            [build_model(member.model) for member in card.members],
+            [build_model(member.model, channels) for member in card.members],
             [member.weight for member in card.members],
             temperatures=[member.temperature for member in card.members],
             biases=[member.bias for member in card.members],
         )
-    return build_model(card.model) if card.model else None
+    return build_model(card.model, channels) if card.model else None

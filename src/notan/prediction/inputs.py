@@ -26,8 +26,15 @@ from PIL import Image
 from notan.data.folders import SUFFIXES
 from notan.errors import ConfigError, DataError, ShapeError
 from notan.io.digest import hash_content, sha256
-from notan.io.headers import decode_size, opened
-from notan.io.images import FULL_DEPTH, convert_image, decode_image, read_image
+from notan.io.headers import decode_contents, opened
+from notan.io.images import (
+    PLAIN,
+    RGB_CHANNELS,
+    convert_image,
+    decode_image,
+    other_channels,
+    read_image,
+)
 from notan.io.pipes import MAX_BYTES, read_pipe
 from notan.io.tiff import TIFF_SIGNATURES, TiffPages, TiffParts, is_large_tiff
 from notan.io.video import VIDEO_SUFFIXES, Video, is_video
@@ -37,7 +44,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from notan.types import RGBImage, Size
+    from notan.io.headers import Contents
+    from notan.io.images import ImageReading
+    from notan.types import Image8, Size
 
 STANDARD_INPUT = Path("-")
 
@@ -75,8 +84,8 @@ _WANTED = (
 )
 
 
-def as_image(thing: ImageLike, *, white: int = FULL_DEPTH) -> RGBImage:
-    """Return whatever holds one image as 8-bit RGB, upright.
+def as_image(thing: ImageLike, reading: ImageReading = PLAIN) -> Image8:
+    """Return whatever holds one image as 8 bits a channel, upright.
 
     Files, bytes and Pillow images are turned by their EXIF orientation. An array has none: it is
     taken as it stands, and its channels as red, green, blue (OpenCV reads blue first).
@@ -85,12 +94,12 @@ def as_image(thing: ImageLike, *, white: int = FULL_DEPTH) -> RGBImage:
         thing: A path; an address that begins with http:// or https://; the bytes of a whole file;
             a binary file object, which is read to its end; a Pillow image; a uint8 array of shape
             (height, width, 3) RGB, (height, width) grey or (height, width, 4) RGBA, whose alpha is
-            dropped, as it is when files are read; a torch tensor likewise, or with its channels
-            first, and of uint8 or of floats in 0..1.
-        white: The value of 16-bit files that is read as white.
+            dropped, as it is when files are read, or of as many channels as are wanted; a torch
+            tensor likewise, or with its channels first, and of uint8 or of floats in 0..1.
+        reading: How files are read, and how many channels are wanted.
 
     Returns:
-        uint8, (height, width, 3), RGB. An array that is so already is returned itself.
+        uint8, (height, width, channels). An array that is so already is returned itself.
 
     Raises:
         ShapeError: It is none of these, or an array of another shape or type.
@@ -99,29 +108,30 @@ def as_image(thing: ImageLike, *, white: int = FULL_DEPTH) -> RGBImage:
     if isinstance(thing, str) and thing.lower().startswith(("http://", "https://")):
         from notan.io.download import download_bytes  # what talks to the network loads slowly
 
-        return decode_image(download_bytes(thing, MAX_BYTES), thing, white=white)
+        return decode_image(download_bytes(thing, MAX_BYTES), thing, reading)
     if isinstance(thing, (str, Path)):
         piped = read_pipe(Path(thing))
         if piped is None:
-            return read_image(Path(thing), white=white)
-        return decode_image(piped, str(thing), white=white)
+            return read_image(Path(thing), reading)
+        return decode_image(piped, str(thing), reading)
     if isinstance(thing, (bytes, bytearray, memoryview)):
-        return decode_image(bytes(thing), "the bytes that were given", white=white)
+        return decode_image(bytes(thing), "the bytes that were given", reading)
     if isinstance(thing, Image.Image):
-        return convert_image(thing, str(getattr(thing, "filename", "") or "the Pillow image"))
+        name = str(getattr(thing, "filename", "") or "the Pillow image")
+        return convert_image(thing, name, reading)
     if isinstance(thing, np.ndarray):
-        return _from_array(thing)
+        return _from_array(thing, reading.channels)
     if isinstance(thing, Tensor):
-        return _from_array(_array_of(thing))
+        return _from_array(_array_of(thing, reading.channels), reading.channels)
     if callable(getattr(thing, "read", None)):
-        return _from_file_object(thing, white)
+        return _from_file_object(thing, reading)
     raise ShapeError(
         f"a {type(thing).__name__} was given as an image; a path, an address, the bytes of a file, "
         "a binary file object, a Pillow image, a NumPy array or a torch tensor is wanted"
     )
 
 
-def _from_file_object(file: BinaryFile, white: int) -> RGBImage:
+def _from_file_object(file: BinaryFile, reading: ImageReading) -> Image8:
     name = str(getattr(file, "name", "the file object that was given"))
     try:
         content: object = file.read(MAX_BYTES + 1)
@@ -134,10 +144,10 @@ def _from_file_object(file: BinaryFile, white: int) -> RGBImage:
         )
     if len(content) > MAX_BYTES:
         raise DataError(f"{name}: holds more than {MAX_BYTES:,} bytes; give its path instead")
-    return decode_image(content, name, white=white)
+    return decode_image(content, name, reading)
 
 
-def _array_of(tensor: Tensor) -> npt.NDArray[np.uint8]:
+def _array_of(tensor: Tensor, channels: int) -> npt.NDArray[np.uint8]:
     """Return a tensor as an array with its channels last.
 
     Of (3, height, 3) and the like the first axis counts as the channels, as it does in torch.
@@ -145,7 +155,7 @@ def _array_of(tensor: Tensor) -> npt.NDArray[np.uint8]:
     plain = tensor.detach().cpu()
     # bfloat16 has no counterpart in NumPy
     array: npt.NDArray[Any] = (plain.float() if plain.is_floating_point() else plain).numpy()
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4, channels):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -160,7 +170,9 @@ def _array_of(tensor: Tensor) -> npt.NDArray[np.uint8]:
     return np.round(array * np.float32(255)).astype(np.uint8)
 
 
-def _from_array(array: npt.NDArray[np.uint8]) -> RGBImage:
+def _from_array(array: npt.NDArray[np.uint8], channels: int) -> Image8:
+    if channels != RGB_CHANNELS:
+        return _from_channels(array, channels)
     if array.dtype == np.uint8 and array.size:
         if array.ndim == 2:
             return np.repeat(array[..., np.newaxis], 3, axis=2)
@@ -180,6 +192,17 @@ def _from_array(array: npt.NDArray[np.uint8]) -> RGBImage:
     raise ShapeError(
         f"an image of shape {array.shape} and type {array.dtype} was given; {_WANTED}{advice}"
     )
+
+
+def _from_channels(array: npt.NDArray[np.uint8], channels: int) -> Image8:
+    """Return an array of other channels than RGB as an image."""
+    image = array[..., np.newaxis] if array.ndim == 2 else array
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels or not image.size:
+        raise ShapeError(
+            f"an image of shape {array.shape} and type {array.dtype} was given; uint8 of shape "
+            f"(height, width, {channels}) is wanted, as in the images that the model learned from"
+        )
+    return image
 
 
 @dataclass(frozen=True)
@@ -367,26 +390,28 @@ class Item:
         path: The file that it is in.
         size: (height, width); None where it is not decoded at once, or where even its size cannot
             be read, and then ``read`` says why.
-        read: Decodes it, as uint8 (height, width, 3) RGB, or raises DataError.
+        read: Decodes it, as uint8 (height, width, channels), or raises DataError.
         open_parts: Of an image that is too large for that, opens it to be read part by part.
         in_order: Whether it must be read, or left out, before the next item is asked for.
         siblings: How many images the file holds as far as is known.
         close: Closes its file, which ``read`` does too; to be called where it is left out.
         digest: Of the file's content, whatever its name; empty where it could not be read.
+        choices: What reading it chooses among several readings, in words.
     """
 
     name: str
     path: Path
     size: Size | None
-    read: Callable[[], RGBImage]
+    read: Callable[[], Image8]
     open_parts: Callable[[], TiffParts] | None = None
     in_order: bool = False
     siblings: int = 1
     close: Callable[[], None] = lambda: None
     digest: str = ""
+    choices: tuple[str, ...] = ()
 
 
-def items_of(found: Found, *, frame_step: int = 1, white: int = FULL_DEPTH) -> Iterator[Item]:
+def items_of(found: Found, *, frame_step: int = 1, reading: ImageReading = PLAIN) -> Iterator[Item]:
     """Yield the images of a file; a damaged one yields an item whose ``read`` says so.
 
     What it holds is decided here, by its first bytes and its header.
@@ -394,17 +419,17 @@ def items_of(found: Found, *, frame_step: int = 1, white: int = FULL_DEPTH) -> I
     Args:
         found: The file.
         frame_step: Of a video, take the first frame and every so-many-th after it.
-        white: The value of 16-bit images that is read as white.
+        reading: How image files are read.
     """
     digest = ""
     with contextlib.suppress(DataError):  # which is said where it is opened
         content = found.content
         digest = hash_content(found.path) if content is None else sha256(content)[:16]
-    for item in _items_of(found, frame_step, white):
+    for item in _items_of(found, frame_step, reading):
         yield dataclasses.replace(item, digest=digest)
 
 
-def _items_of(found: Found, frame_step: int, white: int) -> Iterator[Item]:
+def _items_of(found: Found, frame_step: int, reading: ImageReading) -> Iterator[Item]:
     """Yield the images of a file, which is opened once."""
     path, name = found.path, str(found.path)
     try:
@@ -417,34 +442,56 @@ def _items_of(found: Found, frame_step: int, white: int) -> Iterator[Item]:
             start = file.read(16)
             if is_video(start):
                 stack.close()  # FFmpeg opens the file itself
+                if reading.channels != RGB_CHANNELS:
+                    raise other_channels(name, RGB_CHANNELS, reading.channels)
                 yield from _frames(found, frame_step)
                 return
             _refuse_no_video(path, start)
             if start[:4] in TIFF_SIGNATURES:
                 if found.content is None and is_large_tiff(file, name):
                     # it is opened anew when its turn comes, which may be hours away
-                    read = functools.partial(read_image, path, white=white)
-                    parts = functools.partial(TiffParts, path, white=white)
+                    read = functools.partial(read_image, path, reading)
+                    parts = functools.partial(TiffParts, path, reading)
                     yield Item(found.name, path, None, read, parts)
                     return
-                pages = TiffPages(file, name, white=white)
+                pages = TiffPages(file, name, reading)
                 if pages.numbers != [0]:
                     yield from _pages(found, pages)
                     return
-            size = decode_size(file, name)
+            contents = decode_contents(file, name)
             handle = stack.pop_all()  # open until the image is decoded, in whichever thread
-            decoded = _decode(file, name, handle, white)
-            yield Item(found.name, path, size, decoded, close=handle.close)
+            decoded = _decode(file, name, handle, reading)
+            yield Item(
+                found.name,
+                path,
+                contents.size,
+                decoded,
+                close=handle.close,
+                choices=_choices_of(contents, reading),
+            )
     except DataError as error:
         yield _failed(found.name, path, error)
 
 
+def _choices_of(contents: Contents, reading: ImageReading) -> tuple[str, ...]:
+    """Say what is chosen for an image, as training says it of its data set."""
+    choices = [*contents.choices_for(reading.channels)]
+    if contents.orientation > 1:
+        choices.append("turned upright by their EXIF orientation")
+    if contents.deep and reading.ranges:
+        ranges = dict.fromkeys(f"{low:g}..{high:g}" for low, high in reading.ranges)
+        choices.append(f"values of more than 8 bits, on the model's scale ({', '.join(ranges)})")
+    elif contents.deep:
+        choices.append(f"more than 8 bits: of integers {reading.white} is white, as the model says")
+    return tuple(choices)
+
+
 def _decode(
-    file: BinaryIO, name: str, handle: contextlib.ExitStack, white: int
-) -> Callable[[], RGBImage]:
-    def read() -> RGBImage:
+    file: BinaryIO, name: str, handle: contextlib.ExitStack, reading: ImageReading
+) -> Callable[[], Image8]:
+    def read() -> Image8:
         with handle:
-            return decode_image(file, name, white=white)
+            return decode_image(file, name, reading)
 
     return read
 
@@ -474,6 +521,9 @@ def _frames(found: Found, frame_step: int) -> Iterator[Item]:
                 yield Item(name, found.path, video.size, video.read, in_order=True, siblings=count)
 
 
+EACH_PAGE = "pages of a TIFF, each an image of its own"
+
+
 def _pages(found: Found, pages: TiffPages) -> Iterator[Item]:
     count = len(pages.numbers)
     for number in pages.numbers:
@@ -484,13 +534,14 @@ def _pages(found: Found, pages: TiffPages) -> Iterator[Item]:
             yield _failed(name, found.path, error)
             continue
         read = functools.partial(pages.read, number)
-        yield Item(name, found.path, size, read, in_order=True, siblings=count)
+        choices = (EACH_PAGE,) if count > 1 else ()
+        yield Item(name, found.path, size, read, in_order=True, siblings=count, choices=choices)
     if pages.fault is not None:
         raise pages.fault
 
 
 def _failed(name: str, path: Path, error: DataError) -> Item:
-    def read() -> RGBImage:
+    def read() -> Image8:
         raise error
 
     return Item(name, path, None, read)

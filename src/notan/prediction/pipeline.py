@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from notan.prediction.inputs import Item
     from notan.prediction.predictor import Prediction, Predictor
     from notan.prediction.table import PredictionTable
-    from notan.types import RGBImage
+    from notan.types import Image8
 
-    Read: TypeAlias = RGBImage | DataError | Literal["done", "large"]
+    Read: TypeAlias = Image8 | DataError | Literal["done", "large"]
 
 logger = logging.getLogger("notan")
 
@@ -183,7 +183,7 @@ class Pipeline:
 
     def _predict_all(self, images: Iterator[tuple[Item, Read]], pool: ThreadPoolExecutor) -> None:
         """Predict what is read: as many images at once as a batch has or the budget allows."""
-        chunk: list[tuple[Item, RGBImage]] = []
+        chunk: list[tuple[Item, Image8]] = []
         filled = 0
         for item, read in images:
             if isinstance(read, np.ndarray):
@@ -207,7 +207,7 @@ class Pipeline:
         if chunk:
             self._predict(chunk, pool)
 
-    def _predict(self, chunk: list[tuple[Item, RGBImage]], pool: ThreadPoolExecutor) -> None:
+    def _predict(self, chunk: list[tuple[Item, Image8]], pool: ThreadPoolExecutor) -> None:
         images = [image for _, image in chunk]
         predictions = self._predictor.predict_many(images, batch_size=self._batch_size)
         for (item, image), prediction in zip(chunk, predictions, strict=True):
@@ -216,7 +216,7 @@ class Pipeline:
                 self._finish_first()
             self._put(item, pool.submit(self._write, item, image, prediction), size)
 
-    def _write(self, item: Item, image: RGBImage, prediction: Prediction) -> Row:
+    def _write(self, item: Item, image: Image8, prediction: Prediction) -> Row:
         self._writers.add(item.name, item.path, image, prediction)
         return Row.of(item.name, item.path, prediction, item.digest)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from notan.prediction.backends import Backend, Precision
     from notan.prediction.inputs import ImageLike
     from notan.prediction.tiles import Pixels
-    from notan.types import Mask, ModelInput, Probability, RGBImage, Size
+    from notan.types import Image8, Mask, ModelInput, Probability, Size
 
 logger = logging.getLogger("notan")
 
@@ -208,10 +208,10 @@ class Predictor:
             DataError: It cannot be read or decoded.
             DivergedError: The network returned NaN or infinity.
         """
-        return next(self.predict_many([as_image(image, white=self.preprocessor.white)]))
+        return next(self.predict_many([as_image(image, self.preprocessor.reading)]))
 
     def predict_many(
-        self, images: Iterable[RGBImage], *, batch_size: int = 1
+        self, images: Iterable[Image8], *, batch_size: int = 1
     ) -> Iterator[Prediction]:
         """Segment images in their order, several at once where their inputs are of one size.
 
@@ -252,7 +252,7 @@ class Predictor:
         as_it_is = self.preprocessor.model_copy(update={"image_size": None})
         plain = Predictor(self.backend, as_it_is)
 
-        def predict(tiles: Iterable[RGBImage]) -> Iterator[Probability]:
+        def predict(tiles: Iterable[Image8]) -> Iterator[Probability]:
             return (each.probability for each in plain._predict_whole(tiles, batch_size))
 
         for band in grid.bands(predict, pixels):
@@ -273,7 +273,7 @@ class Predictor:
         """
         waiting: deque[Sample] = deque()
 
-        def images() -> Iterator[RGBImage]:
+        def images() -> Iterator[Image8]:
             for sample in samples:
                 waiting.append(sample)
                 yield sample.image
@@ -281,13 +281,13 @@ class Predictor:
         for prediction in self.predict_many(images(), batch_size=batch_size):
             yield waiting.popleft(), prediction
 
-    def _is_cut(self, image: RGBImage) -> bool:
+    def _is_cut(self, image: Image8) -> bool:
         """Say whether an image goes through in tiles; what is no image is refused elsewhere."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        if not self.preprocessor.takes(image):
             return False
         return self.tiling.cuts((image.shape[0], image.shape[1]), self.preprocessor)
 
-    def _predict_whole(self, images: Iterable[RGBImage], batch_size: int) -> Iterator[Prediction]:
+    def _predict_whole(self, images: Iterable[Image8], batch_size: int) -> Iterator[Prediction]:
         """Segment images each at once, several together where their inputs are of one size."""
         inputs = (self.preprocessor(image) for image in images)
         for _, same_size in itertools.groupby(inputs, key=lambda pair: pair[1].padded):

@@ -205,8 +205,8 @@ def write_submission(
     """
     refuse_to_replace(out, list(images.values()))
     read_sizes(images)
-    white = predictor.preprocessor.white
-    decoded = (read_image(path, white=white) for path in images.values())
+    reading = predictor.preprocessor.reading
+    decoded = (read_image(path, reading) for path in images.values())
     predictions = predictor.predict_many(decoded, batch_size=batch_size)
 
     def rows() -> Iterator[tuple[str, str]]:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from notan.modelfile.preprocess import Preprocessor
-    from notan.types import Probability, RGBImage, Size
+    from notan.types import Image8, Probability, Size
 
-    Predict = Callable[[Iterable[RGBImage]], Iterator[Probability]]
+    Predict = Callable[[Iterable[Image8]], Iterator[Probability]]
 
 MARGIN = 0.25
 """The share of an overlap, at either tile's edge, that counts for nothing: a tile that ends there
@@ -123,23 +123,23 @@ class Pixels(Protocol):
     def size(self) -> Size:
         """(height, width) in pixels."""
 
-    def read(self, top: int, left: int, height: int, width: int) -> RGBImage:
-        """Return a part that lies inside: uint8, (height, width, 3), RGB."""
+    def read(self, top: int, left: int, height: int, width: int) -> Image8:
+        """Return a part that lies inside: uint8, (height, width, channels)."""
 
 
 @dataclass(frozen=True)
 class PixelsInMemory:
-    """An image that is there already: uint8, (height, width, 3), RGB."""
+    """An image that is there already: uint8, (height, width, channels)."""
 
-    image: RGBImage
+    image: Image8
 
     @property
     def size(self) -> Size:
         """(height, width) in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
-    def read(self, top: int, left: int, height: int, width: int) -> RGBImage:
-        """Return a part: uint8, (height, width, 3), RGB."""
+    def read(self, top: int, left: int, height: int, width: int) -> Image8:
+        """Return a part: uint8, (height, width, channels)."""
         return self.image[top : top + height, left : left + width]
 
 
@@ -204,7 +204,7 @@ class TileGrid:
             rest = band[finished:].copy()
             band[: len(rest)], band[len(rest) :] = rest, 0
 
-    def _inputs(self, row: Span, pixels: Pixels) -> Iterator[RGBImage]:
+    def _inputs(self, row: Span, pixels: Pixels) -> Iterator[Image8]:
         """Read the tiles of a row, at the network's scale."""
         for column in self.columns:
             height, width = row.stop - row.start, column.stop - column.start

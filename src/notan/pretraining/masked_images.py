@@ -12,8 +12,10 @@ from notan.data.batches import Batch, SampleDataset, find_unlabelled
 from notan.data.folders import holds_masks, open_split
 from notan.data.pets import looks_like_pets
 from notan.data.samples import FileSource, Labels, Pair
+from notan.data.survey import read_as_a_whole
 from notan.errors import ConfigError, DataError, NotanError
 from notan.io.headers import read_size
+from notan.io.images import RGB_CHANNELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,13 +57,31 @@ def find_images(settings: Pretrain) -> tuple[FileSource, str]:
         data = Data(path=folder, split_seed=settings.split_seed)
         source = open_split(data, "train", seed=settings.seed)
         words = "its training split; the images that validate and test are left out"
-        return image_files([pair.image for pair in source.pairs]), words
+        return _as_a_whole([pair.image for pair in source.pairs], folder), words
     if folder.name == "images" and looks_like_pets(folder.absolute().parent):
         raise DataError(
             f"{folder}: holds the test images too; give {folder.parent}, whose training split "
             "alone is taken"
         )
-    return image_files([file.path for file in find_unlabelled(folder)]), "every image in it"
+    files = [file.path for file in find_unlabelled(folder)]
+    return _as_a_whole(files, folder), "every image in it"
+
+
+def _as_a_whole(paths: Sequence[Path], folder: Path) -> FileSource:
+    """Return images as a source that reads them as all of them together tell.
+
+    A file that is no image shall not be found after minutes.
+
+    Raises:
+        DataError: One is none, or they have other channels than grey or colours.
+    """
+    source = read_as_a_whole(image_files(paths), Data())
+    if source.images.channels != RGB_CHANNELS:
+        raise DataError(
+            f"{folder}: the images have {source.images.channels} channels; an encoder learns "
+            "without masks from grey or RGB images only; train it with masks: notan train"
+        )
+    return source
 
 
 def _existing(path: Path | None) -> Path:

@@ -17,7 +17,16 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from notan.config import Augment, Model, Preprocess, Pretraining, Run, load_settings, run_to_toml
+from notan.config import (
+    Augment,
+    Data,
+    Model,
+    Preprocess,
+    Pretraining,
+    Run,
+    load_settings,
+    run_to_toml,
+)
 from notan.data.batches import BatchLoader
 from notan.data.samples import choose_validation, fingerprint
 from notan.data.transforms import Geometry
@@ -146,7 +155,7 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
     network = Reconstructor(build_encoder(settings.encoder), settings.width)
     training, validation = _divided(settings)
     size = Preprocess(image_size=(settings.image_size,) * 2)
-    preprocessor = build_preprocessor(size, network)
+    preprocessor = build_preprocessor(size, network, training.images, training)
     if state is None:
         model = Model(encoder=settings.encoder, width=settings.width)
         run = Run(preprocess=size, model=model, train=learning)
@@ -197,7 +206,6 @@ def _divided(settings: Pretrain) -> tuple[FileSource, FileSource]:
             f"{settings.path}: only one image; at least two are wanted, one to learn from and "
             "one to hold out, and hundreds to be of use"
         )
-    images.sizes()  # a file that is no image shall not be found after minutes
     names = frozenset(images.names)
     held_out = choose_validation(
         images.names, fraction=settings.held_out_fraction, seed=settings.seed

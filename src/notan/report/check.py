@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,10 +10,9 @@ import numpy as np
 from notan.checking.diagnosis import SEVERITIES, number_of
 from notan.checking.reading import mask_reader
 from notan.checking.suspicion import KINDS
-from notan.data.folders import image_reading
 from notan.data.layouts import MASK_FOLDERS
 from notan.errors import DataError
-from notan.io.images import read_image
+from notan.io.images import PLAIN, ImageReading, read_image, shown
 from notan.prediction.formats import TRUTH, mask_image, overlay_image
 from notan.report.page import TIMES, fill, fitted
 
@@ -33,6 +33,7 @@ TITLES = {
     "unsupported-image": "Images of a kind that is not read",
     "unsupported-mask": "Masks of a kind that is not read",
     "ambiguous-image": "Images of unclear values",
+    "mixed-channels": "Images of different numbers of channels, or of values on no common scale",
     "ambiguous-mask": "Masks that can mean more than one thing",
     "unreadable-list": "Lists that cannot be read",
     "size-mismatch": "Image and mask differ in size",
@@ -109,7 +110,7 @@ def _images(search: LabelSearch, suspect: Suspect) -> Iterator[RGBImage]:
     name = suspect.name
     sample = search.sample(name)
     predicted = read_image(search.predictions / f"{name}.png")[..., 0] > 127
-    small = fit(sample.image)
+    small = fit(shown(sample.image))
     nothing = np.zeros(small.shape[:2], bool)
     mask, prediction = (
         fit(np.asarray(each, np.uint8) * np.uint8(255)) > 127 for each in (sample.mask, predicted)
@@ -133,7 +134,7 @@ class Thumbnails:
 
     def __init__(self, diagnosis: Diagnosis) -> None:
         self._read_mask = mask_reader(diagnosis.layout, diagnosis.data)
-        self._images = image_reading(diagnosis.data)
+        self._reading = diagnosis.reading
         self._mask_of = dict(diagnosis.pairs)
         self._masks = {mask for _, mask in diagnosis.pairs}
 
@@ -155,9 +156,9 @@ class Thumbnails:
         alone = self._mask_alone(mask_path) if mask_path else None
         return fit(image) if alone is None else _beside(fit(image), alone)
 
-    def _image(self, path: Path) -> RGBImage | None:
+    def _image(self, path: Path, reading: ImageReading | None = None) -> RGBImage | None:
         try:
-            return read_image(path, white=self._images.white, upright=self._images.upright)
+            return shown(read_image(path, reading or self._reading))
         except DataError:
             return None
 
@@ -172,7 +173,7 @@ class Thumbnails:
         mask = self._mask(path)
         if mask is not None:
             return np.repeat(fit(mask_image(mask))[..., None], 3, axis=2)
-        raw = self._image(path)
+        raw = self._image(path, replace(PLAIN, upright=self._reading.upright))
         if raw is None:
             return None
         low, high = int(raw.min()), int(raw.max())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import cv2
 import numpy as np
 
+from notan.io.images import shown
 from notan.metrics import Counts
 from notan.prediction.formats import PREDICTION, TRUTH, mask_image
 from notan.report.page import fitted
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from notan.data.samples import Source
     from notan.metrics import ImageScore
     from notan.prediction.predictor import Predictor
-    from notan.types import Mask, RGBImage
+    from notan.types import Image8, Mask, RGBImage
 
 Place = Literal["worst", "median", "best"]
 
@@ -92,7 +93,7 @@ def find_examples(
         sample = source[number_of[scored.name]]
         mask = predictor(sample.image).mask
         panels = {
-            "image": sample.image,
+            "image": shown(sample.image),
             "truth": _black_and_white(sample.mask, sample.ignore),
             "prediction": _black_and_white(mask, None),
             "errors": error_map(sample.image, mask, sample.mask, sample.ignore),
@@ -105,11 +106,11 @@ def find_examples(
     return examples
 
 
-def error_map(image: RGBImage, mask: Mask, truth: Mask, ignore: Mask | None = None) -> RGBImage:
+def error_map(image: Image8, mask: Mask, truth: Mask, ignore: Mask | None = None) -> RGBImage:
     """Colour the pixels that are wrong on a dimmed, grey image.
 
     Args:
-        image: uint8, (height, width, 3), RGB.
+        image: uint8, (height, width, channels); of other channels than RGB the first are shown.
         mask: The predicted foreground, of the same size.
         truth: The true foreground.
         ignore: Pixels that do not count.
@@ -118,7 +119,7 @@ def error_map(image: RGBImage, mask: Mask, truth: Mask, ignore: Mask | None = No
         uint8, (height, width, 3), RGB: predicted only (false positive) in orange, missed (false
         negative) in sky blue, the two colours that every page gives to prediction and truth.
     """
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].repeat(3, axis=2)
+    grey = cv2.cvtColor(shown(image), cv2.COLOR_RGB2GRAY)[..., None].repeat(3, axis=2)
     result = (DIMMED * grey + (1 - DIMMED) * 255).astype(np.uint8)
     result[mask & truth] = (0.75 * result[mask & truth]).astype(np.uint8)
     counted = np.ones_like(truth) if ignore is None else ~ignore

@@ -11,16 +11,16 @@ import torch
 
 from notan.config import run_to_toml
 from notan.data.batches import BatchLoader, SampleDataset, fingerprint_unlabelled
-from notan.data.folders import find_layout, makes_validation, open_split
+from notan.data.folders import find_layout, image_reading, makes_validation, open_split
 from notan.data.samples import FileSource, fingerprint, median_size
-from notan.data.survey import survey, white_of
+from notan.data.survey import choose_reading, measure_statistics, reading_lines, survey
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
 from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
-from notan.modelfile.preprocess import Preprocessor
+from notan.modelfile.preprocess import RGB_CHANNELS, Preprocessor
 from notan.models.base import Encoder, encoder_of, stride_of
-from notan.models.build import build_model
+from notan.models.build import build_model, check_model
 from notan.runtime import (
     Precision,
     choose_precision,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from notan.config import Data, LossTerms, Preprocess, Run, Train, TrimapBorder
     from notan.data.batches import UnlabelledImages
-    from notan.data.samples import Source
+    from notan.data.samples import ImageReading, Source
     from notan.training.fine_tuning import Freezing
     from notan.training.semi_supervised import Teacher
 
@@ -201,8 +201,13 @@ def prepare(
     precision = begin_computing(run.device, run.train, seed=run.seed)
     device = precision.device
     own_model = model is not None
-    network = model or build_model(run.model)
-    preprocessor = build_preprocessor(run.preprocess, network)
+    if model is None:
+        check_model(run.model)
+    training, validation, layout, reading = _open_sources(
+        run.data, run.seed, training, validation, validation_names
+    )
+    network = model or build_model(run.model, reading.channels)
+    preprocessor = build_preprocessor(run.preprocess, network, reading, training)
     start = (
         start_encoder(network, run, preprocessor, own_model=own_model)
         if state is None
@@ -210,10 +215,6 @@ def prepare(
     )
     freezing = build_freezing(run.train, network, own_model=own_model)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training, validation, layout, white = _open_sources(
-        run.data, run.seed, training, validation, validation_names
-    )
-    preprocessor = preprocessor.model_copy(update={"white": white})
     _require_statistics(run, preprocessor, training)
     unlabelled = open_unlabelled(run, preprocessor, validation, own_source=layout == OWN)
     teacher = load_teacher(
@@ -276,15 +277,46 @@ def begin_computing(device: str, settings: Train, *, seed: int) -> Precision:
     return precision
 
 
-def build_preprocessor(settings: Preprocess, network: nn.Module) -> Preprocessor:
-    """Return what turns images into the inputs that a network, or its encoder, was made for."""
+def build_preprocessor(
+    settings: Preprocess, network: nn.Module, reading: ImageReading, training: Source
+) -> Preprocessor:
+    """Return what turns images into the inputs that a network, or its encoder, was made for.
+
+    Args:
+        settings: Size and normalising.
+        network: What the inputs are for.
+        reading: How image files are read.
+        training: Tells the statistics of channels that are no colours, for which nobody has
+            published any.
+
+    Raises:
+        ConfigError: There are not as many means as channels.
+        DataError: An image cannot be read.
+    """
     published = encoder_of(network) or Encoder
+    mean, std = settings.mean, settings.std
+    if reading.channels == RGB_CHANNELS:
+        mean, std = mean or published.mean, std or published.std
+    elif mean is None or std is None:
+        measured = measure_statistics(training)
+        mean, std = mean or measured[0], std or measured[1]
+        logger.info("training images have mean %s and standard deviation %s (0..1)", *measured)
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != reading.channels:
+            raise ConfigError(
+                f"preprocess.{name} has {len(values)} values, and the images {reading.channels} "
+                "channels; give one for each, or leave it out"
+            )
     return Preprocessor(
         image_size=settings.image_size,
         keep_aspect_ratio=settings.keep_aspect_ratio,
-        mean=settings.mean or published.mean,
-        std=settings.std or published.std,
+        mean=mean,
+        std=std,
         stride=stride_of(network),
+        white=reading.white,
+        channels=reading.channels,
+        ranges=reading.ranges,
+        floats=reading.floats,
     )
 
 
@@ -303,18 +335,37 @@ def _open_sources(
     training: Source | None,
     validation: Source | None,
     names: frozenset[str] | None,
-) -> tuple[Source, Source, str, int]:
-    """Return the images to train and to validate on, how they lie in their folder, and white."""
+) -> tuple[Source, Source, str, ImageReading]:
+    """Return the images to train and to validate on, how they lie in a folder and are read."""
     if (training is None) != (validation is None):
         raise ConfigError("training and validation images of your own come together or not at all")
-    layout, white = OWN, data.white or white_of(0)
+    layout, reading = OWN, image_reading(data)
     if training is None or validation is None:
         layout = find_layout(data)
-        training, validation, white = _open_and_survey(data, seed, names)
+        training, validation, reading = _open_and_survey(data, seed, names)
     for part, images in (("train on", training), ("validate on", validation)):
         if len(images) == 0:
             raise DataError(f"there are no images to {part}")
-    return training, validation, layout, white
+    if layout == OWN:
+        reading = _own_reading(data, training)
+    return training, validation, layout, reading
+
+
+def _own_reading(data: Data, training: Source) -> ImageReading:
+    """Return how images of the user's own are read; their channels are counted in the first.
+
+    Raises:
+        ConfigError: They are not as many as the settings say.
+    """
+    reading = training.images if isinstance(training, FileSource) else image_reading(data)
+    shape = training[0].image.shape
+    channels = shape[2] if len(shape) > 2 else reading.channels
+    if data.channels not in (None, channels):
+        raise ConfigError(
+            f"data.channels = {data.channels}, and the first of your images has {channels}; leave "
+            "the setting out, or give images of that many"
+        )
+    return replace(reading, channels=channels)
 
 
 PARTS = ("train", "validation")
@@ -328,23 +379,21 @@ NO_FOREGROUND = (
 
 def _open_and_survey(
     data: Data, seed: int, names: frozenset[str] | None
-) -> tuple[FileSource, FileSource, int]:
-    """Open both parts, read all masks once, and find which 16-bit value is white."""
+) -> tuple[FileSource, FileSource, ImageReading]:
+    """Open both parts, read all masks once, and decide how the images are read."""
     parts = {split: open_split(data, split, seed=seed, validation_names=names) for split in PARTS}
     surveys = {split: survey(source) for split, source in parts.items()}
+    images = [image for found in surveys.values() for image in found.images]
+    reading = choose_reading(data, images)
     for split, found in surveys.items():
-        for line in found.lines(split):
+        for line in found.lines(split, reading.channels):
             logger.info("%s", line)
     if set(surveys["validation"].encodings) == {"empty"}:
         logger.warning(NO_FOREGROUND)
-    peak = max(found.peak for found in surveys.values())
-    white = data.white or white_of(peak)
-    if peak:
-        logger.info("16-bit images reach %d: %d is read as white (data.white)", peak, white)
-    training, validation = (
-        source.with_images(replace(source.images, white=white)) for source in parts.values()
-    )
-    return training, validation, white
+    for line in reading_lines(reading, images):
+        logger.info("%s", line)
+    training, validation = (source.with_images(reading) for source in parts.values())
+    return training, validation, reading
 
 
 def _data_card(

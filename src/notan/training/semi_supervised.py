@@ -66,7 +66,7 @@ class Teacher:
             yield batch._replace(images=images, soft=self.answer(images))
 
     def answer(self, images: Images) -> Probabilities:
-        """Map (n, 3, h, w) to calibrated probabilities, float32 (n, 1, h, w)."""
+        """Map (n, channels, h, w) to calibrated probabilities, float32 (n, 1, h, w)."""
         chosen = self.card.postprocessing
         return predict(
             self.model, self.precision, images, temperature=chosen.temperature, bias=chosen.bias
@@ -129,8 +129,9 @@ def _require_same_input(path: Path, card: Card, preprocessor: Preprocessor, stri
     theirs = card.preprocess.model_dump(exclude={"stride"})
     for name, value in preprocessor.model_dump(exclude={"stride"}).items():
         if theirs[name] != value:
+            setting = f"data.{name}" if name in ("white", "channels") else f"preprocess.{name}"
             raise ConfigError(
-                f"{path}: the teacher was trained with preprocess.{name} = {theirs[name]}, this "
+                f"{path}: the teacher was trained with {setting} = {theirs[name]}, this "
                 f"run has {value}; give the student the teacher's"
             )
     height, width = preprocessor.place(preprocessor.image_size or (stride, stride)).padded
@@ -171,7 +172,7 @@ def open_unlabelled(
         raise ConfigError(
             f"{folder}: images without masks teach nothing where loss.consistency is 0; raise it"
         )
-    found = find_unlabelled(folder)
+    found = find_unlabelled(folder, preprocessor.reading)
     test = set[str]()
     if not own_source and has_test(run.data):
         test = {*open_split(run.data, "test", seed=run.seed).hashes()}
@@ -201,7 +202,7 @@ class Consistency:
     """Has images without masks answered, and says how much coming to the answers counts.
 
     Attributes:
-        answer: Maps (n, 3, h, w) to probabilities, (n, 1, h, w).
+        answer: Maps (n, channels, h, w) to probabilities, (n, 1, h, w).
         precision: Device and arithmetic of the training.
         weight: Of the term in the loss, once it has risen.
         ramp_steps: Steps over which it rises; 0: none.
@@ -281,7 +282,7 @@ def predict(
     temperature: float = 1.0,
     bias: float = 0.0,
 ) -> Probabilities:
-    """Map (n, 3, h, w) to probabilities, float32 (n, 1, h, w), perhaps calibrated ones."""
+    """Map (n, channels, h, w) to probabilities, float32 (n, 1, h, w), perhaps calibrated ones."""
     with precision.autocast():
         logits = model(images)
     return torch.sigmoid(logits.float() / temperature + bias)

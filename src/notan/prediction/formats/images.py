@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from notan.errors import StorageError
+from notan.io.images import shown
 from notan.io.write import replacing, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from notan.types import Mask, Probability, RGBImage, Size
+    from notan.types import Image8, Mask, Probability, RGBImage, Size
 
 Pixels: TypeAlias = npt.NDArray[Any]
 """uint8 or uint16, (height, width) grey, (height, width, 3) RGB or (height, width, 4) RGBA."""
@@ -37,17 +38,18 @@ def mask_image(mask: Mask) -> RGBImage:
     return mask.astype(np.uint8) * 255
 
 
-def overlay_image(image: RGBImage, mask: Mask, truth: Mask | None = None) -> RGBImage:
+def overlay_image(image: Image8, mask: Mask, truth: Mask | None = None) -> RGBImage:
     """Tint the predicted foreground and outline it; outline the truth too where it is known.
 
     Args:
-        image: uint8, (height, width, 3), RGB.
+        image: uint8, (height, width, channels); of other channels than RGB the first are shown.
         mask: The predicted foreground, of the same size; orange.
         truth: The true foreground; outlined in sky blue.
 
     Returns:
         uint8, (height, width, 3), RGB.
     """
+    image = shown(image)
     result = image.copy()
     result[mask] = (0.6 * image[mask] + 0.4 * np.array(PREDICTION)).astype(np.uint8)
     thickness = max(1, round(min(mask.shape) / 200))
@@ -60,7 +62,7 @@ def overlay_image(image: RGBImage, mask: Mask, truth: Mask | None = None) -> RGB
     return result
 
 
-def cutout_image(image: RGBImage, mask: Mask) -> Pixels:
+def cutout_image(image: Image8, mask: Mask) -> Pixels:
     """Return the foreground alone: what is background becomes transparent.
 
     The edge is hard on purpose. The mask is what validation chose the postprocessing for; a
@@ -71,7 +73,7 @@ def cutout_image(image: RGBImage, mask: Mask) -> Pixels:
     Returns:
         uint8, (height, width, 4), RGBA; alpha is 255 on the foreground and 0 elsewhere.
     """
-    return np.dstack([image, mask_image(mask)])
+    return np.dstack([shown(image), mask_image(mask)])
 
 
 def probability_image(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.prediction.predictor import LargePrediction, Prediction
-    from notan.types import RGBImage
+    from notan.types import Image8
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Output:
     Attributes:
         name: Of the output files, and the image's in tables.
         path: The file that the image came from.
-        image: uint8, (height, width, 3), RGB.
+        image: uint8, (height, width, channels).
         prediction: What the model says of it.
     """
 
     name: str
     path: Path
-    image: RGBImage
+    image: Image8
     prediction: Prediction
 
 
@@ -233,13 +233,13 @@ class Writers:
             is_large or all(table.has(name) for _, table in self._tables)
         )
 
-    def add(self, name: str, path: Path, image: RGBImage, prediction: Prediction) -> None:
+    def add(self, name: str, path: Path, image: Image8, prediction: Prediction) -> None:
         """Write all outputs of one image; rows of shared files are kept until ``close``.
 
         Args:
             name: Of the output files, and the image's in tables.
             path: The file that it came from.
-            image: uint8, (height, width, 3), RGB.
+            image: uint8, (height, width, channels).
             prediction: Of the same height and width.
 
         Raises:
