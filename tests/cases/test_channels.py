@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +13,13 @@ from PIL import Image
 import notan
 from notan.cli.main import main
 from notan.config import load_run
-from notan.data.folders import open_split
-from notan.errors import ConfigError, DataError, ShapeError
 from notan.modelfile.card import read_card
 from notan.training import train
 from runs import TINY, add_little
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 add_little()
 SIZE = 24

@@ -44,17 +44,17 @@ if TYPE_CHECKING:
 class TinyEncoder(Encoder):
     """Five levels of a few channels, so that a pretraining takes a moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 3) -> None:
         super().__init__()
         self.channels = (4, 4, 4, 4, 4)
         self.strides = (2, 4, 8, 16, 32)
         self.levels = torch.nn.ModuleList(
             torch.nn.Sequential(
-                torch.nn.Conv2d(inputs, 4, 3, stride=2, padding=1),
+                torch.nn.Conv2d(before, 4, 3, stride=2, padding=1),
                 torch.nn.BatchNorm2d(4),
                 torch.nn.ReLU(),
             )
-            for inputs in (3, 4, 4, 4, 4)
+            for before in (inputs, 4, 4, 4, 4)
         )
 
     def stages(self) -> list[list[torch.nn.Module]]:

@@ -7,6 +7,7 @@ fit any outline.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import cv2
@@ -14,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from notan.checking.diagnosis import number_of
+from notan.modelfile.preprocess import by_channels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from notan.types import Mask, RGBImage
+    from notan.types import Image8, Mask
 
 LONG_SIDE = 160
 """Images are shrunk to this long side: shifts of a few pixels do not matter here."""
@@ -62,11 +64,11 @@ class Alignment(NamedTuple):
     step: float
 
 
-def align(image: RGBImage, mask: Mask) -> Alignment | None:
+def align(image: Image8, mask: Mask) -> Alignment | None:
     """Move a mask's outline over its image and see where it fits.
 
     Args:
-        image: uint8, (height, width, 3).
+        image: uint8, (height, width, channels).
         mask: bool, of the same size.
 
     Returns:
@@ -75,7 +77,8 @@ def align(image: RGBImage, mask: Mask) -> Alignment | None:
     height, width = mask.shape
     scale = min(1.0, LONG_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    work = partial(cv2.resize, dsize=size, interpolation=cv2.INTER_AREA)
+    small = by_channels(work, image).astype(np.float32)
     soft = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     reach = max(3, round(REACH_FRACTION * max(size)))
     if min(size) <= reach:
@@ -85,9 +88,11 @@ def align(image: RGBImage, mask: Mask) -> Alignment | None:
 
 
 def _gradient(plane: Plane) -> tuple[Plane, Plane]:
-    smooth = cv2.GaussianBlur(plane, (0, 0), 1.0)
-    across, down = (cv2.Sobel(smooth, cv2.CV_32F, x, 1 - x) for x in (1, 0))
-    return np.asarray(across, np.float32), np.asarray(down, np.float32)
+    smooth = by_channels(partial(cv2.GaussianBlur, ksize=(0, 0), sigmaX=1.0), plane)
+    across, down = (
+        by_channels(partial(cv2.Sobel, ddepth=cv2.CV_32F, dx=x, dy=1 - x), smooth) for x in (1, 0)
+    )
+    return across, down
 
 
 def _edges(image: Plane) -> Planes:

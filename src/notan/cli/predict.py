@@ -151,9 +151,7 @@ def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
     }
 
 
-def _run(
-    pipeline: Pipeline, found: Sequence[Found], frame_step: int, predictor: Predictor
-) -> None:
+def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int, predictor: Predictor) -> None:
     from tqdm import tqdm
 
     from notan.errors import StoppedBySignal

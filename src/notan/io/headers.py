@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import struct
 import threading
 import warnings
@@ -58,6 +59,14 @@ _UNSUPPORTED = (
     "unsupported", "requires the 'imagecodecs' package",
 )  # fmt: skip
 """What Pillow and tifffile say of a healthy file that they cannot decode."""
+
+_NO_MODE = (
+    "unknown pixel mode", "string index out of range", "Invalid value for samples per pixel",
+)  # fmt: skip
+"""Pillow's own words for TIFFs that it has no mode for, whose grey channels lie apart, or that
+have more than six."""
+
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # what it logs, it also raises
 
 _CUT_SHORT = ("truncated", "buffer is not large enough", "not enough data", "unexpected end")
 
@@ -310,8 +319,7 @@ def _identify_tiff(file: BinaryIO, name: str) -> Header:
     try:
         image = Image.OPEN["TIFF"][0](file, "")
     except SyntaxError as error:
-        # Pillow's own words, for a kind without a mode and for grey channels that lie apart
-        if str(error) not in ("unknown pixel mode", "string index out of range"):
+        if str(error) not in _NO_MODE:
             raise
         return as_foreign(file)
     tags: Tiff.ImageFileDirectory_v2 = image.tag_v2  # type: ignore[attr-defined]

@@ -17,16 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from notan.config import (
-    Augment,
-    Data,
-    Model,
-    Preprocess,
-    Pretraining,
-    Run,
-    load_settings,
-    run_to_toml,
-)
+from notan.config import Augment, Model, Preprocess, Pretraining, Run, load_settings, run_to_toml
 from notan.data.batches import BatchLoader
 from notan.data.samples import choose_validation, fingerprint
 from notan.data.transforms import Geometry
