@@ -20,11 +20,11 @@ LEARNED = 0.25
 class Chain(nn.Module):
     """A convolution with batch norm for each map."""
 
-    def __init__(self, kind: str, strides: tuple[int, ...]) -> None:
+    def __init__(self, kind: str, strides: tuple[int, ...], channels: int = 3) -> None:
         super().__init__()
         self.kind = kind
         for number, stride in enumerate(strides):
-            inputs = (3, *CHANNELS)[number]
+            inputs = (channels, *CHANNELS)[number]
             layer = nn.Sequential(
                 nn.Conv2d(inputs, CHANNELS[number], 3, stride=stride, padding=1),
                 nn.BatchNorm2d(CHANNELS[number]),
@@ -61,14 +61,14 @@ class Shelf:
         self.asked: list[tuple[str, bool]] = []
         self.offline = False
 
-    def make(self, name: str, *, pretrained: bool) -> Chain:
+    def make(self, name: str, *, pretrained: bool, in_chans: int) -> Chain:
         self.asked.append((name, pretrained))
         kind = name.partition(".")[0]
         if kind == "refuses":
             raise RuntimeError("features_only not implemented for this network")
         if pretrained and self.offline:
             raise OSError("cannot reach the hub. Check your connection.\nTraceback and more")
-        network = Chain(kind, STRIDES.get(kind, (2, 2, 2, 2, 2)))
+        network = Chain(kind, STRIDES.get(kind, (2, 2, 2, 2, 2)), in_chans)
         if pretrained:
             for weight in network.parameters():
                 nn.init.constant_(weight, LEARNED)
@@ -79,9 +79,11 @@ def fake_timm(shelf: Shelf) -> ModuleType:
     def list_models(*, include_tags: bool = False) -> list[str]:
         return [f"{name}.made_up" for name in NAMES] if include_tags else list(NAMES)
 
-    def create_model(name: str, *, features_only: bool, pretrained: bool) -> nn.Module:
+    def create_model(
+        name: str, *, features_only: bool, pretrained: bool, in_chans: int = 3
+    ) -> nn.Module:
         assert features_only
-        network = shelf.make(name, pretrained=pretrained)
+        network = shelf.make(name, pretrained=pretrained, in_chans=in_chans)
         taught = {} if name == "untaught" else {"hf_hub_id": f"timm/{name}"}
         network.pretrained_cfg = {  # type: ignore[assignment]
             "architecture": name.partition(".")[0],

@@ -176,6 +176,15 @@ def test_a_member_that_was_trained_on_the_validation_images_is_refused(
         ),
         ({"preprocess": {"image_size": 64}}, r"preprocess.image_size is \(32, 32\) in small and "),
         ({"preprocess": {"image_size": 32, "std": [1, 1, 1]}}, "preprocess.std is "),
+        (
+            {"preprocess": {"image_size": 32, "white": 4095}},
+            "data.white is 65535 in small and 4095",
+        ),
+        ({"preprocess": {"image_size": 32, "channels": 4}}, "data.channels is 3 in small and 4 in"),
+        (
+            {"preprocess": {"image_size": 32, "ranges": [[0, 9]] * 3, "floats": True}},
+            r"preprocess.ranges is \(\) in small and ",
+        ),
         ({"model": None, "model_class": "Mine"}, "o is of Mine, a class of your own"),
     ],
 )

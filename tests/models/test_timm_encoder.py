@@ -17,6 +17,7 @@ from notan.models.base import encoder_of
 from notan.models.build import build_model
 from notan.models.encoder_weights import save_encoder
 from notan.models.encoders import build_encoder
+from notan.models.timm_encoder import TimmEncoder
 from notan.prediction.predictor import Predictor
 from notan.training.build import TrainingSetup, prepare
 from notan.training.optim import parameter_groups
@@ -315,3 +316,15 @@ def test_batch_norm_keeps_the_statistics_that_it_came_with(tmp_path: Path) -> No
     weights = load_checkpoint(path).weights
     assert came
     assert all(torch.equal(weights[f"encoder.{name}"], each) for name, each in came.items())
+
+
+@needs_stand_ins
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_is_made_for_the_channels_of_the_images(channels: int) -> None:
+    network = build_model(Model(encoder="timm:tiny", width=1), channels)
+    encoder = encoder_of(network)
+    assert isinstance(encoder, TimmEncoder)
+    assert network(torch.zeros(1, channels, 64, 96)).shape == (1, 1, 64, 96)
+    assert len(encoder.stages()) == len(STRIDES)
+    encoder.load_published()
+    assert all(bool((weight == LEARNED).all()) for weight in encoder.parameters())

@@ -12,12 +12,14 @@ from scipy.special import expit
 
 from notan.checking.label_errors import plan_search
 from notan.cli.main import main
+from notan.config import Model
 from notan.data.synthetic import DrawnSource
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.evaluation.evaluate import evaluate
 from notan.losses import Loss, bce
 from notan.modelfile.card import Checkpoint, load_checkpoint, read_card, save_checkpoint
 from notan.modelfile.postprocess import Postprocessing
+from notan.models.build import build_model
 from notan.prediction.predictor import Predictor
 from notan.report.run import facts_of, gather
 from notan.training.build import TrainingSetup, prepare
@@ -201,6 +203,30 @@ def test_a_teacher_of_another_rule_or_stride_is_refused(teacher: Path, tmp_path:
     coarse = train_own(tiny(model__name="resnet34_unet"), tmp_path / "coarse").checkpoint
     with pytest.raises(ConfigError, match="multiples of 64, and the student's are 16x16"):
         train_own(taught(coarse), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"white": 4095}, "data.white = 4095, this run has 65535"),
+        ({"ranges": ((0.0, 9.0),) * 3, "floats": True}, r"preprocess.ranges = \(\(0.0, 9.0\)"),
+        ({"channels": 4}, "data.channels = 4, this run has 3"),
+    ],
+)
+def test_a_teacher_that_reads_images_otherwise_is_refused(
+    teacher: Path, tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    whole = load_checkpoint(teacher)
+    if "channels" in changed:
+        network = build_model(Model(name="attention_unet", width=4), 4)
+        whole = Checkpoint(whole.card, network.state_dict())
+    card = whole.card.model_copy(
+        update={"preprocess": whole.card.preprocess.model_copy(update=changed)}
+    )
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, Checkpoint(card, whole.weights))
+    with pytest.raises(ConfigError, match=f"{words}.*choose another teacher"):
+        train_own(taught(other), tmp_path / "run")
 
 
 def test_a_teacher_that_is_no_model_is_refused(tmp_path: Path) -> None:

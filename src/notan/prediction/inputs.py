@@ -482,7 +482,9 @@ def _choices_of(contents: Contents, reading: ImageReading) -> tuple[str, ...]:
         ranges = dict.fromkeys(f"{low:g}..{high:g}" for low, high in reading.ranges)
         choices.append(f"values of more than 8 bits, on the model's scale ({', '.join(ranges)})")
     elif contents.deep:
-        choices.append(f"more than 8 bits: of integers {reading.white} is white, as the model says")
+        choices.append(
+            f"more than 8 bits: integers within 0..{reading.white}, floats within 0..1 or 0..255"
+        )
     return tuple(choices)
 
 

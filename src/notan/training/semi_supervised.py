@@ -132,7 +132,7 @@ def _require_same_input(path: Path, card: Card, preprocessor: Preprocessor, stri
             setting = f"data.{name}" if name in ("white", "channels") else f"preprocess.{name}"
             raise ConfigError(
                 f"{path}: the teacher was trained with {setting} = {theirs[name]}, this "
-                f"run has {value}; give the student the teacher's"
+                f"run has {value}; give the student the teacher's, or choose another teacher"
             )
     height, width = preprocessor.place(preprocessor.image_size or (stride, stride)).padded
     if height % stride or width % stride:
