@@ -61,7 +61,7 @@ class Shelf:
         self.asked: list[tuple[str, bool]] = []
         self.offline = False
 
-    def make(self, name: str, *, pretrained: bool, in_chans: int) -> Chain:
+    def make(self, name: str, *, pretrained: bool, in_chans: int = 3) -> Chain:
         self.asked.append((name, pretrained))
         kind = name.partition(".")[0]
         if kind == "refuses":

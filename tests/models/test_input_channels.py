@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from needs import WEIGHTS, needs
+from needs import WEIGHTS
 from notan.config import Model
 from notan.errors import CheckpointError
 from notan.models.build import MODELS, build_model
@@ -43,15 +42,6 @@ def test_one_channel_gets_the_sum_and_more_get_three_nths_in_turn() -> None:
         (7, [each * 3 / 7 for each in (1.0, 10.0, 100.0, 1.0, 10.0, 100.0, 1.0)]),
     ):
         torch.testing.assert_close(fit_inputs(weight, channels).flatten(), torch.tensor(expected))
-
-
-@needs("timm")
-@pytest.mark.parametrize("channels", [1, 2, 4, 5])
-def test_the_first_layer_is_fitted_as_timm_fits_it(channels: int) -> None:
-    timm = importlib.import_module("timm")
-    weight = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(1))
-    theirs = timm.models.adapt_input_conv(channels, weight.clone())
-    torch.testing.assert_close(fit_inputs(weight, channels), theirs)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

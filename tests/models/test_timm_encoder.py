@@ -15,7 +15,7 @@ from notan.errors import CheckpointError, ConfigError, MissingExtraError, Stoppe
 from notan.modelfile.card import load_checkpoint
 from notan.models.base import encoder_of
 from notan.models.build import build_model
-from notan.models.encoder_weights import save_encoder
+from notan.models.encoder_weights import fit_inputs, save_encoder
 from notan.models.encoders import build_encoder
 from notan.models.timm_encoder import TimmEncoder
 from notan.prediction.predictor import Predictor
@@ -328,3 +328,14 @@ def test_a_network_is_made_for_the_channels_of_the_images(channels: int) -> None
     assert len(encoder.stages()) == len(STRIDES)
     encoder.load_published()
     assert all(bool((weight == LEARNED).all()) for weight in encoder.parameters())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_our_encoders_first_layer_is_fitted_as_timm_fits_its_own(
+    real_timm: ModuleType, channels: int
+) -> None:
+    weight = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    theirs = real_timm.models.adapt_input_conv(channels, weight.clone())
+    torch.testing.assert_close(fit_inputs(weight, channels), theirs)
+    network = build_model(Model(encoder="timm:resnet18", width=1), channels).eval()
+    assert network(torch.zeros(1, channels, 64, 64)).shape == (1, 1, 64, 64)
