@@ -114,7 +114,7 @@ def floats(stack: Stack) -> npt.NDArray[Any]:
     return ((stack - 0.3) * [900, 900, 900, 0.9]).astype(np.float32)
 
 
-WAYS = {
+WAYS: dict[str, tuple[Any, Any, dict[str, object]]] = {
     "tiff": (as_tiff, twelve_bits, {}),
     "npy": (as_npy, floats, {}),
 }

@@ -12,20 +12,21 @@ import tifffile
 from PIL import Image
 
 import notan
-from notan.config import Data
+from notan.config import Augment, Data
 from notan.data.folders import open_split
 from notan.data.samples import Sample, Source
 from notan.data.survey import (
     choose_reading,
     look_into,
+    look_into_channels,
     measure_statistics,
     read_as_a_whole,
     reading_lines,
     survey,
 )
-from notan.data.transforms import Augment, augment, build_geometry, build_strong, build_transforms
+from notan.data.transforms import augment, build_geometry, build_strong, build_transforms
 from notan.errors import DataError
-from notan.io.images import ImageReading
+from notan.io.images import ImageReading, read_channels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,6 +141,30 @@ def test_types_of_numbers_that_share_no_scale_are_refused_by_name(
 ) -> None:
     with pytest.raises(DataError, match=words):
         reading_of(files(tmp_path, *arrays))
+
+
+def test_floats_of_two_scales_are_refused_where_one_would_become_black(tmp_path: Path) -> None:
+    paths = files(tmp_path, FLAT[..., [0, 0, 0]], 255 * FLAT[..., [0, 0, 0]])
+    with pytest.raises(DataError, match=r"0\.npy: its floats lie within 0\.\.1, and .* 0\.\.255"):
+        reading_of(paths)
+
+
+def test_channels_in_files_of_their_own_are_known_as_one_image(tmp_path: Path) -> None:
+    deep = (FLAT[..., 0] * 4000).astype(np.uint16)
+    paths = files(tmp_path, deep, LEVELS[..., 0], FLAT[..., 0], LEVELS[..., :3])
+    image = look_into_channels(paths[:2])
+    assert (image.contents.channels, image.contents.size) == ((2,), (20, 30))
+    reading = choose_reading(Data(), [image])
+    assert reading.ranges == ((0, 4095), (0, 255))
+    pixels = read_channels(paths[:2], reading)
+    np.testing.assert_array_equal(pixels[..., 1], LEVELS[..., 0])
+    assert pixels[..., 0].max() == round(4000 / 4095 * 255)
+    assert look_into_channels(paths[:1]) == look_into(paths[0])
+    assert look_into_channels([paths[1], paths[1]]).held is None
+    with pytest.raises(DataError, match=r"2\.npy: holds another type of numbers"):
+        look_into_channels([paths[0], paths[2]])
+    with pytest.raises(DataError, match=r"3\.npy: has 3 channels; 1 wanted"):
+        look_into_channels([paths[0], paths[3]])
 
 
 def test_the_owner_says_what_is_white_in_every_channel(tmp_path: Path) -> None:

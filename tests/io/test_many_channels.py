@@ -133,6 +133,16 @@ def test_pages_are_channels_only_where_the_header_says_so(tmp_path: Path, way: s
         assert TiffPages(file, "a", ImageReading(channels=1)).numbers == [0, 1, 2, 3]
 
 
+def test_a_float_beyond_a_usual_scale_is_cut_off_where_there_are_no_colours(
+    tmp_path: Path,
+) -> None:
+    reflectance = np.array([[[0.5, 1.02], [0.25, 1.0]]], np.float32)
+    path = tmp_path / "a.tif"
+    tiff(path, reflectance, planarconfig="contig", **GREY)
+    rule = ImageReading(channels=2, ranges=((0.0, 1.0),) * 2, floats=True)
+    assert read_image(path, rule).tolist() == [[[128, 255], [64, 255]]]
+
+
 RANGES = ((-10.0, 10.0), (0.0, 1000.0))
 
 

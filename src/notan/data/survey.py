@@ -24,6 +24,7 @@ from notan.io.images import (
     Held,
     ImageReading,
     is_full_scale,
+    other_channels,
     read_held,
 )
 from notan.io.masks import CHOSEN
@@ -154,6 +155,40 @@ def look_into(path: Path, *, upright: bool = True) -> ImageValues:
     return _looked_into(path, stamp_of(path), upright=upright)
 
 
+def look_into_channels(paths: Sequence[Path], *, upright: bool = True) -> ImageValues:
+    """Return what is known of an image whose channels lie in a file each.
+
+    Args:
+        paths: As for ``notan.io.images.read_channels``.
+        upright: As for ``look_into``.
+
+    Raises:
+        DataError: As for ``look_into``; or a file holds several channels, or channels hold
+            different types of numbers.
+    """
+    files = [look_into(path, upright=upright) for path in paths]
+    if len(files) == 1:
+        return files[0]
+    for each in files:
+        if 1 not in each.contents.channels:
+            raise other_channels(str(each.path), each.contents.channels[0], 1)
+    held = [each.held or EIGHT_BITS for each in files]
+    if any(each.floats != held[0].floats for each in held):
+        raise _no_common_scale(files[0].path, files[1].path, "another type of numbers")
+    whole = Held(
+        held[0].floats,
+        tuple(each.lows[0] for each in held),
+        tuple(each.highs[0] for each in held),
+        tuple(each.usual[0] for each in held),
+    )
+    deep = any(each.held for each in files)
+    contents = files[0].contents._replace(channels=(len(files),), deep=deep)
+    return ImageValues(files[0].path, contents, whole if deep else None)
+
+
+EIGHT_BITS = Held(floats=False, lows=(0.0,), highs=(255.0,), usual=((0.0, 255.0),))
+
+
 def choose_reading(data: Data, images: Sequence[ImageValues]) -> ImageReading:
     """Decide how the image files of a data set are read.
 
@@ -178,6 +213,12 @@ def choose_reading(data: Data, images: Sequence[ImageValues]) -> ImageReading:
         ranges = ()
     elif integers and data.white:
         ranges = ((0.0, float(data.white)),) * channels
+    small = next((path for path, each in floats if 0 < max(each.highs) <= 1), None)
+    if is_rgb and small and (0, 255) in ranges:
+        raise DataError(
+            f"{small}: its floats lie within 0..1, and those of other images of the data set "
+            "within 0..255; bring them to one scale, or save all as 8-bit PNG"
+        )
     if not all(map(is_full_scale, ranges)):
         scaled = {path for path, _ in (floats or integers)}
         other = next((each.path for each in images if each.path not in scaled), None)

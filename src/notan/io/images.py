@@ -498,12 +498,12 @@ def other_channels(name: str, found: int, wanted: int) -> DataError:
 
 def _to_bytes(values: npt.NDArray[Any], name: str, reading: ImageReading) -> npt.NDArray[np.uint8]:
     """Bring values of any type to 0..255."""
-    floats = values.dtype.kind == "f"
+    floats, is_rgb = values.dtype.kind == "f", reading.channels == RGB_CHANNELS
     if values.dtype == np.bool_ or values.dtype == np.uint8:
         if not all(map(is_full_scale, reading.ranges)):
             raise _other_kind(name, "8 bits", reading)
         return values.astype(np.uint8) * 255 if values.dtype == np.bool_ else values
-    if not reading.ranges or (reading.channels == RGB_CHANNELS and not floats):
+    if not reading.ranges or (is_rgb and not floats):
         if not all(map(is_full_scale, reading.ranges)):
             raise _other_kind(name, "integers", reading)
         return _whole_scale(values, name, reading.white)
@@ -515,7 +515,8 @@ def _to_bytes(values: npt.NDArray[Any], name: str, reading: ImageReading) -> npt
         lows, highs = lows[0], highs[0]
     exact = values.astype(np.float32)
     outside = (exact < lows) | (exact > highs)
-    strict = all(map(is_full_scale, reading.ranges))
+    # in other channels than colours, some floats do pass the end of a usual scale
+    strict = all(map(is_full_scale, reading.ranges)) and (is_rgb or not floats)
     if (strict and outside.any()) or outside.mean() > MOST_OUTSIDE:
         ranges = " and ".join(dict.fromkeys(f"{low:g}..{high:g}" for low, high in reading.ranges))
         raise DataError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import cv2
 import numpy as np
+from pydantic import model_validator
 
 from notan.config.sections import ImageSize, PerChannel, Section
 from notan.errors import ShapeError
@@ -20,6 +21,7 @@ from notan.io.images import RGB_CHANNELS as RGB_CHANNELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
     import numpy.typing as npt
 
@@ -88,6 +90,16 @@ class Preprocessor(Section):
     channels: int = RGB_CHANNELS
     ranges: tuple[tuple[float, float], ...] = ()
     floats: bool = False
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> Self:
+        for name in ("mean", "std", "ranges"):
+            values = getattr(self, name)
+            if len(values) != self.channels and (values or name != "ranges"):
+                raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
+        if any(low >= high for low, high in self.ranges):
+            raise ValueError("every range must go from its lower end to its upper one")
+        return self
 
     @property
     def reading(self) -> ImageReading:

@@ -150,7 +150,7 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
     if state is None:
         model = Model(encoder=settings.encoder, width=settings.width)
         run = Run(preprocess=size, model=model, train=learning)
-        start = start_encoder(network, run, preprocessor, own_model=False)
+        start = start_encoder(network, run, own_model=False)
     else:
         start = EncoderStart.from_state(state["encoder_start"])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

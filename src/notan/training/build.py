@@ -20,7 +20,7 @@ from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
 from notan.modelfile.preprocess import RGB_CHANNELS, Preprocessor
 from notan.models.base import Encoder, encoder_of, stride_of
-from notan.models.build import build_model, check_model
+from notan.models.build import build_model
 from notan.runtime import (
     Precision,
     choose_precision,
@@ -201,19 +201,20 @@ def prepare(
     precision = begin_computing(run.device, run.train, seed=run.seed)
     device = precision.device
     own_model = model is not None
-    if model is None:
-        check_model(run.model)
+    channels = run.data.channels or RGB_CHANNELS
+    # what is wrong with the settings is said before the images are read
+    network, freezing = _build_network(run, model, channels)
     training, validation, layout, reading = _open_sources(
         run.data, run.seed, training, validation, validation_names
     )
-    network = model or build_model(run.model, reading.channels)
+    if reading.channels != channels and model is None:
+        network, freezing = _build_network(run, None, reading.channels)
     preprocessor = build_preprocessor(run.preprocess, network, reading, training)
     start = (
-        start_encoder(network, run, preprocessor, own_model=own_model)
+        start_encoder(network, run, own_model=own_model)
         if state is None
         else EncoderStart.from_state(state.get("encoder_start"))
     )
-    freezing = build_freezing(run.train, network, own_model=own_model)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _require_statistics(run, preprocessor, training)
     unlabelled = open_unlabelled(run, preprocessor, validation, own_source=layout == OWN)
@@ -262,6 +263,12 @@ def prepare(
         if unlabelled
         else None,
     )
+
+
+def _build_network(run: Run, model: nn.Module | None, channels: int) -> tuple[nn.Module, Freezing]:
+    """Return a network for images of so many channels, and what of it is frozen when."""
+    network = model or build_model(run.model, channels)
+    return network, build_freezing(run.train, network, own_model=model is not None)
 
 
 def begin_computing(device: str, settings: Train, *, seed: int) -> Precision:

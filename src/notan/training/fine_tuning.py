@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.modelfile.card import KEY, load_checkpoint
+from notan.modelfile.preprocess import RGB_CHANNELS
 from notan.models.base import encoder_of
 from notan.models.build import name_encoder
 from notan.models.encoder_weights import (
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from notan.config import Run, Train
+    from notan.config import Preprocess, Run, Train
     from notan.data.samples import Source
     from notan.modelfile.card import Card
-    from notan.modelfile.preprocess import Preprocessor
     from notan.models.base import Encoder
 
 logger = logging.getLogger("notan")
@@ -99,17 +99,14 @@ def require_unseen(
         )
 
 
-def start_encoder(
-    network: nn.Module, run: Run, preprocessor: Preprocessor, *, own_model: bool
-) -> EncoderStart | None:
+def start_encoder(network: nn.Module, run: Run, *, own_model: bool) -> EncoderStart | None:
     """Give a network's encoder the weights that a run asks for.
 
     Where both are asked for, ``train.encoder_weights`` takes the place of the published ones.
 
     Args:
         network: What ``run.model`` builds, or the user's own.
-        run: ``train.pretrained`` and ``train.encoder_weights``.
-        preprocessor: How images will reach the encoder.
+        run: ``train.pretrained`` and ``train.encoder_weights``; how images will be normalised.
         own_model: Whether the network is the user's own.
 
     Returns:
@@ -134,7 +131,7 @@ def start_encoder(
     if path is None:
         start = _start_published(name, encoder, run)
     else:
-        start = _start_from_file(path, name, encoder, preprocessor)
+        start = _start_from_file(path, name, encoder, run.preprocess)
     logger.info("the encoder begins with %s", start.words)
     return start
 
@@ -159,12 +156,10 @@ STANDARD = (64, "standard")
 """Width and residual block of the ResNet-34 whose weights were published."""
 
 
-def _start_from_file(
-    path: Path, name: str, encoder: Encoder, preprocessor: Preprocessor
-) -> EncoderStart:
+def _start_from_file(path: Path, name: str, encoder: Encoder, settings: Preprocess) -> EncoderStart:
     file = read_weights(path)
     if KEY in file.metadata:
-        return _start_from_checkpoint(file, name, encoder, preprocessor)
+        return _start_from_checkpoint(file, name, encoder, settings)
     if file.encoder not in (None, name):
         raise CheckpointError(
             f"{path}: these are weights of {file.encoder}, and the encoder of this run is {name}; "
@@ -179,7 +174,7 @@ def _start_from_file(
 
 
 def _start_from_checkpoint(
-    file: WeightsFile, name: str, encoder: Encoder, preprocessor: Preprocessor
+    file: WeightsFile, name: str, encoder: Encoder, settings: Preprocess
 ) -> EncoderStart:
     """Take the encoder of a model that notan has trained, and remember its images."""
     path, checkpoint = file.path, load_checkpoint(file.path)
@@ -195,7 +190,7 @@ def _start_from_checkpoint(
             f"{_choosing(theirs)}, or give another model"
         )
     encoder.load_state_dict(fit_weights(path, _inner(checkpoint.weights), name, encoder))
-    _warn_of_other_input(path, card, preprocessor)
+    _warn_of_other_input(path, card, encoder, settings)
     before = f", before that {card.pretrained}" if card.pretrained else ""
     return EncoderStart(
         f"{name}, trained with masks {_named(file)}{before}",
@@ -214,8 +209,11 @@ def _inner(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _warn_of_other_input(path: Path, card: Card, preprocessor: Preprocessor) -> None:
-    theirs, ours = ((each.mean, each.std) for each in (card.preprocess, preprocessor))
+def _warn_of_other_input(path: Path, card: Card, encoder: Encoder, settings: Preprocess) -> None:
+    theirs = (card.preprocess.mean, card.preprocess.std)
+    # other channels than colours are normalised by what is measured of each data set
+    usual = (encoder.mean, encoder.std) if card.preprocess.channels == RGB_CHANNELS else theirs
+    ours = (settings.mean or usual[0], settings.std or usual[1])
     if theirs != ours:
         logger.warning(
             "%s: learned from images with preprocess.mean and .std = %s, and this run has %s; "
