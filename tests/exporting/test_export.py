@@ -131,6 +131,9 @@ def test_without_data_images_are_drawn_and_it_says_so(small_checkpoint: Path) ->
     run = card.run.model_copy(update={"data": card.run.data.model_copy(update={"path": None})})
     gone = card.model_copy(update={"run": run})
     assert "drawn images, for want of real ones" in images_to_compare(gone, None).words
+    five = gone.preprocess.model_copy(update={"channels": 5})
+    other = images_to_compare(gone.model_copy(update={"preprocess": five}), None).images[0]
+    assert other.shape[2] == 5
 
 
 def test_a_data_folder_that_is_not_there_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:

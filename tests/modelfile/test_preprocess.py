@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from notan.errors import ShapeError
 from notan.modelfile.preprocess import Placement, Preprocessor, pad, resize, resize_mask
@@ -256,3 +257,30 @@ def test_a_map_of_another_size_than_the_input_is_refused() -> None:
     placement = Preprocessor(image_size=(20, 20), stride=16).place((7, 9))
     with pytest.raises(ShapeError, match=r"shape \(20, 20\) came back.*\(32, 32\)"):
         placement.restore(np.zeros((20, 20), dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"mean": (0.5,)}, "mean has 1 values for 3 channels"),
+        ({"channels": 4}, "mean has 3 values for 4 channels"),
+        ({"ranges": ((0, 1),)}, "ranges has 1 values for 3 channels"),
+        ({"ranges": ((0, 1), (1, 1), (0, 1))}, "from its lower end to its upper"),
+    ],
+)
+def test_a_card_whose_channels_disagree_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Preprocessor.model_validate(fields)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 9])
+def test_any_number_of_channels_is_resized_each_as_it_would_be_alone(channels: int) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (31, 47, channels), dtype=np.uint8)
+    half = (0.5,) * channels
+    preprocessor = Preprocessor(image_size=(16, 64), channels=channels, mean=half, std=half)
+    array, _ = preprocessor(image)
+    assert array.shape == (channels, 16, 64)
+    one = Preprocessor(image_size=(16, 64), channels=1, mean=(0.5,), std=(0.5,))
+    for number in range(channels):
+        alone, _ = one(image[..., number : number + 1])
+        np.testing.assert_array_equal(array[number], alone[0])
