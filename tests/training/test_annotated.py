@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import notan
+from notan.checking import examine
 from notan.errors import ConfigError, DataError
 from notan.modelfile.card import read_card
 
@@ -72,6 +73,29 @@ def test_a_value_of_mask_files_is_no_number_of_a_class(tmp_path: Path) -> None:
     words = "foreground is 1 of the layout 'table', which is another thing in the layout 'coco'"
     with pytest.raises(ConfigError, match=words):
         notan.evaluate(result.checkpoint, FILES / "coco-polygons", split="val")
+
+
+def test_channels_in_files_of_their_own_are_one_image(tmp_path: Path) -> None:
+    data = FILES / "nnunet-channels"
+    choice = ["data.masks.foreground=cell"]
+    result = notan.train(
+        data, epochs=1, image_size=32, overrides=[*SMALL, *choice], out=tmp_path / "run"
+    )
+    card = read_card(result.checkpoint)
+    assert card.preprocess.channels == 2
+    assert len(set(card.data.training_hashes)) == 7
+    assert len(notan.evaluate(result.checkpoint, data, split="val").images) == 1
+    diagnosis = examine(data, card.run.data, progress=False)
+    assert not [each for each in diagnosis.findings if each.severity == "error"]
+    assert diagnosis.statistics[0].images == 8
+    (tmp_path / "lost").mkdir()
+    for path in data.rglob("*"):
+        if path.is_file() and path.name != "six_0001.png":
+            place = tmp_path / "lost" / path.relative_to(data)
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match=r"six_0000\.png: stands alone, though .* names 2 channels"):
+        notan.train(tmp_path / "lost", epochs=1, overrides=choice, out=tmp_path / "none")
 
 
 def test_a_class_that_no_image_has_is_refused(tmp_path: Path) -> None:

@@ -410,6 +410,7 @@ def gather(
             each.name if counts[each.name] == 1 else f"{each.split}/{each.image.name}",
             each.image,
             each.mask,
+            each.channels,
         )
         for each in entries
         if each.image and each.mask

@@ -33,10 +33,10 @@ from notan.data.layouts import (
 from notan.data.layouts import WHOLE as WHOLE
 from notan.data.pets import pair_of, split_names, trimap_labels
 from notan.data.samples import Labels
-from notan.data.survey import ImageValues, choose_reading, look_into, reading_lines
+from notan.data.survey import ImageValues, choose_reading, look_into_channels, reading_lines
 from notan.errors import DataError, UnsupportedError
 from notan.io.headers import read_contents, read_format, read_size
-from notan.io.images import PLAIN, read_image, turn_upright
+from notan.io.images import PLAIN, read_channels, turn_upright
 from notan.io.masks import read_trimap
 
 if TYPE_CHECKING:
@@ -57,12 +57,16 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample as the folder has it; a missing image or mask is None."""
+    """One sample as the folder has it; a missing image or mask is None.
+
+    An image may lie in several files, one for each channel.
+    """
 
     name: str
     split: str
     image: Path | None
     mask: Path | None
+    channels: tuple[Path, ...] = ()
 
 
 def collect(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
@@ -98,7 +102,7 @@ def _annotated(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
     """List the images of a labelling tool's export."""
     found = read_annotations(folder, layout)
     entries = [
-        Entry(pair.name, split, pair.image, pair.mask)
+        Entry(pair.name, split, pair.image, pair.mask, pair.channels)
         for split, pairs in found.pairs.items()
         for pair in pairs
     ]
@@ -214,7 +218,7 @@ def _pets(folder: Path) -> tuple[list[Entry], list[Finding]]:
         for name in names:
             pair = pair_of(folder, name)
             there = [path if path.is_file() else None for path in (pair.image, pair.mask)]
-            entries.append(Entry(name, split, *there))
+            entries.append(Entry(name, split, there[0], there[1]))
             kinds = ("mask-without-image", "image-without-mask")
             for path, found, kind in zip((pair.image, pair.mask), there, kinds, strict=True):
                 if found is None:
@@ -376,7 +380,7 @@ def read_choices(entries: Sequence[Entry], data: Data) -> tuple[list[Finding], I
         # what cannot be read is found when it is read
         with contextlib.suppress(DataError):
             if entry.image is not None:
-                images.append(look_into(entry.image))
+                images.append(look_into_channels((entry.image, *entry.channels)))
     errors: list[Finding] = []
     reading = PLAIN
     try:
@@ -437,7 +441,7 @@ class SampleReader:
         found = read_annotations(data.path, layout) if data.path and layout in FORMATS else None
         self._painted = found is not None and bool(found.annotations)
         self._upright = reading.upright
-        self._read_image = partial(read_image, reading=reading)
+        self._reading = reading
         self._read_mask = mask_reader(layout, data)
 
     def read(self, entry: Entry) -> Facts:
@@ -445,7 +449,13 @@ class SampleReader:
         findings: list[Finding] = []
         image = pixels = mask = None
         if entry.image:
-            pixels = _read(entry.image, self._read_image, "image", entry.split, findings)
+            pixels = _read(
+                entry.image,
+                lambda path: read_channels((path, *entry.channels), self._reading),
+                "image",
+                entry.split,
+                findings,
+            )
             image = None if pixels is None else _image_facts(entry.image, entry.split, pixels)
         if entry.mask:
             labels = _read(

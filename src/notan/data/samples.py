@@ -14,7 +14,7 @@ from notan.data.splits import choose_validation as choose_validation
 from notan.errors import DataError, ShapeError
 from notan.io.digest import sha256
 from notan.io.headers import read_size
-from notan.io.images import PLAIN, read_image
+from notan.io.images import PLAIN, read_channels
 from notan.io.images import ImageReading as ImageReading
 from notan.io.write import as_written
 
@@ -171,6 +171,11 @@ class Pair:
     mask: Path
     channels: tuple[Path, ...] = ()
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the image, one for each channel if it lies in several."""
+        return (self.image, *self.channels)
+
     def __post_init__(self) -> None:
         # A file's name need not be text; a sample's name goes into tables, cards and pages
         object.__setattr__(self, "name", as_written(self.name))
@@ -213,7 +218,7 @@ class FileSource(Source):
             DataError: A file is missing, unreadable or ambiguous, or the two differ in size.
         """
         pair = self.pairs[index]
-        image = read_image(pair.image, self.images)
+        image = read_channels(pair.files, self.images)
         labels = self.read_labels(pair.mask)
         require_same_size(pair, (image.shape[0], image.shape[1]), labels.mask.shape)
         return Sample(pair.name, image, labels.mask, labels.ignore)
@@ -224,7 +229,7 @@ class FileSource(Source):
         Raises:
             DataError: A file cannot be read.
         """
-        return [hash_ends(pair.image) for pair in self.pairs]
+        return [hash_image(pair) for pair in self.pairs]
 
     def sizes(self) -> list[Size]:
         """Return the (height, width) of each image, from its file's header.
@@ -246,6 +251,16 @@ class FileSource(Source):
     def with_images(self, images: ImageReading) -> FileSource:
         """Return the same pairs, whose image files are read in another way."""
         return FileSource(self.pairs, self.read_labels, images)
+
+
+def hash_image(pair: Pair) -> str:
+    """Return a short hash of an image's files.
+
+    Raises:
+        DataError: One cannot be read.
+    """
+    hashes = [hash_ends(path) for path in pair.files]
+    return hashes[0] if len(hashes) == 1 else short_hash(" ".join(hashes).encode())
 
 
 def hash_ends(path: Path) -> str:

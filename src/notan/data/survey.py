@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -107,7 +107,7 @@ def survey(source: FileSource) -> Survey:
 
     def read(pair: Pair) -> tuple[str, bool, ImageValues]:
         mask = survey_mask(pair.mask, source.read_labels)
-        image = look_into(pair.image, upright=source.images.upright)
+        image = look_into_channels(pair.files, upright=source.images.upright)
         require_same_size(pair, image.contents.size, mask.size)
         return mask.encoding, mask.has_foreground, image
 
@@ -239,9 +239,12 @@ def read_as_a_whole(source: FileSource, data: Data) -> FileSource:
     Raises:
         DataError: As for ``look_into`` and ``choose_reading``.
     """
-    paths = [pair.image for pair in source.pairs]
-    look = partial(look_into, upright=data.exif_orientation == "apply")
-    return source.with_images(choose_reading(data, in_threads(look, paths, "reading images")))
+
+    def look(pair: Pair) -> ImageValues:
+        return look_into_channels(pair.files, upright=data.exif_orientation == "apply")
+
+    images = in_threads(look, source.pairs, "reading images")
+    return source.with_images(choose_reading(data, images))
 
 
 def _choose_channels(wanted: int | None, images: Sequence[ImageValues]) -> int:
