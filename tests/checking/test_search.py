@@ -151,6 +151,37 @@ def test_networks_that_have_learned_nothing_accuse_nobody_and_say_so(
     assert "give more --epochs or a better --model" in search.describe()
 
 
+def test_the_networks_are_doubted_where_they_got_a_kind_of_image_wrong(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dark ellipses on white among bright ones on black: the networks find the background."""
+    for path in sorted((folder / "train" / "images").iterdir())[:4]:
+        write(path, 255 - pixels(path))
+
+    def stub(_: Run, source: Source, **__: object) -> Iterator[tuple[Sample, Prediction]]:
+        for sample in source:
+            bright = sample.image.mean(axis=2) > 125
+            yield (
+                sample,
+                Prediction(np.where(bright, 0.95, 0.05).astype(np.float32), Postprocessing()),
+            )
+
+    monkeypatch.setattr(label_errors, "predict_held_out", stub)
+    invert(mask_of(folder, "e05"))
+    search = search_labels(PLAN, examine(folder), out=folder / "out")
+    wrong, doubt = search.findings()
+    assert (wrong.kind, wrong.files) == ("label-inverted", (mask_of(folder, "e05"),))
+    assert (doubt.kind, doubt.severity) == ("label-unjudged", "note")
+    assert "most masks of 4 images that look alike (e00, e01, e02 and 1 more" in doubt.message
+    assert "doubt the networks, not these masks" in doubt.message
+    assert "1 of 7 masks look wrong" in search.describe()
+    assert "doubt the networks" in search.describe()
+    rows = {row["name"]: row for row in search.to_json()["ranking"]}
+    assert rows["e00"]["is_judged"] is False
+    assert rows["e00"]["explanation"] is None
+    assert rows["e05"]["is_judged"] is True
+
+
 @pytest.mark.usefixtures("all_knowing")
 def test_how_long_it_will_take_is_said_beforehand(
     folder: Path, caplog: pytest.LogCaptureFixture

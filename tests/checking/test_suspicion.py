@@ -7,13 +7,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.checking.suspicion import Explanation, Suspect, dilate, erode, judge_all, rank
+from notan.checking.suspicion import (
+    Explanation,
+    Suspect,
+    dilate,
+    erode,
+    find_kinds,
+    judge_all,
+    look_of,
+    rank,
+)
+from notan.config import Data
+from notan.data.folders import open_split
 from notan.data.samples import Sample
 from notan.data.synthetic import DrawnSource
 from notan.modelfile.postprocess import Postprocessing
 from notan.prediction.predictor import Prediction
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from notan.types import Mask
 
 IMAGES = [sample for sample in DrawnSource(24, size=(64, 64)) if 0.05 < sample.mask.mean() < 0.6]
@@ -102,6 +115,78 @@ def test_a_gain_that_leaves_the_mask_in_disagreement_explains_nothing() -> None:
     poor = Explanation("shifted", 0.05, 0.3, down=4)
     suspect = rank([*HEALTHY, made_up("hard", 0.05, 0.1, poor)]).suspects[0]
     assert suspect.explanation is None
+
+
+STAINED = (0.8, 0.7, 0.85, 0.1, 0.1, 0.1)
+"""The look of tissue under the microscope; that of the healthy ones is black throughout."""
+
+
+def turned(name: str, *, stained: bool = True) -> Suspect:
+    """Make up a mask that a network says, and is sure, is the wrong way round."""
+    found = made_up(name, 0.05, 0.9, Explanation("inverted", 0.05, 0.9))
+    return replace(found, look=STAINED) if stained else found
+
+
+def test_where_most_masks_of_a_kind_of_image_look_wrong_the_networks_are_doubted() -> None:
+    ranking = rank([*HEALTHY, *(turned(f"t{place}") for place in range(4))])
+    assert ranking.above_threshold == ()
+    (kind,) = ranking.lost_kinds
+    assert [each.name for each in kind.suspects] == ["t0", "t1", "t2", "t3"]
+    assert kind.dice == 0.05
+    judged = {each.name: each for each in ranking.suspects}
+    assert all(judged[f"t{place}"].explanation is None for place in range(4))
+    assert "the networks got most images of its kind wrong" in judged["t0"].in_words()
+    assert ranking.suspects[0].name == "h8"  # what is not judged stands last
+
+
+def test_a_kind_that_most_networks_got_right_keeps_its_wrong_masks() -> None:
+    right = [replace(each, name=f"r{each.name}", look=STAINED) for each in HEALTHY[:4]]
+    ranking = rank([*HEALTHY, *right, turned("t0"), turned("t1")])
+    assert [each.name for each in ranking.above_threshold] == ["t0", "t1"]
+    assert ranking.lost_kinds == ()
+
+
+def test_two_images_are_no_kind() -> None:
+    ranking = rank([*HEALTHY, turned("t0"), turned("t1")])
+    assert {each.name for each in ranking.above_threshold} == {"t0", "t1"}
+
+
+def test_unsure_networks_are_doubted_for_the_whole_kind_too() -> None:
+    unsure = [replace(turned(f"u{place}"), dice=0.3, expected_dice=0.35) for place in range(3)]
+    ranking = rank([*HEALTHY, *unsure, turned("t0"), turned("t1")])
+    assert ranking.above_threshold == ()
+    assert [each.name for each in ranking.lost_kinds[0].suspects] == ["t0", "t1", "u0", "u1", "u2"]
+
+
+def test_a_lost_kind_does_not_spoil_what_is_typical_of_the_others() -> None:
+    lost = [turned(f"t{place:02d}") for place in range(12)]
+    ranking = rank([*HEALTHY, *lost, turned("odd", stained=False)])
+    assert ranking.typical.dice > 0.89
+    assert [each.name for each in ranking.above_threshold] == ["odd"]
+
+
+def test_where_every_kind_is_lost_the_networks_have_learned_too_little() -> None:
+    ranking = rank([turned(f"t{place}") for place in range(4)])
+    assert not ranking.typical.is_sound
+    assert (ranking.above_threshold, ranking.lost_kinds) == ((), ())
+
+
+def test_real_tissue_and_real_fluorescence_are_kinds_of_their_own(nuclei_folder: Path) -> None:
+    source = open_split(Data(path=nuclei_folder), "train", seed=0)
+    looks = {sample.name: look_of(sample.image) for sample in source}
+    kinds = find_kinds(list(looks.values()))
+    is_tissue = np.array([look[0] > 0.4 for look in looks.values()])
+    assert 8 <= is_tissue.sum() <= 20
+    assert not set(kinds[is_tissue]) & set(kinds[~is_tissue])
+    assert len(set(kinds)) <= 4
+
+
+def test_of_very_many_images_a_part_tells_the_kinds() -> None:
+    looks = [(0.1,) * 6, (0.9,) * 6, (0.12,) * 6] * 3000
+    kinds = find_kinds(looks)
+    assert (kinds[0], kinds[1]) == (kinds[2], kinds[4])
+    assert kinds[0] != kinds[1]
+    assert len(kinds) == 9000
 
 
 def test_it_takes_two_to_swap() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def test_two_planted_faults_come_first_and_are_named(
     assert "judging 18 masks by 3 networks" in caplog.text
     assert "12 epochs each" in caplog.text
     assert "e02: looks inverted" in printed
+    assert printed.index("still to judge") < printed.index("e02: looks inverted")
+    assert re.fullmatch(r"\d+ warnings.* in 18 images: look at them .*", printed.splitlines()[-2])
     everything: dict[str, Any] = json.loads((out / "check.json").read_text("utf-8"))
     labels = everything["labels"]
     assert (labels["folds"], labels["epochs"], len(labels["ranking"])) == (3, 12, 18)
@@ -97,7 +100,9 @@ def test_a_stopped_check_keeps_the_ordinary_findings_and_goes_on(
         code, said = refusal(capsys, *words)
     assert code == 143
     assert "the same --out again to go on" in said
+    assert "Nothing wrong found" not in (out / "check.json").read_text("utf-8")
     assert "labels" not in json.loads((out / "check.json").read_text("utf-8"))
+    assert "networks are still to judge" in (out / "check.html").read_text("utf-8")
     check(*words)
     monkeypatch.setattr(Trainer, "after_step", before_step(3, crash))
     check(*words)  # all folds are finished: nothing is trained

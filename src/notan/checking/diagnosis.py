@@ -102,6 +102,7 @@ class Diagnosis(BaseModel):
         findings: The worst first.
         statistics: One for each split that has a readable image.
         pairs: Image and mask of every sample that a finding names, to show them together.
+        is_final: Whether no network is still to judge the masks.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -114,6 +115,7 @@ class Diagnosis(BaseModel):
     findings: tuple[Finding, ...] = ()
     statistics: tuple[SplitStatistics, ...] = ()
     pairs: tuple[tuple[Path, Path], ...] = ()
+    is_final: bool = True
 
     def count(self, severity: Severity) -> int:
         """Return how many findings are of a severity."""
@@ -136,13 +138,16 @@ class Diagnosis(BaseModel):
         """Return one line for the whole folder."""
         errors, warnings, _ = counts = [self.count(severity) for severity in SEVERITIES]
         images = number_of(sum(split.images for split in self.statistics), "image")
+        end = "." if self.is_final else "; networks are still to judge the masks."
         if not errors and not warnings:
+            if not self.is_final:
+                return f"{images} without a warning so far{end}"
             return f"Nothing wrong found in {images}."
         found = ", ".join(
             number_of(count, word) for count, word in zip(counts, SEVERITIES, strict=True) if count
         )
         todo = "mend the errors before training" if errors else "look at them before training"
-        return f"{found} in {images}: {todo}."
+        return f"{found} in {images}: {todo}{end}"
 
     def to_json(self, labels: Mapping[str, object] | None = None) -> str:
         """Return everything as indented JSON, paths as text; a ranking of masks comes last."""

@@ -242,6 +242,15 @@ class LabelSearch:
                 f"{self.ranking.typical.dice:.2f} with the settings of {self.plan.model}, "
                 f"{self.plan.run.train.epochs} epochs); give more --epochs or a better --model"
             )
+        for kind in self.ranking.lost_kinds:
+            names = [each.name for each in kind.suspects]
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            yield (
+                f"the networks disagree with most masks of {len(names)} images that look alike "
+                f"({', '.join(names[:SHOWN])}{more}; Dice {kind.dice:.2f} in the middle): doubt "
+                "the networks, not these masks, which are not judged; give more images of this "
+                "kind, more --epochs or a better --model"
+            )
 
     def findings(self) -> Iterator[Finding]:
         """Give a finding for each mask above the threshold, and for those that are not judged.
@@ -265,13 +274,13 @@ class LabelSearch:
         named = {path for finding in findings for path in finding.files}
         pairs = [(pair.image, pair.mask) for pair in self.pairs.values()]
         more = [pair for pair in pairs if named & set(pair) and pair not in diagnosis.pairs]
-        update = {"findings": findings, "pairs": (*diagnosis.pairs, *more)}
+        update = {"findings": findings, "pairs": (*diagnosis.pairs, *more), "is_final": True}
         return diagnosis.model_copy(update=update)
 
     def describe(self) -> str:
         """Return the masks above the threshold as lines of text, the most suspicious first."""
         suspects = self.ranking.above_threshold
-        judged = number_of(len(self.ranking.suspects), "mask")
+        judged = number_of(self.ranking.judged, "mask")
         threshold = self.ranking.typical.threshold
         lines = [f"{len(suspects)} of {judged} look wrong (score {threshold:.2f} or more):"]
         lines += [
@@ -306,6 +315,7 @@ class LabelSearch:
             "dice": round(suspect.dice, 4),
             "expected_dice": round(suspect.expected_dice, 4),
             "message": suspect.in_words(),
+            "is_judged": not suspect.is_of_lost_kind,
             "explanation": asdict(suspect.explanation) if suspect.explanation else None,
         }
 

@@ -11,6 +11,9 @@ draws every foreground a little fat accuses nobody:
 Explanations are tried out: a mask that was shifted, eroded, dilated, inverted or swapped agrees
 with a good prediction once that is undone.
 
+Where the networks disagree with most masks of a kind of image, as its colours tell kinds apart,
+they have not learned that kind, and its masks are not judged at all.
+
 Source: the first part follows the idea of confident learning (Northcutt, Jiang and Chuang 2021,
 arXiv:1911.00068) that a held-out prediction counts as much as it is sure of itself; Lad and Mueller
 2023, arXiv:2307.05080, rank segmentation masks by a soft minimum of the pixels' self-confidence
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import cv2
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 
     from notan.data.samples import Sample
     from notan.prediction.predictor import Prediction
-    from notan.types import Mask, Size
+    from notan.types import Mask, RGBImage, Size
 
 Kind: TypeAlias = Literal["inverted", "shifted", "eroded", "dilated", "swapped"]
 KINDS: tuple[Kind, ...] = ("inverted", "shifted", "eroded", "dilated", "swapped")
@@ -76,6 +80,19 @@ LEAST_TYPICAL_DICE = 0.5
 LEAST_SCORE = 0.25
 DEVIATIONS = 2.5
 """The threshold is so many robust standard deviations of the disagreement, or the least score."""
+
+Look: TypeAlias = tuple[float, ...]
+"""Means and standard deviations of an image's red, green and blue, 0..1."""
+
+UNLIKE = 0.25
+"""Looks farther apart than this are two kinds: stained tissue and fluorescence are 0.4 apart, and
+photographs of pets fall into few kinds."""
+
+FEWEST_OF_A_KIND = 3
+"""Of fewer images nothing is most, and so few masks are soon looked at."""
+
+COMPARED_LOOKS = 2000
+"""Of more images a part is compared with each other, which takes 32 MB; the others join them."""
 
 
 @dataclass(frozen=True)
@@ -286,6 +303,9 @@ class Suspect:
         score: How suspicious the mask is among the others; 0 and more, most are near 0.
         explanation: What went wrong with it by the looks of it, where that can be told.
         is_above_threshold: Whether the mask is worth a look.
+        look: Of the image, by which kinds are told apart.
+        is_of_lost_kind: Whether the networks got most images of its kind wrong, so that it is not
+            judged.
     """
 
     name: str
@@ -295,6 +315,8 @@ class Suspect:
     score: float = 0.0
     explanation: Explanation | None = None
     is_above_threshold: bool = False
+    look: Look = (0.0,) * 6
+    is_of_lost_kind: bool = False
 
     @property
     def disagreement(self) -> float:
@@ -307,7 +329,12 @@ class Suspect:
         return found.gain if found else 0.0
 
     def in_words(self) -> str:
-        """Say why it is suspected."""
+        """Say why it is suspected, or why it is not judged."""
+        if self.is_of_lost_kind:
+            return (
+                "not judged: the networks got most images of its kind wrong "
+                f"(Dice {self.dice:.2f} here)"
+            )
         if self.explanation:
             return self.explanation.in_words()
         return (
@@ -380,16 +407,39 @@ class Typical:
 
 
 @dataclass(frozen=True)
+class LostKind:
+    """Images of one look, most of whose masks the networks disagree with.
+
+    Attributes:
+        suspects: All of them, by name.
+    """
+
+    suspects: tuple[Suspect, ...]
+
+    @property
+    def dice(self) -> float:
+        """Median Dice of given masks with held-out predictions."""
+        return median(each.dice for each in self.suspects)
+
+
+@dataclass(frozen=True)
 class SuspectRanking:
-    """All masks, the most suspicious first.
+    """All masks, the most suspicious first, and last those that are not judged.
 
     Attributes:
         suspects: One for each image.
         typical: What their scores are measured against.
+        lost_kinds: The kinds of image that the networks have not learned.
     """
 
     suspects: tuple[Suspect, ...]
     typical: Typical
+    lost_kinds: tuple[LostKind, ...] = ()
+
+    @property
+    def judged(self) -> int:
+        """How many masks the networks are fit to judge, as far as kinds of image go."""
+        return sum(not each.is_of_lost_kind for each in self.suspects)
 
     @property
     def above_threshold(self) -> tuple[Suspect, ...]:
@@ -411,6 +461,7 @@ def judge_all(pairs: Iterable[tuple[Sample, Prediction]]) -> list[Suspect]:
             Counts.of(prediction.mask, sample.mask, sample.ignore).dice,
             _expected_dice(prediction, sample.ignore),
             {each.kind: each for each in explain(sample.mask, prediction.mask, sample.ignore)},
+            look=look_of(sample.image),
         )
         found.append(suspect)
     swapped: dict[str, Mapping[Kind, Explanation]] = {
@@ -429,15 +480,74 @@ def _expected_dice(prediction: Prediction, ignore: Mask | None) -> float:
     return expected_dice(probability, prediction.mask & ~ignore)
 
 
+def look_of(image: RGBImage) -> Look:
+    """Return by what an image's kind is told."""
+    mean, std = cv2.meanStdDev(image)
+    return tuple((np.concatenate([mean, std]).ravel() / 255).tolist())
+
+
+def find_kinds(looks: Sequence[Look]) -> npt.NDArray[np.int64]:
+    """Return a number for each image, the same for images of one kind.
+
+    Source: average linkage, Sokal and Michener 1958, cut at ``UNLIKE``.
+    """
+    from scipy.cluster.hierarchy import fclusterdata
+    from scipy.spatial import KDTree
+
+    places = np.asarray(looks, np.float64)
+    some = places[:: -(-len(places) // COMPARED_LOOKS)]
+    if len(some) < 2:
+        return np.zeros(len(places), np.int64)
+    kinds = fclusterdata(some, UNLIKE, criterion="distance", method="average")
+    return np.asarray(kinds[KDTree(some).query(places)[1]], np.int64)
+
+
 def rank(suspects: Sequence[Suspect]) -> SuspectRanking:
-    """Rank masks by suspicion, against what is typical of all of them."""
+    """Rank masks by suspicion, against what is typical of all that can be judged."""
+    of_kind: dict[int, list[Suspect]] = defaultdict(list)
+    for suspect, kind in zip(suspects, find_kinds([each.look for each in suspects]), strict=True):
+        of_kind[int(kind)].append(suspect)
+    lost: set[int] = set()
+    while True:
+        rest = [each for kind in of_kind.keys() - lost for each in of_kind[kind]]
+        ranking = _rank(rest)
+        more = lost | _lost(of_kind, ranking)
+        if more == of_kind.keys():  # no judges at all, as what is typical then says
+            return _rank(suspects)
+        if more == lost:
+            break
+        lost = more
+    kinds = (sorted(of_kind[kind], key=lambda each: each.name) for kind in sorted(lost))
+    lost_kinds = tuple(
+        LostKind(tuple(replace(each, is_of_lost_kind=True) for each in kind)) for kind in kinds
+    )
+    not_judged = [each for kind in lost_kinds for each in kind.suspects]
+    return SuspectRanking((*ranking.suspects, *not_judged), ranking.typical, lost_kinds)
+
+
+def _lost(of_kind: Mapping[int, Sequence[Suspect]], ranking: SuspectRanking) -> set[int]:
+    """Return the kinds among those in a ranking most of whose masks the networks disagree with."""
+    disagreeing = {
+        each.name: each.is_above_threshold or each.dice < LEAST_TYPICAL_DICE
+        for each in ranking.suspects
+    }
+    shares = {
+        kind: [disagreeing[each.name] for each in every]
+        for kind, every in of_kind.items()
+        if len(every) >= FEWEST_OF_A_KIND and every[0].name in disagreeing
+    }
+    return {kind for kind, those in shares.items() if sum(those) > len(those) / 2}
+
+
+def _rank(suspects: Sequence[Suspect]) -> SuspectRanking:
+    """Rank masks against what is typical of all of them."""
     typical = Typical.of(suspects)
     best = {each.name: typical.best(each) for each in suspects}
     ranked = []
     for each in suspects:
         explanation = best[each.name]
         if explanation and explanation.kind == "swapped":
-            partner = best[explanation.other]
+            partner = best.get(explanation.other)  # None: of a kind that is not judged
             if partner is None or partner.other != each.name:  # it takes two to swap
                 explanation = typical.best(each, [kind for kind in KINDS if kind != "swapped"])
         ranked.append(typical.judged(each, explanation))

@@ -60,6 +60,7 @@ def check(
     plan = _plan(model, folds, epochs)
     flags = {**settings_of(reading), "data.layout": layout}
     diagnosis = examine(data_path, load_run(flags=flags).data)
+    diagnosis = diagnosis.model_copy(update={"is_final": plan is None})
     folder = out or fresh_folder(Path("runs") / "check")
     _write(folder, diagnosis)
     print(diagnosis.summary())
@@ -69,7 +70,7 @@ def check(
         search = search_labels(plan, diagnosis, out=folder)
         diagnosis = search.add_to(diagnosis)
         _write(folder, diagnosis, search)
-        print(search.describe())
+        print(search.describe(), diagnosis.verdict(), sep="\n")
     print(folder / PAGE)
     code = diagnosis.exit_code(strict)
     if code:
