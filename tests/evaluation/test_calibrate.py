@@ -121,6 +121,53 @@ def test_a_rule_for_components_is_taken_where_it_helps_every_image() -> None:
     )
 
 
+def lone_objects(objects: int) -> tuple[Drawn, list[Mask]]:
+    """Images of one square, far from which the network sees another one; and training masks."""
+    logits, masks, training = [], [], []
+    for seed in range(FEWEST_TO_TRY + 2):
+        mask = np.zeros((SIDE, SIDE), np.bool_)
+        mask[6:24, 6 : 24 + seed] = True
+        seen = mask.copy()
+        seen[34:46, 36:46] = True
+        logits.append(np.where(seen, 6.0, -6.0).astype(np.float32))
+        masks.append(mask)
+        training.append(seen if seed < objects else mask)
+    return Drawn(logits, masks), training
+
+
+@pytest.mark.parametrize(("objects", "is_kept"), [(0, True), (1, True), (4, False)])
+def test_the_largest_component_is_not_kept_alone_where_training_masks_often_hold_several(
+    objects: int, is_kept: bool
+) -> None:
+    source, masks = lone_objects(objects)
+    training = Drawn([np.zeros((SIDE, SIDE), np.float32)] * len(masks), masks)
+    choice = choose_postprocessing(PLAIN, source, training=training)
+    assert choice.postprocessing.keep_largest is is_kept
+    said = any("training masks hold several objects" in reason for reason in choice.reasons)
+    assert said is not is_kept
+
+
+def test_without_training_masks_those_of_validation_say_whether_there_are_several_objects() -> None:
+    source, seen = lone_objects(12)
+    assert choose_postprocessing(PLAIN, source).postprocessing.keep_largest
+    rng = np.random.default_rng(0)
+    for number, sample in enumerate(source.samples):
+        far = np.zeros((SIDE, SIDE), np.bool_)
+        far[34:46, 36:46] = number % 4 == 0  # rare enough that keeping one would still help
+        specks = rng.random((SIDE, SIDE)) < 0.001
+        mask = sample.mask | far | (specks & ~seen[number])
+        source.samples[number] = Sample(sample.name, sample.image, mask)
+    assert not choose_postprocessing(PLAIN, source).postprocessing.keep_largest
+
+
+def test_specks_are_no_objects() -> None:
+    source, masks = lone_objects(0)
+    for mask in masks:
+        mask[46, 2] = True
+    training = Drawn([np.zeros((SIDE, SIDE), np.float32)] * len(masks), masks)
+    assert choose_postprocessing(PLAIN, source, training=training).postprocessing.keep_largest
+
+
 def test_nothing_is_taken_that_does_not_help_beyond_noise() -> None:
     choice = choose_postprocessing(PLAIN, calibrated_images(12))
     chosen = choice.postprocessing
@@ -145,7 +192,21 @@ def test_masks_of_one_class_calibrate_nothing(foreground: bool) -> None:
     choice = choose_postprocessing(PLAIN, source)
     assert (choice.postprocessing.temperature, choice.postprocessing.bias) == (1, 0)
     assert choice.reasons[0] == "no calibration: the validation masks hold one class only"
-    assert choice.dice == 1
+    assert choice.dice == choice.plain_dice == foreground  # 0.5 throughout is called foreground
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+def test_masks_of_one_class_choose_neither_threshold_nor_rule(foreground: bool) -> None:
+    """The network sees specks in empty images, which a high threshold would hide, and so on."""
+    logits = []
+    for seed in range(FEWEST_TO_TRY + 2):
+        specks = np.random.default_rng(seed).random((SIDE, SIDE)) < 0.01
+        logits.append(np.where(specks != foreground, 1.0, -6.0).astype(np.float32))
+    masks = [np.full((SIDE, SIDE), foreground)] * len(logits)
+    choice = choose_postprocessing(PLAIN, Drawn(logits, masks))
+    assert choice.postprocessing == Postprocessing()
+    assert choice.reasons[1:] == ("threshold 0.5 and nothing else: there is nothing to choose by",)
+    assert choice.dice == choice.plain_dice
 
 
 def test_ignored_pixels_choose_nothing() -> None:

@@ -28,6 +28,7 @@ from notan.io.images import (
     read_held,
 )
 from notan.io.masks import CHOSEN
+from notan.modelfile.postprocess import label_components
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from notan.config import Data
-    from notan.types import Size
+    from notan.types import Mask, Size
+
+OBJECT_FRACTION = 0.05
+"""Of the largest component: what is smaller is a speck, or a part that something hides."""
+
+MOST_LOOKED_AT = 100
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -369,11 +375,19 @@ def measure_statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, 
 
 
 class MaskSurvey(NamedTuple):
-    """What is kept of a mask: how it was read, its (height, width), whether it has foreground."""
+    """What is kept of a mask.
+
+    Attributes:
+        encoding: How it was read.
+        size: (height, width).
+        has_foreground: Whether any pixel is.
+        has_several: Whether it holds several objects.
+    """
 
     encoding: str
     size: Size
     has_foreground: bool
+    has_several: bool
 
 
 _READERS: dict[str, Callable[[Path], Labels]] = {}
@@ -394,7 +408,30 @@ def _surveyed(
     del stamp
     labels = read_labels(path)
     height, width = labels.mask.shape
-    return MaskSurvey(labels.encoding, (height, width), bool(labels.mask.any()))
+    several = holds_several(labels.mask)
+    return MaskSurvey(labels.encoding, (height, width), bool(labels.mask.any()), several)
+
+
+def holds_several(mask: Mask) -> bool:
+    """Say whether a mask holds several objects: components that are no specks beside the first."""
+    _, areas, *_ = label_components(mask, 8)
+    return int(np.count_nonzero(areas > OBJECT_FRACTION * areas.max())) > 1
+
+
+def several_objects_fraction(source: Source) -> float:
+    """Return the share of a source's masks that hold several objects, 0..1.
+
+    Of files every mask counts, which the survey has read; of other sources some images are read.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    if isinstance(source, FileSource):
+        found = [survey_mask(pair.mask, source.read_labels).has_several for pair in source.pairs]
+    else:
+        step = -(-len(source) // MOST_LOOKED_AT)
+        found = [holds_several(source[place].mask) for place in range(0, len(source), step)]
+    return sum(found) / len(found)
 
 
 @lru_cache(MOST_REMEMBERED)

@@ -62,6 +62,7 @@ def decide(path: Path, setup: TrainingSetup, between: Callable[[], None]) -> Cho
     choice = choose_postprocessing(
         Predictor(backend, setup.preprocessor),
         setup.validation,
+        training=setup.training,
         batch_size=setup.run.train.batch_size,
         between=between,
     )
