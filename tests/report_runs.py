@@ -81,6 +81,7 @@ def full_score(names: Sequence[str], split: str = "validation") -> dict[str, Any
         "undefined": ["hausdorff95: one of the masks is empty in every image"],
         "rules": {**RULES, "split": split},
         "images": [image_row(name, value) for name, value in zip(names, dice, strict=True)],
+        "content": None,
     }
     written: dict[str, Any] = json.loads(Score.model_validate(content).model_dump_json())
     return written

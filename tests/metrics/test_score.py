@@ -161,7 +161,7 @@ def test_a_score_is_read_back_from_its_json_whole() -> None:
     assert list(plain) == [
         *("mean_dice", "mean_iou", "pooled_dice", "pooled_iou", "empty_images"),
         *("means", "pooled", "reliability", "threshold_sweep", "groups", "expected"),
-        *("undefined", "rules", "images"),
+        *("undefined", "rules", "images", "content"),
     ]
     assert list(plain["means"]) == list(MEASURES)
     assert list(plain["means"]["dice"]) == ["mean", "low", "high", "images"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,6 @@ from runs import Crash, ask_to_stop, crash, flat, lines_of, names_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from notan.losses import LossValue
     from notan.types import Images
@@ -248,6 +248,15 @@ def test_settings_and_images_that_make_another_run_are_refused(
     others = drawn_folder / "val" / "images"
     with pytest.raises(DataError, match=r"val/images: these are not the images that the run"):
         resume(tmp_path / "run", settings=tiny(others))
+
+
+def test_images_that_hold_something_else_by_now_are_refused(images: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(images, tmp_path / "own"))
+    pretrain(tiny(own), out=tmp_path / "run")
+    changed = sorted(own.iterdir())[0]
+    shutil.copy(sorted(own.iterdir())[1], changed)
+    with pytest.raises(DataError, match=rf"1 of \d+ images .* \({changed.name}\); put back what"):
+        resume(tmp_path / "run")
 
 
 def test_images_that_were_moved_may_be_named_anew(images: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from notan.data.splits import choose_folds as choose_folds
 from notan.data.splits import choose_validation as choose_validation
 from notan.errors import DataError, ShapeError
-from notan.io.digest import sha256
-from notan.io.headers import read_size
+from notan.io.digest import hash_content, sha256
+from notan.io.headers import read_format, read_size
 from notan.io.images import PLAIN, read_channels
 from notan.io.images import ImageReading as ImageReading
 from notan.io.write import as_written
@@ -21,6 +21,8 @@ from notan.io.write import as_written
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from notan.types import Image8, Mask, Size
 
@@ -88,6 +90,16 @@ class Source(ABC):
         """
         return [short_hash(np.ascontiguousarray(sample.image).tobytes()) for sample in self]
 
+    def content_hashes(self) -> list[str]:
+        """Return a short hash of each image with its mask: what changes when either does.
+
+        Every sample is read for it; a source of files needs less.
+        """
+        return [
+            short_hash(b"".join(_bytes_of(sample.image, sample.mask, sample.ignore)))
+            for sample in self
+        ]
+
     def sizes(self) -> list[Size]:
         """Return the (height, width) of each image.
 
@@ -124,6 +136,15 @@ class Subset(Source):
         hashes = self._whole.hashes()
         return [hashes[place] for place in self._places]
 
+    def content_hashes(self) -> list[str]:
+        """Return a short hash of each image with its mask, as the whole source makes it."""
+        hashes = self._whole.content_hashes()
+        return [hashes[place] for place in self._places]
+
+
+def _bytes_of(*arrays: npt.NDArray[np.generic] | None) -> Iterator[bytes]:
+    return (np.ascontiguousarray(each).tobytes() for each in arrays if each is not None)
+
 
 def median_size(source: Source) -> Size:
     """Return the median height and the median width of a source's images; at least one image.
@@ -137,6 +158,10 @@ def median_size(source: Source) -> Size:
 
 HASHED = 65536
 """Bytes of either end of a file that are hashed: a folder of large images is soon done."""
+
+PLAINLY_STORED = frozenset({"TIFF", "BMP", "DIB", "PPM"})
+"""Formats whose pixels may change and leave size and both ends of the file as they were. In others
+every pixel moves what follows it, or counts in a sum at the end."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +256,23 @@ class FileSource(Source):
         """
         return [hash_image(pair) for pair in self.pairs]
 
+    def content_hashes(self) -> list[str]:
+        """Return a short hash of each image's file with its mask's, whatever their names.
+
+        Of a mask every byte counts, of an image as many as tell whether its pixels have changed.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        # one file of annotations may be about all images
+        files = [stored_in(pair.mask) for pair in self.pairs]
+        images = {pair.image for pair in self.pairs}
+        masks = {path: hash_content(path) for path in {*files} - images}
+        return [
+            short_hash(f"{' '.join(map(_hash_pixels, pair.files))} {masks.get(path)}".encode())
+            for pair, path in zip(self.pairs, files, strict=True)
+        ]
+
     def sizes(self) -> list[Size]:
         """Return the (height, width) of each image, from its file's header.
 
@@ -261,6 +303,14 @@ def hash_image(pair: Pair) -> str:
     """
     hashes = [hash_ends(path) for path in pair.files]
     return hashes[0] if len(hashes) == 1 else short_hash(" ".join(hashes).encode())
+
+
+def _hash_pixels(path: Path) -> str:
+    try:
+        plainly = read_format(path) in PLAINLY_STORED
+    except DataError:  # it is no image any more, and reading it will say so
+        plainly = True
+    return hash_content(path) if plainly else hash_ends(path)
 
 
 def hash_ends(path: Path) -> str:

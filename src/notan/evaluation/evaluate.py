@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from notan.data.folders import find_layout, open_as_trained
 from notan.errors import ConfigError, DataError
+from notan.io.digest import sha256
 from notan.io.write import encoded, write_bytes
 from notan.metrics import ImageScore, Score, ScoreRules, Tally, Tolerance
 from notan.metrics.groups import by_breed, read_groupings
@@ -110,7 +111,16 @@ def evaluate(
         )
         if on_prediction:
             on_prediction(sample, prediction)
-    return tally.score(groupings)
+    return tally.score(groupings).model_copy(update={"content": content_of(source)})
+
+
+def content_of(source: Source) -> str:
+    """Return what changes when an image or a mask of a source does, or the names.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    return sha256("\n".join((*source.names, *source.content_hashes())))[:16]
 
 
 @dataclass(frozen=True)

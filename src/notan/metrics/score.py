@@ -180,6 +180,7 @@ class Score(BaseModel):
         undefined: What could not be computed, and why: one line for each, the gravest first.
         rules: What the numbers mean.
         images: One entry for each image, in the order of the source.
+        content: A hash of all images and masks that were scored; None in older scores.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -198,6 +199,7 @@ class Score(BaseModel):
     undefined: tuple[str, ...]
     rules: ScoreRules
     images: tuple[ImageScore, ...] = Field(min_length=1)
+    content: str | None = None
 
     def summary(self) -> str:
         """Return the card that a person reads, at most 27 lines, every rule among them."""

@@ -36,7 +36,7 @@ from notan.training.fine_tuning import HASHES, EncoderStart, Freezing, start_enc
 from notan.training.log import append_line, keep_lines
 from notan.training.loop import Loop
 from notan.training.start import HARMLESS as HARMLESS_IN_TRAINING
-from notan.training.state import Best, StateFolder
+from notan.training.state import Best, StateFolder, changed_contents
 from notan.training.steps import ADVICE, AverageMeter, compute_loss
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
         preprocessor=preprocessor,
         training=training,
         validation=validation,
+        contents=(training.content_hashes(), validation.content_hashes()),
         training_batches=batches,
         validation_batches=BatchLoader(
             held_out, learning.batch_size, shuffle=False, workers=workers
@@ -473,4 +474,6 @@ def resume(folder: Path, *, settings: Pretrain | None = None) -> PretrainResult:
                 f"{settings.path}: these are not the images that the run learned from; give "
                 "their folder with --data-path, or start a new run"
             )
+        elif changes := [*changed_contents(setup, tree, settings.path)]:
+            raise DataError(f"{changes[0]}; put back what they held, or start a new run")
         return Pretrainer(setup, folder).train(tree)

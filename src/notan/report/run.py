@@ -14,6 +14,7 @@ from notan.config import UNLIMITED_EPOCHS
 from notan.data.folders import SPLITS
 from notan.errors import NotanError
 from notan.evaluation.evaluate import SPOILT, evaluate, open_data
+from notan.evaluation.evaluate import content_of as score_content
 from notan.io.write import as_written, encoded, storage_errors, write_bytes
 from notan.metrics.score import TRIMAP_BORDER_WORDS
 from notan.prediction.formats import write_png
@@ -108,6 +109,12 @@ def gather(
             border = score.rules.trimap_border
             rule = None if border == "none" else cast("TrimapBorder", border)
             shown = open_data(run.card, part, data_path=path, trimap_border=rule)
+            if score.content not in (None, score_content(shown.source)):
+                notices.append(
+                    f"Images or masks have changed since that score was taken ({score_path}); "
+                    "where this page shows another, it was taken anew."
+                )
+                score, score_path = _score(predictor, run.card, path, part), None
             examples = find_examples(score.images, shown.source, predictor)
     except NotanError as error:
         if data_path or (score is None and split != DEFAULT_SPLIT):

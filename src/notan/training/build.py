@@ -72,6 +72,7 @@ class Setup:
         preprocessor: How images become inputs.
         training: The images trained on.
         validation: The images that choose the best epoch.
+        contents: A hash of each image with its mask, of both, as training began.
         training_batches: Shuffled and varied.
         validation_batches: Neither.
         optimization: What the loss is made small with.
@@ -84,6 +85,7 @@ class Setup:
     preprocessor: Preprocessor
     training: Source
     validation: Source
+    contents: tuple[Sequence[str], Sequence[str]]
     training_batches: BatchLoader
     validation_batches: BatchLoader
     optimization: Optimization
@@ -246,6 +248,7 @@ def prepare(
         training=training,
         validation=validation,
         data_card=data_card,
+        contents=(training.content_hashes(), validation.content_hashes()),
         training_batches=batches[0],
         validation_batches=batches[1],
         loss=_build_loss(run.loss, taught=teacher is not None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from notan.errors import ConfigError, DataError
 from notan.io.write import fresh_folder, write_bytes
 from notan.run_folder import RECIPE, SPLIT, STATES, RunFolder, refuse_changes
 from notan.training.build import prepare
-from notan.training.state import StateFolder
+from notan.training.state import StateFolder, changed_contents
 from notan.training.time_limit import Overhead
 from notan.training.trainer import Trainer, TrainResult
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from notan.config import Run
     from notan.data.samples import Source
     from notan.training.build import TrainingSetup
+
+logger = logging.getLogger("notan")
 
 HARMLESS = {
     "device",
@@ -120,7 +123,7 @@ def resume(
 
     Raises:
         ConfigError: There is no run, or other settings or another teacher make it another one.
-        DataError: The images, with masks or without, are not those of the run.
+        DataError: The images, with masks or without, are not those of the run, or have changed.
         CheckpointError: Every saved state is damaged; the folder is left as it is.
         DivergedError: The loss is NaN or infinite, or jumps, again and again.
         StorageError: The disk is full; what was saved before is whole.
@@ -150,7 +153,10 @@ def resume(
         )
         if tree is None:
             kept.begin_again()
-        elif not allow_changes:
+        elif allow_changes:
+            for words in changed_contents(setup, tree, setup.run.data.path):
+                logger.warning("%s", words)
+        else:
             _refuse_other_material(setup, tree)
         return Trainer(setup, folder, overhead=overhead).train(tree)
 
@@ -173,6 +179,8 @@ def _refuse_other_material(setup: TrainingSetup, tree: Mapping[str, Any]) -> Non
             f"{run.data.path}: these are not the images that the run was trained on; "
             f"give their folder with --data-path, {again}"
         )
+    for words in changed_contents(setup, tree, setup.run.data.path):
+        raise DataError(f"{words}; put back what they held, start a new run, {again}")
     if stored["teacher"] != now["teacher"]:
         raise ConfigError(
             f"train.teacher = {run.train.teacher}: this is not the teacher that the run "

@@ -25,6 +25,7 @@ from notan.modelfile.safetensors import hash_weights, read_metadata, read_weight
 from notan.training.steps import AverageMeter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -36,6 +37,9 @@ logger = logging.getLogger("notan")
 KEPT = 2
 TENSOR = "$tensor"
 FORMAT = "2"
+
+SHOWN, OWN_IMAGES = 3, "the images of your own"
+"""Changed files that a message names, and how it calls those that lie in no folder."""
 
 
 class StateFolder:
@@ -223,6 +227,7 @@ def capture(setup: Setup, progress: Progress) -> dict[str, Any]:
     schedule = optimization.schedule
     return {
         "encoder_start": setup.start and asdict(setup.start),
+        "contents": setup.contents,
         "progress": asdict(progress),
         **weights_of(setup),
         "optimizer": optimization.optimizer.state_dict(),
@@ -230,6 +235,31 @@ def capture(setup: Setup, progress: Progress) -> dict[str, Any]:
         "scaler": optimization.scaler.state_dict(),
         "random": random_states(),
     }
+
+
+def changed_contents(setup: Setup, tree: Mapping[str, Any], path: Path | None) -> Iterator[str]:
+    """Say which files of the names that a state knows hold something else by now.
+
+    Nothing is said of states of earlier versions, which do not know.
+
+    Args:
+        setup: Of the training that goes on.
+        tree: The state.
+        path: Where its images are; None: in no folder.
+    """
+    sources = (setup.training, setup.validation)
+    known = tree.get("contents", setup.contents)
+    for source, stored, now in zip(sources, known, setup.contents, strict=True):
+        if len(stored) != len(now):
+            continue  # there are other names, too
+        named = zip(source.names, stored, now, strict=True)
+        changed = [name for name, before, after in named if before != after]
+        if changed:
+            more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+            yield (
+                f"{path or OWN_IMAGES}: {len(changed)} of {len(now)} images or masks have changed "
+                f"since the run began ({', '.join(changed[:SHOWN])}{more})"
+            )
 
 
 def weights_of(setup: Setup) -> dict[str, Any]:
