@@ -14,7 +14,7 @@ from PIL import Image
 from needs import case
 from notan.checking.examine import examine
 from notan.cli.main import main
-from notan.config import Data
+from notan.config import Data, Masks
 from notan.data.folders import find_layout, has_test, makes_validation, open_split
 from notan.data.layouts import find_parts, match, passed_over
 from notan.errors import DataError
@@ -212,6 +212,63 @@ def test_two_folders_of_masks_are_refused_by_name(tmp_path: Path) -> None:
     for read in (lambda: opened(tmp_path, "all"), lambda: examine(tmp_path)):
         with pytest.raises(DataError, match="1st_manual/ and mask/ could both hold the masks"):
             read()
+
+
+def two_folders_of_masks(folder: Path) -> Path:
+    for part in ("train", "test"):
+        pairs_at(folder / part / "images", folder / part / "mask")
+        pairs_at(folder / part / "images", folder / part / "1st_manual", mask="{}_manual1.png")
+    return folder
+
+
+def test_masks_names_the_folder_where_two_could_hold_them(tmp_path: Path) -> None:
+    folder = two_folders_of_masks(tmp_path)
+    with pytest.raises(DataError, match=r"name it with --masks 1st_manual, or take the others out"):
+        opened(folder, "train")
+    for name, ending in (("mask", ".png"), ("1st_manual", "_manual1.png")):
+        data = Data(path=folder, masks=Masks(folder=Path(name)))
+        assert [pair.mask.name for pair in open_split(data, "test", seed=0).pairs] == [
+            f"{each}{ending}" for each in ("ant", "bee", "cow")
+        ]
+        diagnosis = examine(folder, data)
+        assert not [each for each in diagnosis.findings if "without" in each.kind]
+        assert {split.masks for split in diagnosis.statistics} == {3}
+    assert has_test(data)
+    assert makes_validation(data)
+
+
+def test_masks_may_name_a_folder_of_an_unusual_name(tmp_path: Path) -> None:
+    pairs_at(tmp_path / "images", tmp_path / "masks")
+    pairs_at(tmp_path / "images", tmp_path / "by Anna", mask="{}_mask.png")
+    pairs = opened(tmp_path, "all", masks=Masks(folder=Path("by Anna")))
+    assert pairs[0] == ("ant.jpg", "ant_mask.png")
+
+
+@pytest.mark.parametrize("name", ["msk", "train/mask", "../mask", "mask.png"])
+def test_masks_that_names_no_folder_of_masks_is_refused(name: str, tmp_path: Path) -> None:
+    folder = two_folders_of_masks(tmp_path)
+    for read in (
+        lambda data: open_split(data, "train", seed=0),
+        lambda data: examine(folder, data),
+    ):
+        with pytest.raises(DataError) as refusal:
+            read(Data(path=folder, masks=Masks(folder=Path(name))))
+        said = str(refusal.value)
+        assert f"no images here with masks in {name}/, as --masks says; found test/, train/" in said
+
+
+def test_a_model_finds_its_masks_again_and_those_of_a_folder_that_has_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, other = two_folders_of_masks(tmp_path / "data"), tmp_path / "other"
+    pairs_at(other / "test" / "images", other / "test" / "masks")
+    words = ("--epochs", 1, "--image-size", 16, "model.width=2", "--masks", "1st_manual")
+    main(["train", "--data-path", *map(str, (folder, "--out", tmp_path / "run", *words))])
+    for place in (folder, other):
+        model = ("--model", tmp_path / "run" / "best.safetensors", "--out", tmp_path / place.name)
+        allowed = "--allow-training-images"  # the same pixels stand in both parts
+        main(["evaluate", *map(str, (*model, "--data-path", place, allowed))])
+        assert "3 images" in capsys.readouterr().out
 
 
 def test_a_folder_of_other_files_is_no_folder_of_masks(tmp_path: Path) -> None:

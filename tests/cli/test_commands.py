@@ -31,7 +31,7 @@ SCORED = (
     "model data-path split out trimap-border tolerance groups allow-training-images threshold tta "
     f"{MACHINE}"
 )
-READING = "trimap-border foreground ignore mask-channel exif-orientation"
+READING = "trimap-border foreground ignore mask-channel masks exif-orientation"
 FLAGS = {
     "train": "data-path time-limit auto model encoder pretrained image-size keep-aspect-ratio "
     "epochs batch-size learning-rate device out resume unlabelled encoder-weights "

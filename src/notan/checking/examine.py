@@ -64,7 +64,7 @@ def examine(folder: Path, data: Data = AS_IT_STANDS, *, progress: bool = True) -
     """
     data = data.model_copy(update={"path": folder})
     layout = find_layout(data)
-    entries, findings = collect(folder, layout)
+    entries, findings = collect(folder, layout, data.masks.folder)
     choices, reading = read_choices(entries, data)
     findings += choices
     try:

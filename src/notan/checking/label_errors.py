@@ -379,7 +379,13 @@ def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelS
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
         StorageError: The disk is full.
     """
-    data = plan.run.data.model_copy(update={"trimap_border": diagnosis.trimap_border})
+    masks = {"folder": diagnosis.data.masks.folder}
+    here = {
+        "path": diagnosis.folder,
+        "trimap_border": diagnosis.trimap_border,
+        "masks": plan.run.data.masks.model_copy(update=masks),
+    }
+    data = plan.run.data.model_copy(update=here)
     source, left_out = gather(diagnosis.folder, diagnosis.layout, data, diagnosis.reading)
     divide(source.names, plan.folds, run=plan.run)
     claim(out / FOLDERS / PLAN, plan, source)
@@ -413,7 +419,8 @@ def gather(
         data: How images and masks are read.
         images: How images are read instead, as the data set as a whole tells.
     """
-    entries = [each for each in collect(folder, layout)[0] if each.split in JUDGED]
+    found, _ = collect(folder, layout, data.masks.folder)
+    entries = [each for each in found if each.split in JUDGED]
     counts = Counter(each.name for each in entries if each.image and each.mask)
     pairs = [
         Pair(

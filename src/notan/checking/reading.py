@@ -69,12 +69,15 @@ class Entry:
     channels: tuple[Path, ...] = ()
 
 
-def collect(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
+def collect(
+    folder: Path, layout: str, mask_folder: Path | None = None
+) -> tuple[list[Entry], list[Finding]]:
     """List the samples of a data folder, and what their names alone give away.
 
     Args:
         folder: An existing data folder.
         layout: As ``find_layout`` names it.
+        mask_folder: The name of the folders with the masks; None: the usual names.
 
     Raises:
         DataError: A folder cannot be listed, or there is neither an image nor a mask; or a file of
@@ -83,8 +86,10 @@ def collect(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
     try:
         if layout in FORMATS:
             entries, findings = _annotated(folder, layout)
+        elif layout == "pets":
+            entries, findings = _pets(folder)
         else:
-            entries, findings = _pets(folder) if layout == "pets" else _parts_of(folder)
+            entries, findings = _parts_of(folder, mask_folder)
     except OSError as error:
         raise DataError(
             f"{error.filename or folder}: could not be listed ({error.strerror or error}); "
@@ -112,11 +117,11 @@ def _annotated(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
     return entries, findings
 
 
-def _parts_of(folder: Path) -> tuple[list[Entry], list[Finding]]:
+def _parts_of(folder: Path, mask_folder: Path | None) -> tuple[list[Entry], list[Finding]]:
     """List the images and masks of the folder itself and of each of its parts."""
     entries: list[Entry] = []
     findings: list[Finding] = []
-    for part in find_parts(folder):
+    for part in find_parts(folder, mask_folder):
         images, masks = part.files
         found = _entries(part.split, images, part.matching)
         entries += found

@@ -117,6 +117,7 @@ class ReadingFlags:
         foreground: Which classes are foreground: names, values, palette indices or colours.
         ignore: Which of them are left out of loss and score, such as 255 beside 0 and 1.
         mask_channel: Which channel or page of a mask file, from 0, is the mask.
+        masks: The name of the folder that holds the masks, where several could.
         exif_orientation: ignore where the masks were drawn on the images as they are stored.
     """
 
@@ -126,6 +127,7 @@ class ReadingFlags:
     )
     ignore: Annotated[str | None, flag("255", "nothing")] = sets("data.masks.ignore")
     mask_channel: Annotated[int | None, flag("N", "files have one")] = sets("data.masks.channel")
+    masks: Annotated[str | None, flag("FOLDER_NAME", "as it is called")] = sets("data.masks.folder")
     exif_orientation: Annotated[
         Literal["apply", "ignore"] | None, flag("apply|ignore", DEFAULT.data.exif_orientation)
     ] = sets("data.exif_orientation")

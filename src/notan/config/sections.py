@@ -89,6 +89,8 @@ class Masks(Section):
     crowd: Literal["ignore", "foreground"] | None = None
     """What COCO's annotations marked ``iscrowd`` are; None: ignored, or refused where most are
     marked so."""
+    folder: SystemPath | None = None
+    """The name of the folders that hold the masks, where several could; None: the usual names."""
 
 
 MOST_CHANNELS = 1000

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, cast
 
-from notan.config import Data
+from notan.config import Data, Masks
 from notan.data.annotations.formats import FORMATS, find, read_annotations, recognise
 from notan.data.annotations.labels import (
     AnnotationReader,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from notan.config import Masks, TrimapBorder
+    from notan.config import TrimapBorder
     from notan.config.sections import Layout
     from notan.data.annotations.sets import AnnotationSet
     from notan.data.copies import ImageLook
@@ -63,9 +63,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("notan")
 
 
-def looks_like_folder(folder: Path) -> bool:
+def looks_like_folder(folder: Path, mask_folder: Path | None = None) -> bool:
     """Say whether a folder holds images and masks, directly or in a part."""
-    return folder.is_dir() and any(part.is_whole for part in find_parts(folder))
+    return folder.is_dir() and any(part.is_whole for part in find_parts(folder, mask_folder))
 
 
 def folder_source(folder: Path) -> FileSource:
@@ -211,11 +211,12 @@ def open_as_trained(
     """
     known = card.run.data
     border = trimap_border or card.trimap_border
-    layout = find_layout(Data(path=path, layout=known.layout))
+    masks = _masks_here(known.masks, path)
+    layout = find_layout(Data(path=path, layout=known.layout, masks=Masks(folder=masks.folder)))
     data = Data(
         path=path,
         layout=layout,
-        masks=_masks_as_trained(card, layout, path),
+        masks=_masks_as_trained(card, masks, layout, path),
         exif_orientation=known.exif_orientation,
         white=card.preprocess.white,
         channels=card.preprocess.channels,
@@ -227,13 +228,23 @@ def open_as_trained(
     return source.with_images(reading), data
 
 
-def _masks_as_trained(card: Card, layout: str, path: Path) -> Masks:
+def _masks_here(known: Masks, path: Path) -> Masks:
+    """Return what was said of masks; another folder of data may hold them by another name."""
+    if known.folder and path.is_dir():
+        try:
+            find_parts(path, known.folder)
+        except DataError:
+            return known.model_copy(update={"folder": None})
+    return known
+
+
+def _masks_as_trained(card: Card, masks: Masks, layout: str, path: Path) -> Masks:
     """Return what the owner said of masks, as far as it can be said of this layout.
 
     Raises:
         ConfigError: It is by values, and the model was trained on another kind of masks.
     """
-    masks, trained = card.run.data.masks, card.data.layout
+    trained = card.data.layout
     chosen = (*masks.foreground, *masks.ignore)
     if layout == trained or not chosen:
         return masks
@@ -260,11 +271,12 @@ def find_layout(data: Data) -> Layout:
         DataError: The folder is missing or is none of these, or not what is said.
     """
     folder = _existing(data.path)
-    if data.layout in ("auto", "pets") and looks_like_pets(folder):
+    mask_folder = data.masks.folder
+    if data.layout in ("auto", "pets") and looks_like_pets(folder) and not mask_folder:
         return "pets"
-    if data.layout == "auto" and folder.is_dir() and find_lists(folder):
+    if data.layout == "auto" and folder.is_dir() and not mask_folder and find_lists(folder):
         return "table"  # says more than the folders beside it
-    if data.layout in ("auto", "folder") and looks_like_folder(folder):
+    if data.layout in ("auto", "folder") and looks_like_folder(folder, mask_folder):
         return "folder"
     if data.layout in FORMATS and find(folder, data.layout):
         return data.layout
@@ -336,7 +348,7 @@ def _parts_of(folder: Path, data: Data) -> dict[str, Callable[[], FileSource]]:
         return {split: partial(opened, pairs) for split, pairs in found.pairs.items()}
     return {
         part.split: partial(_open_folder, folder, part, data)
-        for part in find_parts(folder)
+        for part in find_parts(folder, data.masks.folder)
         if part.is_whole
     }
 

@@ -187,24 +187,35 @@ class FolderPart:
         return words
 
 
-def find_parts(folder: Path) -> list[FolderPart]:
+def find_parts(folder: Path, mask_folder: Path | None = None) -> list[FolderPart]:
     """Return the parts of a data folder; the whole of one without parts is one, ``all``.
 
     A part that has only images or only masks is among them, with a folder that is missing.
 
+    Args:
+        folder: The data folder.
+        mask_folder: The name of the folders with the masks; None: the usual names.
+
     Raises:
-        DataError: Several folders could hold the images or the masks.
+        DataError: Several folders could hold the images or the masks, or there is none of the name.
     """
     below = _folders_in(folder)
-    images, masks = _kinds_in(folder)
+    names_of_masks = frozenset({_plain(str(mask_folder))}) if mask_folder else MASK_FOLDERS
+    images, masks = _kinds_in(folder, names_of_masks)
     parts = list(_below_kinds(images, masks))
     if images and masks and not (parts and not any(map(_holds_images, images))):
         parts = [FolderPart(WHOLE, _the_one(images, "images"), _the_one(masks, "masks"))]
     known = {part.split for part in parts}
     for split, names in PART_NAMES.items():
-        found = [part for name in names for part in _named_part(below, split, name)]
+        found = [part for name in names for part in _named_part(below, split, name, names_of_masks)]
         if found and split not in known:
             parts.append(next((part for part in found if part.is_whole), found[0]))
+    if mask_folder and not any(part.is_whole for part in parts):
+        inside = ", ".join(f"{each.name}/" for each in below) or "no folder"
+        raise DataError(
+            f"{folder}: there are no images here with masks in {mask_folder}/, as --masks says; "
+            f"found {inside}; give the bare name of the folder beside the images"
+        )
     together = FolderPart(WHOLE, folder, folder)
     if not any(part.is_whole for part in parts) and together.matching.partners:
         return [together]
@@ -232,10 +243,12 @@ def _below_kinds(images: Sequence[Path], masks: Sequence[Path]) -> Iterator[Fold
             yield FolderPart(split, _the_one(sides[0], "images"), _the_one(sides[1], "masks"))
 
 
-def _named_part(below: Sequence[Path], split: str, name: str) -> Iterator[FolderPart]:
+def _named_part(
+    below: Sequence[Path], split: str, name: str, names_of_masks: Collection[str]
+) -> Iterator[FolderPart]:
     """Give ``train/images`` with ``train/masks``, or ``train`` with ``train_masks``."""
     for place in (each for each in below if _plain(each.name) == name):
-        images, masks = _kinds_in(place)
+        images, masks = _kinds_in(place, names_of_masks)
         if images or masks:
             yield FolderPart(
                 split,
@@ -245,7 +258,7 @@ def _named_part(below: Sequence[Path], split: str, name: str) -> Iterator[Folder
         elif FolderPart(split, place, place).matching.partners:
             yield FolderPart(split, place, place)
     image_names = {name, *(name + kind for kind in IMAGE_FOLDERS)}
-    mask_names = {name + kind for kind in MASK_FOLDERS}
+    mask_names = {name + kind for kind in names_of_masks}
     sides = [
         [each for each in below if _plain(each.name) in names and _holds_images(each)]
         for names in (image_names, mask_names)
@@ -259,14 +272,15 @@ def _the_one(folders: Sequence[Path], what: str) -> Path:
     full = [each for each in folders if _holds_images(each)]
     if len(full) > 1:
         names = " and ".join(f"{each.name}/" for each in full)
+        flag = f"name it with --masks {full[0].name}, or " if what == "masks" else ""
         raise DataError(
-            f"{full[0].parent}: {names} could both hold the {what}; take the others out of this "
-            f"folder, or rename them, so that one is left"
+            f"{full[0].parent}: {names} could both hold the {what}; {flag}take the others out "
+            "of this folder, or rename them, so that one is left"
         )
     return (full or folders)[0]
 
 
-def _kinds_in(folder: Path) -> tuple[list[Path], list[Path]]:
+def _kinds_in(folder: Path, names_of_masks: Collection[str]) -> tuple[list[Path], list[Path]]:
     """Return the folders of images and those of masks in a folder, by their names.
 
     Beside ``images`` and ``masks`` only those with image files count, in them or in a part of them:
@@ -280,7 +294,7 @@ def _kinds_in(folder: Path) -> tuple[list[Path], list[Path]]:
             or _holds_images(path)
             or any(map(_holds_images, _parts_in(path)))
         ]
-        for names, usual in ((IMAGE_FOLDERS, "images"), (MASK_FOLDERS, "masks"))
+        for names, usual in ((IMAGE_FOLDERS, "images"), (names_of_masks, "masks"))
     )
     return images, masks
 
