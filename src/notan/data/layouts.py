@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm",
-    ".ppm", ".pbm", ".tga", ".jp2", ".avif", ".npy",
+    ".ppm", ".pbm", ".tga", ".jp2", ".avif", ".heic", ".heif", ".npy",
 ))  # fmt: skip
 """File names that count as images; what is inside decides how they are decoded."""
 

@@ -28,7 +28,7 @@ from PIL.ImageFile import ImageFile
 from notan.errors import DataError, UnsupportedError
 from notan.io.foreign import COPY, MOST_PAGES, TRANSPARENCY, ForeignTiff, as_foreign
 from notan.io.npy import NpyArray, read_npy
-from notan.io.signatures import NPY, RAW, find_format, without_texts
+from notan.io.signatures import NPY, RAW, find_format, heif_opener, without_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ _TOO_LARGE = (
 )
 
 # Some of these can also be lossless, which Pillow does not tell.
-_LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "JPEG2000", "AVIF"})
+_LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "JPEG2000", "AVIF", "HEIF"})
 _LOSSY_IN_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 
 # Pillow's plugins trust the file: broken bytes end in almost any error of the language.
@@ -194,6 +194,7 @@ def header_size(header: Header, name: str, *, upright: bool = True) -> Size:
     """
     width, height = header.size
     refuse_size((height, width), name)
+    refuse_turned(header, name, upright=upright)
     is_turned = upright and find_turn(header) in _SIDEWAYS
     return (width, height) if is_turned else (height, width)
 
@@ -305,6 +306,8 @@ def identify(file: BinaryIO, name: str) -> Header:
         return read_npy(file, name)
     if kind == "TIFF":
         return _identify_tiff(file, name)
+    if kind == "HEIF" and (opener := heif_opener()):
+        return opener(file, "")
     # Without a file name, because Pillow would map that file into memory: a TIFF stored
     # sideways then comes out scrambled, and bytes may share the name of some other file.
     return Image.OPEN[kind][0](file, "")
@@ -350,6 +353,8 @@ def header_choices(header: Header) -> Iterator[str]:
         yield "WhiteIsZero: shown as it says, 0 in white"
     if header.mode in ALPHA_MODES or "transparency" in header.info:
         yield "transparency, which is dropped"
+    if header.format == "HEIF" and int(getattr(header, "n_frames", 1)) > 1:
+        yield "several images; the main one is read"
     if count_extra(header):
         yield "channels beyond the colours, which are dropped"
 
@@ -437,7 +442,7 @@ def count_pages(header: Header, name: str) -> int:
         numbers, _ = find_pages(header, name)
         header.seek(0)
         return len(numbers)
-    if header.format == "MPO":
+    if header.format in ("MPO", "HEIF"):
         return 1  # the others are the camera's own previews, or the second eye
     return int(getattr(header, "n_frames", 1))
 
@@ -526,6 +531,19 @@ def refuse_size(size: Size, name: str) -> None:
         raise DataError(
             f"{name}: its header claims {height}x{width} (height x width), {width * height:,} "
             f"pixels; {_TOO_LARGE}"
+        )
+
+
+def refuse_turned(header: Header, name: str, *, upright: bool) -> None:
+    """Refuse to read as it is stored what only comes upright from its decoder.
+
+    Raises:
+        UnsupportedError: It is a HEIC file that was turned.
+    """
+    if not upright and header.format == "HEIF" and header.info.get("original_orientation") in TURNS:
+        raise UnsupportedError(
+            f"{name}: is HEIC, which is turned upright by its decoder; to read images as they are "
+            "stored (data.exif_orientation = ignore), save it as PNG before masks are drawn on it"
         )
 
 

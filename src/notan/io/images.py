@@ -37,6 +37,7 @@ from notan.io.headers import (
     is_white_zero,
     read_header,
     refuse_size,
+    refuse_turned,
 )
 from notan.io.npy import NpyArray
 
@@ -113,7 +114,8 @@ def read_image(path: Path, reading: ImageReading = PLAIN) -> Image8:
     unless the reading states their ranges.
 
     Args:
-        path: A PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000, AVIF or NPY file of any name.
+        path: A PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000, AVIF or NPY file of any name; HEIC
+            where pillow-heif is installed.
         reading: How the files of the data set are read.
 
     Returns:
@@ -286,6 +288,7 @@ def decode(
         )
         header.seek(numbers[page])
         refuse_size((header.size[1], header.size[0]), name)
+    refuse_turned(header, name, upright=upright)
     turn = find_turn(header) if upright else None
     if deep and header.mode in ("RGB", "RGBA") and is_deep(header):
         return _decode_deep(header, name, upright=upright)

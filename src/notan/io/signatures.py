@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
 
 from notan.errors import DataError, UnsupportedError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL.ImageFile import ImageFile
+
 # Named one by one because Pillow also knows formats that run other programs (EPS starts
 # Ghostscript) or have no signature, so that any file may pass for them (TGA).
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "AVIF")
-WANTED = "PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000, AVIF or NPY"
+WANTED = "PNG, JPEG, GIF, TIFF, WebP, BMP, PPM, JPEG 2000, AVIF, HEIC or NPY"
 NPY = "NPY"
 
 RAW = "a camera's raw file; develop it to TIFF or PNG with the camera's program or darktable"
 HEIF = (
-    "HEIC or HEIF; save it as PNG or JPEG (on an iPhone: Settings, Camera, Formats, Most "
-    "Compatible)"
+    "HEIC or HEIF, which pillow-heif decodes: pip install 'notan[heic]'; or save it as PNG or JPEG "
+    "(on an iPhone: Settings, Camera, Formats, Most Compatible)"
 )
+_HEIF_BRANDS = (b"hei", b"hev", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
 MEDICAL = "convert its slices to PNG or TIFF"
 DISGUISES = (
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
@@ -39,10 +46,6 @@ DISGUISES = (
     (0, b"IIU\0", RAW),
     (8, b"CR\x02", RAW),
     (4, b"ftypcrx", RAW),
-    (4, b"ftyphei", HEIF),
-    (4, b"ftyphev", HEIF),
-    (4, b"ftypmif1", HEIF),
-    (4, b"ftypmsf1", HEIF),
     (4, b"ftypavi", "AVIF, which this Pillow cannot decode; save it as PNG, or upgrade Pillow"),
     (0, b"\xff\x0a", "JPEG XL; save it as PNG"),
     (4, b"JXL ", "JPEG XL; save it as PNG"),
@@ -79,6 +82,10 @@ def find_format(file: BinaryIO, name: str) -> str:
     Image.init()
     file.seek(0)
     start = file.read(512)
+    if _is_heif(start):
+        if heif_opener() is None:
+            raise UnsupportedError(f"{name}: is {HEIF}; or leave it out")
+        return "HEIF"
     for place, signature, what in DISGUISES:
         if start[place:].startswith(signature) and not _accepts("AVIF", start):
             raise UnsupportedError(f"{name}: is {what}; or leave it out")
@@ -91,6 +98,29 @@ def find_format(file: BinaryIO, name: str) -> str:
     raise DataError(
         f"{name}: {found}; wanted an image as {WANTED}; save it as one of these, or leave it out"
     )
+
+
+def _is_heif(start: bytes) -> bool:
+    """Say whether a file is a HEIF container of pictures that are not AVIF, by its brands."""
+    brands = start[8 : int.from_bytes(start[:4], "big")]
+    return (
+        start[4:8] == b"ftyp"
+        and brands.startswith(_HEIF_BRANDS)
+        and not any(brand in brands for brand in _AVIF_BRANDS)
+    )
+
+
+def heif_opener() -> Callable[[BinaryIO, str], ImageFile] | None:
+    """Return what opens a HEIC file; None where pillow-heif is not installed.
+
+    It is not registered with Pillow, whose list of formats belongs to the whole process.
+    """
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        return None
+    opener: Callable[[BinaryIO, str], ImageFile] = HeifImageFile
+    return opener
 
 
 def _accepts(kind: str, start: bytes) -> bool:
