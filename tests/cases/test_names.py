@@ -19,10 +19,13 @@ from needs import case
 from notan.cli.main import main
 from notan.io.write import as_named, as_written, replacing, write_bytes
 from notan.modelfile.default import DEFAULT_MODEL
+from notan.models.encoders import ENCODERS
 from notan.prediction.submission import find_images, read_list
 from runs import PATIENCE
+from tiny_encoder import TinyEncoder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 NAME = os.fsdecode(b"caf\xe9_03")
@@ -130,6 +133,78 @@ def test_a_whole_folder_may_have_such_a_name(work: Path) -> None:
     notan("predict", folder / "test" / "images", "--model", model, "--out", folder / "predictions")
     assert len(list((folder / "predictions" / "masks").iterdir())) == 6
     notan("report", folder / "run")
+
+
+@pytest.fixture(scope="module")
+def rival(work: Path) -> Path:
+    """A second model, in a folder whose name is no text."""
+    notan(
+        "train",
+        "--data-path",
+        work / "data",
+        "--out",
+        work / "riv\udce9l",
+        *TINY,
+        "data.split_seed=0",
+        "seed=1",
+    )
+    return work / "riv\udce9l" / "best.safetensors"
+
+
+def test_models_are_compared_on_images_of_such_names(
+    work: Path, model: Path, rival: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--data-path", work / "data", "--split", "all", "--allow-training-images")
+    notan("compare", model, rival, *words, "--out", work / "comp\udce9red")
+    (work / "comp\udce9red" / "compare.html").read_text(encoding="utf-8")
+    found = json.loads((work / "comp\udce9red" / "compare.json").read_text(encoding="utf-8"))
+    told = [str(each) for each in _values(found)]
+    assert WRITTEN in told
+    assert "riv\\udce9l" in told
+    assert str(rival) in map(as_named, told)
+    assert "riv\\udce9l" in capsys.readouterr().out
+
+
+def _values(told: object) -> Iterator[object]:
+    if isinstance(told, dict | list):
+        for each in told.values() if isinstance(told, dict) else told:
+            yield from _values(each)
+        yield from told
+    else:
+        yield told
+
+
+def test_an_ensemble_of_models_of_such_names_is_made_and_used(
+    work: Path, model: Path, rival: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = work / "b\udce9st.safetensors"
+    notan("ensemble", model, rival, "--data-path", work / "data", "--out", out)
+    assert "b\\udce9st.safetensors" in capsys.readouterr().out
+    notan("predict", work / "data" / "images", "--model", out, "--out", work / "by-both")
+    assert len(list((work / "by-both" / "masks").iterdir())) == 6
+
+
+def test_masks_of_such_names_are_judged_by_networks(work: Path, rival: Path) -> None:
+    out = work / "judg\udce9d"
+    words = ("--model", rival, "--folds", 2, "--epochs", 1, "--out", out)
+    notan("check", "--data-path", work / "data", *words)
+    rows = json.loads((out / "check.json").read_text(encoding="utf-8"))["labels"]["ranking"]
+    assert WRITTEN in {row["name"] for row in rows}
+    assert len(list((out / "held-out").iterdir())) == 6
+    notan("check", "--data-path", work / "data", *words)  # goes on with what is there
+
+
+def test_an_encoder_learns_from_images_of_such_names_and_is_begun_with(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENCODERS, "tiny", TinyEncoder)
+    out = work / "pretrain\udce9d"
+    words = ("--encoder", "tiny", "--epochs", 1, "--image-size", 64, "--batch-size", 3)
+    notan("pretrain", "--data-path", work / "data" / "images", "--out", out, *words)
+    notan("pretrain", "--resume", out)
+    start = ("--encoder", "tiny", "--encoder-weights", out / "encoder.safetensors", *TINY)
+    notan("train", "--data-path", work / "data", "--out", work / "from-it", *start)
+    assert (work / "from-it" / "report.html").is_file()
 
 
 def test_an_unreadable_file_of_such_a_name_is_named(

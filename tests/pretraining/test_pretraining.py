@@ -25,7 +25,6 @@ from notan.errors import (
 )
 from notan.evaluation.evaluate import find_seen
 from notan.modelfile.card import read_card
-from notan.models.base import Encoder
 from notan.models.encoder_weights import read_weights
 from notan.models.encoders import ENCODERS
 from notan.pretraining import pretrain, resume
@@ -33,38 +32,12 @@ from notan.pretraining.pretrainer import Pretrainer, prepare, reconstruction_los
 from notan.training import train
 from notan.training.state import StateFolder
 from runs import Crash, ask_to_stop, crash, flat, lines_of, names_in
+from tiny_encoder import TinyEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from notan.losses import LossValue
-    from notan.types import Images
-
-
-class TinyEncoder(Encoder):
-    """Five levels of a few channels, so that a pretraining takes a moment."""
-
-    def __init__(self, inputs: int = 3) -> None:
-        super().__init__()
-        self.channels = (4, 4, 4, 4, 4)
-        self.strides = (2, 4, 8, 16, 32)
-        self.levels = torch.nn.ModuleList(
-            torch.nn.Sequential(
-                torch.nn.Conv2d(before, 4, 3, stride=2, padding=1),
-                torch.nn.BatchNorm2d(4),
-                torch.nn.ReLU(),
-            )
-            for before in (inputs, 4, 4, 4, 4)
-        )
-
-    def stages(self) -> list[list[torch.nn.Module]]:
-        return [[level] for level in self.levels]
-
-    def forward(self, images: Images) -> list[Images]:
-        features = [images]
-        for level in self.levels:
-            features.append(level(features[-1]))
-        return features[1:]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,7 +6,6 @@ import re
 import time
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from notan.config import changed_settings
+from notan.config.sections import SystemPath
 from notan.errors import CheckpointError, ConfigError
+from notan.io.write import as_written
 from notan.modelfile.card import Card, read_card
 from notan.modelfile.onnx import is_onnx
 from notan.prediction.backends import TorchBackend
@@ -25,6 +26,7 @@ from notan.types import Size  # noqa: TC001 - pydantic looks for it
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import torch
 
@@ -111,7 +113,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     ]
     names: list[str] = []
     for depth in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(each[-depth:]) for each in parts]
+        names = [as_written("/".join(each[-depth:])) for each in parts]
         if len(set(names)) == len(set(parts)):
             break
     return [
@@ -287,7 +289,7 @@ class SeedResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    file: Path
+    file: SystemPath
     seed: int
     epoch: int
     threshold: float

@@ -23,7 +23,8 @@ from safetensors.torch import save
 from notan.errors import CheckpointError, DataError, explaining_extras
 from notan.io.digest import hash_file
 from notan.io.download import CACHE, cache_folder, download, hash_matches
-from notan.io.write import storage_errors, write_bytes
+from notan.io.write import is_text, storage_errors, write_bytes
+from notan.modelfile import safetensors as checkpoint
 from notan.models.efficientnet_lite0 import STAGES
 from notan.models.encoders import ENCODERS
 from notan.models.timm_encoder import TimmEncoder, is_timm
@@ -305,6 +306,8 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not is_text(path):
+        return checkpoint.read_weights(path), checkpoint.read_metadata(path)
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
