@@ -10,6 +10,7 @@
   + ExportError            7: an export
   + MissingExtraError      8: an optional package
   + StorageError           9: a file that could not be written
+  + OutOfMemoryError      10: memory that ran out
 * StoppedBySignal          128 and the signal's number; a KeyboardInterrupt
 
 A message says what was found, what was wanted and what to do, names the file, and is one line.
@@ -92,6 +93,12 @@ class StorageError(NotanError):
     exit_code = 9
 
 
+class OutOfMemoryError(NotanError):
+    """Memory that ran out, of the machine, of its container or of a GPU."""
+
+    exit_code = 10
+
+
 class StoppedBySignal(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, raised at a point where everything has been saved.
 
@@ -136,6 +143,9 @@ EXTRAS = {
 }
 """Package -> the extra of notan that installs it."""
 
+LONGEST_REASON = 160
+"""Characters of another program's error that a line repeats."""
+
 KNOWN_FOR = {"train": "PyTorch", "export": "ONNX", "openvino": "OpenVINO"}
 """Extra -> what it brings above all; of the others it is the package itself."""
 
@@ -161,6 +171,32 @@ def explaining_extras(wanted: str = "this", *, otherwise: str = "") -> Iterator[
         name = KNOWN_FOR.get(extra, package)
         raise MissingExtraError(
             f"{wanted} needs {name}: pip install 'notan[{extra}]'{otherwise}"
+        ) from error
+
+
+OUT_OF_MEMORY = (
+    "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc",
+    "bad allocation", "insufficient memory", "failed to allocate",
+)  # fmt: skip
+"""What PyTorch, CUDA, ONNX Runtime, OpenVINO, OpenCV and the system say, each in its own error."""
+
+
+@contextlib.contextmanager
+def explaining_memory() -> Iterator[None]:
+    """Turn whatever a runtime raises when memory has run out into an error that says what helps."""
+    try:
+        yield
+    except NotanError:
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        if not isinstance(error, MemoryError) and not any(
+            words in said.lower() for words in OUT_OF_MEMORY
+        ):
+            raise
+        raise OutOfMemoryError(
+            f"memory ran out ({said[:LONGEST_REASON]}); give a smaller --batch-size or "
+            "--image-size, predict large images with --tiles, or give the machine more memory"
         ) from error
 
 

@@ -20,7 +20,7 @@ from notan.cli.evaluate import evaluate, inference, report
 from notan.cli.parse import parse
 from notan.cli.predict import export, predict, submit
 from notan.cli.train import pretrain, train
-from notan.errors import NotanError, StoppedBySignal, explaining_extras
+from notan.errors import NotanError, StoppedBySignal, explaining_extras, explaining_memory
 from notan.version import __version__
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command = parse(words, COMMANDS)
         extra = explaining_extras("training" if words[0] == "train" else f"notan {words[0]}")
-        with extra, _ending_as_by_ctrl_c():
+        with explaining_memory(), extra, _ending_as_by_ctrl_c():
             command()
     except NotanError as error:
         if debug:

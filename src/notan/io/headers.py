@@ -261,6 +261,11 @@ def guarded(work: Callable[[], _T], name: str, *, once: bool = False) -> _T:
             # The program turns warnings into errors, and Pillow warns of blemishes such as a
             # cut EXIF block: the file must read as it would elsewhere.
             return _without_warnings(work)
+    except MemoryError as error:
+        raise DataError(
+            f"{name}: memory ran out while it was read; scale it down, cut it up, or give the "
+            "machine more memory"
+        ) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: {str(error).rstrip('.')}; {_TOO_LARGE}") from error
     except _BROKEN as error:
