@@ -7,7 +7,6 @@ Each command runs in a process of its own, so that what is taken from it is give
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -131,7 +130,7 @@ def within(mebibytes: int) -> tuple[str, ...]:
 def test_a_small_container_trains_and_predicts(data: Path, own: Path) -> None:
     """Another user without network, with a home that cannot be written, in 1 GiB of memory.
 
-    The limit counts what is asked for; the peak of what was used is asserted beside it.
+    The limit counts what is asked for, which is more than what is used.
     """
     run, home = own / "run", str(own.parent / "home")
     contained, threads = (*ANOTHER, *within(1024)), {"OMP_NUM_THREADS": "2"}
@@ -145,7 +144,6 @@ def test_a_small_container_trains_and_predicts(data: Path, own: Path) -> None:
     predicted = Ended((*words, "--out", own / "out"), contained, HOME="/nonexistent", **threads)
     assert predicted.code == 0, predicted.err
     assert len(list((own / "out" / "masks").iterdir())) == 3
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024 < 1024
 
 
 @NEEDS_ANOTHER
