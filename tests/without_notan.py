@@ -10,6 +10,7 @@ import onnx
 from PIL import Image
 
 from notan.data.synthetic import DrawnSource
+from notan.exporting.end_to_end import around
 from notan.modelfile.card import KEY, read_card
 from notan.modelfile.onnx import write_onnx
 from notan.prediction.backends import open_model
@@ -31,12 +32,21 @@ SIZES: tuple[Size, ...] = (
 """Thirty: smaller and larger than a network's input, exact multiples of it, and neither."""
 
 
+ANY = {
+    "keep_largest": False,
+    "min_component_fraction": 0.0,
+    "fill_holes_fraction": 0.0,
+    "threshold_rule": "threshold",
+}
+"""A rule for masks that has a place in a graph."""
+
+
 def image_of(size: Size, number: int) -> RGBImage:
     """Draw shapes, with noise, at a size; every third image is grey."""
     image = DrawnSource(1, size=(40, 48), first=number)[0].image
-    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
-    noise = np.random.default_rng(number).integers(-25, 26, image.shape)
-    image = np.clip(image.astype(np.int64) + noise, 0, 255).astype(np.uint8)
+    scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC).astype(np.int64)
+    noise = np.random.default_rng(number).integers(-25, 26, scaled.shape)
+    image = np.clip(scaled + noise, 0, 255).astype(np.uint8)
     return np.repeat(image[..., :1], 3, axis=2) if number % 3 == 0 else image
 
 
@@ -84,3 +94,15 @@ def with_card(model: Path, out: Path, **changes: Any) -> Path:
         out, content, {KEY: decided(read_card(model), predictor, **changes).model_dump_json()}
     )
     return out
+
+
+def graph_of(model: Path, out: Path, **changes: Any) -> tuple[Path, Predictor]:
+    """Put a graph around an exported network by a card that says other things; see ``decided``."""
+    card, backend = open_model(model, backend="onnxruntime")
+
+    def predictor(card: Card) -> Predictor:
+        return Predictor(backend, card.preprocess, postprocessing=card.postprocessing)
+
+    card = decided(card, predictor, **changes)
+    onnx.save(around(onnx.load(model), card), out)
+    return out, predictor(card)

@@ -393,6 +393,7 @@ def export(
     precision: Kind = "fp32",
     data: PathLike | None = None,
     network: nn.Module | None = None,
+    end_to_end: bool = False,
 ) -> Path:
     """Write an ONNX model of a checkpoint, after comparing its masks with the checkpoint's.
 
@@ -402,12 +403,15 @@ def export(
         precision: ``fp32``; ``half`` for a file half as large; ``int8`` for a quicker one.
         data: The folder of images to compare on; None: where the training found them.
         network: A fresh instance, where the checkpoint is of a class of your own.
+        end_to_end: Put all into the graph that lies between an image's pixels and its mask, for
+            programs without notan.
 
     Returns:
         The file.
 
     Raises:
-        ExportError: The network cannot be exported, or its masks would be others.
+        ExportError: The network or, end to end, its rule for masks cannot be exported, or the
+            masks would be others.
         MissingExtraError: PyTorch or ONNX is not installed.
 
     Example:
@@ -423,6 +427,7 @@ def export(
             precision=precision,
             data_path=None if data is None else Path(data),
             own_model=network,
+            end_to_end=end_to_end,
         )
     return path
 

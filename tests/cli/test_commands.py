@@ -44,7 +44,7 @@ FLAGS = {
     "inference": SCORED,
     "predict": f"model out format resume frame-step tiles scale threshold tta {MACHINE}",
     "submit": f"model data-path list out check threshold tta {MACHINE}",
-    "export": "model to out half int8 data-path",
+    "export": "model to out half int8 end-to-end data-path",
     "compare": "data-path split trimap-border allow-training-images batch-size device out",
     "benchmark-models": "data-path models seeds time-limit epochs recipe trimap-border device out",
     "ensemble": "out data-path batch-size device",

@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from browser import QUIET, find_browser
 from notan.report.run import write_report
 from report_runs import full_score, keep_incidents, keep_score
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--disable-default-apps", "--disable-extensions", "--enable-logging=stderr"),
-)
 POLICY = r"<meta http-equiv.*?>"
 OWN = "not an origin"
 PHONE, NARROW = 390, 500
@@ -81,10 +76,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
-    program = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("there is no chromium on the PATH to open pages with")
-    return Browser(program, tmp_path_factory.mktemp("browser"))
+    return Browser(find_browser(), tmp_path_factory.mktemp("browser"))
 
 
 @pytest.fixture(scope="module")

@@ -314,6 +314,7 @@ def export(
     out: Annotated[Path | None, flag("FILE", "beside the model, best.onnx")] = None,
     half: Switch = False,
     int8: Switch = False,
+    end_to_end: Switch = False,
     data_path: KnownDataPath = None,
 ) -> None:
     """Write an ONNX model, which predicts without PyTorch.
@@ -330,6 +331,8 @@ def export(
         half: Store the weights in float16: a file half as large, of the same speed.
         int8: Compute in eight bits: several times as quick, a quarter of the size; refused where
             the masks would be others.
+        end_to_end: For programs without notan: a graph from an image's pixels to its probability
+            and mask at its own size; what goes by components or tiles has no place in it.
     """
     from notan.exporting import export as export_model
 
@@ -339,7 +342,9 @@ def export(
             "for a smaller one with nearly the same masks"
         )
     precision: Kind = "int8" if int8 else "half" if half else "fp32"
-    path, card = export_model(model, out, precision=precision, data_path=data_path)
+    path, card = export_model(
+        model, out, precision=precision, data_path=data_path, end_to_end=end_to_end
+    )
     if card.exported:
         print(_parity_in_words(card.exported))
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

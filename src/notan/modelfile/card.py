@@ -97,6 +97,7 @@ class Exported(Section):
         opset: Version of ONNX's operators.
         parity: One for each runtime that was there.
         quantized: How, where the precision is ``int8``.
+        end_to_end: Whether the graph takes an image's pixels and gives its mask.
     """
 
     checkpoint: str
@@ -104,6 +105,7 @@ class Exported(Section):
     opset: int
     parity: tuple[Parity, ...]
     quantized: Quantized | None = None
+    end_to_end: bool = False
 
 
 class Member(Section):

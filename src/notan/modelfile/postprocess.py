@@ -64,7 +64,7 @@ class Postprocessing(Section):
             resizing; it keeps the order of the pixels, and so every threshold is still possible.
         """
         # by way of logits, because what was resized or blended from tiles is a probability
-        if self.temperature == 1.0 and self.bias == 0.0:
+        if not self.is_calibrated:
             return probability
         return sigmoid(logit(probability) / np.float32(self.temperature) + np.float32(self.bias))
 
@@ -76,6 +76,11 @@ class Postprocessing(Section):
     def needs_review(self, expected_dice: float) -> bool | None:
         """Whether a person should look at a mask of this expected Dice; None: not known."""
         return None if self.review_below is None else expected_dice < self.review_below
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether temperature and bias change anything."""
+        return self.temperature != 1.0 or self.bias != 0.0
 
     @property
     def changes_components(self) -> bool:

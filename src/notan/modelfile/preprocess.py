@@ -166,9 +166,14 @@ class Preprocessor(Section):
 
     def normalize(self, image: Image8) -> ModelInput:
         """Scale uint8 (height, width, channels) to mean 0, variance 1, channels first."""
+        scale, shift = self.scale_and_shift()
+        return np.ascontiguousarray((image * scale + shift).transpose(2, 0, 1))
+
+    def scale_and_shift(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return, for each channel, what grey levels are multiplied by and what is added then."""
         scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
         shift = (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
-        return np.ascontiguousarray((image * scale + shift).transpose(2, 0, 1))
+        return scale, shift
 
 
 def resize(image: npt.NDArray[Pixel], size: Size) -> npt.NDArray[Pixel]:

@@ -166,9 +166,14 @@ class OnnxRuntimeBackend:
             raise CheckpointError(f"{path}: ONNX Runtime cannot run it: {reason}") from error
         self._input = self._session.get_inputs()[0].name
 
+    def run(self, inputs: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Return all that the graph gives, whatever it takes."""
+        answers: list[npt.NDArray[Any]] = self._session.run(None, {self._input: inputs})
+        return answers
+
     def __call__(self, inputs: Array) -> Array:
         """Map float32 (n, channels, h, w) to logits, float32 (n, 1, h, w)."""
-        return _checked(self._session.run(None, {self._input: inputs})[0], inputs)
+        return _checked(self.run(inputs)[0], inputs)
 
 
 class OpenVinoBackend:
@@ -210,16 +215,22 @@ class OpenVinoBackend:
 
     def __call__(self, inputs: Array) -> Array:
         """Map float32 (n, channels, h, w) to logits, float32 (n, 1, h, w)."""
+        return _checked(self.run(inputs)[0], inputs)
+
+    def run(self, inputs: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Return all that the graph gives, whatever it takes."""
         try:
             request = self._free.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
         try:
-            # The request's own memory is written again by the next image, so the answer is copied
-            logits = request.infer({0: inputs})[0].copy()
+            # The request's own memory is written again by the next image, so answers are copied
+            return [each.copy() for each in request.infer({0: inputs}).values()]
         finally:
             self._free.append(request)
-        return _checked(logits, inputs)
+
+
+OnnxBackend: TypeAlias = OnnxRuntimeBackend | OpenVinoBackend
 
 
 @functools.cache
@@ -287,6 +298,12 @@ def open_model(
         raise ConfigError(f"--threads {threads}: at least 1 is wanted")
     if is_onnx(path):
         card = read_card(path)
+        if card.exported and card.exported.end_to_end:
+            raise ConfigError(
+                f"{path}: it takes pixels and gives masks by itself, for programs without notan "
+                "(export --end-to-end); here give the checkpoint that it was made from, or a file "
+                "that was exported without that flag"
+            )
         runtime = _choose_onnx_runtime(path, backend, device, precision)
         with explaining_extras(f"--backend {runtime}"):
             return card, onnx_backend(path, runtime, precision=precision, threads=threads)
@@ -327,7 +344,7 @@ def _choose_onnx_runtime(
 
 def onnx_backend(
     path: Path, runtime: str, *, precision: Precision = "fp32", threads: int | None = None
-) -> Backend:
+) -> OnnxBackend:
     """Load an ONNX model, whatever its card says.
 
     Args:
