@@ -17,8 +17,9 @@ from __future__ import annotations
 import functools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 from notan.config import Run, load_run
 from notan.errors import ConfigError, explaining_extras
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from notan.prediction.predictor import Prediction, Predictor
     from notan.prediction.tiles import Tiling
     from notan.training import TrainResult
+    from notan.types import ProgressCallback
 
     PathLike: TypeAlias = str | Path
     AnyImage = TypeVar("AnyImage", bound=ImageLike)
@@ -70,6 +72,7 @@ def train(
     overrides: Sequence[str] = (),
     out: PathLike | None = None,
     overwrite: bool = False,
+    progress: ProgressCallback | None = None,
 ) -> TrainResult:
     """Train a model on images and masks, and keep the best by validation Dice.
 
@@ -96,6 +99,8 @@ def train(
         overrides: Any other setting, such as ``["model.width=16", "data.limit=40"]``.
         out: The run folder; None takes a fresh one under ``runs/``.
         overwrite: Replace a run that is already in ``out``.
+        progress: Called after each epoch with the number of those that are done, and of all; a
+            time limit may end the training before.
 
     Returns:
         The best checkpoint, its epoch and its validation Dice.
@@ -107,8 +112,15 @@ def train(
 
     Example:
         >>> result = notan.train(
-        ...     "cells/", epochs=1, image_size=32, overrides=["model.width=8"], out="runs/cells"
+        ...     "cells/",
+        ...     epochs=2,
+        ...     image_size=32,
+        ...     overrides=["model.width=8"],
+        ...     out="runs/cells",
+        ...     progress=lambda done, total: print(f"{done} of {total} epochs"),
         ... )
+        1 of 2 epochs
+        2 of 2 epochs
         >>> result.checkpoint.name
         'best.safetensors'
     """
@@ -136,6 +148,7 @@ def train(
             overwrite=overwrite,
             recipe=reasons,
             model=None if isinstance(model, str) else model,
+            progress=progress,
         )
 
 
@@ -259,7 +272,11 @@ def _opened(model: PathLike | Predictor | None) -> Predictor:
 
 @overload
 def predict(
-    images: ImageLike, model: PathLike | Predictor | None = None, *, batch_size: int = 1
+    images: ImageLike,
+    model: PathLike | Predictor | None = None,
+    *,
+    batch_size: int = 1,
+    progress: ProgressCallback | None = None,
 ) -> Prediction: ...
 @overload
 def predict(
@@ -267,12 +284,14 @@ def predict(
     model: PathLike | Predictor | None = None,
     *,
     batch_size: int = 1,
+    progress: ProgressCallback | None = None,
 ) -> list[Prediction]: ...
 def predict(
     images: ImageLike | list[AnyImage] | tuple[AnyImage, ...],
     model: PathLike | Predictor | None = None,
     *,
     batch_size: int = 1,
+    progress: ProgressCallback | None = None,
 ) -> Prediction | list[Prediction]:
     """Segment an image, or several.
 
@@ -281,9 +300,12 @@ def predict(
             array (height, width, 3) or a tensor; or a list of such.
         model: What ``load`` returned, or what it takes; None: the default model, for cats and dogs.
         batch_size: Images to predict at once.
+        progress: Called with the number of images that are done, and of all.
 
     Returns:
-        The probabilities and the mask at the image's own size; a list of them for a list.
+        The probabilities and the mask at the image's own size; a list of them for a list. One
+        that stands alone holds its image too, for ``cutout()`` and ``overlay()``; in a list it
+        does where you gave an RGB array.
 
     Raises:
         CheckpointError: The model is missing, damaged or foreign.
@@ -294,17 +316,27 @@ def predict(
         >>> prediction = notan.predict("cat.jpg")
         >>> prediction.mask.shape == prediction.probability.shape
         True
-        >>> len(notan.predict(["cat.jpg", "cat.jpg"]))
-        2
+        >>> two = notan.predict(["cat.jpg", "cat.jpg"], progress=print)
+        1 2
+        2 2
+        >>> two[0].overlay(image="cat.jpg").shape
+        (20, 30, 3)
     """
     from notan.prediction.inputs import as_image
+    from notan.prediction.predictor import counted
 
     predictor = _opened(model)
-    if isinstance(images, (list, tuple)):
-        reading = predictor.preprocessor.reading
-        read = (as_image(image, reading) for image in images)
-        return list(predictor.predict_many(read, batch_size=batch_size))
-    return predictor(images)
+    several = isinstance(images, (list, tuple))
+    things = cast("Sequence[ImageLike]", images if several else [images])
+    reading = predictor.preprocessor.reading
+    read = (as_image(image, reading) for image in things)
+    predictions = predictor.predict_many(read, batch_size=batch_size)
+    found = []
+    for thing, prediction in zip(things, counted(predictions, progress, len(things)), strict=True):
+        # what was decoded here would stay in memory for as long as the list does
+        keeps = not several or prediction.image is thing
+        found.append(prediction if keeps else replace(prediction, image=None))
+    return found if several else found[0]
 
 
 def evaluate(
@@ -319,6 +351,7 @@ def evaluate(
     batch_size: int = 8,
     out: PathLike | None = None,
     write_images: bool = False,
+    progress: ProgressCallback | None = None,
 ) -> Score:
     """Score a model on a split, at the images' own size.
 
@@ -334,6 +367,7 @@ def evaluate(
         batch_size: Images to predict at once; changes the speed, not the score.
         out: A folder for score.json and images.csv; None: nothing is written.
         write_images: Write every mask and overlay into ``out`` too.
+        progress: Called with the number of images that are done, and of all.
 
     Returns:
         The scores of each image with the rules they were taken by; ``summary()`` says them.
@@ -343,7 +377,12 @@ def evaluate(
         DataError: The folder or an image cannot be read, or the model was trained on it.
 
     Example:
-        >>> score = notan.evaluate("runs/cells", "cells/", split="test")
+        >>> steps = []
+        >>> score = notan.evaluate(
+        ...     "runs/cells", "cells/", progress=lambda *step: steps.append(step)
+        ... )
+        >>> steps[-1]
+        (6, 6)
         >>> 0 <= score.mean_dice <= 1
         True
     """
@@ -380,6 +419,7 @@ def evaluate(
         tolerance=None if tolerance is None else Tolerance.parse(tolerance),
         groupings=found.groupings,
         allow_training_images=allow_training_images,
+        progress=progress,
     )
     if folder:
         write_score(folder, score)

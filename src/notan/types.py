@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 Size: TypeAlias = tuple[int, int]
@@ -23,6 +25,9 @@ Probability: TypeAlias = Annotated[npt.NDArray[np.float32], "height width, 0..1"
 ModelInput: TypeAlias = Annotated[npt.NDArray[np.float32], "channels height width, normalised"]
 
 Images: TypeAlias = "Annotated[Tensor, 'n channels h w, float']"
+ProgressCallback: TypeAlias = "Callable[[int, int | None], object]"
+"""Called with what is done and of how much, where that is known."""
+
 Logits: TypeAlias = "Annotated[Tensor, 'n 1 h w, float']"
 Probabilities: TypeAlias = "Annotated[Tensor, 'n 1 h w, 0..1']"
 Masks: TypeAlias = "Annotated[Tensor, 'n 1 h w, 0 or 1, float']"

@@ -32,11 +32,11 @@ SCRIPT = """<!doctype html><canvas></canvas><script src="/ort.wasm.min.js"></scr
 async function all() {
   ort.env.wasm.numThreads = 1;
   for (let number = %s; number < %s; number += %s) {
-    const picture = await createImageBitmap(await (await fetch(`/${number}.png`)).blob());
+    const bitmap = await createImageBitmap(await (await fetch(`/${number}.png`)).blob());
     const canvas = document.querySelector("canvas");
-    [canvas.width, canvas.height] = [picture.width, picture.height];
+    [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
     const context = canvas.getContext("2d");
-    context.drawImage(picture, 0, 0);
+    context.drawImage(bitmap, 0, 0);
     %s
     await fetch(`/${number}`, { method: "POST", body: new Blob([probability.data, mask.data]) });
   }

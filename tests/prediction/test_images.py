@@ -258,3 +258,37 @@ def test_an_address_without_a_network_is_an_error_that_says_so(
             as_image(url)
     with pytest.raises(ConfigError, match="is not an address to download from"):
         as_image("http:///a.png")
+
+
+class Trickle(io.RawIOBase):
+    """A file object that gives a few bytes at a time and cannot be rewound, as sockets do."""
+
+    def __init__(self, content: bytes) -> None:
+        self._rest = content
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self, size: int = -1) -> bytes:
+        taken, self._rest = self._rest[: min(7, size)], self._rest[min(7, size) :]
+        return taken
+
+
+def test_a_file_object_that_gives_a_few_bytes_and_cannot_be_rewound(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(photo()))
+    np.testing.assert_array_equal(as_image(Trickle(path.read_bytes())), photo())
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(as_image(file), photo())
+        with pytest.raises(DataError, match=r"a\.png: gave no bytes.*seek\(0\)"):
+            as_image(file)
+
+
+def test_a_file_object_that_does_not_wait_for_its_bytes_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Trickle, "read", lambda *_: None)
+    with pytest.raises(ShapeError, match=r"read\(\) gave a NoneType.*let it wait"):
+        as_image(Trickle(b""))

@@ -17,6 +17,7 @@ from notan.io.write import encoded, write_bytes
 from notan.metrics import ImageScore, Score, ScoreRules, Tally, Tolerance
 from notan.metrics.groups import by_breed, read_groupings
 from notan.metrics.score import NOT_KNOWN
+from notan.prediction.predictor import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from notan.metrics import Grouping
     from notan.modelfile.card import Card
     from notan.prediction.predictor import Prediction, Predictor
+    from notan.types import ProgressCallback
 
 TABLE = "images.csv"
 SUMMARY = "score.json"
@@ -60,6 +62,7 @@ def evaluate(
     tolerance: Tolerance | None = None,
     groupings: tuple[Grouping, ...] = (),
     allow_training_images: bool = False,
+    progress: ProgressCallback | None = None,
 ) -> Score:
     """Score every image of a source.
 
@@ -73,6 +76,7 @@ def evaluate(
         tolerance: How far a boundary may lie off; None: ``Tolerance``'s own.
         groupings: Ways to divide the images, beside the one by the foreground's size.
         allow_training_images: Score images that the model was trained on, and mark the score.
+        progress: Called with the number of images that are done, and of all.
 
     Returns:
         The scores of each image at its own size, with the rules.
@@ -96,7 +100,8 @@ def evaluate(
         augment=predictor.augment,
     )
     tally = Tally(rules)
-    pairs = predictor.predict_samples(source, batch_size=batch_size)
+    predicted = predictor.predict_samples(source, batch_size=batch_size)
+    pairs = counted(predicted, progress, len(source))
     for sample, prediction in tqdm(
         pairs, total=len(source), desc="evaluating", unit="image", leave=False, disable=None
     ):

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from notan.types import Image8, Size
 
 STANDARD_INPUT = Path("-")
+PIECE = 2**24
+"""Bytes that a file object is asked for at once."""
 
 _SEQUENCES = VIDEO_SUFFIXES | {".tif", ".tiff"}
 _PART = re.compile(r"-(\d{6,}|p\d{4,})$")
@@ -133,18 +135,28 @@ def as_image(thing: ImageLike, reading: ImageReading = PLAIN) -> Image8:
 
 def _from_file_object(file: BinaryFile, reading: ImageReading) -> Image8:
     name = str(getattr(file, "name", "the file object that was given"))
-    try:
-        content: object = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: it is closed
-        raise DataError(f"{name}: could not be read ({error})") from error
-    if not isinstance(content, bytes):
-        raise ShapeError(
-            f"{name}: read() gave a {type(content).__name__}; bytes are wanted: open the file with "
-            "mode 'rb'"
+    content = bytearray()
+    while True:  # a socket gives what it has, and is at its end only when it gives nothing
+        try:
+            piece: object = file.read(PIECE)
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            raise DataError(f"{name}: could not be read ({error})") from error
+        if not isinstance(piece, bytes):
+            raise ShapeError(
+                f"{name}: read() gave a {type(piece).__name__}; bytes are wanted: open the file "
+                "with mode 'rb', and let it wait for them"
+            )
+        if not piece:
+            break
+        content += piece
+        if len(content) > MAX_BYTES:
+            raise DataError(f"{name}: holds more than {MAX_BYTES:,} bytes; give its path instead")
+    if not content:
+        raise DataError(
+            f"{name}: gave no bytes; wanted those of an image: if it was read before, go back with "
+            "seek(0)"
         )
-    if len(content) > MAX_BYTES:
-        raise DataError(f"{name}: holds more than {MAX_BYTES:,} bytes; give its path instead")
-    return decode_image(content, name, reading)
+    return decode_image(bytes(content), name, reading)
 
 
 def _array_of(tensor: Tensor, channels: int) -> npt.NDArray[np.uint8]:
@@ -177,7 +189,7 @@ def _from_array(array: npt.NDArray[np.uint8], channels: int) -> Image8:
         if array.ndim == 2:
             return np.repeat(array[..., np.newaxis], 3, axis=2)
         if array.ndim == 3 and array.shape[2] in (3, 4):
-            return array[..., :3]
+            return array if array.shape[2] == 3 else array[..., :3]
     advice = ""
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (3, 4):
         advice = "; channels come last: array.transpose(1, 2, 0)"

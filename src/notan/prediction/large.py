@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from notan.io.write import storage_errors
 from notan.modelfile.postprocess import LevelSums, MaskSums, label_components
-from notan.prediction.formats.images import TILE
+from notan.prediction.pixels import TILE
 from notan.prediction.predictor import LargePrediction
 
 if TYPE_CHECKING:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sized
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from notan.errors import DivergedError
+from notan.errors import ConfigError, DivergedError, ShapeError, StorageError, nearest
+from notan.io.write import write_bytes
 from notan.modelfile.postprocess import Postprocessing, expected_dice, sigmoid
 from notan.prediction.backends import open_model
 from notan.prediction.inputs import as_image
@@ -20,8 +22,10 @@ from notan.prediction.tiles import PixelsInMemory, Tiling
 from notan.prediction.tta import AugmentedBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import BinaryIO, Literal
 
+    import numpy.typing as npt
     import torch
 
     from notan.data.samples import Sample
@@ -30,9 +34,11 @@ if TYPE_CHECKING:
     from notan.prediction.backends import Backend, Precision
     from notan.prediction.inputs import ImageLike
     from notan.prediction.tiles import Pixels
-    from notan.types import Image8, Mask, ModelInput, Probability, Size
+    from notan.types import Image8, Mask, ModelInput, Probability, ProgressCallback, RGBImage, Size
 
 logger = logging.getLogger("notan")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,14 @@ class Prediction:
         probability: float32, (height, width) of the image; the calibrated chance of foreground,
             0..1.
         postprocessing: How it becomes a mask.
+        image: uint8, (height, width, 3), RGB: what was predicted, no copy of it; None where
+            ``notan.predict`` was given a list, and it decoded the image itself: of many files the
+            pixels would fill the memory.
     """
 
     probability: Probability
     postprocessing: Postprocessing
+    image: Image8 | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> Size:
@@ -75,6 +85,132 @@ class Prediction:
         None where validation has not said how sure is usual.
         """
         return self.postprocessing.needs_review(self.expected_dice)
+
+    def cutout(
+        self,
+        *,
+        alpha: Literal["mask", "probability"] = "mask",
+        image: ImageLike | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """Return the foreground alone, the background transparent.
+
+        Args:
+            alpha: What the transparency is: the mask, with a hard edge; or the probability, with a
+                soft one, through which the background shines where the network is less than sure.
+            image: What was predicted, where the prediction does not hold it.
+
+        Returns:
+            uint8, (height, width, 4), RGBA.
+
+        Raises:
+            ConfigError: There is no such kind of transparency, or the prediction holds no image.
+            ShapeError: The image is of another size.
+
+        Example:
+            >>> notan.predict("cat.jpg").cutout().shape
+            (20, 30, 4)
+        """
+        from notan.prediction.pixels import cutout_image, probability_image
+
+        if alpha not in ("mask", "probability"):
+            raise ConfigError(f"alpha {alpha!r}{nearest(alpha, ('mask', 'probability'))}")
+        cutout = cutout_image(self._its(image), self.mask)
+        if alpha == "probability":
+            cutout[..., 3] = probability_image(self.probability)
+        return cutout
+
+    def overlay(self, *, image: ImageLike | None = None) -> RGBImage:
+        """Return the image with the foreground tinted and outlined.
+
+        Args:
+            image: What was predicted, where the prediction does not hold it.
+
+        Returns:
+            uint8, (height, width, 3), RGB.
+
+        Raises:
+            ConfigError: The prediction holds no image.
+            ShapeError: The image is of another size.
+
+        Example:
+            >>> notan.predict("cat.jpg").overlay().shape
+            (20, 30, 3)
+        """
+        from notan.prediction.pixels import overlay_image
+
+        return overlay_image(self._its(image), self.mask)
+
+    def to_png(
+        self,
+        file: str | Path | BinaryIO,
+        *,
+        kind: Literal["mask", "probability", "cutout", "overlay"] = "mask",
+        image: ImageLike | None = None,
+    ) -> None:
+        """Write a PNG file.
+
+        Args:
+            file: A path, which is written whole or not at all; or what was opened for writing
+                bytes, such as ``io.BytesIO()``.
+            kind: ``mask`` (255 and 0), ``probability`` (0 to 255 for 0 to 1), ``cutout`` or
+                ``overlay``.
+            image: What was predicted, where the prediction does not hold it; for the last two.
+
+        Raises:
+            ConfigError: There is no such kind, or the prediction holds no image.
+            ShapeError: The image is of another size.
+            StorageError: The file could not be written, or takes no bytes.
+
+        Example:
+            >>> notan.predict("cat.jpg").to_png("cat-without-background.png", kind="cutout")
+        """
+        from notan.prediction.pixels import encode_png, mask_image, probability_image
+
+        makers: dict[str, Callable[[], npt.NDArray[np.uint8]]] = {
+            "mask": lambda: mask_image(self.mask),
+            "probability": lambda: probability_image(self.probability),
+            "cutout": lambda: self.cutout(image=image),
+            "overlay": lambda: self.overlay(image=image),
+        }
+        if kind not in makers:
+            raise ConfigError(f"kind {kind!r}: there is no such kind{nearest(kind, makers)}")
+        content = encode_png(makers[kind]())
+        if isinstance(file, (str, Path)):
+            write_bytes(Path(file), content)
+            return
+        try:
+            file.write(content)
+        except (AttributeError, TypeError, ValueError, OSError) as error:  # closed, or of text
+            raise StorageError(
+                f"{file!r}: could not be written ({error}); wanted a path, or a file object that "
+                "takes bytes, such as open(path, 'wb')"
+            ) from error
+
+    def _its(self, image: ImageLike | None) -> Image8:
+        """Return the image that was predicted, from here or as it was given again."""
+        found = self.image if image is None else as_image(image)
+        if found is None:
+            raise ConfigError(
+                "this prediction is one of a list of files and does not hold its image; give it "
+                "again: cutout(image='photo.jpg')"
+            )
+        if found.shape[:2] != self.size:
+            raise ShapeError(
+                f"an image of {found.shape[0]}x{found.shape[1]} pixels (height x width) was given "
+                f"for a prediction of {self.size[0]}x{self.size[1]}; wanted the one that was "
+                "predicted"
+            )
+        return found
+
+
+def counted(
+    things: Iterable[T], progress: ProgressCallback | None, total: int | None
+) -> Iterator[T]:
+    """Yield things, and tell how many are done of how many."""
+    for done, thing in enumerate(things, start=1):
+        if progress:
+            progress(done, total)
+        yield thing
 
 
 @dataclass(frozen=True)
@@ -211,25 +347,44 @@ class Predictor:
         return next(self.predict_many([as_image(image, self.preprocessor.reading)]))
 
     def predict_many(
-        self, images: Iterable[Image8], *, batch_size: int = 1
+        self,
+        images: Iterable[Image8],
+        *,
+        batch_size: int = 1,
+        progress: ProgressCallback | None = None,
     ) -> Iterator[Prediction]:
         """Segment images in their order, several at once where their inputs are of one size.
 
         Args:
             images: Read as they are needed, so a generator keeps the memory small.
             batch_size: At most so many at once.
+            progress: Called with the number of images that are done, and of all, which is None
+                where a generator does not say it.
 
         Raises:
             ShapeError: Something that is no image.
             DivergedError: The network returned NaN or infinity.
+
+        Example:
+            >>> images = [np.zeros((8, 8, 3), np.uint8)] * 2
+            >>> for prediction in notan.load().predict_many(images, progress=print):
+            ...     print(prediction.size)
+            1 2
+            (8, 8)
+            2 2
+            (8, 8)
         """
+        total = len(images) if isinstance(images, Sized) else None
+        yield from counted(self._predict_all(images, batch_size), progress, total)
+
+    def _predict_all(self, images: Iterable[Image8], batch_size: int) -> Iterator[Prediction]:
         for in_tiles, group in itertools.groupby(images, key=self._is_cut):
             if not in_tiles:
                 yield from self._predict_whole(group, batch_size)
                 continue
             for image in group:
                 bands = self.predict_bands(PixelsInMemory(image), batch_size=batch_size)
-                yield Prediction(np.concatenate(list(bands)), self.postprocessing)
+                yield Prediction(np.concatenate(list(bands)), self.postprocessing, image)
 
     def predict_bands(self, pixels: Pixels, *, batch_size: int = 1) -> Iterator[Probability]:
         """Segment an image of any size in tiles, holding no more than a row of them.
@@ -289,18 +444,20 @@ class Predictor:
 
     def _predict_whole(self, images: Iterable[Image8], batch_size: int) -> Iterator[Prediction]:
         """Segment images each at once, several together where their inputs are of one size."""
-        inputs = (self.preprocessor(image) for image in images)
-        for _, same_size in itertools.groupby(inputs, key=lambda pair: pair[1].padded):
+        inputs = ((image, *self.preprocessor(image)) for image in images)
+        for _, same_size in itertools.groupby(inputs, key=lambda each: each[2].padded):
             while batch := list(itertools.islice(same_size, batch_size)):
                 yield from self._predict_batch(batch)
 
-    def _predict_batch(self, batch: Sequence[tuple[ModelInput, Placement]]) -> Iterator[Prediction]:
-        logits = self.backend(np.stack([array for array, _ in batch]))
+    def _predict_batch(
+        self, batch: Sequence[tuple[Image8, ModelInput, Placement]]
+    ) -> Iterator[Prediction]:
+        logits = self.backend(np.stack([array for _, array, _ in batch]))
         if not np.isfinite(logits).all():
             raise DivergedError(
                 "the network returned values that are no numbers; its weights are spoilt: "
                 "use another checkpoint"
             )
-        for probability, (_, placement) in zip(sigmoid(logits[:, 0]), batch, strict=True):
+        for probability, (image, _, placement) in zip(sigmoid(logits[:, 0]), batch, strict=True):
             calibrated = self.postprocessing.calibrate(placement.restore(probability))
-            yield Prediction(calibrated, self.postprocessing)
+            yield Prediction(calibrated, self.postprocessing, image)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from notan.config import Run
     from notan.data.samples import Source
     from notan.training.build import TrainingSetup
+    from notan.types import ProgressCallback
 
 logger = logging.getLogger("notan")
 
@@ -58,6 +59,7 @@ def train(
     model: nn.Module | None = None,
     transform: Callable[..., Mapping[str, Any]] | None = None,
     overhead: Overhead | None = None,
+    progress: ProgressCallback | None = None,
 ) -> TrainResult:
     """Train a model and keep the best checkpoint by validation Dice; no test image is read.
 
@@ -75,6 +77,8 @@ def train(
             ``transform(image=, mask=)`` and returning a mapping with both.
         overhead: What surrounds the call and is paid for by ``train.time_limit_seconds`` too; None:
             nothing, and the time limit is this call's.
+        progress: Called after each epoch with the number of those that are done, and of all; a
+            time limit or ``train.patience`` may end the training before.
 
     Raises:
         ConfigError: A setting does not fit, or the folder is taken.
@@ -92,7 +96,7 @@ def train(
         folder.clear()  # only now: a wrong setting must not cost the earlier run
         if recipe is not None:
             write_bytes(folder.path / RECIPE, recipe.encode())
-        return Trainer(setup, folder.path, overhead=overhead).train()
+        return Trainer(setup, folder.path, overhead=overhead, on_epoch=progress).train()
 
 
 def resume(
@@ -105,6 +109,7 @@ def resume(
     model: nn.Module | None = None,
     transform: Callable[..., Mapping[str, Any]] | None = None,
     overhead: Overhead | None = None,
+    progress: ProgressCallback | None = None,
 ) -> TrainResult:
     """Go on with a run that was stopped, at the very step where its last state was written.
 
@@ -120,6 +125,7 @@ def resume(
         model: Likewise, a fresh instance of a module of your own.
         transform: Likewise, an augmentation of your own.
         overhead: What surrounds the call and is paid for by ``train.time_limit_seconds`` too.
+        progress: As for ``train``; epochs from before are done.
 
     Raises:
         ConfigError: There is no run, or other settings or another teacher make it another one.
@@ -158,7 +164,7 @@ def resume(
                 logger.warning("%s", words)
         else:
             _refuse_other_material(setup, tree)
-        return Trainer(setup, folder, overhead=overhead).train(tree)
+        return Trainer(setup, folder, overhead=overhead, on_epoch=progress).train(tree)
 
 
 def _set_aside(folder: Path, run: Run) -> frozenset[str] | None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from notan.data.batches import Batch
     from notan.evaluation.calibrate import Choice
     from notan.training.build import TrainingSetup
-    from notan.types import RGBImage
+    from notan.types import ProgressCallback, RGBImage
 
 logger = logging.getLogger("notan")
 
@@ -136,7 +136,12 @@ class Trainer(Loop):
     command = "notan train"
 
     def __init__(
-        self, setup: TrainingSetup, folder: Path, *, overhead: Overhead | None = None
+        self,
+        setup: TrainingSetup,
+        folder: Path,
+        *,
+        overhead: Overhead | None = None,
+        on_epoch: ProgressCallback | None = None,
     ) -> None:
         """Take what ``prepare`` has built and checked, and the run folder.
 
@@ -144,9 +149,11 @@ class Trainer(Loop):
             setup: What to train with.
             folder: Where the run is kept.
             overhead: Work around the training that counts against its time limit; None: none.
+            on_epoch: Called with the number of epochs that are done, and of all.
         """
         super().__init__(setup, setup.run.train, folder)
         self.setup: TrainingSetup = setup
+        self._on_epoch = on_epoch
         seconds, schedule = self.settings.time_limit_seconds, setup.optimization.schedule
         if seconds:
             self.time_limit = TimeLimit(seconds, overhead or Overhead(), schedule)
@@ -183,6 +190,8 @@ class Trainer(Loop):
                         weights = setup.loss.weights if setup.consistency else None
                         self.guard.after_epoch(self.progress, loss, self.failure, weights)
                     self.end_epoch()
+                    if self._on_epoch:
+                        self._on_epoch(self.progress.epoch - 1, self.settings.epochs)
                 best, dice = self._finish()
         finally:
             setup.training_batches.close()

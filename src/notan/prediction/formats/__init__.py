@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from notan.prediction.formats.images import (
+from notan.prediction.formats.writers import FORMATS, Writers
+from notan.prediction.pixels import (
     PREDICTION,
     TRUTH,
     contact_sheet,
@@ -11,7 +12,6 @@ from notan.prediction.formats.images import (
     write_overlay_and_mask,
     write_png,
 )
-from notan.prediction.formats.writers import FORMATS, Writers
 
 __all__ = [
     "FORMATS",

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from notan.prediction.formats.images import PREDICTION
+from notan.prediction.pixels import PREDICTION
 
 if TYPE_CHECKING:
     from notan.types import Mask

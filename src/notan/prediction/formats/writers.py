@@ -13,7 +13,9 @@ import numpy as np
 
 from notan.errors import ConfigError, nearest
 from notan.io.write import write_bytes
-from notan.prediction.formats.images import (
+from notan.prediction.formats.rows import RowFile, coco_rle, kaggle_rle
+from notan.prediction.formats.shapes import coco_polygons, encode_geojson, encode_svg
+from notan.prediction.pixels import (
     cutout_image,
     encode_float_tiff,
     encode_png,
@@ -22,8 +24,6 @@ from notan.prediction.formats.images import (
     probability_image,
     write_large_tiff,
 )
-from notan.prediction.formats.rows import RowFile, coco_rle, kaggle_rle
-from notan.prediction.formats.shapes import coco_polygons, encode_geojson, encode_svg
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
