@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from notan.errors import StorageError
+from notan.errors import StoppedBySignal, StorageError
 from notan.modelfile.card import load_checkpoint, read_card
 from notan.training.trainer import Trainer
-from runs import names_in, tiny, train_own
+from runs import EPOCH_STEPS, ask_to_stop, before_step, names_in, resume_own, tiny, train_own
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,3 +55,20 @@ def test_a_disk_that_fills_up_leaves_no_half_written_file(
     assert names_in(tmp_path / "run") == {*whole, *logged}
     if good_writes == 3:
         load_checkpoint(tmp_path / "run" / "best.safetensors")
+
+
+def test_progress_counts_epochs_and_after_a_stop_those_from_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[int, int | None]] = []
+
+    def note(done: int, total: int | None) -> None:
+        steps.append((done, total))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "after_step", before_step(2 * EPOCH_STEPS, ask_to_stop))
+        with pytest.raises(StoppedBySignal):
+            train_own(tiny(train__epochs=3), tmp_path / "run", progress=note)
+    assert steps == [(1, 3)]
+    resume_own(tmp_path / "run", progress=note)
+    assert steps == [(1, 3), (2, 3), (3, 3)]
