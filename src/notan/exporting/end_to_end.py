@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.shape_inference
 from onnx import helper, numpy_helper
 from onnxscript import FLOAT, INT64, UINT8, script
 from onnxscript import opset18 as op
@@ -218,6 +219,7 @@ def around(network: Any, card: Card) -> Any:  # noqa: ANN401 - onnx.ModelProto
             helper.make_tensor_value_info(MASK, types.BOOL, plane),
         ],
         [*before.constants, *network.graph.initializer, *after.constants],
+        value_info=network.graph.output,
     )
     model = helper.make_model(
         graph,
@@ -228,7 +230,24 @@ def around(network: Any, card: Card) -> Any:  # noqa: ANN401 - onnx.ModelProto
     model = onnx.inliner.inline_local_functions(model)  # not every runtime knows functions
     del model.opset_import[:]
     model.opset_import.extend(network.opset_import)
-    return without_traces(model)
+    return without_traces(_with_plain_casts(model))
+
+
+def _with_plain_casts(model: Any) -> Any:  # noqa: ANN401 - onnx.ModelProto
+    """Name the type of each number that onnxscript casts "like" another tensor.
+
+    ONNX Runtime would warn of each of them, in whosever program it runs.
+    """
+    known = onnx.shape_inference.infer_shapes(model).graph
+    typed = (*known.value_info, *known.input, *known.output)
+    types = {each.name: each.type.tensor_type.elem_type for each in typed}
+    types |= {each.name: each.data_type for each in known.initializer}
+    for node in model.graph.node:
+        if node.op_type == "CastLike":
+            value, like = node.input
+            cast = helper.make_node("Cast", [value], node.output, node.name, to=types[like])
+            node.CopyFrom(cast)
+    return model
 
 
 def _prepare(graph: _Graph, preprocess: Preprocessor) -> tuple[str, str]:

@@ -218,11 +218,8 @@ def with_other_sizes(card: Card, images: ImageSet) -> ImageSet:
     height, width = card.preprocess.image_size or (64, 64)
     sizes = (
         *((1, 1), (1, width), (2 * height, 2 * width), (3 * height + 1, width // 3 + 1)),
-        *(
-            (height // 3 + 1, 3 * width + 1),
-            (height + 7, width + 9),
-            (-(-height // 2), -(-width // 2)),
-        ),
+        *((height // 3 + 1, 3 * width + 1), (height + 7, width + 9)),
+        (height // 2 + 1, width // 2 + 1),
     )
     others = [resize(images.images[n % len(images.images)], size) for n, size in enumerate(sizes)]
     return ImageSet((*whole, *others), f"{images.words} and {len(others)} of them in other sizes")
