@@ -143,7 +143,12 @@ def test_one_file_that_holds_many_masks_is_read_once(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     read: list[Path] = []
-    monkeypatch.setattr("notan.data.samples.hash_content", lambda path: read.append(path) or "x")
+
+    def hash_of(path: Path) -> str:
+        read.append(path)
+        return "x"
+
+    monkeypatch.setattr("notan.data.samples.hash_content", hash_of)
     source = open_split(Data(path=folder), "train", seed=0)
     pairs = [replace(pair, mask=source.pairs[0].mask) for pair in source.pairs]
     FileSource(pairs, source.read_labels).content_hashes()
