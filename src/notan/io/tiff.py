@@ -9,6 +9,7 @@ bounded.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from dataclasses import dataclass, replace
@@ -109,8 +110,8 @@ class TiffPages:
         header = guarded(lambda: identify(file, name), name)
         if isinstance(header, Tiff.TiffImageFile):
             self.numbers, self.fault = find_pages(header, name)
-            header.seek(0)
-            if reading.channels == guarded(lambda: count_page_channels(header), name):
+            count = len(self.numbers)
+            if 1 < count == reading.channels and _are_channels(header, count, name):
                 self.numbers = [0]
         elif isinstance(header, ForeignTiff):
             self.numbers, self.fault = list(range(len(header.pages))), None
@@ -150,6 +151,14 @@ class TiffPages:
 
     def _called(self, number: int) -> str:
         return f"{self.name}, page {number + 1}"
+
+
+def _are_channels(header: Tiff.TiffImageFile, count: int, name: str) -> bool:
+    """Say whether the pages of a TIFF are the channels of one image; of a damaged one, no."""
+    with contextlib.suppress(DataError):
+        seek_page(header, 0, name)
+        return guarded(lambda: count_page_channels(header), name) == count
+    return False
 
 
 def is_large_tiff(file: BinaryIO, name: str) -> bool:
