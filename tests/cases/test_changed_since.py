@@ -144,11 +144,11 @@ def test_one_file_that_holds_many_masks_is_read_once(
 ) -> None:
     read: list[Path] = []
 
-    def hash_of(path: Path) -> str:
+    def hash_content(path: Path) -> str:
         read.append(path)
         return "x"
 
-    monkeypatch.setattr("notan.data.samples.hash_content", hash_of)
+    monkeypatch.setattr("notan.data.samples.hash_content", hash_content)
     source = open_split(Data(path=folder), "train", seed=0)
     pairs = [replace(pair, mask=source.pairs[0].mask) for pair in source.pairs]
     FileSource(pairs, source.read_labels).content_hashes()

@@ -185,8 +185,8 @@ def test_damaged_ones_end_in_a_line(tmp_path: Path) -> None:
         except DataError as error:
             assert "\n" not in str(error)  # noqa: PT017
     assert read < 40
-    for content in (header_of(b"heic", b""), whole[:40]):
-        path.write_bytes(content)
+    for broken in (header_of(b"heic", b""), whole[:40]):
+        path.write_bytes(broken)
         with pytest.raises(DataError, match=r"damaged\.heic: is (damaged|cut short)"):
             read_image(path)
 

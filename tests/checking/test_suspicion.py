@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from notan.checking.suspicion import (
@@ -179,6 +180,24 @@ def test_real_tissue_and_real_fluorescence_are_kinds_of_their_own(nuclei_folder:
     assert 8 <= is_tissue.sum() <= 20
     assert not set(kinds[is_tissue]) & set(kinds[~is_tissue])
     assert len(set(kinds)) <= 4
+
+
+def test_right_masks_of_real_tissue_are_not_accused_by_what_knows_fluorescence_alone(
+    nuclei_folder: Path,
+) -> None:
+    """The brighter pixels are the nuclei, where they glow, and the background of stained ones."""
+
+    def bright(sample: Sample) -> Mask:
+        grey = cv2.cvtColor(sample.image, cv2.COLOR_RGB2GRAY)
+        return np.asarray(cv2.threshold(grey, 0, 1, cv2.THRESH_OTSU)[1], bool)
+
+    samples = list(open_split(Data(path=nuclei_folder), "train", seed=0))
+    tissue = {sample.name for sample in samples if sample.image[..., 0].mean() > 100}
+    ranking = rank(judge_all((sample, sure(bright(sample))) for sample in samples))
+    assert ranking.typical.is_sound
+    not_judged = {each.name for kind in ranking.lost_kinds for each in kind.suspects}
+    assert not_judged == tissue
+    assert not {each.name for each in ranking.above_threshold} & tissue
 
 
 def test_of_very_many_images_a_part_tells_the_kinds() -> None:
