@@ -101,7 +101,7 @@ def find_format(file: BinaryIO, name: str) -> str:
 
 
 def _is_heif(start: bytes) -> bool:
-    """Say whether a file is a HEIF container of pictures that are not AVIF, by its brands."""
+    """Say whether a file is a HEIF container of other images than AVIF, by its brands."""
     brands = start[8 : int.from_bytes(start[:4], "big")]
     return (
         start[4:8] == b"ftyp"
