@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Command = Callable[..., None]
 
 SECTIONS = (*Run.model_fields, *Pretraining.model_fields)
-OVERRIDE = re.compile(rf"({'|'.join(SECTIONS)})(\.\w+)?=")
+OVERRIDE = re.compile(rf"({'|'.join(SECTIONS)})(\.\w+)*=")
 ELSEWHERE = {
     "bs": "batch-size",
     "budget": "time-limit",
@@ -70,8 +70,9 @@ def parse(words: Sequence[str], commands: Mapping[str, Command]) -> Callable[[],
             _prepared(command),
             prog=f"notan {name}",
             description="",
-            # words like model.width=16 go last: tyro wants them in one place
-            args=sorted(rest, key=lambda word: bool(OVERRIDE.match(word))),
+            # words like model.width=16 go first: tyro wants them in one place, and takes the first
+            # there is, so that a stray word elsewhere is named and not they
+            args=sorted(rest, key=lambda word: not OVERRIDE.match(word)),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     return prepared
@@ -103,12 +104,11 @@ def _in_words(
     """Say in one line why tyro cannot take the words."""
     see = f"see notan {name} --help"
     if isinstance(event, failures.UnrecognizedArgs):
-        word = next((each for each in event.tokens if each.startswith("-")), event.tokens[0])
-        word = word.partition("=")[0]
-        meant = _nearest_flag(word, _flags(command))
-        return f"{word}: notan {name} takes no such {'flag' if word[0] == '-' else 'word'}" + (
-            f"; did you mean '{meant}'?" if meant else f"; {see}"
-        )
+        tokens = event.tokens
+        word = next((each for each in tokens if each.startswith("-")), tokens[0])
+        return _unknown(word, name, command)
+    if isinstance(event, failures.MissingArgs) and (wrong := _wrong_flag(words, command)):
+        return _unknown(wrong, name, command)
     if isinstance(event, failures.MissingArgs):
         missing = ", ".join(_with_value(each.arg) for each in event.missing_arguments)
         return f"{missing}: needed; {see}"
@@ -123,6 +123,32 @@ def _in_words(
         kind = "a whole number" if "int" in str(event.argument.field.type_stripped) else "a number"
         return f"{shown} {_value_of(shown, words)}: {kind} is wanted"
     return f"notan {name} cannot take these words; {see}"
+
+
+def _unknown(word: str, name: str, command: Command) -> str:
+    """Say that a command takes no such word, and what was meant."""
+    if "=" in word and word[0] != "-" and "overrides" in inspect.signature(command).parameters:
+        section = word.partition("=")[0].partition(".")[0]
+        return f"{section}: there is no such setting{nearest(section, SECTIONS)}"
+    word = word.partition("=")[0]
+    meant = _nearest_flag(word, _flags(command))
+    return f"{word}: notan {name} takes no such {'flag' if word[0] == '-' else 'word'}" + (
+        f"; did you mean '{meant}'?" if meant else f"; see notan {name} --help"
+    )
+
+
+def _wrong_flag(words: Sequence[str], command: Command) -> str | None:
+    """Return the first flag that a command does not have; it may stand for one that is missing."""
+    known = {"help", *_flags(command)}
+    flags = (word for word in words if word.startswith("--") and word != "--")
+    return next(
+        (
+            word
+            for word in flags
+            if word.partition("=")[0].removeprefix("--").replace("_", "-") not in known
+        ),
+        None,
+    )
 
 
 def _with_value(argument: ArgumentDefinition) -> str:
