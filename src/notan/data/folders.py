@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from notan.config.sections import Layout
     from notan.data.annotations.sets import AnnotationSet
     from notan.data.copies import ImageLook
-    from notan.modelfile.card import Card
+    from notan.modelfile.card import Card, DataCard
 
 logger = logging.getLogger("notan")
 
@@ -222,10 +222,33 @@ def open_as_trained(
         channels=card.preprocess.channels,
         **({"trimap_border": border} if border else {}),
     )
-    names = frozenset(card.data.validation_names or ()) or None
+    names = _names_set_aside(card.data, split, data)
     source = open_split(data, split, seed=card.run.seed, validation_names=names)
     reading = replace(card.preprocess.reading, upright=source.images.upright)
     return source.with_images(reading), data
+
+
+def _names_set_aside(known: DataCard, split: str, data: Data) -> frozenset[str] | None:
+    """Return the validation images that a model's training set aside, for the splits made of them.
+
+    A file that was given away does not name them: they are found by their content.
+    """
+    if known.validation_names != ():
+        return frozenset(known.validation_names or ()) or None
+    if SPLITS.get(split, split) in ("test", "all") or not makes_validation(data):
+        return None
+    folder = _existing(data.path)
+    whole = _undivided(folder, data)
+    wanted = {*known.validation_hashes} - {*known.training_hashes}
+    hashes = zip(whole.names, whole.hashes(), strict=True)
+    names = frozenset(name for name, each in hashes if each in wanted)
+    if len(names) != known.validation_images:
+        raise DataError(
+            f"{folder}: of the {known.validation_images} images that were set aside for validation "
+            f"when the model was trained, {len(names)} are in this folder; give the folder it was "
+            "trained on, or --split all"
+        )
+    return names
 
 
 def _masks_here(known: Masks, path: Path) -> Masks:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 OPSET = 18
 """Old enough for every runtime of the last years, new enough for all that our networks do."""
 
+GRAPHS = (5, 10)
+"""Types of an attribute that holds a graph, or several: ONNX's GRAPH and GRAPHS."""
+
 INPUT, OUTPUT = "images", "logits"
 TRACED = 2
 """Images in the batch that is traced: PyTorch takes a batch of one for a constant."""
@@ -126,12 +129,30 @@ def store_half(model: Any) -> Any:  # noqa: ANN401 - onnx.ModelProto
 
 def without_traces(model: Any) -> Any:  # noqa: ANN401 - onnx.ModelProto
     """Remove what the exporter notes of source lines: it names folders of this machine."""
-    graph = model.graph
-    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+    for part in (model, *model.functions):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    for function in model.functions:
+        _forget_nodes(function.node)
+    _forget_graph(model.graph)
+    return model
+
+
+def _forget_graph(graph: Any) -> None:  # noqa: ANN401 - onnx.GraphProto
+    for part in (graph, *graph.initializer, *graph.input, *graph.output):
         part.doc_string = ""
         del part.metadata_props[:]
     del graph.value_info[:]  # shapes of the traced example's kind; the runtimes infer their own
-    return model
+    _forget_nodes(graph.node)
+
+
+def _forget_nodes(nodes: Any) -> None:  # noqa: ANN401 - of onnx.NodeProto
+    for node in nodes:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:  # the branches of an If, the body of a Loop
+            for graph in (attribute.g, *attribute.graphs) if attribute.type in GRAPHS else ():
+                _forget_graph(graph)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError
@@ -15,6 +16,7 @@ from pydantic import Field, ValidationError
 from notan.config import Model, Run, TrimapBorder, first_problem
 from notan.config.sections import Fraction, Section
 from notan.errors import CheckpointError
+from notan.io.digest import sha256
 from notan.modelfile import onnx, safetensors
 from notan.modelfile.onnx import is_onnx
 from notan.modelfile.postprocess import Postprocessing
@@ -24,7 +26,6 @@ from notan.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -45,7 +46,8 @@ class DataCard(Section):
     """Of each image trained on; evaluation refuses to score a model on what it has learned."""
     validation_hashes: tuple[str, ...] = ()
     validation_names: tuple[str, ...] | None = None
-    """The validation split, where it was made by us and not by the data's own layout."""
+    """The validation split, where it was made by us and not by the data's own layout; empty where
+    the names are not told, and the images known by ``validation_hashes``."""
     unlabelled_images: int = 0
     """Images without masks that were learned from too."""
     unlabelled_fingerprint: str | None = None
@@ -176,10 +178,63 @@ class Card(Section):
     exported: Exported | None = None
     sha256: str = ""
 
+    def without_places(self) -> Card:
+        """Return the card for a file that is given away: it names no folder and no image.
+
+        Paths in the settings become a hash, so that runs with different files still differ; the
+        validation images are known by their content. What a class of the user's own was built
+        with stays, but for paths.
+        """
+        run, data = self.run, self.data
+        hidden = {name: _hidden(getattr(run.train, name)) for name in PATHS}
+        paths = {name: place and Path(place) for name, place in hidden.items()}
+        model = run.model
+        arguments = {
+            name: _hidden(value) if isinstance(value, str) and is_path(value) else value
+            for name, value in model.arguments.items()
+        }
+        told = {
+            "data": run.data.model_copy(
+                update={"path": None, "group_by": _hidden(run.data.group_by)}
+            ),
+            "train": run.train.model_copy(update=paths),
+            "model": model.model_copy(
+                update={
+                    "class_path": model.class_path and Path(model.class_path).name,
+                    "arguments": arguments,
+                }
+            ),
+        }
+        names = None if data.validation_names is None else ()
+        members = (
+            member.model_copy(update={"name": str(number)})
+            for number, member in enumerate(self.members, start=1)
+        )
+        return self.model_copy(
+            update={
+                "run": run.model_copy(update=told),
+                "data": data.model_copy(update={"validation_names": names}),
+                "members": tuple(members),
+            }
+        )
+
     @property
     def beginning(self) -> str:
         """Where training began, as every score says it."""
         return f"pretrained: {self.pretrained}" if self.pretrained else "from scratch"
+
+
+PATHS = ("teacher", "unlabelled", "encoder_weights")
+"""Settings under ``train`` that are paths."""
+
+
+def is_path(text: str) -> bool:
+    """Say whether a text names a place on a disk."""
+    return "/" in text or "\\" in text
+
+
+def _hidden(place: object) -> str | None:
+    return None if place is None else f"hidden-{sha256(str(place))[:12]}"
 
 
 @dataclass(frozen=True)
