@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Literal, TypeAlias
 
-    from torch import nn
-
     from notan.checking import Diagnosis
     from notan.comparison import Comparison
     from notan.config import TrimapBorder
@@ -40,7 +38,15 @@ if TYPE_CHECKING:
     from notan.prediction.inputs import ImageLike
     from notan.prediction.predictor import Prediction, Predictor
     from notan.prediction.tiles import Tiling
-    from notan.training import TrainResult
+    from notan.training import (
+        Network,
+        OwnLogger,
+        OwnLoss,
+        OwnOptimizer,
+        OwnSchedule,
+        OwnTransform,
+        TrainResult,
+    )
     from notan.types import ProgressCallback
 
     PathLike: TypeAlias = str | Path
@@ -58,7 +64,7 @@ def train(
     time_limit: str | float | None = None,
     auto: bool = False,
     recipe: PathLike | None = None,
-    model: str | nn.Module | None = None,
+    model: Network | None = None,
     encoder: str | None = None,
     pretrained: bool = False,
     image_size: int | tuple[int, int] | None = None,
@@ -70,6 +76,11 @@ def train(
     device: str | None = None,
     trimap_border: TrimapBorder | None = None,
     overrides: Sequence[str] = (),
+    loss: OwnLoss | None = None,
+    optimizer: OwnOptimizer | None = None,
+    schedule: OwnSchedule | None = None,
+    transform: OwnTransform | None = None,
+    logger: OwnLogger | None = None,
     out: PathLike | None = None,
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
@@ -84,8 +95,9 @@ def train(
         time_limit: Seconds, or a time such as ``"10m"``, in which the training ends.
         auto: Choose the settings by a look at the images and the machine.
         recipe: A .toml file of settings.
-        model: ``unet``, ``attention_unet`` or ``resnet34_unet``; or a module of your own:
-            (n, 3, h, w) to logits (n, 1, h, w), with an attribute ``stride``.
+        model: ``unet``, ``attention_unet`` or ``resnet34_unet``; or a network of your own, as a
+            module, its class or ``package:Class``: (n, 3, h, w) to logits (n, 1, h, w), with an
+            attribute ``stride``.
         encoder: Such as ``efficientnet_lite0``, for ``unet`` and ``attention_unet``.
         pretrained: Start the encoder from its published weights.
         image_size: Side of the square that images are resized to, in pixels; or (height, width).
@@ -97,6 +109,11 @@ def train(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         trimap_border: What the border of Oxford's trimaps counts as.
         overrides: Any other setting, such as ``["model.width=16", "data.limit=40"]``.
+        loss: Of your own: ``loss(logits, mask, ignore)``, each (n, 1, h, w), returns a scalar.
+        optimizer: Of your own: ``optimizer(weights)`` returns a ``torch.optim.Optimizer``.
+        schedule: Of your own: ``schedule(step, steps)`` returns the learning rate's factor.
+        transform: An augmentation of your own: ``transform(image=, mask=)`` returns both by name.
+        logger: Called after every epoch with the line that history.jsonl gets.
         out: The run folder; None takes a fresh one under ``runs/``.
         overwrite: Replace a run that is already in ``out``.
         progress: Called after each epoch with the number of those that are done, and of all; a
@@ -106,7 +123,8 @@ def train(
         The best checkpoint, its epoch and its validation Dice.
 
     Raises:
-        ConfigError: A setting does not exist or fit, or the folder is taken.
+        ConfigError: A setting does not exist or fit, a part of your own does not work, or the
+            folder is taken.
         DataError: An image or mask is missing, unreadable or ambiguous.
         MissingExtraError: PyTorch is not installed.
 
@@ -124,9 +142,10 @@ def train(
         >>> result.checkpoint.name
         'best.safetensors'
     """
+    named = isinstance(model, str) and ":" not in model
     flags = {
         "train.time_limit_seconds": None if time_limit is None else seconds_of(time_limit),
-        "model.name": model if isinstance(model, str) else None,
+        "model.name": model if named else None,
         "model.encoder": encoder,
         "train.pretrained": pretrained or None,
         "preprocess.image_size": image_size,
@@ -147,7 +166,12 @@ def train(
             out=None if out is None else Path(out),
             overwrite=overwrite,
             recipe=reasons,
-            model=None if isinstance(model, str) else model,
+            model=None if named else model,
+            loss=loss,
+            optimizer=optimizer,
+            schedule=schedule,
+            transform=transform,
+            logger=logger,
             progress=progress,
         )
 
@@ -205,6 +229,7 @@ def seconds_of(time_limit: str | float) -> float:
 def load(
     model: PathLike | None = None,
     *,
+    network: Network | None = None,
     device: str = "auto",
     backend: str = "auto",
     precision: Precision = "fp32",
@@ -218,6 +243,8 @@ def load(
     Args:
         model: A checkpoint, an ONNX model or a run folder; None: the default model, which knows
             cats and dogs and needs no PyTorch.
+        network: Where the checkpoint is of a class of your own: a fresh instance, the class, or
+            ``package:Class``.
         device: ``auto`` takes a GPU where there is one and the model can use it.
         backend: ``torch``, ``onnxruntime``, ``openvino``, or the one that fits: ``auto``.
         precision: ``fp32``, or ``bf16`` where the runtime can.
@@ -242,6 +269,7 @@ def load(
 
     return Predictor.load(
         DEFAULT_MODEL if model is None else model_file(model),
+        model=network,
         device=device,
         backend=backend,
         precision=precision,
@@ -264,10 +292,13 @@ def _default_predictor() -> Predictor:
     return load()
 
 
-def _opened(model: PathLike | Predictor | None) -> Predictor:
-    if model is None:
-        return _default_predictor()
-    return load(model) if isinstance(model, (str, Path)) else model
+def _opened(model: PathLike | Predictor | None, network: Network | None) -> Predictor:
+    if isinstance(model, (str, Path)):
+        return load(model, network=network)
+    if network is not None:
+        has = "the default model" if model is None else "a Predictor"
+        raise ConfigError(f"network: {has} has its network already; give it to load beside a file")
+    return _default_predictor() if model is None else model
 
 
 @overload
@@ -275,6 +306,7 @@ def predict(
     images: ImageLike,
     model: PathLike | Predictor | None = None,
     *,
+    network: Network | None = None,
     batch_size: int = 1,
     progress: ProgressCallback | None = None,
 ) -> Prediction: ...
@@ -283,6 +315,7 @@ def predict(
     images: list[AnyImage] | tuple[AnyImage, ...],
     model: PathLike | Predictor | None = None,
     *,
+    network: Network | None = None,
     batch_size: int = 1,
     progress: ProgressCallback | None = None,
 ) -> list[Prediction]: ...
@@ -290,6 +323,7 @@ def predict(
     images: ImageLike | list[AnyImage] | tuple[AnyImage, ...],
     model: PathLike | Predictor | None = None,
     *,
+    network: Network | None = None,
     batch_size: int = 1,
     progress: ProgressCallback | None = None,
 ) -> Prediction | list[Prediction]:
@@ -299,6 +333,7 @@ def predict(
         images: A path, an address, the bytes of a file, an open file, a Pillow image, a uint8
             array (height, width, 3) or a tensor; or a list of such.
         model: What ``load`` returned, or what it takes; None: the default model, for cats and dogs.
+        network: As for ``load``.
         batch_size: Images to predict at once.
         progress: Called with the number of images that are done, and of all.
 
@@ -325,7 +360,7 @@ def predict(
     from notan.prediction.inputs import as_image
     from notan.prediction.predictor import counted
 
-    predictor = _opened(model)
+    predictor = _opened(model, network)
     several = isinstance(images, (list, tuple))
     things = cast("Sequence[ImageLike]", images if several else [images])
     reading = predictor.preprocessor.reading
@@ -343,6 +378,7 @@ def evaluate(
     model: PathLike | Predictor,
     data: PathLike | None,
     *,
+    network: Network | None = None,
     split: str = "test",
     trimap_border: TrimapBorder | None = None,
     tolerance: str | None = None,
@@ -358,6 +394,7 @@ def evaluate(
     Args:
         model: What ``load`` returned, or what it takes.
         data: The folder of images and masks.
+        network: As for ``load``.
         split: ``test``, ``val``, ``train``, or ``all`` of a folder that has no parts.
         trimap_border: What the border of Oxford's trimaps counts as; None: the model's own rule.
         tolerance: How far a boundary may lie off and still count as right: ``"2"`` (pixels) or
@@ -391,7 +428,7 @@ def evaluate(
     from notan.metrics import Tolerance
     from notan.prediction.formats import write_overlay_and_mask
 
-    predictor = _opened(model)
+    predictor = _opened(model, network)
     if predictor.card is None:
         raise ConfigError("a Predictor without a card says nothing of its data; give a model file")
     folder = None if out is None else Path(out)
@@ -432,7 +469,7 @@ def export(
     *,
     precision: Kind = "fp32",
     data: PathLike | None = None,
-    network: nn.Module | None = None,
+    network: Network | None = None,
     end_to_end: bool = False,
 ) -> Path:
     """Write an ONNX model of a checkpoint, after comparing its masks with the checkpoint's.
@@ -442,7 +479,7 @@ def export(
         out: The file to write; None: beside the checkpoint, such as ``best.onnx``.
         precision: ``fp32``; ``half`` for a file half as large; ``int8`` for a quicker one.
         data: The folder of images to compare on; None: where the training found them.
-        network: A fresh instance, where the checkpoint is of a class of your own.
+        network: As for ``load``.
         end_to_end: Put all into the graph that lies between an image's pixels and its mask, for
             programs without notan.
 
@@ -516,6 +553,7 @@ def compare(
     models: Sequence[PathLike],
     *,
     data: PathLike | None = None,
+    network: Network | list[Network] | tuple[Network, ...] | None = None,
     split: str = "test",
     trimap_border: TrimapBorder | None = None,
     allow_training_images: bool = False,
@@ -527,6 +565,7 @@ def compare(
     Args:
         models: Run folders or model files, two or more; seeds of one run are taken together.
         data: The folder of images and masks; None: where the first model's training found them.
+        network: As for ``load``; where models are of several classes of your own, a list of those.
         split: ``test``, ``val``, ``train`` or ``all``.
         trimap_border: What the border of Oxford's trimaps counts as; None: the models' own rule.
         allow_training_images: Score images that a model was trained on, and say so.
@@ -548,6 +587,8 @@ def compare(
     with explaining_extras("comparison"):
         from notan.comparison import compare as compare_models
 
+        if not isinstance(network, (list, tuple)):
+            network = () if network is None else (network,)
         return compare_models(
             [Path(model) for model in models],
             data_path=None if data is None else Path(data),
@@ -556,4 +597,5 @@ def compare(
             device=device,
             batch_size=batch_size,
             allow_training_images=allow_training_images,
+            networks=network,
         )

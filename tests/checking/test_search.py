@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -255,7 +255,7 @@ def test_a_model_of_a_class_of_ones_own_is_refused(small_checkpoint: Path, tmp_p
     [({"folds": 1}, "--folds 1: at least 2"), ({"epochs": 0}, "--epochs 0: at least 1")],
 )
 def test_too_few_folds_or_epochs_are_refused(
-    small_checkpoint: Path, settings: dict[str, int], words: str
+    small_checkpoint: Path, settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         plan_search(small_checkpoint, **settings)

@@ -26,16 +26,16 @@ from notan.training import train as run_training
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MACHINE = "batch-size device backend precision threads"
+MACHINE = "model-class batch-size device backend precision threads"
 SCORED = (
     "model data-path split out trimap-border tolerance groups allow-training-images threshold tta "
     f"{MACHINE}"
 )
 READING = "trimap-border foreground ignore mask-channel masks exif-orientation"
 FLAGS = {
-    "train": "data-path time-limit auto model encoder pretrained image-size keep-aspect-ratio "
-    "epochs batch-size learning-rate device out resume unlabelled encoder-weights "
-    f"{READING} "
+    "train": "data-path time-limit auto model model-class encoder pretrained image-size "
+    "keep-aspect-ratio epochs batch-size learning-rate device out resume unlabelled "
+    f"encoder-weights {READING} "
     "freeze-epochs teacher group-by patience seed deterministic detect-anomaly recipe "
     "write-recipe overwrite allow-changes",
     "pretrain": "data-path out overwrite resume encoder pretrained encoder-weights epochs "
@@ -44,12 +44,13 @@ FLAGS = {
     "inference": SCORED,
     "predict": f"model out format resume frame-step tiles scale threshold tta {MACHINE}",
     "submit": f"model data-path list out check threshold tta {MACHINE}",
-    "export": "model to out half int8 end-to-end data-path",
-    "compare": "data-path split trimap-border allow-training-images batch-size device out",
+    "export": "model model-class to out half int8 end-to-end data-path",
+    "compare": "model-class data-path split trimap-border allow-training-images batch-size device "
+    "out",
     "benchmark-models": "data-path models seeds time-limit epochs recipe trimap-border device out",
     "ensemble": "out data-path batch-size device",
-    "report": "data-path split device out",
-    "check": f"data-path strict layout model folds epochs out {READING}",
+    "report": "data-path split model-class device out",
+    "check": f"data-path strict layout model model-class folds epochs out {READING}",
     "download": "out",
     "demo": "out seed",
 }

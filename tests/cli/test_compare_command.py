@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from notan.cli.main import main
+from notan.data.folders import folder_source
 from notan.modelfile.card import Checkpoint, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -99,6 +100,44 @@ def few_pets(pets: Path, folder: Path) -> Path:
     return folder
 
 
+def other_weights(checkpoint: Path, folder: Path) -> Path:
+    """Copy a checkpoint whose weights are another network's."""
+    old = load_checkpoint(checkpoint)
+    some = {name: each for name, each in old.weights.items() if not name.endswith("weight")}
+    save_checkpoint(folder / "best.safetensors", Checkpoint(old.card, some))
+    return folder
+
+
+def spoilt(checkpoint: Path, folder: Path) -> Path:
+    """Copy a checkpoint with a bit of a weight turned."""
+    content = bytearray(checkpoint.read_bytes())
+    content[-1] ^= 1
+    folder.mkdir()
+    (folder / "best.safetensors").write_bytes(content)
+    return folder
+
+
+def trained_on_test(checkpoint: Path, data: Path, folder: Path) -> Path:
+    """Copy a checkpoint, as if it had been trained on the test images."""
+    old = load_checkpoint(checkpoint)
+    seen = {"training_hashes": tuple(folder_source(data / "test").hashes())}
+    card = old.card.model_copy(update={"data": old.card.data.model_copy(update=seen)})
+    save_checkpoint(folder / "best.safetensors", Checkpoint(card, old.weights))
+    return folder
+
+
+def without_an_image(data: Path, folder: Path) -> Path:
+    """Copy a data folder with one test image cut short."""
+    shutil.copytree(data, folder)
+    images = sorted((folder / "test" / "images").iterdir())
+    images[2].rename(images[2].with_name("drawn-002.png"))
+    mask = folder / "test" / "masks" / images[2].name
+    mask.rename(mask.with_name("drawn-002.png"))
+    cut = images[2].with_name("drawn-002.png")
+    cut.write_bytes(cut.read_bytes()[:200])
+    return folder
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -110,6 +149,14 @@ def few_pets(pets: Path, folder: Path) -> Path:
         (["RUN", "RUN", "--data-path", "TRAIN"], 3, "there is no test part"),
         (["RUN", "RUN", "--device", "cuda:99"], 2, "--device cuda:99"),
         (["RUN", "RUN", "--boarder", "foreground"], 2, "--trimap-border"),
+        (["RUN", "RUN", "--batch-size", "0"], 2, "--batch-size is 0; 1 or more is wanted"),
+        (["RUN", "OTHER WEIGHTS"], 5, "the weights do not fit UNet"),
+        (["RUN", "SPOILT"], 5, "the weights are not those that were saved"),
+        (["RUN", "TRAINED ON TEST"], 3, "trained: the model was trained on 6 of these 6 images"),
+        (["RUN", "RUN", "--data-path", "NO IMAGE"], 3, "drawn-002.png"),
+        (["RUN", "RUN", "--out", "PICKLE"], 2, "a file is here already; choose another --out"),
+        (["RUN", "RUN", "--out", "PICKLE/out"], 9, "could not be written (Not a directory)"),
+        (["RUN", "RUN", "--out", "TAKEN"], 2, "an earlier comparison is here already"),
     ],
 )
 def test_compare_refuses_bad_input_in_one_line(
@@ -117,21 +164,33 @@ def test_compare_refuses_bad_input_in_one_line(
     drawn_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     words: list[str],
     code: int,
     message: str,
 ) -> None:
+    def predicts(*_: object) -> None:
+        raise AssertionError("refused too late")
+
+    monkeypatch.setattr("notan.comparison.comparison.measure", predicts)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "compare.json").write_text("{}")
     (tmp_path / "model.pth").write_bytes(b"\x80\x02 and so on")
     places = {
+        "OTHER WEIGHTS": other_weights(small_checkpoint, tmp_path / "other"),
+        "SPOILT": spoilt(small_checkpoint, tmp_path / "spoilt"),
+        "TRAINED ON TEST": trained_on_test(small_checkpoint, drawn_folder, tmp_path / "trained"),
+        "NO IMAGE": without_an_image(drawn_folder, tmp_path / "data"),
+        "PICKLE/out": tmp_path / "model.pth" / "out",
+        "TAKEN": tmp_path / "taken",
         "RUN": small_checkpoint.parent,
         "EMPTY": tmp_path / "empty",
         "PICKLE": tmp_path / "model.pth",
         "TRAIN": drawn_folder / "train",
     }
-    found = refused(
-        ["compare", *(places.get(word, word) for word in words), "--out", tmp_path / "out"], capsys
-    )
+    out = () if "--out" in words else ("--out", tmp_path / "out")
+    found = refused(["compare", *(places.get(word, word) for word in words), *out], capsys)
     assert found[0] == code
     assert message in found[1]
     assert not (tmp_path / "out").exists()

@@ -65,7 +65,7 @@ class Trap:
 
 
 class Tiny(nn.Module):
-    stride = 1
+    stride = 16
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,12 +275,12 @@ def test_a_class_of_the_users_own_needs_an_instance(small_checkpoint: Path, tmp_
     card = read_card(small_checkpoint).model_copy(update={"model": None, "model_class": "Tiny"})
     path, tiny = tmp_path / "own.safetensors", Tiny()
     save_checkpoint(path, Checkpoint(card, tiny.state_dict()))
-    with pytest.raises(CheckpointError, match=r"Tiny, a class of your own.*model=Tiny\(\.\.\.\)"):
+    with pytest.raises(CheckpointError, match=r"Tiny, a class of your own.*network=Tiny\)"):
         Predictor.load(path)
     fresh = Tiny()
     Predictor.load(path, model=fresh)
     assert torch.equal(fresh.layer.weight, tiny.layer.weight)
-    with pytest.raises(CheckpointError, match="the weights do not fit UNet"):
+    with pytest.raises(CheckpointError, match="of the class Tiny, and the one given is UNet"):
         Predictor.load(path, model=build_model(Model(width=4)))
 
 

@@ -21,6 +21,7 @@ from notan.prediction.predictor import Predictor
 from notan.report.run import facts_of, gather
 from notan.training import train
 from notan.training.build import TrainingSetup, prepare
+from notan.training.own import OwnParts
 from notan.training.trainer import Trainer
 from runs import TRAINING, VALIDATION, Own, ask_to_stop, before_step, resume_own, tiny, train_own
 
@@ -157,7 +158,7 @@ def test_a_model_without_a_published_encoder_names_those_there_are() -> None:
 @pytest.mark.parametrize("flags", [{"train__pretrained": True}, {"train__encoder_weights": "w"}])
 def test_a_module_of_ones_own_is_given_its_weights_before(flags: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="give a module of your own its weights before"):
-        parts_of(tiny(**flags), model=Own())
+        parts_of(tiny(**flags), own=OwnParts(model=Own()))
 
 
 def test_a_unet_takes_the_encoder_of_a_unet_of_its_width(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from notan.config import Train
 from notan.errors import ConfigError, StoppedBySignal
 from notan.training.build import prepare
 from notan.training.optim import Schedule, build_optimizer, parameter_groups
+from notan.training.own import OwnParts
 from notan.training.state import restore
 from notan.training.trainer import Trainer
 from runs import (
@@ -75,7 +76,9 @@ def test_a_run_that_goes_on_with_other_rates_keeps_every_weights_own_moments(
         ConfigError, match=r"train.encoder_lr_multiplier \(1.0 -> 0.5\), train.layer_lr_decay"
     ):
         resume_own(tmp_path / "run", run=changed, model=fresh_unet())
-    parts = prepare(changed, training=TRAINING, validation=VALIDATION, model=fresh_unet())
+    parts = prepare(
+        changed, training=TRAINING, validation=VALIDATION, own=OwnParts(model=fresh_unet())
+    )
     tree = last_state(tmp_path / "run")
     restore(parts, tree)
     for number, weight in enumerate(parts.model.parameters()):

@@ -237,7 +237,7 @@ def test_a_teacher_that_is_no_model_is_refused(tmp_path: Path) -> None:
         (tmp_path / "nowhere.safetensors", "there is no such model file"),
         (tmp_path / "text.safetensors", "not a safetensors file, or a damaged one"),
         (tmp_path / "pickle.pth", "this is a PyTorch pickle"),
-        (own, "this checkpoint is of Own, a class of your own"),
+        (own, "the teacher is of Own, a class of your own"),
     ):
         with pytest.raises(CheckpointError, match=words):
             train_own(taught(path), tmp_path / "run")

@@ -36,7 +36,7 @@ from notan.prediction.formats import mask_image, write_png
 from notan.prediction.predictor import Predictor
 from notan.run_folder import SETTINGS
 from notan.runtime import find_device
-from notan.training import resume, train
+from notan.training import OwnParts, resume, train
 from notan.training.build import prepare
 from notan.training.steps import train_step
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from notan.checking.suspicion import Suspect
     from notan.config import Data, Run
     from notan.data.samples import ImageReading, Sample, Source
+    from notan.modelfile.card import Card
     from notan.prediction.predictor import Prediction
 
 logger = logging.getLogger("notan")
@@ -124,7 +125,7 @@ def _require_folds(folds: int) -> None:
 
 
 def predict_held_out(
-    run: Run, source: Source, *, folds: int, folder: Path
+    run: Run, source: Source, *, folds: int, folder: Path, network: str | None = None
 ) -> Iterator[tuple[Sample, Prediction]]:
     """Train a network for each fold, and predict what was held out of it.
 
@@ -136,6 +137,7 @@ def predict_held_out(
         source: The images with the masks to be judged; names are unique.
         folds: How many parts.
         folder: Where the folds' run folders are, as ``1``, ``2`` and so on.
+        network: ``package:Class``, where the settings are of a class of the user's own.
 
     Yields:
         Each sample once, with its prediction, fold after fold.
@@ -151,31 +153,36 @@ def predict_held_out(
     divided = divide(source.names, folds, run=run, groups=groups)
     for number, fold in enumerate(divided, start=1):
         logger.info("fold %d of %d: %d images held out", number, folds, len(fold.held_out))
-        predictor = _train_fold(run, source, fold, folder / str(number))
+        predictor = _train_fold(run, source, fold, folder / str(number), network)
         yield from predictor.predict_samples(Subset(source, fold.held_out))
 
 
-def _train_fold(run: Run, source: Source, fold: Fold, folder: Path) -> Predictor:
+def _train_fold(
+    run: Run, source: Source, fold: Fold, folder: Path, network: str | None
+) -> Predictor:
     training, validation = Subset(source, fold.training), Subset(source, fold.validation)
     try:
         if (folder / SETTINGS).is_file():
-            result = resume(folder, run=run, training=training, validation=validation)
+            result = resume(
+                folder, run=run, training=training, validation=validation, model=network
+            )
         else:
-            result = train(run, out=folder, training=training, validation=validation)
+            result = train(run, out=folder, training=training, validation=validation, model=network)
     except StoppedBySignal as stop:
         message = "stopped and saved; give the same command and the same --out again to go on"
         raise StoppedBySignal(message, stop.exit_code - 128) from stop
-    return Predictor.load(result.checkpoint, device=find_device(run.device))
+    return Predictor.load(result.checkpoint, device=find_device(run.device), model=network)
 
 
-def estimate_seconds(run: Run, source: Source, *, folds: int) -> float:
+def estimate_seconds(run: Run, source: Source, *, folds: int, network: str | None = None) -> float:
     """Time a few steps of training, and return about how long all folds will take.
 
     Raises:
+        ConfigError: The user's network cannot be built, or does not keep the contract.
         DataError: One of the first images cannot be read.
     """
     few = Subset(source, frozenset(source.names[: TIMED_BATCHES * run.train.batch_size]))
-    parts = prepare(run, training=few, validation=few)
+    parts = prepare(run, training=few, validation=few, own=OwnParts(model=network))
     try:
         for epoch in (1, 2):  # the first pays for what is only done once
             began = time.perf_counter()
@@ -197,12 +204,14 @@ class LabelPlan:
         weights: The SHA-256 of that model's weights.
         run: These settings.
         folds: How many parts the images are divided into.
+        network: ``package:Class``, where that model is of a class of the user's own.
     """
 
     model: Path
     weights: str
     run: Run
     folds: int
+    network: str | None = None
 
 
 @dataclass(frozen=True)
@@ -320,7 +329,13 @@ class LabelSearch:
         }
 
 
-def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = None) -> LabelPlan:
+def plan_search(
+    model: Path,
+    *,
+    folds: int | None = None,
+    epochs: int | None = None,
+    network: str | None = None,
+) -> LabelPlan:
     """Take the settings of a model for networks that judge masks; nothing is trained yet.
 
     Args:
@@ -328,19 +343,19 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
         folds: How many parts, at least 2; None: 3.
         epochs: Of every fold's training, at least 1; None: the model's own, or as many as its best
             took where a time limit decided.
+        network: ``package:Class``, where the model is of a class of the user's own.
 
     Raises:
         CheckpointError: Missing, damaged, foreign, or of a network that notan cannot build.
         ConfigError: Too few folds or epochs.
     """
     card = read_card(model)
-    if card.model is None:
-        own = f"of {card.model_class}, a class of your own"
-        kind = "an ensemble" if card.members else own
+    if card.members:
         raise CheckpointError(
-            f"{model}: this model is {kind}, of which no fresh one can be built for each "
-            "fold; train one of notan's models and give that"
+            f"{model}: this model is an ensemble, of which no fresh one can be built for each "
+            "fold; give one of its members"
         )
+    _require_class(model, card, network)
     folds = FOLDS if folds is None else folds
     _require_folds(folds)
     train = card.run.train
@@ -361,7 +376,20 @@ def plan_search(model: Path, *, folds: int | None = None, epochs: int | None = N
     }
     changed = {"train": train.model_copy(update=settings), "device": "auto"}
     run = card.run.model_copy(update=changed)
-    return LabelPlan(model, card.sha256, run, folds)
+    return LabelPlan(model, card.sha256, run, folds, network)
+
+
+def _require_class(model: Path, card: Card, network: str | None) -> None:
+    """Refuse a class that is not needed, or one that is and was not given."""
+    if (card.model is None) == (network is not None):
+        return
+    if network is not None:
+        raise ConfigError(f"{model}: this is one of notan's networks; leave --model-class out")
+    where = card.run.model.class_path or f"PACKAGE:{card.model_class}"
+    raise CheckpointError(
+        f"{model}: this model is of {card.model_class}, a class of your own; no file makes notan "
+        f"import code, so add --model-class {where}"
+    )
 
 
 def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelSearch:
@@ -389,7 +417,7 @@ def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelS
     source, left_out = gather(diagnosis.folder, diagnosis.layout, data, diagnosis.reading)
     divide(source.names, plan.folds, run=plan.run)
     claim(out / FOLDERS / PLAN, plan, source)
-    seconds = estimate_seconds(plan.run, source, folds=plan.folds)
+    seconds = estimate_seconds(plan.run, source, folds=plan.folds, network=plan.network)
     logger.info(
         "judging %d masks by %d networks with the settings of %s, %d epochs each: roughly %s",
         *(len(source), plan.folds, plan.model, plan.run.train.epochs, in_words(seconds)),
@@ -398,7 +426,7 @@ def search_labels(plan: LabelPlan, diagnosis: Diagnosis, *, out: Path) -> LabelS
     def predicted() -> Iterator[tuple[Sample, Prediction]]:
         folder = out / FOLDERS
         for sample, prediction in predict_held_out(
-            plan.run, source, folds=plan.folds, folder=folder
+            plan.run, source, folds=plan.folds, folder=folder, network=plan.network
         ):
             write_png(out / PREDICTIONS / f"{sample.name}.png", mask_image(prediction.mask))
             yield sample, prediction

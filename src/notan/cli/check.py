@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from notan.cli.flags import DEFAULT, READING, DataPath, ReadingFlags, Switch, flag, settings_of
+from notan.cli.flags import (
+    DEFAULT,
+    READING,
+    DataPath,
+    ModelClass,
+    ReadingFlags,
+    Switch,
+    flag,
+    settings_of,
+)
 from notan.config import load_run
 from notan.config.sections import Layout
 from notan.errors import ConfigError
@@ -26,6 +35,7 @@ def check(
     strict: Switch = False,
     layout: Annotated[Layout, arg(metavar="auto|pets|folder|coco|...")] = DEFAULT.data.layout,
     model: Annotated[Path | None, flag("FILE", "masks are not ranked")] = None,
+    model_class: ModelClass = None,
     folds: Annotated[int | None, flag("N", "3, with --model")] = None,
     epochs: Annotated[int | None, flag("N", "the model's own, with --model")] = None,
     out: Annotated[Path | None, flag("FOLDER", "a fresh folder, runs/check")] = None,
@@ -57,7 +67,7 @@ def check(
 
     if data_path is None:
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
-    plan = _plan(model, folds, epochs)
+    plan = _plan(model, folds, epochs, model_class)
     flags = {**settings_of(reading), "data.layout": layout}
     diagnosis = examine(data_path, load_run(flags=flags).data)
     diagnosis = diagnosis.model_copy(update={"is_final": plan is None})
@@ -77,12 +87,14 @@ def check(
         sys.exit(code)
 
 
-def _plan(model: Path | None, folds: int | None, epochs: int | None) -> LabelPlan | None:
+def _plan(
+    model: Path | None, folds: int | None, epochs: int | None, model_class: str | None
+) -> LabelPlan | None:
     if model is not None:
         from notan.checking.label_errors import plan_search  # imports torch; a plain check does not
 
-        return plan_search(model, folds=folds, epochs=epochs)
-    for name, value in (("folds", folds), ("epochs", epochs)):
+        return plan_search(model, folds=folds, epochs=epochs, network=model_class)
+    for name, value in (("folds", folds), ("epochs", epochs), ("model-class", model_class)):
         if value is not None:
             raise ConfigError(
                 f"--{name} is about the networks that judge masks; give --model FILE too, a "

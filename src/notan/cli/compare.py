@@ -41,6 +41,14 @@ DECIDED = {
 def compare(
     models: Models,
     *,
+    model_class: Annotated[
+        str | None,
+        flag(
+            "PACKAGE:CLASS,...",
+            "notan's own",
+            help="Networks of your own among the models, each as for evaluate.",
+        ),
+    ] = None,
     data_path: KnownDataPath = None,
     split: Split = "test",
     trimap_border: TrimapBorderRule = None,
@@ -59,9 +67,13 @@ def compare(
     Args:
         out: Where compare.json and compare.html go.
     """
+    import notan.report.compare  # noqa: F401 - what it lacks is said before the work
     from notan.comparison import compare as compare_models
-    from notan.io.write import fresh_folder
+    from notan.io.write import fresh_folder, require_writable
 
+    folder = out or fresh_folder(Path("runs") / "compare")
+    _refuse_taken(folder)
+    require_writable(folder / JSON)
     comparison = compare_models(
         models,
         data_path=data_path,
@@ -70,8 +82,16 @@ def compare(
         device=device,
         batch_size=batch_size,
         allow_training_images=allow_training_images,
+        networks=[each.strip() for each in (model_class or "").split(",") if each.strip()],
     )
-    _show(comparison, out or fresh_folder(Path("runs") / "compare"))
+    _show(comparison, folder)
+
+
+def _refuse_taken(out: Path) -> None:
+    """Refuse a folder that holds a comparison, or is none, before all the work."""
+    if (out / JSON).exists() or (out.exists() and not out.is_dir()):
+        what = "an earlier comparison is" if out.is_dir() else "a file is"
+        raise ConfigError(f"{out}: {what} here already; choose another --out")
 
 
 def _show(comparison: Comparison, folder: Path) -> None:
@@ -167,7 +187,9 @@ def ensemble(
         out: The file to write, such as ensemble.safetensors.
     """
     from notan.comparison import make_ensemble
+    from notan.io.write import require_writable
 
+    require_writable(out)
     result = make_ensemble(models, out, data_path=data_path, device=device, batch_size=batch_size)
     print(f"{'':<32} weight  validation Dice")
     for name, weight in result.weights.items():

@@ -17,6 +17,7 @@ from notan.cli.flags import (
     KnownDataPath,
     MachineFlags,
     MaskFlags,
+    ModelClass,
     ModelFile,
     Split,
     TrimapBorderRule,
@@ -134,6 +135,7 @@ def report(
     *,
     data_path: KnownDataPath = None,
     split: Annotated[Literal["val", "test"], arg(metavar="val|test")] = "val",
+    model_class: ModelClass = None,
     device: Device = "auto",
     out: Annotated[Path | None, flag("FOLDER", "the run folder")] = None,
 ) -> None:
@@ -151,4 +153,7 @@ def report(
     """
     from notan.report.run import write_report
 
-    print(write_report(run, split=split, data_path=data_path, device=device, out=out))
+    page = write_report(
+        run, split=split, data_path=data_path, device=device, out=out, network=model_class
+    )
+    print(page)

@@ -77,6 +77,16 @@ ModelFile: TypeAlias = Annotated[
         help="A best.safetensors that train wrote, or an .onnx file that export made of one.",
     ),
 ]
+ModelClass: TypeAlias = Annotated[
+    str | None,
+    flag(
+        "PACKAGE:CLASS",
+        "notan's own",
+        help="A network of your own: package:Class or file.py:Class, a module from (n, 3, h, w) to "
+        "logits (n, 1, h, w) that states its stride. Every command needs it anew, because no file "
+        "makes notan import code.",
+    ),
+]
 Models: TypeAlias = Positional[
     Annotated[
         tuple[Path, ...],
@@ -160,6 +170,7 @@ class MachineFlags:
         threads: Of the processor, at most.
     """
 
+    model_class: ModelClass = None
     batch_size: BatchSize = 1
     device: Device = "auto"
     backend: Annotated[str, arg(metavar="auto|torch|onnxruntime|openvino")] = "auto"
@@ -179,6 +190,7 @@ def load_predictor(
 
     return load(
         model,
+        network=machine.model_class,
         device=machine.device,
         backend=machine.backend,
         precision=machine.precision,

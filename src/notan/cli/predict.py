@@ -19,6 +19,7 @@ from notan.cli.flags import (
     KnownDataPath,
     MachineFlags,
     MaskFlags,
+    ModelClass,
     Switch,
     flag,
     load_predictor,
@@ -310,6 +311,7 @@ def _check_submission(path: Path, data_path: Path | None, listing: Path | None) 
 def export(
     *,
     model: Annotated[Path, arg(metavar="FILE")],
+    model_class: ModelClass = None,
     to: Annotated[Literal["onnx"], arg(metavar="onnx")] = "onnx",  # noqa: ARG001 - one so far
     out: Annotated[Path | None, flag("FILE", "beside the model, best.onnx")] = None,
     half: Switch = False,
@@ -343,7 +345,12 @@ def export(
         )
     precision: Kind = "int8" if int8 else "half" if half else "fp32"
     path, card = export_model(
-        model, out, precision=precision, data_path=data_path, end_to_end=end_to_end
+        model,
+        out,
+        precision=precision,
+        data_path=data_path,
+        own_model=model_class,
+        end_to_end=end_to_end,
     )
     if card.exported:
         print(_parity_in_words(card.exported))

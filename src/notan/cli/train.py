@@ -18,6 +18,7 @@ from notan.cli.flags import (
     READING,
     DataPath,
     DeviceSetting,
+    ModelClass,
     Overrides,
     ReadingFlags,
     Switch,
@@ -65,6 +66,7 @@ class MainFlags:
     time_limit: TimeLimit = sets("train.time_limit_seconds", read=seconds_of)
     auto: Switch = False
     model: Annotated[str | None, flag("NAME", DEFAULT.model.name)] = sets("model.name")
+    model_class: ModelClass = None
     encoder: Annotated[str | None, flag("NAME", "the model's own")] = sets("model.encoder")
     pretrained: Switch = sets("train.pretrained", default=False)
     image_size: Annotated[int | None, flag("PIXELS", DEFAULT.preprocess.image_size[0])] = sets(
@@ -184,7 +186,7 @@ def train(
         again = f"notan report {shlex.quote(str(folder))}"
         logger.warning("the time limit left no time for the report; write it with: %s", again)
     else:
-        _report(folder)
+        _report(folder, main.model_class)
 
 
 def _refuse_mixed(main: MainFlags, recipe: RecipeFlags) -> None:
@@ -193,6 +195,12 @@ def _refuse_mixed(main: MainFlags, recipe: RecipeFlags) -> None:
         other = "--recipe" if recipe.recipe else "--resume"
         raise ConfigError(
             f"--auto chooses the settings and {other} brings them: leave one of the two"
+        )
+    mine = main.model_class
+    if mine and (main.model or main.encoder or main.pretrained or main.auto):
+        raise ConfigError(
+            f"--model-class {mine}: a network of your own takes the place of --model, --encoder "
+            "and --pretrained, and --auto chooses among notan's; leave one of them out"
         )
     if recipe.write_recipe and not main.auto:
         raise ConfigError("--write-recipe writes what --auto chooses: give --auto too")
@@ -217,14 +225,16 @@ def _overhead() -> Overhead:
     return Overhead(began, REPORT_OVER_LOADING * loading, LEAVING_OVER_LOADING * loading)
 
 
-def _report(folder: Path) -> None:
+def _report(folder: Path, model_class: str | None) -> None:
     """Write the report; whatever hinders it, the training is done and stays so."""
     from notan.report.run import write_report
 
     try:
-        page = write_report(folder, device=load_run(folder / "run.toml").device)
+        device = load_run(folder / "run.toml").device
+        page = write_report(folder, device=device, network=model_class)
     except Exception as error:  # noqa: BLE001 - a page must not fail a training that went well
-        again = f"notan report {shlex.quote(str(folder))}"
+        mine = f" --model-class {shlex.quote(model_class)}" if model_class else ""
+        again = f"notan report {shlex.quote(str(folder))}{mine}"
         logger.warning("there is no report (%s); try again with: %s", error, again)
     else:
         logger.info("report: %s", page)
@@ -244,8 +254,13 @@ def _train(
     if main.resume is not None:
         stored = main.resume / "run.toml"
         run = load_run(stored, flags=flags, overrides=overrides) if stored.is_file() else None
-        changes = recipe.allow_changes
-        return resume_training(main.resume, run=run, allow_changes=changes, overhead=overhead)
+        return resume_training(
+            main.resume,
+            run=run,
+            allow_changes=recipe.allow_changes,
+            model=main.model_class,
+            overhead=overhead,
+        )
     reasons = None
     if main.auto:
         chosen = _suggest(flags, overrides)
@@ -253,7 +268,12 @@ def _train(
     else:
         run = load_run(recipe.recipe, flags=flags, overrides=overrides)
     return run_training(
-        run, out=main.out, overwrite=recipe.overwrite, recipe=reasons, overhead=overhead
+        run,
+        out=main.out,
+        overwrite=recipe.overwrite,
+        recipe=reasons,
+        model=main.model_class,
+        overhead=overhead,
     )
 
 

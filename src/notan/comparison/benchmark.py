@@ -84,6 +84,12 @@ def make_plan(
     """
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one seed is wanted")
+    if run.model.class_path:
+        raise ConfigError(
+            f"model.class_path = {run.model.class_path}: a benchmark trains notan's own networks; "
+            "train yours with notan train --model-class and set the runs beside each other with "
+            "notan compare"
+        )
     for name in models:
         check_model(run.model.model_copy(update={"name": name}))
         if list(models).count(name) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 import zlib
@@ -14,10 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from notan.config import changed_settings
 from notan.config.sections import SystemPath
-from notan.errors import CheckpointError, ConfigError
+from notan.data.samples import FileSource
+from notan.data.survey import in_threads
+from notan.errors import CheckpointError, ConfigError, DataError
+from notan.evaluation.evaluate import find_seen
 from notan.io.write import as_written
 from notan.modelfile.card import Card, read_card
 from notan.modelfile.onnx import is_onnx
+from notan.models.own import name_own, short_name
 from notan.prediction.backends import TorchBackend
 from notan.prediction.predictor import Predictor
 from notan.run_folder import BEST
@@ -31,8 +36,9 @@ if TYPE_CHECKING:
     import torch
 
     from notan.config import TrimapBorder
-    from notan.data.samples import Sample
+    from notan.data.samples import Sample, Source
     from notan.metrics import Score
+    from notan.models.own import Network
     from notan.prediction.predictor import Prediction
     from notan.types import Mask, RGBImage
 
@@ -52,22 +58,106 @@ class Candidate:
         name: Short, and its own among the candidates.
         path: The file.
         card: What it says of itself.
+        network: Its class, where that is the user's own.
     """
 
     name: str
     path: Path
     card: Card
+    network: Network | None = None
+
+    def load(self, device: torch.device) -> Predictor:
+        """Open the model; an ONNX model runs on the processor, whatever the others run on.
+
+        Raises:
+            CheckpointError: The weights are damaged, or the class was not given or does not fit.
+            ConfigError: The class cannot be built.
+        """
+        if not is_onnx(self.path):
+            network = copy.deepcopy(self.network) if self.network is not None else None
+            return Predictor.load(self.path, device=device, model=network)
+        import torch
+
+        # speeds stand side by side, under one line that says how many threads there were: PyTorch's
+        return Predictor.load(self.path, threads=torch.get_num_threads())
 
 
-def open_candidates(models: Sequence[Path]) -> list[Candidate]:
+def open_candidates(models: Sequence[Path], networks: Sequence[Network] = ()) -> list[Candidate]:
     """Read the cards of run folders and model files.
 
+    Args:
+        models: Run folders or model files.
+        networks: Of the user's own: one for all that need one, or one for each class by its name.
+
     Raises:
-        ConfigError: Fewer than two were given.
+        ConfigError: Fewer than two were given, or a network that none of them is of.
         CheckpointError: One is missing, damaged, a pickle, or a folder without a model.
     """
     files = named_files(models, "a comparison", "notan compare runs/unet runs/attention_unet")
-    return [Candidate(name, path, read_card(path)) for name, path in files.items()]
+    candidates = []
+    for name, path in files.items():
+        card = read_card(path)
+        is_own = not (card.model or card.members or is_onnx(path))
+        candidates.append(Candidate(name, path, card, _own(card, networks) if is_own else None))
+    unused = [each for each in networks if all(each is not it.network for it in candidates)]
+    if unused:
+        raise ConfigError(
+            f"{name_own(unused[0])}: none of these models is of this class; leave it out, or give "
+            "the class by the name it was trained under"
+        )
+    return candidates
+
+
+def _own(card: Card, networks: Sequence[Network]) -> Network | None:
+    """Choose the network that a card of the user's own class is of."""
+    if len(networks) == 1:
+        return networks[0]
+    noted = card.run.model.class_path
+    names = {card.model_class, short_name(noted) if noted else card.model_class}
+    return next((each for each in networks if short_name(each) in names), None)
+
+
+def require_comparable(
+    candidates: Sequence[Candidate],
+    source: Source,
+    *,
+    device: torch.device,
+    allow_training_images: bool,
+) -> None:
+    """Refuse whatever would be refused after hours: each model is opened once, and let go.
+
+    Args:
+        candidates: What will be compared.
+        source: The images.
+        device: Where it will be computed.
+        allow_training_images: Score images that a model was trained on.
+
+    Raises:
+        CheckpointError: A model's weights are damaged, or its class was not given or does not fit.
+        ConfigError: Its class cannot be built.
+        DataError: An image cannot be read, there is none, or a model was trained on some.
+    """
+    if not len(source):
+        raise DataError("there are no images to compare models on")
+    for candidate in candidates:
+        candidate.load(device)
+        seen = find_seen(candidate.card, source)
+        if seen.trained and not allow_training_images:
+            raise DataError(f"{candidate.name}: {seen.refusal()}")
+    _require_readable(source)
+
+
+def _require_readable(source: Source) -> None:
+    """Read every image and mask once."""
+
+    def read(index: int) -> None:
+        source[index]
+
+    if isinstance(source, FileSource):
+        in_threads(read, range(len(source)), "reading all images once")
+        return
+    for index in range(len(source)):  # others may not be read by several threads
+        read(index)
 
 
 def named_files(models: Sequence[Path], what: str, example: str) -> dict[str, Path]:
@@ -151,6 +241,7 @@ def _differ_in_seed_only(one: Candidate, other: Candidate) -> bool:
         one.card.run.seed != other.card.run.seed
         and changed <= BESIDE_THE_RECIPE
         and one.card.model_class == other.card.model_class
+        and one.card.parameters == other.card.parameters  # an own class may be built otherwise
         and not one.card.members  # what each was joined of is not told by the settings
         and _images(one) == _images(other)
     )
@@ -167,7 +258,10 @@ def _group_name(group: Sequence[Candidate]) -> str:
     if len(group) == 1:
         return group[0].name
     names = {SEED_TAIL.sub("", member.name) for member in group}
-    return names.pop() if len(names) == 1 else group[0].card.run.model.name
+    card = group[0].card
+    return (
+        names.pop() if len(names) == 1 else card.run.model.name if card.model else card.model_class
+    )
 
 
 def common_trimap_border(
@@ -199,7 +293,11 @@ def common_validation(candidates: Sequence[Candidate], split: str) -> frozenset[
     Raises:
         ConfigError: The models set aside different ones, and the split is made of them.
     """
-    choices = {candidate.card.data.validation_names for candidate in candidates}
+    # by their fingerprint: an exported model does not tell the names
+    cards = [candidate.card.data for candidate in candidates]
+    choices = {
+        None if data.validation_names is None else data.validation_fingerprint for data in cards
+    }
     if len(choices) > 1 and split not in ("test", "all"):
         raise ConfigError(
             f"--split {split}: the models set different images aside for validation, so some "
@@ -308,7 +406,7 @@ def measure(
     candidate: Candidate, device: torch.device, score_of: Callable[..., Score]
 ) -> tuple[SeedResult, Score]:
     """Evaluate a model, keep its masks and measure its speed."""
-    predictor = _load(candidate, device)
+    predictor = candidate.load(device)
     masks: list[PackedMask] = []
     first: list[RGBImage] = []
 
@@ -335,16 +433,6 @@ def measure(
         masks=tuple(masks),
     )
     return result, score
-
-
-def _load(candidate: Candidate, device: torch.device) -> Predictor:
-    """Open a model; an ONNX model runs on the processor, whatever the others run on."""
-    if not is_onnx(candidate.path):
-        return Predictor.load(candidate.path, device=device)
-    import torch
-
-    # speeds stand side by side, under one line that says how many threads there were: PyTorch's
-    return Predictor.load(candidate.path, threads=torch.get_num_threads())
 
 
 def _speed(predictor: Predictor, images: Sequence[RGBImage]) -> float:

@@ -24,6 +24,7 @@ from notan.comparison.candidates import (
     measure,
     notes_on,
     open_candidates,
+    require_comparable,
 )
 from notan.data.folders import find_layout, open_as_trained
 from notan.errors import ConfigError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from notan.comparison.candidates import Candidate
     from notan.config import TrimapBorder
     from notan.data.samples import Source
+    from notan.models.own import Network
 
 logger = logging.getLogger("notan")
 
@@ -425,6 +427,7 @@ def compare(
     device: str = "auto",
     batch_size: int = 8,
     allow_training_images: bool = False,
+    networks: Sequence[Network] = (),
 ) -> Comparison:
     """Compare two or more models on the same images.
 
@@ -438,17 +441,23 @@ def compare(
         device: Where to compute, for ``find_device``.
         batch_size: Images predicted at once.
         allow_training_images: Score images that a model was trained on, and say so.
+        networks: Where models are of classes of the user's own: those.
 
     Raises:
         ConfigError: Fewer than two models, no data folder, or rules that do not fit each other.
-        CheckpointError: A model is missing, damaged, foreign, or a network of the user's own.
+        CheckpointError: A model is missing, damaged, foreign, or of a class that was not given.
         DataError: The folder lacks the split, an image cannot be read, or a model was trained on
             it.
     """
-    candidates = open_candidates(models)
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size is {batch_size}; 1 or more is wanted")
+    place = find_device(device)
+    candidates = open_candidates(models, networks)
     if source is None:
         source, trimap_border = _open_images(candidates, data_path, split, trimap_border)
-    place = find_device(device)
+    require_comparable(
+        candidates, source, device=place, allow_training_images=allow_training_images
+    )
     score_of = partial(
         evaluate,
         source=source,

@@ -156,8 +156,10 @@ def make_ensemble(
     """
     if out.exists():
         raise ConfigError(f"{out}: something is here already; choose another --out")
-    members = _open(models)
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size is {batch_size}; 1 or more is wanted")
     place = find_device(device)
+    members = _open(models)
     source = _validation(members, data_path)
     weights, reason = choose_weights(_ask(members, source, place, batch_size))
     logger.info("chosen on validation: %s", reason)
@@ -206,6 +208,7 @@ def _open(models: Sequence[Path]) -> dict[str, Checkpoint]:
                 f"{name} is of {checkpoint.card.model_class}, a class of your own; an ensemble's "
                 "file can only hold notan's own networks"
             )
+        rebuild(checkpoint, None, path=path)  # what does not fit is refused before all the work
         for earlier, member in members.items():
             _require_fit((earlier, name), member.card, checkpoint.card)
         members[name] = checkpoint

@@ -110,7 +110,9 @@ def run_to_toml(run: BaseModel) -> str:
 def changed_settings(before: BaseModel, now: BaseModel) -> dict[str, tuple[object, object]]:
     """Return the settings in which two differ: dotted name -> (before, now)."""
     old, new = _flat(before.model_dump()), _flat(now.model_dump())
-    return {name: (old[name], new[name]) for name in new if new[name] != old[name]}
+    names = dict.fromkeys((*old, *new))  # of a table, such as model.arguments, one may lack some
+    both = {name: (old.get(name), new.get(name)) for name in names}
+    return {name: (before, now) for name, (before, now) in both.items() if before != now}
 
 
 def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -42,6 +42,11 @@ SystemPath: TypeAlias = Annotated[
 """A path, which need not be text to the system; settings hold what ``io.write`` makes of it."""
 
 
+def _is_empty(value: object) -> bool:
+    """Say whether there is nothing to write into a file."""
+    return not value
+
+
 class Section(BaseModel):
     """A group of settings that cannot change and knows no unknown keys."""
 
@@ -183,6 +188,9 @@ class Augment(Section):
     grid_dropout_probability: Fraction = 0.5
 
 
+_Plain: TypeAlias = bool | int | float | str | None
+Argument: TypeAlias = _Plain | list[_Plain]
+
 WIDTH_ON_AN_ENCODER = 16
 DECAY_BESIDE_UNLABELLED = 0.99
 
@@ -200,6 +208,12 @@ class Model(Section):
     encoder is named, as only the decoder has them then."""
     residual: Literal["standard", "report"] = "standard"
     """The residual block of ``resnet34_unet``: He et al.'s, or the reference report's."""
+    class_path: str | None = None
+    """``package:Class`` or ``file.py:Class`` of a network of your own in place of all the above.
+    Noted here by ``--model-class``, which every command needs anew: no file makes notan import
+    code. None: one of notan's."""
+    arguments: dict[str, Argument] = Field({}, exclude_if=_is_empty)
+    """What the class of your own is built with: ``model.arguments.depth=3``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -320,6 +334,22 @@ class Train(Section):
         return settings
 
 
+class Own(Section):
+    """What was given in Python in place of notan's own: names, noted so that a resume knows.
+
+    No setting brings a function: give the same ones to ``notan.training.resume``.
+    """
+
+    loss: str | None = None
+    """In place of the section ``loss``."""
+    optimizer: str | None = None
+    """In place of AdamW, ``train.learning_rate`` and ``train.weight_decay``."""
+    schedule: str | None = None
+    """In place of ``train.schedule``."""
+    transform: str | None = None
+    """In place of the section ``augment``."""
+
+
 class Run(Section):
     """All settings of one training."""
 
@@ -333,6 +363,7 @@ class Run(Section):
     """Seed of the first weights, the order of the images, augmentation and split."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
+    own: Own = Field(Own(), exclude_if=lambda own: own == Own())
 
 
 class PretrainTrain(Train):

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import torch
 
     from notan.data.samples import Source
-    from notan.modelfile.card import Card, Checkpoint, Quantized
+    from notan.modelfile.card import Card, Quantized
+    from notan.models.own import Network
     from notan.prediction.backends import Array, Backend, OnnxBackend
     from notan.prediction.predictor import Prediction
     from notan.types import Image8, Mask, Probability
@@ -96,10 +97,10 @@ def export(
     *,
     precision: Kind = "fp32",
     data_path: Path | None = None,
-    own_model: torch.nn.Module | None = None,
+    own_model: Network | None = None,
     end_to_end: bool = False,
 ) -> tuple[Path, Card]:
-    """Write an ONNX model of a checkpoint, with its card.
+    """Write an ONNX model of a checkpoint, with its card, less the names of folders and images.
 
     Args:
         model: The checkpoint.
@@ -109,7 +110,8 @@ def export(
             computes in eight bits, calibrated on validation images.
         data_path: Where images to compare on are; None: where the training found them. Where they
             are not, images are drawn, and the card says so; int8 wants them.
-        own_model: A fresh instance, where the checkpoint is of a class of the user's own.
+        own_model: Where the checkpoint is of a class of the user's own: a fresh instance, the
+            class, or ``package:Class``.
         end_to_end: Put all into the graph that lies between an image's pixels and its mask.
 
     Returns:
@@ -133,15 +135,15 @@ def export(
 
         checkpoint = load_checkpoint(model)
         card = checkpoint.card
-        images = images_to_compare(card, data_path)
         if end_to_end:
             refuse_what_is_no_graph(card.postprocessing)
-            images = with_other_sizes(card, images)
-        for network, quantized in _networks(checkpoint, precision, own_model, data_path):
-            content = _serialized(around(network, card) if end_to_end else network)
-            parity = _compare(
-                checkpoint, content, precision, images, own_model, end_to_end=end_to_end
-            )
+        build = functools.partial(rebuild, checkpoint, own_model, path=model)
+        network = build()  # before images are read
+        images = images_to_compare(card, data_path)
+        images = with_other_sizes(card, images) if end_to_end else images
+        for graph, quantized in _networks(card, precision, network, data_path):
+            content = _serialized(around(graph, card) if end_to_end else graph)
+            parity = _compare(card, content, precision, images, build(), end_to_end=end_to_end)
             if all(agrees(each, precision, end_to_end=end_to_end) for each in parity):
                 break
             if quantized:
@@ -153,6 +155,7 @@ def export(
                 )
     for each in parity:
         check_parity(each, precision, end_to_end=end_to_end)
+    card = card.without_places()
     exported = Exported(
         checkpoint=card.sha256,
         precision=precision,
@@ -167,19 +170,18 @@ def export(
 
 
 def _networks(
-    checkpoint: Checkpoint,
+    card: Card,
     precision: Kind,
-    own_model: torch.nn.Module | None,
+    network: torch.nn.Module,
     data_path: Path | None,
 ) -> Iterator[tuple[Any, Quantized | None]]:
     """Yield the network, an ``onnx.ModelProto``; in int8 there are several, the quickest first."""
-    calibration = images_to_calibrate(checkpoint.card, data_path) if precision == "int8" else None
-    preprocess = checkpoint.card.preprocess
-    model = to_onnx(rebuild(checkpoint, own_model), preprocess.stride, preprocess.channels)
+    calibration = images_to_calibrate(card, data_path) if precision == "int8" else None
+    model = to_onnx(network, card.preprocess.stride, card.preprocess.channels)
     if calibration is None:
         yield store_half(model) if precision == "half" else model, None
         return
-    inputs = network_inputs(checkpoint.card, calibration)
+    inputs = network_inputs(card, calibration)
     yield from Quantizer(model, inputs, calibration.words).candidates()
 
 
@@ -290,21 +292,20 @@ def network_inputs(card: Card, images: ImageSet) -> list[Array]:
 
 
 def _compare(
-    checkpoint: Checkpoint,
+    card: Card,
     content: bytes,
     precision: Kind,
     images: ImageSet,
-    own_model: torch.nn.Module | None,
+    network: torch.nn.Module,
     *,
     end_to_end: bool,
 ) -> tuple[Parity, ...]:
     """Measure the agreement under every runtime that is installed, up to one that disagrees."""
-    card = checkpoint.card
 
     def predictor(backend: Backend) -> Predictor:
         return Predictor(backend, card.preprocess, postprocessing=card.postprocessing, card=card)
 
-    reference = predictor(TorchBackend(rebuild(checkpoint, own_model)))
+    reference = predictor(TorchBackend(network))
     found = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"

@@ -7,6 +7,7 @@ no encoding takes. They have one written form, in tables, pages and on terminals
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import tempfile
@@ -116,6 +117,20 @@ def storage_errors(path: Path, *, chosen_by: str = "--out") -> Iterator[None]:
             f"{path}: could not be written ({reason}); "
             f"free some space or choose another place with {chosen_by}"
         ) from error
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a place that cannot be written, before the work whose result would go there.
+
+    Raises:
+        StorageError: A folder on the way to it is a file, or may not be written.
+    """
+    with storage_errors(path):
+        place = next(each for each in path.absolute().parents if each.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def fresh_folder(base: Path) -> Path:

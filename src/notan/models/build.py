@@ -53,11 +53,22 @@ def build_model(settings: Model, channels: int = 3) -> SegmentationModel:
 
 
 def check_model(settings: Model) -> None:
-    """Refuse settings that no network can be built from.
+    """Refuse settings that no network of notan's can be built from.
 
     Raises:
-        ConfigError: There is no such model, or it has no such setting.
+        ConfigError: There is no such model, it has no such setting, or it is the user's own.
     """
+    if settings.class_path is not None:
+        raise ConfigError(
+            f"model.class_path = {settings.class_path}: a network of your own, whose code notan "
+            f"imports only where the command says so; add --model-class {settings.class_path}, "
+            "or in Python model="
+        )
+    if settings.arguments:
+        raise ConfigError(
+            f"model.arguments.{next(iter(settings.arguments))}: {settings.name} takes no "
+            "arguments; they are for a class of your own, which --model-class names"
+        )
     if settings.name not in MODELS:
         raise ConfigError(
             f"'{settings.name}': there is no such model{nearest(settings.name, MODELS)}"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from notan.modelfile.card import Card, Checkpoint
+    from notan.models.own import Network
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -269,7 +270,7 @@ def open_model(
     device: str | torch.device = "cpu",
     precision: Precision = "fp32",
     threads: int | None = None,
-    own_model: torch.nn.Module | None = None,
+    own_model: Network | None = None,
 ) -> tuple[Card, Backend]:
     """Read a model file and make the backend that runs it.
 
@@ -281,11 +282,12 @@ def open_model(
         precision: ``fp32``, or ``bf16`` where the runtime can.
         threads: At most so many of the processor; None: the runtime's own choice. PyTorch knows
             one number for the whole process, so give all models of a process the same.
-        own_model: A fresh instance, where a checkpoint is of a class of the user's own.
+        own_model: Where a checkpoint is of a class of the user's own: that, or what makes one.
 
     Raises:
         CheckpointError: The file is missing, damaged, foreign, or of a network that was not given.
-        ConfigError: The file or the runtime cannot do what was asked for.
+        ConfigError: The network that was given does not work, or the file or the runtime cannot
+            do what was asked for.
         MissingExtraError: The runtime is not installed.
     """
     for flag, name, choices in (
@@ -297,6 +299,10 @@ def open_model(
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads {threads}: at least 1 is wanted")
     if is_onnx(path):
+        if own_model is not None:
+            raise ConfigError(
+                f"{path}: an ONNX model holds its network; leave --model-class out (network=)"
+            )
         card = read_card(path)
         if card.exported and card.exported.end_to_end:
             raise ConfigError(
@@ -316,7 +322,7 @@ def open_model(
     with explaining_extras(str(path), otherwise=needless):
         checkpoint = load_checkpoint(path)
         where = find_device(device) if isinstance(device, str) else device
-        network = rebuild(checkpoint, own_model).eval()
+        network = rebuild(checkpoint, own_model, path=path).eval()
         return checkpoint.card, TorchBackend(network, where, precision=precision, threads=threads)
 
 
@@ -369,34 +375,75 @@ def installed_runtimes() -> tuple[str, ...]:
     return ONNX_RUNTIMES if importlib.util.find_spec("openvino") else ONNX_RUNTIMES[1:]
 
 
-def rebuild(checkpoint: Checkpoint, own_model: torch.nn.Module | None) -> torch.nn.Module:
+def rebuild(
+    checkpoint: Checkpoint, own_model: Network | None, *, path: Path | None = None
+) -> torch.nn.Module:
     """Return the checkpoint's network with its weights.
+
+    A class that only the card names is not imported: a card could come from anybody.
 
     Args:
         checkpoint: Card and weights.
-        own_model: A fresh instance, where the checkpoint is of a class of the user's own.
+        own_model: Where the checkpoint is of a class of the user's own: that, or what makes one.
+        path: The file, for messages.
 
     Raises:
         CheckpointError: The network is the user's own and was not given, or the weights belong
             to another network.
+        ConfigError: The network that was given cannot be built or does not keep the contract.
     """
-    card = checkpoint.card
-    model = _build(card) if own_model is None else own_model
-    if model is None:
-        raise CheckpointError(
-            f"this checkpoint is of {card.model_class}, a class of your own; load it from "
-            f"Python: Predictor.load(path, model={card.model_class}(...))"
-        )
+    from notan.models.own import build_own
+
+    card, file = checkpoint.card, path or "this checkpoint"
+    if own_model is None:
+        model = _build(card, file)
+    else:
+        model = build_own(own_model, card.run.model.arguments)
+        _require_same_class(model, card, file)
     try:
         model.load_state_dict(dict(checkpoint.weights))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"the weights do not fit {type(model).__name__}: {reason}") from error
+        raise CheckpointError(
+            f"{file}: the weights do not fit {type(model).__name__}: {reason}"
+        ) from error
+    if not (card.model or card.members):
+        _require_answer(model, card, file)
     return model
 
 
-def _build(card: Card) -> torch.nn.Module | None:
-    """Build a card's network, freshly initialised; None where it is the user's own."""
+def _require_same_class(model: torch.nn.Module, card: Card, file: Path | str) -> None:
+    name = type(model).__name__
+    if name == card.model_class:
+        return
+    if card.model or card.members:
+        raise CheckpointError(
+            f"{file}: this is of {card.model_class}, one of notan's networks, and not of {name}; "
+            "leave --model-class out (network=)"
+        )
+    raise CheckpointError(
+        f"{file}: this is of the class {card.model_class}, and the one given is {name}; other code "
+        "makes other masks of the same weights: give the class by the name it was trained under"
+    )
+
+
+def _require_answer(model: torch.nn.Module, card: Card, file: Path | str) -> None:
+    """Try the user's own network once, for its code may have changed since its training."""
+    from notan.models.base import stride_of
+    from notan.models.own import require_contract, trial_sizes
+
+    preprocess, stride = card.preprocess, stride_of(model)
+    if stride != preprocess.stride:
+        raise CheckpointError(
+            f"{file}: {card.model_class} was trained with stride {preprocess.stride} and now "
+            f"states {stride}; give it the stride it had"
+        )
+    for size in trial_sizes(preprocess):
+        require_contract(model, size, training=False, channels=preprocess.channels)
+
+
+def _build(card: Card, file: Path | str) -> torch.nn.Module:
+    """Build a card's network, freshly initialised."""
     from notan.models.build import build_model
     from notan.models.ensemble import Ensemble
 
@@ -408,4 +455,10 @@ def _build(card: Card) -> torch.nn.Module | None:
             temperatures=[member.temperature for member in card.members],
             biases=[member.bias for member in card.members],
         )
-    return build_model(card.model, channels) if card.model else None
+    if card.model:
+        return build_model(card.model, channels)
+    where = card.run.model.class_path or f"PACKAGE:{card.model_class}"
+    raise CheckpointError(
+        f"{file}: this is of {card.model_class}, a class of your own; no file makes notan import "
+        f"code, so add --model-class {where}, or in Python load(..., network={card.model_class})"
+    )

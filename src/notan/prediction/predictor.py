@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from notan.data.samples import Sample
     from notan.modelfile.card import Card
     from notan.modelfile.preprocess import Placement, Preprocessor
+    from notan.models.own import Network
     from notan.prediction.backends import Backend, Precision
     from notan.prediction.inputs import ImageLike
     from notan.prediction.tiles import Pixels
@@ -276,7 +277,7 @@ class Predictor:
         precision: Precision = "fp32",
         threads: int | None = None,
         backend: str = "auto",
-        model: torch.nn.Module | None = None,
+        model: Network | None = None,
         threshold: float | None = None,
         tiling: Tiling | None = None,
         augment: Sequence[str] = (),
@@ -289,15 +290,16 @@ class Predictor:
             precision: ``fp32``; ``bf16`` is quicker on processors that know it.
             threads: At most so many of the processor; None: the runtime's own choice.
             backend: ``torch``, ``onnxruntime``, ``openvino``, or the one that fits: ``auto``.
-            model: A fresh instance, where the checkpoint is of a class of your own.
+            model: Where the checkpoint is of a class of your own: a fresh instance, the class,
+                or ``package:Class``.
             threshold: Instead of what validation chose; None: as it chose.
             tiling: When and how an image is cut into tiles; None: where it is too large.
             augment: Views of each image to take the mean over: ``hflip``, ``vflip``, ``rot90``,
                 ``scale``.
 
         Raises:
-            ConfigError: The threshold is outside 0..1, there is no such view, or file and runtime
-                cannot do what was asked for.
+            ConfigError: The threshold is outside 0..1, there is no such view, file and runtime
+                cannot do what was asked for, or the class that was given does not work.
             CheckpointError: Missing, damaged, foreign, or of a network that was not given.
             MissingExtraError: The runtime is not installed.
         """

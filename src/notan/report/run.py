@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_core import to_json, to_jsonable_python
 
-from notan.config import UNLIMITED_EPOCHS
+from notan.config import UNLIMITED_EPOCHS, Own
 from notan.data.folders import SPLITS
 from notan.errors import NotanError
 from notan.evaluation.evaluate import SPOILT, evaluate, open_data
@@ -76,7 +76,12 @@ class Report:
 
 
 def gather(
-    folder: Path, *, split: str = DEFAULT_SPLIT, data_path: Path | None = None, device: str = "auto"
+    folder: Path,
+    *,
+    split: str = DEFAULT_SPLIT,
+    data_path: Path | None = None,
+    device: str = "auto",
+    network: str | None = None,
 ) -> Report:
     """Read a run folder, score it where no score of it is kept, and predict a few images.
 
@@ -88,9 +93,10 @@ def gather(
         split: ``val`` or ``test``; no other part of the data is read.
         data_path: Where the images are; None: where the run found them.
         device: Where to predict.
+        network: ``package:Class``, where the run is of a class of the user's own.
 
     Raises:
-        ConfigError: There is no run, no such split or no such device.
+        ConfigError: There is no run, no such split, no such device, or the class does not work.
         DataError: The data folder or the split that was asked for is not there.
     """
     where = find_device(device)
@@ -103,7 +109,7 @@ def gather(
     path = data_path or run.run.data.path
     try:
         if run.card:
-            predictor = Predictor.load(run.best, device=where)
+            predictor = Predictor.load(run.best, device=where, model=network)
             if score is None or run.is_outdated(score_path):
                 score, score_path = _score(predictor, run.card, path, part), None
             border = score.rules.trimap_border
@@ -117,7 +123,7 @@ def gather(
                 score, score_path = _score(predictor, run.card, path, part), None
             examples = find_examples(score.images, shown.source, predictor)
     except NotanError as error:
-        if data_path or (score is None and split != DEFAULT_SPLIT):
+        if data_path or network is not None or (score is None and split != DEFAULT_SPLIT):
             raise
         what = "images" if score else "scores and no images"
         notices.append(f"There are no {what} here: {error}.")
@@ -162,6 +168,7 @@ def write_report(
     data_path: Path | None = None,
     device: str = "auto",
     out: Path | None = None,
+    network: str | None = None,
 ) -> Path:
     """Write ``report.html``, ``report/NAME.png`` and ``report.json`` for a run.
 
@@ -171,16 +178,17 @@ def write_report(
         data_path: Where the images are; None: where the run found them.
         device: Where to predict.
         out: The folder to write into; None: the run folder.
+        network: ``package:Class``, where the run is of a class of the user's own.
 
     Returns:
         The page.
 
     Raises:
-        ConfigError: There is no run, no such split or no such device.
+        ConfigError: There is no run, no such split, no such device, or the class does not work.
         DataError: The data folder or the split that was asked for is not there.
         StorageError: A file could not be written.
     """
-    report = gather(folder, split=split, data_path=data_path, device=device)
+    report = gather(folder, split=split, data_path=data_path, device=device, network=network)
     place = out or folder
     best = report.run.card.epoch if report.run.card else None
     training = dict(training_charts(report.run.history, best))
@@ -385,21 +393,22 @@ def facts_of(report: Report) -> dict[str, str]:
     """Return what was trained on what, as labels and words."""
     run, card = report.run.run, report.run.card
     train = run.train
-    name = card.model_class if card else run.model.name
+    name = card.model_class if card else run.model.class_path or run.model.name
     size = f" {TIMES} ".join(map(str, run.preprocess.image_size)) + " pixels"
     shrunk = f"shrunk to fit into {size}, proportions kept"
     weights = f", {card.parameters:,} parameters" if card and card.parameters else ""
     facts = {
-        "Model": f"{name}{f', width {run.model.width}' if not card or card.model else ''}{weights}",
+        "Model": f"{name}{_built_with(run)}{weights}",
         **({"Began": card.beginning} if card else {}),
         "Input": shrunk if run.preprocess.keep_aspect_ratio else size,
         "Data": f"{run.data.path or 'a source of its own'}",
         **_split_facts(report),
         "Loss": _loss(run),
-        "Optimizer": f"AdamW, learning rate {train.learning_rate:g} ({train.schedule}), "
-        f"batches of {train.batch_size}, {_at_most(train)}",
+        "Optimizer": f"{_optimizer(run)}, batches of {train.batch_size}, {_at_most(train)}",
         "Weight average": f"decay {train.ema_decay:g}" if train.ema_decay else "none",
-        "Augmentation": _augmentation(run),
+        "Augmentation": f"{run.own.transform}, of its own"
+        if run.own.transform
+        else _augmentation(run),
         "Seed": str(run.seed),
     }
     machine = {"Precision": card.precision, "Hardware": card.hardware} if card else {}
@@ -436,7 +445,7 @@ def _at_most(train: Train) -> str:
 
 def _loss(run: Run) -> str:
     """Name the terms of the loss with their weights."""
-    terms = dict(run.loss.weights)
+    terms = {f"{run.own.loss}, of its own": 1.0} if run.own.loss else dict(run.loss.weights)
     if run.train.teacher:
         terms[f"teacher ({run.train.teacher})"] = run.loss.teacher
     if run.train.unlabelled:
@@ -444,11 +453,25 @@ def _loss(run: Run) -> str:
     return " + ".join(f"{weight:g} {term}" for term, weight in terms.items())
 
 
+def _built_with(run: Run) -> str:
+    """Say how the network was built."""
+    if run.model.class_path is None:
+        return f", width {run.model.width}"
+    return "".join(f", {name} {value}" for name, value in run.model.arguments.items())
+
+
+def _optimizer(run: Run) -> str:
+    own, train = run.own, run.train
+    name = f"{own.optimizer}, of its own" if own.optimizer else "AdamW"
+    rate = "" if own.optimizer else f", learning rate {train.learning_rate:g}"
+    return f"{name}{rate} ({f'{own.schedule}, of its own' if own.schedule else train.schedule})"
+
+
 def _split_facts(report: Report) -> dict[str, str]:
     card = report.run.card
     if card is None:
         return {"Trimap border": f"{report.run.run.data.trimap_border}, where the masks have one"}
-    chosen = " (set aside by the seed)" if card.data.validation_names else ""
+    chosen = " (set aside by the seed)" if card.data.validation_names is not None else ""
     more = card.data.unlabelled_images
     return {
         "Split": f"{card.data.training_images} to train on, "
@@ -478,8 +501,10 @@ def commands_of(report: Report) -> dict[str, str]:
     run = report.run
     place, split = shlex.quote(str(run.path)), "val" if report.split == "validation" else "test"
     data = f" --data-path {shlex.quote(str(report.data_path))}" if report.data_path else ""
+    if path := run.run.model.class_path:
+        data = f" --model-class {shlex.quote(path)}{data}"
     commands = {}
-    if run.card is None or run.card.model is not None:
+    if run.run.own == Own() and (path is None or run.run.data.path):
         commands["train again"] = f"notan train --recipe {place}/run.toml{data} --out {place}-again"
     if run.card:
         model = f"{place}/best.safetensors"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import platform
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +22,7 @@ from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
 from notan.modelfile.preprocess import RGB_CHANNELS, Preprocessor
 from notan.models.base import Encoder, encoder_of, stride_of
-from notan.models.build import build_model
+from notan.models.own import require_contract, trial_sizes
 from notan.runtime import (
     Precision,
     choose_precision,
@@ -38,6 +40,14 @@ from notan.training.fine_tuning import (
     start_encoder,
 )
 from notan.training.optim import Schedule, average_weights, build_optimizer
+from notan.training.own import (
+    Objective,
+    OwnParts,
+    build_network,
+    build_own_optimizer,
+    checked_factor,
+    try_loss,
+)
 from notan.training.semi_supervised import (
     Consistency,
     build_consistency,
@@ -48,15 +58,16 @@ from notan.training.steps import Optimization
 from notan.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
     from torch.optim.swa_utils import AveragedModel
 
-    from notan.config import Data, LossTerms, Preprocess, Run, Train, TrimapBorder
+    from notan.config import Data, Preprocess, Run, Train, TrimapBorder
     from notan.data.batches import UnlabelledImages
     from notan.data.samples import ImageReading, Source
     from notan.training.fine_tuning import Freezing
+    from notan.training.own import OwnLogger, OwnTransform
     from notan.training.semi_supervised import Teacher
 
 logger = logging.getLogger("notan")
@@ -108,14 +119,16 @@ class TrainingSetup(Setup):
         loss: What is made small.
         teacher: The model that is learned from beside the masks, where there is one.
         consistency: What is learned from images without masks, where there are some.
+        logger: The user's, called with each epoch's line of the history.
     """
 
     run: Run
     own_model: bool
     data_card: DataCard
-    loss: Loss
+    loss: Loss | Objective
     teacher: Teacher | None
     consistency: Consistency | None
+    logger: OwnLogger | None = None
 
     def card(self, epoch: int, scores: Mapping[str, float]) -> Card:
         """Return the card of a checkpoint of this training."""
@@ -179,8 +192,7 @@ def prepare(
     *,
     training: Source | None = None,
     validation: Source | None = None,
-    model: nn.Module | None = None,
-    transform: Callable[..., Mapping[str, Any]] | None = None,
+    own: OwnParts | None = None,
     state: Mapping[str, Any] | None = None,
     validation_names: frozenset[str] | None = None,
 ) -> TrainingSetup:
@@ -190,8 +202,7 @@ def prepare(
         run: All settings.
         training: See there; likewise below.
         validation: See there.
-        model: See there.
-        transform: See there.
+        own: The parts that are the user's own.
         state: What the training will go on from; its weights take the place of any that an encoder
             would begin with, so that those are not looked for again.
         validation_names: What was set aside when the training began; None: it begins now.
@@ -202,15 +213,16 @@ def prepare(
     """
     precision = begin_computing(run.device, run.train, seed=run.seed)
     device = precision.device
-    own_model = model is not None
+    own = own or OwnParts()
+    own_model = own.model is not None
     channels = run.data.channels or RGB_CHANNELS
     # what is wrong with the settings is said before the images are read
-    network, freezing = _build_network(run, model, channels)
+    network, freezing = _build_network(run, own, channels)
     training, validation, layout, reading = _open_sources(
         run.data, run.seed, training, validation, validation_names
     )
-    if reading.channels != channels and model is None:
-        network, freezing = _build_network(run, None, reading.channels)
+    if reading.channels != channels and not own_model:
+        network, freezing = _build_network(run, own, reading.channels)
     preprocessor = build_preprocessor(run.preprocess, network, reading, training)
     start = (
         start_encoder(network, run, own_model=own_model)
@@ -238,7 +250,9 @@ def prepare(
     data_card = _data_card(run.data, layout, training, validation, unlabelled, known)
     decay = run.train.ema_decay
     average = average_weights(network, decay) if decay is not None else None
-    batches = _load(run, device, preprocessor, training, validation, transform, unlabelled)
+    batches = _load(run, device, preprocessor, training, validation, own.transform, unlabelled)
+    loss = _build_loss(run, own, taught=teacher is not None)
+    _try_own(own, network, loss, preprocessor)
     return TrainingSetup(
         run=run,
         model=network,
@@ -251,8 +265,11 @@ def prepare(
         contents=(training.content_hashes(), validation.content_hashes()),
         training_batches=batches[0],
         validation_batches=batches[1],
-        loss=_build_loss(run.loss, taught=teacher is not None),
-        optimization=build_optimization(run.train, network, precision, len(batches[0]), freezing),
+        loss=loss,
+        logger=own.logger,
+        optimization=build_optimization(
+            run.train, network, precision, len(batches[0]), freezing, own
+        ),
         average=average,
         teacher=teacher,
         start=start,
@@ -268,10 +285,10 @@ def prepare(
     )
 
 
-def _build_network(run: Run, model: nn.Module | None, channels: int) -> tuple[nn.Module, Freezing]:
+def _build_network(run: Run, own: OwnParts, channels: int) -> tuple[nn.Module, Freezing]:
     """Return a network for images of so many channels, and what of it is frozen when."""
-    network = model or build_model(run.model, channels)
-    return network, build_freezing(run.train, network, own_model=model is not None)
+    network = build_network(run.model, own, channels)
+    return network, build_freezing(run.train, network, own_model=own.model is not None)
 
 
 def begin_computing(device: str, settings: Train, *, seed: int) -> Precision:
@@ -456,7 +473,7 @@ def _load(
     preprocessor: Preprocessor,
     training: Source,
     validation: Source,
-    transform: Callable[..., Mapping[str, Any]] | None,
+    transform: OwnTransform | None,
     unlabelled: UnlabelledImages | None,
 ) -> tuple[BatchLoader, BatchLoader]:
     fit = preprocessor.fit
@@ -482,7 +499,11 @@ def _load(
     )
 
 
-def _build_loss(settings: LossTerms, *, taught: bool) -> Loss:
+def _build_loss(run: Run, own: OwnParts, *, taught: bool) -> Loss | Objective:
+    settings = run.loss
+    if own.loss is not None:
+        teacher = settings.teacher if taught else 0.0
+        return Objective(own.loss, teacher=teacher, guarded=run.train.loss_guard)
     return Loss(
         settings.weights,
         focal_gamma=settings.focal_gamma,
@@ -492,20 +513,53 @@ def _build_loss(settings: LossTerms, *, taught: bool) -> Loss:
     )
 
 
+def _try_own(
+    own: OwnParts, network: nn.Module, loss: Loss | Objective, preprocessor: Preprocessor
+) -> None:
+    """Try the user's network and loss on a batch of noise of the size that they will see."""
+    size, *others = trial_sizes(preprocessor)
+    if own.model is not None:
+        channels = preprocessor.channels
+        if doubt := require_contract(network, size, training=True, channels=channels):
+            logger.warning("%s", doubt)
+        for other in others:
+            require_contract(network, other, training=False, channels=channels)
+    if isinstance(loss, Objective):
+        try_loss(loss, size, next(network.parameters()).device)
+
+
 def build_optimization(
     settings: Train,
     model: nn.Module,
     precision: Precision,
     steps_per_epoch: int,
     freezing: Freezing,
+    own: OwnParts | None = None,
 ) -> Optimization:
-    """Return what the steps of a training change a network with."""
-    optimizer = build_optimizer(model, settings)
+    """Return what the steps of a training change a network with.
+
+    Raises:
+        ConfigError: An optimizer or a schedule of the user's own does not work.
+    """
+    own = own or OwnParts()
+    peak = schedule = None
+    if own.optimizer is None:
+        optimizer = build_optimizer(model, settings)
+    else:
+        optimizer = build_own_optimizer(own.optimizer, model)
+        peak = float(optimizer.param_groups[0]["lr"])
+    if own.schedule is not None:
+        schedule = partial(checked_factor, own.schedule)
+        steps = settings.epochs * steps_per_epoch
+        for step in {0, steps // 2, steps - 1}:
+            schedule(step, steps)
     return Optimization(
         optimizer,
-        Schedule(optimizer, settings, steps_per_epoch),
+        Schedule(optimizer, settings, steps_per_epoch, peak=peak, own=schedule),
         torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler),
         precision,
         settings.gradient_clip,
         freezing,
+        own=own.optimizer is not None,
+        blank=copy.deepcopy(optimizer.state_dict()["state"]),
     )

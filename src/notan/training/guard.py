@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from notan.errors import DivergedError
 from notan.run_folder import INCIDENTS
 from notan.training.log import append_line, keep_lines
-from notan.training.state import restore_weights, weights_of
+from notan.training.state import restore_optimizer, restore_weights, weights_of
 from notan.training.steps import ADVICE
 
 if TYPE_CHECKING:
@@ -364,6 +364,8 @@ class LossGuard:
             restore_weights(self.setup, self.good)
         optimization = self.setup.optimization
         optimization.optimizer.state.clear()
+        if optimization.blank:  # some have moments from the start, and no step without them
+            restore_optimizer(optimization.optimizer, {"state": optimization.blank})
         optimization.schedule.lowered *= SLOWER
         optimization.schedule.apply()
 

@@ -24,7 +24,14 @@ logger = logging.getLogger("notan")
 class RunLog:
     """Writes a run's folder; a context manager, so that events are flushed whatever happens."""
 
-    def __init__(self, folder: Path, run: Run, *, first_epoch: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run: Run,
+        *,
+        first_epoch: int = 1,
+        own: Callable[[Mapping[str, float]], object] | None = None,
+    ) -> None:
         """Write the settings and open the logs.
 
         Args:
@@ -32,11 +39,13 @@ class RunLog:
             run: All settings.
             first_epoch: The epoch that is written next; what a stopped run wrote of it and of
                 later ones is dropped.
+            own: Called with each epoch's line of the history; what it raises ends the training.
 
         Raises:
             StorageError: The folder cannot be written.
         """
         self.folder = folder
+        self._own = own
         write_bytes(folder / SETTINGS, run_to_toml(run).encode())
         keep_lines(folder / HISTORY, lambda line: line["epoch"] < first_epoch)
         self._events = _open_events(folder / EVENTS, first_epoch) if run.train.tensorboard else None
@@ -58,6 +67,8 @@ class RunLog:
         if self._events:
             for name, value in values.items():
                 self._events.add_scalar(name, value, number)
+        if self._own:
+            self._own({"epoch": number, **values})
 
     def overlays(self, number: int, named: Iterable[tuple[str, RGBImage]]) -> None:
         """Show images, uint8 (height, width, 3), in TensorBoard; without it none is asked for."""

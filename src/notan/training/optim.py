@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from notan.models.base import encoder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
@@ -101,11 +101,28 @@ class Schedule:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, settings: Train, steps_per_epoch: int
+        self,
+        optimizer: torch.optim.Optimizer,
+        settings: Train,
+        steps_per_epoch: int,
+        *,
+        peak: float | None = None,
+        own: Callable[[int, int], float] | None = None,
     ) -> None:
+        """Set the rates of the first step.
+
+        Args:
+            optimizer: Its groups say how fast each learns, and from when on.
+            settings: How long and how fast to train.
+            steps_per_epoch: Batches in an epoch.
+            peak: The highest rate; None: that of the settings.
+            own: From a step and how many there are to the rate's factor; None: as the settings say.
+        """
         self.optimizer = optimizer
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
+        self.peak = settings.learning_rate if peak is None else peak
+        self.own = own
         self.lowered = 1.0
         self.steps = 0
         self.pace: Throughput | None = None
@@ -125,7 +142,8 @@ class Schedule:
         rate, epochs_done = self.present_rate, self.steps / self.steps_per_epoch
         for group in self.optimizer.param_groups:
             since = epochs_done - group["starts"]
-            warm = warm_up(self.settings, since) if group["starts"] else 1.0
+            late = group["starts"] and self.own is None
+            warm = warm_up(self.settings, since) if late else 1.0
             group["lr"] = rate * group["factor"] * warm
 
     @property
@@ -135,7 +153,11 @@ class Schedule:
 
     def rate_after(self, epochs_done: float) -> float:
         """Return the learning rate after so many epochs, with fractions."""
-        rate = self.settings.learning_rate * self.lowered
+        rate = self.peak * self.lowered
+        if self.own:
+            steps = self.settings.epochs * self.steps_per_epoch
+            step = round(epochs_done * self.steps_per_epoch)
+            return rate * self.own(min(step, steps - 1), steps)
         if self.pace is None or self.settings.schedule == "exponential":
             return rate * rate_factor(self.settings, epochs_done)
         share = self.pace.share(epochs_done * self.steps_per_epoch)

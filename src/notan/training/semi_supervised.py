@@ -13,7 +13,7 @@ import torch
 from notan.data.batches import UnlabelledImages, find_unlabelled
 from notan.data.folders import has_test, open_split
 from notan.data.transforms import build_geometry, build_strong
-from notan.errors import ConfigError, DataError
+from notan.errors import CheckpointError, ConfigError, DataError
 from notan.io.digest import sha256
 from notan.losses import LossValue, bce
 from notan.modelfile.card import load_checkpoint
@@ -110,7 +110,12 @@ def load_teacher(
         raise ConfigError(f"{path}: a teacher whose loss.teacher is 0 teaches nothing; raise it")
     checkpoint = load_checkpoint(path)
     card = checkpoint.card
-    model = rebuild(checkpoint, None)
+    if card.model is None and not card.members:
+        raise CheckpointError(
+            f"{path}: the teacher is of {card.model_class}, a class of your own, and only notan's "
+            "own networks and ensembles of them can teach"
+        )
+    model = rebuild(checkpoint, None, path=path)
     _require_same_input(path, card, preprocessor, stride_of(model))
     if card.trimap_border != trimap_border:
         raise ConfigError(

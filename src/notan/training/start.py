@@ -10,23 +10,25 @@ from notan.config import load_run
 from notan.data.folders import makes_validation, undivided_names
 from notan.errors import ConfigError, DataError
 from notan.io.write import fresh_folder, write_bytes
+from notan.models.own import short_name
 from notan.run_folder import RECIPE, SPLIT, STATES, RunFolder, refuse_changes
 from notan.training.build import prepare
+from notan.training.own import OwnParts
 from notan.training.state import StateFolder, changed_contents
 from notan.training.time_limit import Overhead
 from notan.training.trainer import Trainer, TrainResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import nn
+    from collections.abc import Mapping
 
     from notan.config import Run
     from notan.data.samples import Source
+    from notan.models.own import Network
     from notan.training.build import TrainingSetup
+    from notan.training.own import OwnLogger, OwnLoss, OwnOptimizer, OwnSchedule, OwnTransform
     from notan.types import ProgressCallback
 
-logger = logging.getLogger("notan")
+log = logging.getLogger("notan")
 
 HARMLESS = {
     "device",
@@ -56,8 +58,12 @@ def train(
     recipe: str | None = None,
     training: Source | None = None,
     validation: Source | None = None,
-    model: nn.Module | None = None,
-    transform: Callable[..., Mapping[str, Any]] | None = None,
+    model: Network | None = None,
+    transform: OwnTransform | None = None,
+    loss: OwnLoss | None = None,
+    optimizer: OwnOptimizer | None = None,
+    schedule: OwnSchedule | None = None,
+    logger: OwnLogger | None = None,
     overhead: Overhead | None = None,
     progress: ProgressCallback | None = None,
 ) -> TrainResult:
@@ -71,10 +77,16 @@ def train(
             auto.toml.
         training: Images of your own instead of those of ``run.data``.
         validation: Likewise; both or neither.
-        model: A module of your own instead of ``run.model``: (n, 3, h, w) to logits
-            (n, 1, h, w), with an attribute ``stride``.
+        model: A network of your own instead of ``run.model``: (n, 3, h, w) to logits
+            (n, 1, h, w), with an attribute ``stride``; a module, its class, or ``package:Class``.
+            A class is built with ``run.model.arguments``.
         transform: An augmentation of your own instead of ``run.augment``, called as
             ``transform(image=, mask=)`` and returning a mapping with both.
+        loss: Of your own instead of ``run.loss``: ``loss(logits, mask, ignore)``, see ``OwnLoss``.
+        optimizer: Of your own instead of AdamW: ``optimizer(weights)`` makes it.
+        schedule: Of your own instead of ``run.train.schedule``: ``schedule(step, steps)`` is the
+            learning rate's factor.
+        logger: Called after every epoch with the line that history.jsonl gets.
         overhead: What surrounds the call and is paid for by ``train.time_limit_seconds`` too; None:
             nothing, and the time limit is this call's.
         progress: Called after each epoch with the number of those that are done, and of all; a
@@ -88,10 +100,19 @@ def train(
         StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
     """
     overhead = overhead or Overhead()
-    name = run.model.name if model is None else type(model).__name__
+    own = OwnParts(
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        logger=logger,
+        transform=transform,
+    )
+    run = own.noted_in(run)
+    name = run.model.name if model is None else short_name(model)
     folder = RunFolder(out or fresh_folder(Path("runs") / name))
     folder.claim(overwrite=overwrite)
-    setup = prepare(run, training=training, validation=validation, model=model, transform=transform)
+    setup = prepare(run, training=training, validation=validation, own=own)
     with folder.locked():
         folder.clear()  # only now: a wrong setting must not cost the earlier run
         if recipe is not None:
@@ -106,8 +127,12 @@ def resume(
     allow_changes: bool = False,
     training: Source | None = None,
     validation: Source | None = None,
-    model: nn.Module | None = None,
-    transform: Callable[..., Mapping[str, Any]] | None = None,
+    model: Network | None = None,
+    transform: OwnTransform | None = None,
+    loss: OwnLoss | None = None,
+    optimizer: OwnOptimizer | None = None,
+    schedule: OwnSchedule | None = None,
+    logger: OwnLogger | None = None,
     overhead: Overhead | None = None,
     progress: ProgressCallback | None = None,
 ) -> TrainResult:
@@ -122,8 +147,12 @@ def resume(
         allow_changes: Go on even where ``run`` or the images make it another run.
         training: What the run was started with, where that were images of your own.
         validation: Likewise.
-        model: Likewise, a fresh instance of a module of your own.
+        model: Likewise, a fresh instance of a module of your own, or its class.
         transform: Likewise, an augmentation of your own.
+        loss: Likewise.
+        optimizer: Likewise; what it knew of the weights is in the state.
+        schedule: Likewise.
+        logger: Of your own, whether or not the run began with one.
         overhead: What surrounds the call and is paid for by ``train.time_limit_seconds`` too.
         progress: As for ``train``; epochs from before are done.
 
@@ -138,8 +167,17 @@ def resume(
     overhead = overhead or Overhead()
     kept = RunFolder(folder)
     stored = load_run(kept.find_settings())
-    run = run or stored
-    lasts = {"train.epochs"} if run.train.schedule == "exponential" else set()
+    own = OwnParts(
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        logger=logger,
+        transform=transform,
+    )
+    run = own.noted_in(run or stored)
+    by_steps = run.train.schedule != "exponential" or schedule is not None
+    lasts = set() if by_steps else {"train.epochs"}
     refuse_changes(
         stored,
         run,
@@ -152,8 +190,7 @@ def resume(
             run,
             training=training,
             validation=validation,
-            model=model,
-            transform=transform,
+            own=own,
             state=tree,
             validation_names=None if training else _set_aside(kept.path, run),
         )
@@ -161,7 +198,7 @@ def resume(
             kept.begin_again()
         elif allow_changes:
             for words in changed_contents(setup, tree, setup.run.data.path):
-                logger.warning("%s", words)
+                log.warning("%s", words)
         else:
             _refuse_other_material(setup, tree)
         return Trainer(setup, folder, overhead=overhead, on_epoch=progress).train(tree)

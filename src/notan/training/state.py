@@ -120,6 +120,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
                 moments[name] = torch.empty_like(weight if same else value).copy_(value)
 
 
+def restore_groups(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what an optimizer of the user's keeps beside each weight's moments.
+
+    Of notan's own, the settings say it, which a resume may change.
+    """
+    for group, kept in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for name in kept.keys() - {"params", "lr", "factor", "starts"}:
+            was_tuple = isinstance(group.get(name), tuple)
+            group[name] = tuple(kept[name]) if was_tuple else kept[name]
+
+
 def clone_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return a copy of a model's weights and buffers."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -231,6 +242,7 @@ def capture(setup: Setup, progress: Progress) -> dict[str, Any]:
         "progress": asdict(progress),
         **weights_of(setup),
         "optimizer": optimization.optimizer.state_dict(),
+        "optimizer_class": type(optimization.optimizer).__name__,
         "schedule": {"lowered": schedule.lowered, "steps": schedule.steps},
         "scaler": optimization.scaler.state_dict(),
         "random": random_states(),
@@ -271,9 +283,13 @@ def weights_of(setup: Setup) -> dict[str, Any]:
 def restore(setup: Setup, tree: dict[str, Any]) -> Progress:
     """Put a training back to where ``capture`` found it, to the last bit."""
     restore_weights(setup, tree)
-    restore_optimizer(setup.optimization.optimizer, tree["optimizer"])
-    setup.optimization.scaler.load_state_dict(tree["scaler"])
-    schedule = setup.optimization.schedule
+    optimization = setup.optimization
+    if optimization.own:
+        _require_same_optimizer(optimization.optimizer, tree)
+        restore_groups(optimization.optimizer, tree["optimizer"])
+    restore_optimizer(optimization.optimizer, tree["optimizer"])
+    optimization.scaler.load_state_dict(tree["scaler"])
+    schedule = optimization.schedule
     schedule.lowered, schedule.steps = tree["schedule"]["lowered"], tree["schedule"]["steps"]
     schedule.apply()
     restore_random_states(tree["random"])
@@ -282,6 +298,17 @@ def restore(setup: Setup, tree: dict[str, Any]) -> Progress:
     return Progress(
         **{**fields, "means": AverageMeter(**fields["means"]), "best": best and Best(**best)}
     )
+
+
+def _require_same_optimizer(optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> None:
+    groups = [len(group["params"]) for group in optimizer.param_groups]
+    kept = [len(group["params"]) for group in tree["optimizer"]["param_groups"]]
+    now, before = type(optimizer).__name__, tree.get("optimizer_class")
+    if (now, groups) != (before, kept):
+        raise CheckpointError(
+            f"the state of this run is of the optimizer {before} with groups of {kept} weights, "
+            f"and optimizer= made {now} with groups of {groups}; give the one that it began with"
+        )
 
 
 def restore_weights(setup: Setup, tree: dict[str, Any]) -> None:

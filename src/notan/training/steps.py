@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from notan.data.batches import Batch, Target
-    from notan.losses import Loss, LossValue
+    from notan.losses import LossValue
     from notan.prediction.backends import Array, Backend
     from notan.runtime import Precision
     from notan.training.optim import Schedule
@@ -49,6 +49,8 @@ class Optimization:
         precision: Device and arithmetic of the network.
         gradient_clip: Largest norm of the gradient of all weights together; None: any.
         freezing: What it leaves as it is.
+        own: Whether the optimizer is the user's, and its groups' settings belong to the state.
+        blank: What the optimizer knew of its weights before the first step.
     """
 
     optimizer: torch.optim.Optimizer
@@ -57,6 +59,8 @@ class Optimization:
     precision: Precision
     gradient_clip: float | None
     freezing: Freezing = field(default_factory=Freezing)
+    own: bool = False
+    blank: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def _gradient_norm(model: nn.Module, optimization: Optimization) -> float:
     return norm.item()
 
 
-def validate(backend: Backend, batches: Iterable[Batch], loss: Loss) -> Validation:
+def validate(backend: Backend, batches: Iterable[Batch], loss: Criterion) -> Validation:
     """Score every validation image at its own size, by the Predictor's own path.
 
     Args:
@@ -189,7 +193,8 @@ def validate(backend: Backend, batches: Iterable[Batch], loss: Loss) -> Validati
             raise DivergedError(
                 f"the network gives NaN or infinity for {', '.join(names[:4])}; {ADVICE}", names
             )
-        means.add(loss(torch.from_numpy(logits), batch.targets, batch.valid), len(batch.truths))
+        value = loss(torch.from_numpy(logits), batch.targets, batch.valid, None)
+        means.add(value, len(batch.truths))
         counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths))
         all_foreground.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
     return Validation(

@@ -168,7 +168,7 @@ class Trainer(Loop):
         self.begin(tree)
         if tree and time_limit:
             time_limit.restore(tree["time limit"], self.progress)
-        log = RunLog(self.folder, setup.run, first_epoch=self.progress.epoch)
+        log = RunLog(self.folder, setup.run, first_epoch=self.progress.epoch, own=setup.logger)
         names = "".join(f"{name}\n" for name in setup.validation.names)
         write_bytes(self.folder / SPLIT, names.encode(errors="surrogateescape"))
         anomaly = torch.autograd.set_detect_anomaly(self.settings.detect_anomaly)
