@@ -15,13 +15,11 @@ sources, modules and transforms of your own.
 from __future__ import annotations
 
 import functools
-import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast, overload
 
-from notan.config import Run, load_run
+from notan.config import Run, load_run, seconds_of
 from notan.errors import ConfigError, explaining_extras
 
 if TYPE_CHECKING:
@@ -53,9 +51,6 @@ if TYPE_CHECKING:
     AnyImage = TypeVar("AnyImage", bound=ImageLike)
 
 BEST = "best.safetensors"
-NUMBER = r"(\d+(?:\.\d+)?)"
-DURATION = re.compile(rf"(?:{NUMBER}h)?(?:{NUMBER}m)?(?:{NUMBER}s)?", re.ASCII)
-UNITS = (3600, 60, 1)
 
 
 def train(
@@ -201,29 +196,6 @@ def _settings(
 
     chosen = suggest(flags=flags, overrides=overrides)
     return chosen.run, chosen.recipe
-
-
-def seconds_of(time_limit: str | float) -> float:
-    """Return the seconds of a time such as 90s, 10m, 1.5h, 1h30m or 600.
-
-    Raises:
-        ConfigError: It is no time, or none at all.
-
-    Example:
-        >>> seconds_of("1h30m")
-        5400.0
-    """
-    text = str(time_limit).strip()
-    alone = re.fullmatch(NUMBER, text, re.ASCII)
-    found = DURATION.fullmatch(f"{text}s" if alone else text)
-    parts = found.groups(default="0") if found else ()
-    seconds = sum(float(part) * unit for part, unit in zip(parts, UNITS, strict=False))
-    if not 0 < seconds < math.inf:
-        raise ConfigError(
-            f"--time-limit {time_limit}: a time above zero is wanted, such as 90s, 10m, 1.5h or "
-            "1h30m; a number alone is seconds"
-        )
-    return seconds
 
 
 def load(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from notan.api import seconds_of
 from notan.cli.flags import (
     AllowTrainingImages,
     BatchSize,
@@ -138,7 +137,7 @@ def benchmark_models(
         out: Where the runs and the comparison go.
     """
     from notan.comparison.benchmark import make_plan, run_benchmark
-    from notan.config import load_run
+    from notan.config import load_run, seconds_of
 
     if (epochs is None) == (time_limit is None):
         given = "neither --time-limit nor --epochs was" if epochs is None else "both were"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from notan.api import seconds_of
 from notan.cli import BEGAN
 from notan.cli.flags import (
     DEFAULT,
@@ -27,7 +26,7 @@ from notan.cli.flags import (
     sets,
     settings_of,
 )
-from notan.config import Pretrain, Pretraining, load_run, load_settings
+from notan.config import Pretrain, Pretraining, load_run, load_settings, seconds_of
 from notan.errors import ConfigError
 
 if TYPE_CHECKING:

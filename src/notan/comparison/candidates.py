@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
-from notan.config import changed_settings
-from notan.config.sections import SystemPath
-from notan.data.samples import FileSource
-from notan.data.survey import in_threads
+from notan.config import SystemPath, changed_settings
+from notan.data.survey import require_readable
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.evaluation.evaluate import find_seen
 from notan.io.write import as_written
@@ -144,20 +142,7 @@ def require_comparable(
         seen = find_seen(candidate.card, source)
         if seen.trained and not allow_training_images:
             raise DataError(f"{candidate.name}: {seen.refusal()}")
-    _require_readable(source)
-
-
-def _require_readable(source: Source) -> None:
-    """Read every image and mask once."""
-
-    def read(index: int) -> None:
-        source[index]
-
-    if isinstance(source, FileSource):
-        in_threads(read, range(len(source)), "reading all images once")
-        return
-    for index in range(len(source)):  # others may not be read by several threads
-        read(index)
+    require_readable(source)
 
 
 def named_files(models: Sequence[Path], what: str, example: str) -> dict[str, Path]:

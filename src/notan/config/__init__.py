@@ -8,6 +8,7 @@ from notan.config.load import (
     load_run,
     load_settings,
     run_to_toml,
+    seconds_of,
 )
 from notan.config.sections import (
     UNLIMITED_EPOCHS,
@@ -21,6 +22,7 @@ from notan.config.sections import (
     Pretrain,
     Pretraining,
     Run,
+    SystemPath,
     Train,
     TrimapBorder,
 )
@@ -38,6 +40,7 @@ __all__ = [
     "Pretrain",
     "Pretraining",
     "Run",
+    "SystemPath",
     "Train",
     "TrimapBorder",
     "asked_settings",
@@ -46,4 +49,5 @@ __all__ = [
     "load_run",
     "load_settings",
     "run_to_toml",
+    "seconds_of",
 ]

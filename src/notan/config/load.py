@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +22,10 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 NONE = "none"
 """How recipes and overrides say None, for which TOML has no word."""
+
+NUMBER = r"(\d+(?:\.\d+)?)"
+DURATION = re.compile(rf"(?:{NUMBER}h)?(?:{NUMBER}m)?(?:{NUMBER}s)?", re.ASCII)
+UNITS = (3600, 60, 1)
 
 
 def load_run(
@@ -196,3 +202,26 @@ def _siblings(section: type[BaseModel], location: list[str]) -> list[str]:
             return []
         section = inner
     return list(section.model_fields)
+
+
+def seconds_of(time_limit: str | float) -> float:
+    """Return the seconds of a time such as 90s, 10m, 1.5h, 1h30m or 600.
+
+    Raises:
+        ConfigError: It is no time, or none at all.
+
+    Example:
+        >>> seconds_of("1h30m")
+        5400.0
+    """
+    text = str(time_limit).strip()
+    alone = re.fullmatch(NUMBER, text, re.ASCII)
+    found = DURATION.fullmatch(f"{text}s" if alone else text)
+    parts = found.groups(default="0") if found else ()
+    seconds = sum(float(part) * unit for part, unit in zip(parts, UNITS, strict=False))
+    if not 0 < seconds < math.inf:
+        raise ConfigError(
+            f"--time-limit {time_limit}: a time above zero is wanted, such as 90s, 10m, 1.5h or "
+            "1h30m; a number alone is seconds"
+        )
+    return seconds

@@ -341,6 +341,23 @@ def reading_lines(reading: ImageReading, images: Sequence[ImageValues]) -> Itera
         yield f"{kind}: {said} become 256 levels{beyond}"
 
 
+def require_readable(source: Source) -> None:
+    """Read every image and mask of a source once.
+
+    Raises:
+        DataError: One cannot be read.
+    """
+
+    def read(index: int) -> None:
+        source[index]
+
+    if isinstance(source, FileSource):
+        in_threads(read, range(len(source)), "reading all images once")
+        return
+    for index in range(len(source)):  # others may not be read by several threads
+        read(index)
+
+
 def white_of(peak: int) -> int:
     """Return the value that is white in a data set: the largest of as many bits as it uses."""
     return next((2**bits - 1 for bits in (8, 10, 12, 14) if 0 < peak < 2**bits), FULL_DEPTH)

@@ -239,13 +239,7 @@ def prepare(
         trimap_border=_trimap_border(run.data, layout),
         weight=run.loss.teacher,
     )
-    if start:
-        who = f"the model whose encoder is begun with ({start.words})"
-        require_unseen(start.training_hashes, validation, who=who, whose="the new model's")
-    if teacher:
-        who = f"{run.train.teacher}: the teacher"
-        taught = teacher.card.data.training_hashes
-        require_unseen(taught, validation, who=who, whose="the student's")
+    _require_unseen(run, start, teacher, validation)
     known = [start, teacher.card.data if teacher else None]
     data_card = _data_card(run.data, layout, training, validation, unlabelled, known)
     decay = run.train.ema_decay
@@ -283,6 +277,19 @@ def prepare(
         if unlabelled
         else None,
     )
+
+
+def _require_unseen(
+    run: Run, start: EncoderStart | None, teacher: Teacher | None, validation: Source
+) -> None:
+    """Refuse validation images that another model has brought the knowledge of."""
+    if start:
+        who = f"the model whose encoder is begun with ({start.words})"
+        require_unseen(start.training_hashes, validation, who=who, whose="the new model's")
+    if teacher:
+        who = f"{run.train.teacher}: the teacher"
+        taught = teacher.card.data.training_hashes
+        require_unseen(taught, validation, who=who, whose="the student's")
 
 
 def _build_network(run: Run, own: OwnParts, channels: int) -> tuple[nn.Module, Freezing]:
