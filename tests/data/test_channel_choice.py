@@ -170,6 +170,9 @@ def test_channels_in_files_of_their_own_are_known_as_one_image(tmp_path: Path) -
 def test_the_owner_says_what_is_white_in_every_channel(tmp_path: Path) -> None:
     paths = files(tmp_path, (FLAT * 900).astype(np.uint16)[..., [0, 0]])
     assert reading_of(paths, white=2000).ranges == ((0, 2000), (0, 2000))
+    paths = files(tmp_path, (FLAT * 900).astype(np.uint16)[..., 0], FLAT[..., 0])
+    both = reading_of(paths, white=2000)
+    assert (both.white, both.ranges) == (2000, ((0, 1),) * 3)
 
 
 def test_a_value_that_is_no_number_is_found_before_training(tmp_path: Path) -> None:

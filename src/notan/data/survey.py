@@ -217,7 +217,7 @@ def choose_reading(data: Data, images: Sequence[ImageValues]) -> ImageReading:
     ranges = _ranges([each for _, each in (floats or integers)], channels)
     if is_rgb and not floats:
         ranges = ()
-    elif integers and data.white:
+    elif data.white and not floats and integers:
         ranges = ((0.0, float(data.white)),) * channels
     small = next((path for path, each in floats if 0 < max(each.highs) <= 1), None)
     if is_rgb and small and (0, 255) in ranges:
