@@ -180,7 +180,10 @@ def test_a_member_that_was_trained_on_the_validation_images_is_refused(
             {"preprocess": {"image_size": 32, "white": 4095}},
             "data.white is 65535 in small and 4095",
         ),
-        ({"preprocess": {"image_size": 32, "channels": 4}}, "data.channels is 3 in small and 4 in"),
+        (
+            {"preprocess": {"channels": 4, "mean": [0.5] * 4, "std": [0.5] * 4}},
+            "data.channels is 3 in small and 4 in",
+        ),
         (
             {"preprocess": {"image_size": 32, "ranges": [[0, 9]] * 3, "floats": True}},
             r"preprocess.ranges is \(\) in small and ",

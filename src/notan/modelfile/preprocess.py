@@ -68,6 +68,7 @@ class Preprocessor(Section):
     """Resize to a fixed size (or not), normalise, pad to the model's stride.
 
     Attributes:
+        channels: Of the images; 3: red, green and blue.
         image_size: (height, width) every image is resized to; None keeps its own size.
         keep_aspect_ratio: Only shrink an image that is larger than that, until it fits, both sides
             by the same factor.
@@ -75,19 +76,18 @@ class Preprocessor(Section):
         std: Per channel (0..1), divided by.
         stride: Model inputs are padded to multiples of this.
         white: The value of 16-bit images that is read as white.
-        channels: Of the images; 3: red, green and blue.
         ranges: Of each channel, what is read as 0 and as 255 in images of more than 8 bits; of
             three channels, in floats only; none: as ``white`` says, floats within 0..1 or 0..255.
         floats: Whether the ranges are those of floats.
     """
 
+    channels: int = RGB_CHANNELS
     image_size: ImageSize | None = (256, 256)
     keep_aspect_ratio: bool = False
     mean: PerChannel = (0.485, 0.456, 0.406)
     std: PerChannel = (0.229, 0.224, 0.225)
     stride: int = 16
     white: int = FULL_DEPTH
-    channels: int = RGB_CHANNELS
     ranges: tuple[tuple[float, float], ...] = ()
     floats: bool = False
 
