@@ -210,7 +210,10 @@ def test_a_teacher_of_another_rule_or_stride_is_refused(teacher: Path, tmp_path:
     [
         ({"white": 4095}, "data.white = 4095, this run has 65535"),
         ({"ranges": ((0.0, 9.0),) * 3, "floats": True}, r"preprocess.ranges = \(\(0.0, 9.0\)"),
-        ({"channels": 4}, "data.channels = 4, this run has 3"),
+        (
+            {"channels": 4, "mean": (0.5,) * 4, "std": (0.5,) * 4},
+            "data.channels = 4, this run has 3",
+        ),
     ],
 )
 def test_a_teacher_that_reads_images_otherwise_is_refused(
