@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from notan.api import seconds_of
+from notan.config import seconds_of
 from notan.errors import ConfigError
 
 

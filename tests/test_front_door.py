@@ -17,6 +17,7 @@ import notan
 from image_files import photo, saved
 from needs import WEIGHTS
 from notan import api
+from notan.config import seconds_of
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.prediction.predictor import Prediction, Predictor
 
@@ -33,8 +34,8 @@ def test_the_examples_of_the_functions_run(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(drawn_folder, tmp_path / "cells")
     Image.fromarray(photo()).save("cat.jpg")
-    names = {"notan": notan, "np": np, "seconds_of": api.seconds_of}
-    functions: list[object] = [api.train, api.seconds_of, api.load, api.predict, api.evaluate]
+    names = {"notan": notan, "np": np, "seconds_of": seconds_of}
+    functions: list[object] = [api.train, seconds_of, api.load, api.predict, api.evaluate]
     functions += [Prediction.cutout, Prediction.overlay, Prediction.to_png, Predictor.predict_many]
     functions += [notan.UNet, api.export, api.check, api.compare]
     runner, said = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS), io.StringIO()

@@ -39,7 +39,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder: Path = tmp_path_factory.mktemp("golden")
     with pytest.MonkeyPatch.context() as patch:
         # each epoch of six trainings opens the same files, and no fact is of the report
-        patch.setattr("notan.data.samples.read_image", cache(read_image))
+        patch.setattr("notan.io.images.read_image", cache(read_image))
         patch.setattr("notan.data.folders.read_mask", cache(read_mask))
         patch.setattr("notan.cli.train._report", no_report)
         return collect(data.parent, folder)

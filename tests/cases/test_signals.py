@@ -123,10 +123,14 @@ def test_commands_that_run_in_this_process_leave_its_signals_alone(
 
 
 def test_a_training_waits_for_a_safe_point_however_often_the_terminal_hangs_up() -> None:
-    with StopRequest() as stop:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.number == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would not be heard
+    try:
+        with StopRequest() as stop:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_training_under_nohup_hears_no_hangup() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.data.samples import Source
-    from notan.training import TrainResult
+    from notan.training import Network, TrainResult
 
 SOURCE = Drawn(7, size=(16, 16))
 
@@ -63,9 +63,11 @@ def test_no_image_is_judged_by_a_network_that_saw_it(
 ) -> None:
     seen: dict[Path, set[str]] = {}
 
-    def watched(run: Run, *, out: Path, training: Source, validation: Source) -> TrainResult:
+    def watched(
+        run: Run, *, out: Path, training: Source, validation: Source, model: Network | None
+    ) -> TrainResult:
         seen[out] = {sample.name for part in (training, validation) for sample in part}
-        return train(run, out=out, training=training, validation=validation)
+        return train(run, out=out, training=training, validation=validation, model=model)
 
     monkeypatch.setattr(crossvalidate, "train", watched)
     judged = []

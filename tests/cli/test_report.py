@@ -86,7 +86,7 @@ def test_another_run_in_the_same_folder_leaves_no_older_report(
     drawn_folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main(["report", str(run)])
-    monkeypatch.setattr("notan.cli.train._report", Path)
+    monkeypatch.setattr("notan.cli.train._report", lambda *_: None)
     words = ["train", "--data-path", str(drawn_folder), "--out", str(run), "--overwrite"]
     main([*words, *QUICK, *TINY])
     assert not [path for path in run.iterdir() if path.name.startswith("report")]

@@ -134,6 +134,8 @@ def test_a_card_of_before_int8_is_read(portable: Path) -> None:
 class Flat(nn.Module):
     """Three layers of 16 channels at the image's size, and a head."""
 
+    stride = 16
+
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(*(nn.Conv2d(n, 16, 3, padding=1) for n in (3, 16, 16)))

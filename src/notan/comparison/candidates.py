@@ -19,7 +19,6 @@ from notan.errors import CheckpointError, ConfigError, DataError
 from notan.evaluation.evaluate import find_seen
 from notan.io.write import as_written
 from notan.modelfile.card import Card, read_card
-from notan.modelfile.onnx import is_onnx
 from notan.models.own import name_own, short_name
 from notan.prediction.backends import TorchBackend
 from notan.prediction.predictor import Predictor
@@ -71,7 +70,7 @@ class Candidate:
             CheckpointError: The weights are damaged, or the class was not given or does not fit.
             ConfigError: The class cannot be built.
         """
-        if not is_onnx(self.path):
+        if self.card.exported is None:
             network = copy.deepcopy(self.network) if self.network is not None else None
             return Predictor.load(self.path, device=device, model=network)
         import torch
@@ -95,7 +94,7 @@ def open_candidates(models: Sequence[Path], networks: Sequence[Network] = ()) ->
     candidates = []
     for name, path in files.items():
         card = read_card(path)
-        is_own = not (card.model or card.members or is_onnx(path))
+        is_own = not (card.model or card.members or card.exported)
         candidates.append(Candidate(name, path, card, _own(card, networks) if is_own else None))
     unused = [each for each in networks if all(each is not it.network for it in candidates)]
     if unused:

@@ -208,9 +208,9 @@ def _open(models: Sequence[Path]) -> dict[str, Checkpoint]:
                 f"{name} is of {checkpoint.card.model_class}, a class of your own; an ensemble's "
                 "file can only hold notan's own networks"
             )
-        rebuild(checkpoint, None, path=path)  # what does not fit is refused before all the work
         for earlier, member in members.items():
             _require_fit((earlier, name), member.card, checkpoint.card)
+        rebuild(checkpoint, None, path=path)  # what does not fit is refused before all the work
         members[name] = checkpoint
     return members
 

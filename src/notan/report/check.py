@@ -34,6 +34,8 @@ TITLES = {
     "unsupported-mask": "Masks of a kind that is not read",
     "ambiguous-image": "Images of unclear values",
     "mixed-channels": "Images of different numbers of channels, or of values on no common scale",
+    "annotation-fault": "Annotations that do not fit their images",
+    "several-classes": "Several classes, and none chosen",
     "ambiguous-mask": "Masks that can mean more than one thing",
     "unreadable-list": "Lists that cannot be read",
     "size-mismatch": "Image and mask differ in size",
@@ -209,7 +211,8 @@ MOST_OPEN = 3
 """More findings of one kind than this are folded away."""
 
 WITHOUT_THUMBNAILS = frozenset(
-    {"mask-encoding", "recognised", "ignored-file", "label-unjudged", "label-disagreement"}
+    {"mask-encoding", "recognised", "several-classes", "ignored-file", "label-unjudged"}
+    | {"label-disagreement"}
     | {f"label-{kind}" for kind in KINDS}  # the section about labels shows them
 )
 

@@ -73,8 +73,7 @@ def read(folder: Path, files: Sequence[Path]) -> AnnotationSet:
         for name in lost:
             image = collector.find_stem(name, masks / f"{name}.png", root / "JPEGImages")
             if image:
-                empty = Annotation(image, ())
-                collector.add(listed[name], masks / f"{name}.png", image, empty)
+                collector.add_from(root / LABELS, listed[name], Annotation(image, ()))
                 collector.count("listed images without a mask, read as empty")
     elif lost:
         collector.faults.append(
