@@ -176,10 +176,23 @@ def test_check_works_on_each(name: str) -> None:
 
 
 def test_a_data_set_is_a_file_of_it_too() -> None:
-    for path in ("coco-rle/annotations.json", "yolo/data.yaml", "cvat-images/annotations.xml"):
-        data = Data(path=FILES / path, masks=Masks(foreground=("cell",)))
-        split = "train" if path.startswith("yolo") else "all"
-        assert len(open_split(data, split, seed=0)) in (6, 8)
+    files = {
+        "coco-rle/annotations.json": 8,
+        "coco-polygons/annotations/instances_train.json": 6,
+        "coco-roboflow/train/_annotations.coco.json": 6,
+        "yolo/data.yaml": 6,
+        "cvat-images/annotations.xml": 8,
+        "labelme-windows/labels/two.json": 1,
+        "csv/data.csv": 6,
+    }
+    for path, count in files.items():
+        named = not path.startswith("csv")
+        data = Data(path=FILES / path, masks=Masks(foreground=("cell",) if named else (1,)))
+        split = "train" if path.startswith(("yolo", "csv")) else "all"
+        source = open_split(data, split, seed=0)
+        assert len(source) == count
+        for sample in source:
+            np.testing.assert_array_equal(sample.mask, truth(sample.name) == CELL)
 
 
 def test_the_parts_are_those_of_the_files() -> None:

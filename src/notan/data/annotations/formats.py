@@ -90,5 +90,15 @@ def read_annotations(path: Path, name: str) -> AnnotationSet:
 
 @lru_cache(4)
 def _read(path: Path, name: str, files: tuple[Stamp, ...]) -> AnnotationSet:
-    folder = path.parent if path.is_file() else path
-    return FORMATS[name].read(folder, [file for file, _ in files])
+    return FORMATS[name].read(data_folder(path), [file for file, _ in files])
+
+
+def data_folder(path: Path) -> Path:
+    """Return the folder that holds the images of a data folder, or of a file that was named."""
+    if path.is_dir():
+        return path
+    # COCO's own and others keep these files beside the folders of images
+    return path.parent.parent if path.parent.name.lower() in BESIDE_IMAGES else path.parent
+
+
+BESIDE_IMAGES = ("annotations", "labels")
