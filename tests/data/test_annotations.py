@@ -18,7 +18,7 @@ from notan.config import Data, Masks
 from notan.data.annotations.formats import read_annotations
 from notan.data.folders import find_layout, has_test, open_split
 from notan.data.survey import survey
-from notan.errors import DataError
+from notan.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,6 +121,12 @@ def test_an_ignored_class_is_neither() -> None:
             if (truth(name) == NUCLEUS).any():
                 assert sample.ignore is not None
                 np.testing.assert_array_equal(sample.ignore, truth(name) == NUCLEUS)
+
+
+@pytest.mark.parametrize("name", ["labelme", "cvat-images", "label-studio", "geojson"])
+def test_a_number_means_nothing_where_classes_have_names_only(name: str) -> None:
+    with pytest.raises(ConfigError, match="there is no class '1'; choose one of"):
+        read(FILES / name, foreground=1)
 
 
 def test_what_predict_writes_reads_back() -> None:

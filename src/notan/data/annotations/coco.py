@@ -127,7 +127,7 @@ def _read_file(path: Path, split: str, collector: Collector) -> Mapping[str, int
             f"{path}: {boxes} annotations hold a box only, which tells no mask; export the data "
             "set for segmentation"
         )
-    used = {region.label for each in collector.annotations() for region in each.regions}
+    used = collector.labels()
     return {name: number for number, name in categories.items() if name in used}
 
 

@@ -66,8 +66,7 @@ def read(folder: Path, files: Sequence[Path]) -> AnnotationSet:
             )
         for element in root.iter("image"):
             _add_image(element, path, collector)
-    labels = {region.label for each in collector.annotations() for region in each.regions}
-    return collector.result({label: place for place, label in enumerate(sorted(labels))})
+    return collector.result()
 
 
 def _add_image(element: Element, path: Path, collector: Collector) -> None:

@@ -65,8 +65,7 @@ def read(folder: Path, files: Sequence[Path]) -> AnnotationSet:
         if image:
             collector.add(split, path, image, Annotation(image, tuple(regions)))
     collector.pass_over_images("images without a GeoJSON file, so not annotated")
-    labels = {region.label for each in collector.annotations() for region in each.regions}
-    return collector.result({label: place for place, label in enumerate(sorted(labels))})
+    return collector.result()
 
 
 def _features(path: Path) -> Sequence[Any]:

@@ -66,8 +66,7 @@ def read(folder: Path, files: Sequence[Path]) -> AnnotationSet:
         for task in tasks if isinstance(tasks, list) else [tasks]:
             where = f"{path}: task {task.get('id', '') if isinstance(task, dict) else ''}"
             _add_task(task, where, path, collector)
-    labels = {region.label for each in collector.annotations() for region in each.regions}
-    return collector.result({label: place for place, label in enumerate(sorted(labels))})
+    return collector.result()
 
 
 def _add_task(task: object, where: str, path: Path, collector: Collector) -> None:

@@ -68,20 +68,17 @@ def read(folder: Path, files: Sequence[Path]) -> AnnotationSet:
         DataError: A file is none of LabelMe's.
     """
     collector = Collector(folder)
-    labels: dict[str, int] = {}
     for path in files:
         everything = read_json(path)
         image = collector.find(get(everything, "imagePath", str, path), path)
         regions = _regions(everything, path, collector)
-        labels.update((region.label, len(labels)) for region in regions)
         split = split_of(path.relative_to(folder).parent.parts) or WHOLE
         if image:
             size = [everything.get(side) for side in ("imageHeight", "imageWidth")]
             known = (size[0], size[1]) if all(isinstance(side, int) for side in size) else None
             collector.add(split, path, image, Annotation(image, tuple(regions), known))
     collector.pass_over_images("images without a JSON file, so not annotated")
-    classes = {name: place for place, name in enumerate(sorted({*labels} - {IGNORED, BACKGROUND}))}
-    return collector.result(classes, ignored=frozenset({IGNORED}))
+    return collector.result(ignored=frozenset({IGNORED}), background=BACKGROUND)
 
 
 def _regions(everything: object, path: Path, collector: Collector) -> list[Region]:

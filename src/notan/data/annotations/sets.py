@@ -175,9 +175,10 @@ class Collector:
         """Count something that is passed over, such as ``"polylines, which have no area"``."""
         self.notes[note] += 1
 
-    def annotations(self) -> list[Annotation]:
-        """Return what was added so far."""
-        return [each for _, _, each in self._found.values() if each is not None]
+    def labels(self) -> set[str]:
+        """Return the classes of the objects that were added so far."""
+        added = (each for _, _, each in self._found.values() if each is not None)
+        return {region.label for each in added for region in each.regions}
 
     def pass_over_images(self, note: str) -> None:
         """Count the images of the folder that were not added."""
@@ -185,13 +186,24 @@ class Collector:
 
     def result(
         self,
-        classes: Mapping[str, ClassValue],
+        classes: Mapping[str, ClassValue] | None = None,
         *,
         void: tuple[ClassValue, ...] = (),
         ignored: frozenset[str] = frozenset(),
+        background: str = "",
         groups: Mapping[Path, str] | None = None,
     ) -> AnnotationSet:
-        """Return the set; for its parts see there. Groups go by the images' files here."""
+        """Return the set.
+
+        Args:
+            classes: Their values; None: the format has names only, and those in use count.
+            void: See ``AnnotationSet``.
+            ignored: See there.
+            background: The class that means none, where the format has one.
+            groups: Of the images' files.
+        """
+        if classes is None:
+            classes = {name: name for name in sorted(self.labels() - ignored - {background})}
         names = self._names()
         splits = Counter(split for split, _, _ in self._found.values())
         if len(splits) > 1 and splits[WHOLE]:
