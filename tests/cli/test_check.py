@@ -10,6 +10,7 @@ import pytest
 
 from doctor_folders import image_path, mask, pixels, write, write_clean
 from notan.cli.check import check
+from notan.cli.flags import ReadingFlags
 from notan.errors import ConfigError, DataError, StorageError
 
 
@@ -62,6 +63,28 @@ def test_without_out_a_fresh_folder_is_taken(
     check(data_path=clean)
     assert (tmp_path / "runs" / "check" / "check.json").is_file()
     assert (tmp_path / "runs" / "check-2" / "check.html").is_file()
+
+
+ANNOTATED = Path(__file__).parent.parent / "annotations"
+
+
+def test_settings_of_the_data_are_taken_and_no_others(tmp_path: Path) -> None:
+    def look(out: str, *words: str) -> None:
+        check(
+            data_path=ANNOTATED / "coco-datumaro",
+            reading=ReadingFlags(foreground="cell"),
+            out=tmp_path / out,
+            overrides=words,
+        )
+
+    look("a", "data.masks.crowd=foreground")
+    content = json.loads((tmp_path / "a" / "check.json").read_text(encoding="utf-8"))
+    assert content["data"]["masks"] | {"crowd": "foreground"} == content["data"]["masks"]
+    with pytest.raises(ConfigError, match="takes settings of the data only"):
+        look("b", "train.epochs=3")
+    with pytest.raises(ConfigError, match="chanels"):
+        look("b", "data.chanels=3")
+    assert not (tmp_path / "b").exists()
 
 
 def test_no_data_path_is_refused() -> None:

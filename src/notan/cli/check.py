@@ -13,6 +13,7 @@ from notan.cli.flags import (
     READING,
     DataPath,
     ModelClass,
+    Overrides,
     ReadingFlags,
     Switch,
     flag,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from notan.checking.label_errors import LabelPlan, LabelSearch
 
 JSON, PAGE = "check.json", "check.html"
+DATA = "data."
 
 
 def check(
@@ -40,6 +42,7 @@ def check(
     epochs: Annotated[int | None, flag("N", "the model's own, with --model")] = None,
     out: Annotated[Path | None, flag("FOLDER", "a fresh folder, runs/check")] = None,
     reading: OmitArgPrefixes[ReadingFlags] = READING,
+    overrides: Overrides = (),
 ) -> None:
     """Say what is wrong with the images and masks of a folder.
 
@@ -61,6 +64,7 @@ def check(
             the others.
         epochs: Of each of these trainings.
         out: Where check.json and check.html go.
+        overrides: Any other setting of the data: data.channels=4 data.masks.crowd=foreground
     """
     from notan.checking import examine
     from notan.io.write import fresh_folder
@@ -69,7 +73,12 @@ def check(
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
     plan = _plan(model, folds, epochs, model_class)
     flags = {**settings_of(reading), "data.layout": layout}
-    diagnosis = examine(data_path, load_run(flags=flags).data)
+    for word in overrides:
+        if not word.startswith(DATA):
+            raise ConfigError(
+                f"{word}: a check takes settings of the data only, such as {DATA}white"
+            )
+    diagnosis = examine(data_path, load_run(flags=flags, overrides=overrides).data)
     diagnosis = diagnosis.model_copy(update={"is_final": plan is None})
     folder = out or fresh_folder(Path("runs") / "check")
     _write(folder, diagnosis)
