@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as reference
 
 import annotation_files as files
@@ -390,6 +391,31 @@ def test_a_table_needs_both_columns(tmp_path: Path) -> None:
 def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
     (tmp_path / "table.parquet").write_bytes(b"PAR1 not really")
     refuse(tmp_path / "table.parquet", "this is no Parquet")
+
+
+def test_images_of_one_name_in_several_tables_have_names_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table
+    monkeypatch.setenv("NOTAN_CACHE", str(tmp_path / "cache"))
+    files.write_images(tmp_path, "a", "b")
+    mask = Image.fromarray(np.eye(*SIZE, dtype=np.uint8) * 255)
+    mask.save(tmp_path / "mask.png")
+    for split, image in (("train", "a"), ("validation", "b")):
+        cells = [
+            {"bytes": (tmp_path / f"{name}.png").read_bytes(), "path": "0001.png"}
+            for name in (image, "mask")
+        ]
+        columns = {"image": cells[:1], "mask": cells[1:]}
+        parquet.write_table(table(columns), tmp_path / f"{split}-00000-of-00001.parquet")
+    found = read_annotations(tmp_path, "table")
+    names = [pair.name for pair in found.everything]
+    assert len(set(names)) == 2
+    assert not found.faults
+    data = Data(path=tmp_path, layout="table")
+    samples = [open_split(data, split, seed=0)[0] for split in ("train", "val")]
+    assert not np.array_equal(samples[0].image, samples[1].image)
 
 
 def test_a_file_that_is_none_of_all_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind")
 ClassValue: TypeAlias = int | str
-"""A number in the format or in mask files, or a colour such as ``#804080``."""
+"""A number in the format or in mask files, a colour such as ``#804080``, or else the name again."""
 
 MOST_BYTES = 2**31
 """Of one annotation file; COCO's largest has 450 MB."""
@@ -227,15 +227,22 @@ class Collector:
         )
 
     def _names(self) -> dict[Path, str]:
-        """Name images by their folders too where several are called the same."""
+        """Name images by their folders too where several are called the same.
+
+        Those of a table may lie anywhere, and are counted.
+        """
         same = Counter(pair.name for _, pair, _ in self._found.values())
-        root = self.images.folder
-        return {
-            image: pair.name
-            if same[pair.name] == 1
-            else "_".join(image.relative_to(root).with_suffix("").parts)
-            for image, (_, pair, _) in self._found.items()
-        }
+        outside: Counter[str] = Counter()
+        names = {}
+        for image, (_, pair, _) in self._found.items():
+            names[image] = pair.name
+            if same[pair.name] > 1 and image.is_relative_to(self.images.folder):
+                inside = image.relative_to(self.images.folder)
+                names[image] = "_".join(inside.with_suffix("").parts)
+            elif same[pair.name] > 1:
+                outside[pair.name] += 1
+                names[image] = f"{pair.name}-{outside[pair.name]}"
+        return names
 
 
 class ImageIndex:
