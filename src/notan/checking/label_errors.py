@@ -505,7 +505,8 @@ def claim(path: Path, plan: LabelPlan, source: FileSource) -> None:
 def _digest(source: FileSource) -> str:
     hash_once = cache(hash_file)  # one file of annotations may be about all images
     files = (
-        (hash_once(pair.image), hash_once(stored_in(pair.mask)), pair.name) for pair in source.pairs
+        (*map(hash_once, pair.files), hash_once(stored_in(pair.mask)), pair.name)
+        for pair in source.pairs
     )
     return sha256(*(" ".join(file) for file in files))
 

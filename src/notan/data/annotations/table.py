@@ -96,7 +96,10 @@ def read(folder: Path, files: Sequence[Path]) -> AnnotationSet:
                 collector.count("rows without a mask")
                 continue
             image, mask = (_file(cells[each], each, where, unpack) for each in ("image", "mask"))
-            split = split_of([str(cells.get("split") or "")]) or shown
+            told = str(cells.get("split") or "")
+            split = split_of([told]) or shown
+            if told and split_of([told]) is None:
+                collector.faults.append(f"{where}: '{told}' is no split; train, val or test is one")
             collector.add(split, mask, image, None)
             if cells.get("group"):
                 groups[image] = str(cells["group"])
@@ -151,7 +154,7 @@ class _Unpacking:
             path = folder / f"{stem}-{len(self._taken):06d}{suffix}"
         self._taken.add(path)
         with storage_errors(folder, chosen_by=CACHE):
-            if not path.is_file() or path.stat().st_size != len(content):
+            if not path.is_file() or path.read_bytes() != content:
                 write_bytes(path, content)
         return path
 
