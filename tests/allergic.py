@@ -69,22 +69,22 @@ def train_allergic(
 ) -> tuple[TrainResult, list[dict[str, torch.Tensor]]]:
     """Train with bad batches; return the weights after each step too, those before it first."""
     after: list[dict[str, torch.Tensor]] = []
-    allows, after_step = Trainer.allows, Trainer.after_step
+    begin_epoch, after_step = Trainer.begin_epoch, Trainer.after_step
 
     def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in trainer.setup.model.state_dict().items()}
 
-    def before(trainer: Trainer, *arguments: Any) -> bool:
+    def before(trainer: Trainer) -> None:
         if not after:
             after.append(weights_of(trainer))
-        return allows(trainer, *arguments)
+        begin_epoch(trainer)
 
     def recorded(trainer: Trainer, *arguments: Any, **named: Any) -> None:
         after_step(trainer, *arguments, **named)
         after.append(weights_of(trainer))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "allows", before)
+        patch.setattr(Trainer, "begin_epoch", before)
         patch.setattr(Trainer, "after_step", recorded)
         parts: dict[str, Any] = {"training": TRAINING, "validation": VALIDATION}
         result = train(run, out=out, model=Allergic(to), transform=Whitening(*bad), **parts)

@@ -26,9 +26,9 @@ from notan.prediction.predictor import Predictor
 from notan.report.run import facts_of, gather
 from notan.training import train
 from notan.training.build import TrainingSetup, prepare
-from notan.training.guard import LossJudge
+from notan.training.judge import LossJudge
 from notan.training.semi_supervised import add_agreement
-from notan.training.steps import compute_loss
+from notan.training.steps import compute_loss, losses_of
 from notan.training.trainer import Trainer
 from runs import (
     TRAINING,
@@ -69,7 +69,7 @@ def parts_of(run: Run) -> TrainingSetup:
 def first_batch(parts: TrainingSetup, *, step: int = 0) -> Batch:
     assert parts.consistency
     parts.training_batches.set_epoch(1)
-    return next(iter(parts.consistency.mark(parts.training_batches, step)))
+    return parts.consistency.mark(next(iter(parts.training_batches)), step)
 
 
 def test_an_average_is_kept_where_images_without_masks_are_named(folder: Path) -> None:
@@ -321,7 +321,7 @@ def test_the_guard_names_images_without_masks_too(folder: Path, tmp_path: Path) 
     batch = first_batch(broken)
     trainer = Trainer(broken, tmp_path / "run")
     value = compute_loss(broken.model, batch, broken.loss, broken.optimization.precision)
-    assert not trainer.allows(batch, value, 1.0)
+    trainer.guard.after_step(trainer.progress, batch, losses_of(value), 1.0, taken=False)
     (line,) = (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()
     assert batch.unlabelled
     wanted = [*(truth.name for truth in batch.truths), *batch.unlabelled.names]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from notan.training.guard import LossJudge
+from notan.training.judge import LossJudge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -273,6 +273,11 @@ class Train(Section):
     learning rate has come down by then, and ``epochs`` is unlimited. None: no time limit."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; ``auto``: bf16 where a GPU has it, else fp32."""
+    compile: Literal["auto", "off", "default", "tuned"] = "auto"
+    """Whether the network is compiled (torch.compile) and, on a GPU, whole steps are replayed as
+    CUDA graphs. ``auto``: on a GPU, and compiled where the steps that are left are worth the
+    minute; ``tuned`` takes longer and searches for quicker programs, on a GPU only. What cannot be
+    compiled is trained as it is, with a line that says so."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 5.0
     """Largest norm of the gradient over all weights; None: no clipping."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

@@ -95,7 +95,7 @@ class Unlabelled(NamedTuple):
     varied: Images
     inside: Masks
     answers: Probabilities | None = None
-    weight: float = 0.0
+    weight: float | Tensor = 0.0
 
 
 class Target(NamedTuple):

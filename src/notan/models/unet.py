@@ -162,7 +162,7 @@ class ResNet34UNet(SegmentationModel):
 
     def forward(self, images: Images) -> Logits:
         """Map (n, channels, h, w) to logits (n, 1, h, w)."""
-        _, *features = self.encoder(images)
+        features = list(self.encoder(images))[1:]
         features.append(self.bottleneck(features[-1]))
         logits: Logits = self.head(self.enlarge(self.decoder(features)))
         return logits

@@ -37,7 +37,7 @@ from notan.training.log import append_line, keep_lines
 from notan.training.loop import Loop
 from notan.training.start import HARMLESS as HARMLESS_IN_TRAINING
 from notan.training.state import Best, StateFolder, changed_contents
-from notan.training.steps import ADVICE, AverageMeter, compute_loss
+from notan.training.steps import ADVICE, AverageMeter, compute_loss, losses_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -260,7 +260,7 @@ class Pretrainer(Loop):
 
     def __init__(self, setup: PretrainSetup, folder: Path) -> None:
         """Take what ``prepare`` has built and checked, and the run folder."""
-        super().__init__(setup, setup.settings.train, folder)
+        super().__init__(setup, setup.settings.train, folder, reconstruction_loss)
         self.setup: PretrainSetup = setup
 
     def capture(self) -> dict[str, Any]:
@@ -283,7 +283,7 @@ class Pretrainer(Loop):
             with self.stop:
                 while self.progress.epoch <= self.settings.epochs:
                     self.begin_epoch()
-                    losses = self.train_epoch(reconstruction_loss)
+                    losses = self.train_epoch()
                     held_out = self._validate()
                     best = self.progress.best
                     if held_out and (best is None or held_out.score < best.score):
@@ -329,16 +329,16 @@ class Pretrainer(Loop):
             value = compute_loss(
                 setup.model, batch, reconstruction_loss, setup.optimization.precision
             )
-            if not math.isfinite(value.total.item()):
+            losses = losses_of(value)
+            if not math.isfinite(losses["loss"]):
                 names = tuple(truth.name for truth in batch.truths)
                 raise DivergedError(
                     f"the network gives NaN or infinity for {', '.join(names[:4])}; {ADVICE}", names
                 )
-            means.add(value, len(batch.truths))
+            means.add(losses, len(batch.truths))
             mean_colour = torch.zeros_like(batch.targets)
-            grey.add(
-                reconstruction_loss(mean_colour, batch.targets, batch.valid), len(batch.truths)
-            )
+            blank = reconstruction_loss(mean_colour, batch.targets, batch.valid)
+            grey.add(losses_of(blank), len(batch.truths))
         return Best(means.result()["loss"], self.progress.epoch, grey.result()["loss"])
 
     def _keep(self, held_out: Best) -> None:

@@ -61,12 +61,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
-    from torch.optim.swa_utils import AveragedModel
 
     from notan.config import Data, Preprocess, Run, Train, TrimapBorder
     from notan.data.batches import UnlabelledImages
     from notan.data.samples import ImageReading, Source
     from notan.training.fine_tuning import Freezing
+    from notan.training.optim import WeightAverage
     from notan.training.own import OwnLogger, OwnTransform
     from notan.training.semi_supervised import Teacher
 
@@ -100,7 +100,7 @@ class Setup:
     training_batches: BatchLoader
     validation_batches: BatchLoader
     optimization: Optimization
-    average: AveragedModel | None = None
+    average: WeightAverage | None = None
     start: EncoderStart | None = None
 
     def describe(self) -> str:

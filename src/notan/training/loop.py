@@ -6,27 +6,31 @@ import logging
 import signal
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tqdm import tqdm
 
 from notan.errors import DivergedError, StoppedBySignal
 from notan.run_folder import STATES
+from notan.training.compiling import Stepper, make_stepper
 from notan.training.guard import LossGuard
 from notan.training.state import Progress, StateFolder, capture, restore
-from notan.training.steps import ADVICE, train_step
+from notan.training.steps import ADVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
     from types import FrameType
 
+    import torch
+
     from notan.config import Train
     from notan.data.batches import Batch
-    from notan.losses import LossValue
     from notan.training.build import Setup
+    from notan.training.compiling import GraphStepper, How
     from notan.training.state import Best
-    from notan.training.steps import Criterion
+    from notan.training.steps import Criterion, StepValues
     from notan.training.time_limit import TimeLimit
 
 SIGHUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
@@ -36,6 +40,16 @@ logger = logging.getLogger("notan")
 
 GOOD_BATCHES = 500
 """Batches of a long epoch after which the weights are kept to roll back to, as at its start."""
+
+
+AHEAD = 2
+"""Steps that a GPU may have before it when the host begins one more: it never waits for the host,
+and what the host knows (losses, time, signals) is at most so many steps old."""
+
+
+def steps_ahead(device: torch.device) -> int:
+    """Return how many steps the host may be ahead of a device; a CPU is the host itself."""
+    return AHEAD if device.type == "cuda" else 0
 
 
 class StopRequest:
@@ -83,8 +97,9 @@ class Loop:
 
     command: ClassVar[str]
 
-    def __init__(self, setup: Setup, settings: Train, folder: Path) -> None:
+    def __init__(self, setup: Setup, settings: Train, folder: Path, loss: Criterion) -> None:
         self.setup: Setup = setup
+        self.loss = loss
         self.folder = folder
         self.settings = settings
         self.progress = Progress()
@@ -97,6 +112,10 @@ class Loop:
         self.failure: DivergedError | None = None
         self._saved_at = time.monotonic()
         self._epoch_began = time.perf_counter()
+        self._ahead = steps_ahead(setup.device)
+        self._begun: deque[tuple[Batch, StepValues]] = deque()
+        self._take_step: Stepper | GraphStepper | None = None
+        self._compiled: How | None = None
 
     def begin(self, tree: dict[str, Any] | None) -> None:
         """Say what begins, and take up where a state was written, if there is one.
@@ -111,12 +130,14 @@ class Loop:
             return
         self.progress = restore(self.setup, tree)
         self.guard.restore(tree, self.progress)
+        self._compiled = tree.get("compiled")
         where = f"epoch {self.progress.epoch}, batch {self.progress.batch + 1}"
         logger.info("going on from %s", where)
 
     def capture(self) -> dict[str, Any]:
         """Return all that the rest of the training depends on, as a tree for a StateFolder."""
-        return {**capture(self.setup, self.progress), **self.guard.state()}
+        compiled = {"compiled": self._compiled}
+        return {**capture(self.setup, self.progress), **self.guard.state(), **compiled}
 
     def begin_epoch(self) -> None:
         """Start the clock of an epoch, or of the rest of one, and set its first batch."""
@@ -125,16 +146,11 @@ class Loop:
         if self.time_limit:
             self.time_limit.begin_steps(anew=self.progress.batch == 0)
 
-    def train_epoch(
-        self,
-        loss: Criterion,
-        prepare: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
-    ) -> dict[str, float]:
+    def train_epoch(self) -> dict[str, float]:
         """Train on the rest of an epoch's batches, or on as many as the time limit allows.
 
-        Args:
-            loss: What to make small.
-            prepare: Adds to batches what a teacher answers.
+        The host begins a step while the device still computes the ones before it, and learns what
+        came of those when they are done: a device that waited for it would compute nothing then.
 
         Returns:
             The mean of each loss by name.
@@ -144,47 +160,121 @@ class Loop:
             StoppedBySignal: Ctrl-C or SIGTERM came; the state is saved.
             StorageError: The state could not be written.
         """
-        setup, progress = self.setup, self.progress
+        freezing, progress = self.setup.optimization.freezing, self.progress
         if not (self.time_limit and self.time_limit.is_over):
-            with self._progress_bar() as bar, setup.optimization.freezing.during(progress.epoch):
-                for batch in prepare(bar):
-                    value, taken = train_step(
-                        setup.model, batch, loss, setup.optimization, self.allows
-                    )
-                    self.after_step(batch, value, taken=taken)
+            with self._progress_bar() as bar, freezing.during(progress.epoch):
+                freezing.set_mode(self.setup.model)
+                for batch in bar:
+                    self._begin_step(batch)
+                    ahead = 0 if self._something_is_due() else self._ahead
+                    while len(self._begun) > ahead:
+                        self._end_step()
                     mean = progress.means.result().get("loss", 0)
                     bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
                     if self.time_limit and self.time_limit.is_over:
                         break
+                while self._begun:
+                    self._end_step()
         return progress.means.result()
 
-    def allows(self, batch: Batch, value: LossValue, gradient_norm: float) -> bool:
-        """Let the guard judge a step before the weights change; see ``LossGuard.allows``."""
-        return self.guard.allows(self.progress, batch, value, gradient_norm)
+    def answered(self, batch: Batch, step: int) -> Batch:
+        """Return a batch with all that its step needs.
 
-    def after_step(self, batch: Batch, value: LossValue, *, taken: bool) -> None:
-        """Count a step, save the state when it is time, and stop where that was asked for."""
-        progress, average = self.progress, self.setup.average
+        Args:
+            batch: As it was read.
+            step: Steps of the run before it.
+        """
+        del step
+        return batch
+
+    def _begin_step(self, batch: Batch) -> None:
+        """Have the device take a step, without waiting for it."""
+        schedule = self.setup.optimization.schedule
+        answered = self.answered(batch, schedule.steps)
+        if self._take_step is None:
+            self._take_step = self._prepare_steps(answered)
+        values = self._take_step(answered)
+        schedule.advance()
+        self._begun.append((batch, values.on_the_way()))
+
+    def _prepare_steps(self, batch: Batch) -> Stepper | GraphStepper:
+        """Choose how steps are run on the device, once it is known what they work on."""
+        setup, settings = self.setup, self.settings
+        optimization, preprocessor = setup.optimization, setup.preprocessor
+
+        def steps_left(seconds: float) -> float:
+            if self.time_limit:
+                return self.time_limit.left / seconds
+            return settings.epochs * len(setup.training_batches) - self.progress.step
+
+        steps = make_stepper(
+            Stepper(setup, self.loss, self.guard.spikes),
+            batch,
+            wanted=settings.compile,
+            known=self._compiled,
+            steps_left=steps_left,
+            one_size=preprocessor.image_size is not None and not preprocessor.keep_aspect_ratio,
+            captures=not (
+                optimization.own or optimization.scaler.is_enabled() or settings.detect_anomaly
+            ),
+        )
+        self._compiled = steps.how
+        return steps
+
+    def _something_is_due(self) -> bool:
+        """Say whether what was begun must end before the next step: the weights will be kept."""
+        every, begun = self.settings.checkpoint_every_steps, len(self._begun)
+        return (
+            (self.progress.batch + begun) % GOOD_BATCHES == 0
+            or bool(every and (self.progress.step + begun) % every == 0)
+            or self._is_time_to_save()
+            or self.stop.number is not None
+        )
+
+    def _end_step(self) -> None:
+        """Learn what came of the first step that was begun, and do what follows from it.
+
+        Steps that were begun after one from which the training went back have changed nothing; they
+        are begun again.
+        """
+        batch, values = self._begun.popleft()
+        taken, norm, losses = values.read()
+        went_back = self.guard.after_step(self.progress, batch, losses, norm, taken=taken)
+        if went_back:
+            again = [each for each, _ in self._begun]
+            self._begun.clear()
+            self.setup.optimization.schedule.go_back(len(again))
+            for each in again:
+                self._begin_step(each)
+        self.after_step(batch, losses if taken else None)
+
+    def after_step(self, batch: Batch, losses: Mapping[str, float] | None) -> None:
+        """Count a step, save the state when it is time, and stop where that was asked for.
+
+        Args:
+            batch: What it worked on.
+            losses: By name; None: it was skipped.
+        """
+        progress = self.progress
         if self.time_limit and self.time_limit.after_step():
             logger.info("%s", self.time_limit.in_words())
             self.setup.optimization.freezing.warn_of_end(self.time_limit.epochs)
-        self.guard.after_step()
         progress.batch += 1
         progress.step += 1
         progress.seconds = time.perf_counter() - self._epoch_began
-        if taken:
-            progress.means.add(value, len(batch.truths))
-            if average:
-                average.update_parameters(self.setup.model)
+        if losses is not None:
+            progress.means.add(losses, len(batch.truths))
+        if self._begun:  # the weights are of a later step
+            return
         if progress.batch % GOOD_BATCHES == 0:
             self.guard.keep()
         every = self.settings.checkpoint_every_steps
-        seconds = time.monotonic() - self._saved_at
-        if seconds >= self.settings.checkpoint_every_seconds or (
-            every and progress.step % every == 0
-        ):
+        if self._is_time_to_save() or (every and progress.step % every == 0):
             self.save_state()
         self.stop_if_asked()
+
+    def _is_time_to_save(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.settings.checkpoint_every_seconds
 
     def end_epoch(self) -> None:
         """Go on to the next epoch, and remember its first weights as good if all is calm."""

@@ -11,9 +11,10 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from notan.models.base import encoder_of
+from notan.training.spikes import exact_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import Tensor, nn
 
@@ -54,12 +55,16 @@ class Throughput:
 def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
     """Return AdamW over all parameters, in groups of one learning rate each.
 
+    It is fused: all weights in one pass, and a step can be skipped by a tensor's word, without the
+    host's.
+
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
     return torch.optim.AdamW(
         parameter_groups(model, settings),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 
@@ -133,6 +138,16 @@ class Schedule:
         self.steps += 1
         self.apply()
 
+    def go_back(self, steps: int) -> None:
+        """Go back so many steps, which are to be taken again."""
+        self.steps -= steps
+        self.apply()
+
+    def lower(self, factor: float) -> None:
+        """Multiply the learning rate of all steps to come."""
+        self.lowered *= factor
+        self.apply()
+
     def apply(self) -> None:
         """Set the learning rate of each of the optimizer's groups to its present one.
 
@@ -144,7 +159,11 @@ class Schedule:
             since = epochs_done - group["starts"]
             late = group["starts"] and self.own is None
             warm = warm_up(self.settings, since) if late else 1.0
-            group["lr"] = rate * group["factor"] * warm
+            learning_rate = rate * group["factor"] * warm
+            if isinstance(group["lr"], torch.Tensor):  # a captured step knows it by its place
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
 
     @property
     def present_rate(self) -> float:
@@ -198,7 +217,42 @@ def warm_up(settings: Train, epochs_done: float) -> float:
     return max(epochs_done / warmup, 0.01)
 
 
-def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+class WeightAverage(AveragedModel):
+    """An exponential moving average (EMA) of a model's weights and buffers.
+
+    PyTorch's own asks the device how often it was updated, and waits for the answer.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+        weight = next(model.parameters())
+        # at 0 the first update would copy the weights, not average them
+        self.n_averaged = torch.ones_like(self.n_averaged, device=weight.device)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module, taken: Tensor | None = None) -> None:
+        """Come nearer to the model's present weights.
+
+        Args:
+            model: The one that is trained.
+            taken: bool, a scalar: whether it has taken a step; None: it has.
+        """
+        steps = self.n_averaged.to(exact_dtype(self.n_averaged.device))
+        share = 1 - (steps / (steps + 10)).clamp(max=self.decay)
+        if taken is not None:
+            share = torch.where(taken, share, 0)
+        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
+        buffers = zip(self.module.buffers(), model.buffers(), strict=True)
+        for average, current in (*pairs, *buffers):
+            if average.is_floating_point():
+                average.lerp_(current, share.to(average.dtype))
+            else:
+                average.copy_(current)
+        self.n_averaged += 1 if taken is None else taken
+
+
+def average_weights(model: nn.Module, decay: float) -> WeightAverage:
     """Return an exponential moving average (EMA) of a model's weights and buffers.
 
     Args:
@@ -207,16 +261,4 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
             about 100 steps. In the first steps it is less, so that the random start is soon
             forgotten.
     """
-
-    def move(averages: Sequence[Tensor], currents: Sequence[Tensor], count: Tensor | int) -> None:
-        steps = int(count)
-        kept = min(decay, steps / (steps + 10))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, 1 - kept)
-            else:
-                average.copy_(current)
-
-    average = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
-    average.n_averaged.fill_(1)  # at 0 the first update would copy the weights, not average them
-    return average.eval().requires_grad_(requires_grad=False)
+    return WeightAverage(model, decay).eval().requires_grad_(requires_grad=False)

@@ -21,11 +21,10 @@ from notan.models.base import stride_of
 from notan.prediction.backends import rebuild
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import nn
-    from torch.optim.swa_utils import AveragedModel
 
     from notan.config import Run
     from notan.data.batches import Batch, Unlabelled
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from notan.modelfile.card import Card
     from notan.modelfile.preprocess import Preprocessor
     from notan.runtime import Precision
+    from notan.training.optim import WeightAverage
     from notan.types import Images, Logits, Probabilities
 
 logger = logging.getLogger("notan")
@@ -57,13 +57,12 @@ class Teacher:
     card: Card
     precision: Precision
 
-    def mark(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield batches with the teacher's answers as their soft targets, on its device."""
-        for batch in batches:
-            images = batch.images.to(
-                self.precision.device, memory_format=torch.channels_last, non_blocking=True
-            )
-            yield batch._replace(images=images, soft=self.answer(images))
+    def mark(self, batch: Batch) -> Batch:
+        """Return a batch with the teacher's answers as its soft targets, on its device."""
+        images = batch.images.to(
+            self.precision.device, memory_format=torch.channels_last, non_blocking=True
+        )
+        return batch._replace(images=images, soft=self.answer(images))
 
     def answer(self, images: Images) -> Probabilities:
         """Map (n, channels, h, w) to calibrated probabilities, float32 (n, 1, h, w)."""
@@ -224,25 +223,21 @@ class Consistency:
     weight: float
     ramp_steps: int
 
-    def mark(self, batches: Iterable[Batch], first: int) -> Iterator[Batch]:
-        """Yield batches whose images without masks are answered and weighted.
-
-        Each is answered when it is asked for, by the weights of that moment.
+    def mark(self, batch: Batch, step: int) -> Batch:
+        """Return a batch whose images without masks are answered, by the present weights.
 
         Args:
-            batches: In the order to train in.
-            first: Steps of the run before them.
+            batch: Of the training.
+            step: Steps of the run before it.
         """
-        for step, batch in enumerate(batches, start=first):
-            unlabelled = batch.unlabelled
-            if unlabelled is not None:
-                plain = unlabelled.plain.to(
-                    self.precision.device, memory_format=torch.channels_last, non_blocking=True
-                )
-                unlabelled = unlabelled._replace(
-                    answers=self.answer(plain), weight=self.weight_at(step)
-                )
-            yield batch._replace(unlabelled=unlabelled)
+        unlabelled = batch.unlabelled
+        if unlabelled is None:
+            return batch
+        plain = unlabelled.plain.to(
+            self.precision.device, memory_format=torch.channels_last, non_blocking=True
+        )
+        answered = unlabelled._replace(answers=self.answer(plain), weight=self.weight_at(step))
+        return batch._replace(unlabelled=answered)
 
     def weight_at(self, step: int) -> float:
         """Return the term's weight at a step, counted from 0: at first next to nothing.
@@ -256,7 +251,7 @@ class Consistency:
 def build_consistency(
     precision: Precision,
     teacher: Callable[[Images], Probabilities] | None,
-    average: AveragedModel | None,
+    average: WeightAverage | None,
     *,
     weight: float,
     ramp_steps: int,

@@ -34,6 +34,7 @@ HARMLESS = {
     "device",
     "data.path",
     "data.workers",
+    "train.compile",
     "train.patience",
     "train.time_limit_seconds",
     "train.checkpoint_every_seconds",

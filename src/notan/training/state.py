@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from notan.training.build import Setup
+    from notan.training.steps import Optimization
 
 logger = logging.getLogger("notan")
 
@@ -118,6 +119,22 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
             if torch.is_tensor(value):
                 same = value.shape == weight.shape
                 moments[name] = torch.empty_like(weight if same else value).copy_(value)
+
+
+def begin_anew(optimization: Optimization) -> None:
+    """Make an optimizer forget what it knows of its weights.
+
+    The moments stay where they are in memory: a captured step knows them by their place.
+    """
+    optimizer = optimization.optimizer
+    if not optimization.own:
+        for moments in optimizer.state.values():
+            for moment in moments.values():
+                moment.zero_()
+        return
+    optimizer.state.clear()
+    if optimization.blank:  # some have moments from the start, and no step without them
+        restore_optimizer(optimizer, {"state": optimization.blank})
 
 
 def restore_groups(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

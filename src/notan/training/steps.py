@@ -16,9 +16,10 @@ from notan.metrics import Counts
 from notan.modelfile.postprocess import sigmoid
 from notan.training.fine_tuning import Freezing
 from notan.training.semi_supervised import add_agreement
+from notan.training.spikes import exact_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from notan.prediction.backends import Array, Backend
     from notan.runtime import Precision
     from notan.training.optim import Schedule
-    from notan.types import Images
+    from notan.training.spikes import SpikeDetector
+    from notan.types import Images, Logits
 
 Criterion: TypeAlias = "Callable[[Images, Tensor, Tensor, Tensor | None], LossValue]"
 """From a network's output, targets, valid pixels and a teacher's probabilities to the loss."""
@@ -87,15 +89,58 @@ class AverageMeter:
     sums: dict[str, float] = field(default_factory=dict)
     images: int = 0
 
-    def add(self, value: LossValue, images: int) -> None:
-        """Count in the losses of a batch."""
-        for name, term in (("loss", value.total), *value.terms.items()):
-            self.sums[name] = self.sums.get(name, 0.0) + term.item() * images
+    def add(self, losses: Mapping[str, float], images: int) -> None:
+        """Count in the losses of a batch; ``loss`` is their weighted sum."""
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + loss * images
         self.images += images
 
     def result(self) -> dict[str, float]:
-        """Return the mean of each loss by name; ``loss`` is the weighted sum."""
+        """Return the mean of each loss by name."""
         return {name: total / self.images for name, total in self.sums.items()}
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """What a step has computed, on the device; reading it is what waits.
+
+    Attributes:
+        names: Of the losses, ``loss`` (the weighted sum) first.
+        numbers: Whether the weights were changed (1 or 0), the norm of the gradient, and a number
+            for each name.
+        arrived: Happens when they are on the host; None: they are where they were computed.
+    """
+
+    names: tuple[str, ...]
+    numbers: Tensor
+    arrived: torch.cuda.Event | None = None
+
+    @property
+    def taken(self) -> Tensor:
+        """bool, a scalar, on the device."""
+        return self.numbers[0].bool()
+
+    def on_the_way(self) -> StepValues:
+        """Begin to bring the numbers to the host; ``read`` waits for these alone then."""
+        if self.numbers.device.type != "cuda":
+            return self
+        host = torch.empty_like(self.numbers, device="cpu", pin_memory=True)
+        host.copy_(self.numbers, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return StepValues(self.names, host, arrived)
+
+    def read(self) -> tuple[bool, float, dict[str, float]]:
+        """Wait for the device; return whether the step was taken, the norm, and the losses."""
+        if self.arrived:
+            self.arrived.synchronize()
+        taken, norm, *losses = self.numbers.tolist()
+        return bool(taken), norm, dict(zip(self.names, losses, strict=True))
+
+
+def losses_of(value: LossValue) -> dict[str, float]:
+    """Read a loss and its terms, as ``AverageMeter.add`` takes them; waits for the device."""
+    return {"loss": value.total.item(), **{n: term.item() for n, term in value.terms.items()}}
 
 
 def train_step(
@@ -103,44 +148,65 @@ def train_step(
     batch: Batch,
     loss: Criterion,
     optimization: Optimization,
-    allows: Callable[[Batch, LossValue, float], bool] | None = None,
-) -> tuple[LossValue, bool]:
-    """Take one step down the gradient of one batch's loss.
+    spikes: SpikeDetector | None = None,
+    *,
+    network: Callable[[Images], Logits] | None = None,
+) -> StepValues:
+    """Take one step down the gradient of one batch's loss, without waiting for the device.
+
+    Whether the step is taken is decided there too: an optimizer that can (AdamW, fused) is told by
+    a tensor to leave weights, moments and its count as they are, and batch norm's statistics are
+    put back. Only an optimizer of the user's own that cannot is asked for by the host, which
+    waits for it.
 
     Args:
-        model: Changed in place.
+        model: Changed in place; in the mode to train in.
         batch: Images and what is wanted of them.
         loss: What to make small.
         optimization: Optimizer, schedule and arithmetic.
-        allows: Says from the loss and the norm of the gradient whether to change the weights; if
-            not, batch norm's statistics stay too. None: always.
-
-    Returns:
-        The loss before the step, and whether the step was taken.
+        spikes: Says from the loss and the norm of the gradient whether to leave all as it is; None:
+            never.
+        network: The model, compiled; None: as it is.
     """
     scaler, optimizer = optimization.scaler, optimization.optimizer
-    optimization.freezing.set_mode(model)
     # An image of NaN would stay in batch norm's statistics long after its batch was skipped.
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    buffers = list(model.buffers())
+    before = [buffer.clone() for buffer in buffers]
     optimizer.zero_grad(set_to_none=True)
-    value = compute_loss(model, batch, loss, optimization.precision)
+    value = compute_loss(network or model, batch, loss, optimization.precision)
     scaler.scale(value.total).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
+    total = value.total.detach()
     norm = _gradient_norm(model, optimization)
-    taken = allows is None or allows(batch, value, norm)
-    if taken:
-        scaler.step(optimizer)
-    else:
-        with torch.no_grad():
-            for buffer, before in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+    overflow = ~norm.isfinite() & scaler.is_enabled()
+    # float16's scaler scales less after such a step, which is no spike
+    norm = norm.masked_fill(overflow, 0)
+    skipped = spikes(total, norm) if spikes else torch.zeros_like(overflow)
+    _change_weights(optimizer, skipped | overflow, asks=spikes is not None or scaler.is_enabled())
+    with torch.no_grad():
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(torch.where(skipped, old, buffer))
     scaler.update()
-    optimization.schedule.advance()
-    return value, taken
+    numbers = [~skipped, norm, total, *(term.detach() for term in value.terms.values())]
+    exact = exact_dtype(total.device)
+    return StepValues(("loss", *value.terms), torch.stack([number.to(exact) for number in numbers]))
+
+
+def _change_weights(optimizer: torch.optim.Optimizer, skipped: Tensor, *, asks: bool) -> None:
+    """Take the optimizer's step, unless a tensor says, on the device, that it is skipped."""
+    if not asks:
+        optimizer.step()
+    elif getattr(optimizer, "_step_supports_amp_scaling", False):
+        told: Any = optimizer  # the way in which PyTorch's own GradScaler tells it
+        told.grad_scale, told.found_inf = None, skipped.float()
+        optimizer.step()
+        del told.grad_scale, told.found_inf
+    elif not skipped.item():
+        optimizer.step()
 
 
 def compute_loss(
-    model: nn.Module, batch: Batch, loss: Criterion, precision: Precision
+    model: Callable[[Images], Logits], batch: Batch, loss: Criterion, precision: Precision
 ) -> LossValue:
     """Run the network on a batch, on its device and in its arithmetic.
 
@@ -162,15 +228,13 @@ def compute_loss(
     return value if unlabelled is None else add_agreement(value, logits[count:], unlabelled)
 
 
-def _gradient_norm(model: nn.Module, optimization: Optimization) -> float:
+def _gradient_norm(model: nn.Module, optimization: Optimization) -> Tensor:
     """Return the norm of all gradients, and clip them to the largest allowed."""
     weights = [weight for weight in model.parameters() if weight.grad is not None]
     norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
     if optimization.gradient_clip is not None:
         clip_grads_with_norm_(weights, optimization.gradient_clip, norm)
-    if optimization.scaler.is_enabled() and not torch.isfinite(norm):
-        return 0.0  # float16's scaler skips such a step itself and scales less from then on
-    return norm.item()
+    return norm
 
 
 def validate(backend: Backend, batches: Iterable[Batch], loss: Criterion) -> Validation:
@@ -194,7 +258,7 @@ def validate(backend: Backend, batches: Iterable[Batch], loss: Criterion) -> Val
                 f"the network gives NaN or infinity for {', '.join(names[:4])}; {ADVICE}", names
             )
         value = loss(torch.from_numpy(logits), batch.targets, batch.valid, None)
-        means.add(value, len(batch.truths))
+        means.add(losses_of(value), len(batch.truths))
         counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths))
         all_foreground.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
     return Validation(

@@ -27,7 +27,7 @@ from notan.training.steps import Validation, validate
 from notan.training.time_limit import Overhead, TimeLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import nn
@@ -151,7 +151,7 @@ class Trainer(Loop):
             overhead: Work around the training that counts against its time limit; None: none.
             on_epoch: Called with the number of epochs that are done, and of all.
         """
-        super().__init__(setup, setup.run.train, folder)
+        super().__init__(setup, setup.run.train, folder, setup.loss)
         self.setup: TrainingSetup = setup
         self._on_epoch = on_epoch
         seconds, schedule = self.settings.time_limit_seconds, setup.optimization.schedule
@@ -177,7 +177,7 @@ class Trainer(Loop):
                 self._plan()
                 while not self._finished():
                     self.begin_epoch()
-                    losses = self.train_epoch(setup.loss, self._answered)
+                    losses = self.train_epoch()
                     validates, validations = self._validates(), list[Validation]()
                     if validates:
                         self._keep_unscored()
@@ -233,14 +233,14 @@ class Trainer(Loop):
             return True
         return done >= self.settings.epochs
 
-    def _answered(self, batches: Iterable[Batch]) -> Iterable[Batch]:
-        """Add to batches what a teacher, or the EMA of the weights, answers."""
+    def answered(self, batch: Batch, step: int) -> Batch:
+        """Add to a batch what a teacher, or the EMA of the weights, answers."""
         setup = self.setup
         if setup.teacher:
-            batches = setup.teacher.mark(batches)
+            batch = setup.teacher.mark(batch)
         if setup.consistency:
-            batches = setup.consistency.mark(batches, first=self.progress.step)
-        return batches
+            batch = setup.consistency.mark(batch, step)
+        return batch
 
     def _validates(self) -> bool:
         """Say whether to validate after this epoch: always, if it does not eat up a time limit."""
