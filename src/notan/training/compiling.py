@@ -76,7 +76,7 @@ class Stepper:
     def __call__(self, batch: Batch) -> StepValues:
         """Have the device take a step on a batch, and bring the average of the weights up to it."""
         setup = self.setup
-        if self.network and (shape := self.shape_of(batch)) not in self._tried:
+        if self.network is not None and (shape := self.shape_of(batch)) not in self._tried:
             self._tried.add(shape)
             self._try(batch)
         values = train_step(
@@ -135,7 +135,7 @@ class Stepper:
             logger.warning(
                 "the network cannot be compiled (%s): going on without; train.compile=off says so "
                 "from the start",
-                _first_line(error),
+                _in_a_line(error),
             )
             return
         seconds = time.monotonic() - began
@@ -159,9 +159,10 @@ def _options(how: How) -> dict[str, Any]:
     return {"options": options} if options and BACKEND == "inductor" else {}
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def _in_a_line(error: Exception) -> str:
+    """Return what an error says first; PyTorch's go on for pages."""
+    words = " ".join(str(error).partition("\n\n")[0].split())
+    return f"{type(error).__name__}: {words[:300]}"
 
 
 def wait_for(device: torch.device) -> None:
@@ -241,7 +242,7 @@ def captured(plain: Stepper, batch: Batch) -> Stepper | GraphStepper:
             replayed = seconds_a_step(graphs, batch, plain.setup.device)
     except Exception as error:  # noqa: BLE001 - whatever CUDA raises
         logger.warning(
-            "steps cannot be captured as CUDA graphs (%s): going on without", _first_line(error)
+            "steps cannot be captured as CUDA graphs (%s): going on without", _in_a_line(error)
         )
         return plain
     logger.info("a step takes %.1f ms, as a CUDA graph %.1f ms", 1000 * as_it_is, 1000 * replayed)
@@ -274,9 +275,13 @@ class GraphStepper:
     def __init__(self, plain: Stepper) -> None:
         self.plain = plain
         self.setup = plain.setup
-        self.how = plain.how
         self._graphs: dict[object, Graph] = {}
         self._pool: Any = None
+
+    @property
+    def how(self) -> How:
+        """How the network was compiled."""
+        return self.plain.how
 
     def __call__(self, batch: Batch) -> StepValues:
         """Have the device take a step on a batch; a shape that is new is captured first."""

@@ -136,7 +136,7 @@ class Loop:
 
     def capture(self) -> dict[str, Any]:
         """Return all that the rest of the training depends on, as a tree for a StateFolder."""
-        compiled = {"compiled": self._compiled}
+        compiled = {"compiled": self._take_step.how if self._take_step else self._compiled}
         return {**capture(self.setup, self.progress), **self.guard.state(), **compiled}
 
     def begin_epoch(self) -> None:
@@ -193,6 +193,8 @@ class Loop:
         answered = self.answered(batch, schedule.steps)
         if self._take_step is None:
             self._take_step = self._prepare_steps(answered)
+            if self.time_limit:  # what that took says nothing of the steps to come
+                self.time_limit.begin_steps(anew=False)
         values = self._take_step(answered)
         schedule.advance()
         self._begun.append((batch, values.on_the_way()))
@@ -207,7 +209,7 @@ class Loop:
                 return self.time_limit.left / seconds
             return settings.epochs * len(setup.training_batches) - self.progress.step
 
-        steps = make_stepper(
+        return make_stepper(
             Stepper(setup, self.loss, self.guard.spikes),
             batch,
             wanted=settings.compile,
@@ -218,8 +220,6 @@ class Loop:
                 optimization.own or optimization.scaler.is_enabled() or settings.detect_anomaly
             ),
         )
-        self._compiled = steps.how
-        return steps
 
     def _something_is_due(self) -> bool:
         """Say whether what was begun must end before the next step: the weights will be kept."""

@@ -173,7 +173,7 @@ def train_step(
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]
     optimizer.zero_grad(set_to_none=True)
-    value = compute_loss(network or model, batch, loss, optimization.precision)
+    value = compute_loss(model if network is None else network, batch, loss, optimization.precision)
     scaler.scale(value.total).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
     total = value.total.detach()
