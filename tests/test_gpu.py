@@ -17,12 +17,27 @@ from allergic import Allergic, Whitening
 from notan.errors import NotanError
 from notan.exporting import export
 from notan.prediction.predictor import Predictor
-from runs import TRAINING, Crash, history, lines_of, resume_own, tiny, train_own, weights
+from notan.training.build import prepare
+from notan.training.compiling import GraphStepper, Stepper, tensors_of, with_tensors
+from notan.training.judge import LossJudge
+from notan.training.spikes import SpikeDetector
+from runs import (
+    TRAINING,
+    VALIDATION,
+    Crash,
+    history,
+    lines_of,
+    resume_own,
+    tiny,
+    train_own,
+    weights,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.config import Run
+    from notan.data.batches import Batch
 
 DEVICE = "cuda"
 pytestmark = [
@@ -106,3 +121,48 @@ def test_a_loss_of_nan_is_skipped_and_the_training_goes_back(tmp_path: Path) -> 
     actions = [line["action"] for line in lines_of(tmp_path / "run" / "incidents.jsonl")]
     assert "go back" in actions
     assert all(math.isfinite(line["validation/loss"]) for line in history(result))
+
+
+def steps_on_the_gpu(**flags: object) -> tuple[Stepper, Batch]:
+    """Steps of a training, and a batch that is there already."""
+    setup = prepare(on_the_gpu(**flags), training=TRAINING, validation=VALIDATION)
+    setup.training_batches.set_epoch(1)
+    batch = next(iter(setup.training_batches))
+    resident = with_tensors(batch, [tensor.to(DEVICE) for tensor in tensors_of(batch)])
+    return Stepper(setup, setup.loss, SpikeDetector(LossJudge(5), setup.device)), resident
+
+
+@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_fifty_steps_wait_for_nothing(network: str, *, captured: bool) -> None:
+    plain, batch = steps_on_the_gpu(**NETWORKS[network])
+    take = GraphStepper(plain) if captured else plain
+    take(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        values = [take(batch).on_the_way() for _ in range(50)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(each.read()[0] for each in values)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_captured_steps_are_the_steps(network: str) -> None:
+    losses = []
+    for captured in (True, False):
+        plain, batch = steps_on_the_gpu(train__deterministic=True, **NETWORKS[network])
+        take = GraphStepper(plain) if captured else plain
+        losses.append([take(batch).read()[2]["loss"] for _ in range(20)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize("how", ["default", "tuned"])
+def test_a_compiled_and_captured_training_learns_and_resumes(how: str, tmp_path: Path) -> None:
+    run = on_the_gpu(train__compile=how, model__name="resnet34_unet")
+    whole = train_own(run, tmp_path / "whole", transform=Steady())
+    plain = train_own(on_the_gpu(train__compile="off", model__name="resnet34_unet"), tmp_path / "p")
+    resumed = stopped_and_resumed(run, tmp_path / "part")
+    for one, *others in zip(history(whole), history(plain), history(resumed), strict=True):
+        for other in others:
+            assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.05)

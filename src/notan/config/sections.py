@@ -276,8 +276,8 @@ class Train(Section):
     compile: Literal["auto", "off", "default", "tuned"] = "auto"
     """Whether the network is compiled (torch.compile) and, on a GPU, whole steps are replayed as
     CUDA graphs. ``auto``: on a GPU, and compiled where the steps that are left are worth the
-    minute; ``tuned`` takes longer and searches for quicker programs, on a GPU only. What cannot be
-    compiled is trained as it is, with a line that says so."""
+    minute, not with ``deterministic``; ``tuned`` takes longer and searches for quicker programs, on
+    a GPU only. What cannot be compiled is trained as it is, with a line that says so."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 5.0
     """Largest norm of the gradient over all weights; None: no clipping."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

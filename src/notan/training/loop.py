@@ -203,6 +203,7 @@ class Loop:
         """Choose how steps are run on the device, once it is known what they work on."""
         setup, settings = self.setup, self.settings
         optimization, preprocessor = setup.optimization, setup.preprocessor
+        is_repeatable = settings.deterministic
 
         def steps_left(seconds: float) -> float:
             if self.time_limit:
@@ -212,7 +213,8 @@ class Loop:
         return make_stepper(
             Stepper(setup, self.loss, self.guard.spikes),
             batch,
-            wanted=settings.compile,
+            # what a clock decides would not be repeatable
+            wanted="off" if is_repeatable and settings.compile == "auto" else settings.compile,
             known=self._compiled,
             steps_left=steps_left,
             one_size=preprocessor.image_size is not None and not preprocessor.keep_aspect_ratio,
