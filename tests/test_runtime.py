@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import random
 import subprocess
@@ -20,12 +21,14 @@ from notan.runtime import (
     choose_workers,
     describe_hardware,
     find_device,
+    free_memory,
     has_quick_bf16,
     keep_freed_memory,
     seed_everything,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 CPU = torch.device("cpu")
@@ -267,3 +270,67 @@ def test_freed_memory_is_taken_again_without_asking_the_system() -> None:
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
+
+
+def in_groups(folder: Path, own: str, files: Mapping[str, object]) -> int | None:
+    """Return the free memory of a machine that has 1,000 kB, in control groups."""
+    (folder / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable: 1000 kB\n")
+    (folder / "own").write_text(own)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{content}\n")
+    return free_memory(folder / "meminfo", own=folder / "own", groups=folder / "groups")
+
+
+def version_2(name: str, limit: object, usage: int = 300, cached: int = 0) -> dict[str, object]:
+    values = {"max": limit, "current": usage, "stat": f"anon 9\ninactive_file {cached}"}
+    return {f"groups{name}/memory.{key}": value for key, value in values.items()}
+
+
+def test_free_memory_is_what_linux_says(tmp_path: Path) -> None:
+    assert in_groups(tmp_path, "", {}) == 1000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "free"),
+    [
+        ("0::/job", version_2("/job", 1000), 700),
+        ("0::/job", version_2("/job", 1000, cached=200), 900),
+        ("0::/job/step", {**version_2("/job/step", "max"), **version_2("/job", 800)}, 500),
+        ("0::/name/of/the/host", version_2("", 1000), 700),
+        ("0::/job", version_2("/job", 200), 0),
+        ("0::/job", version_2("/job", 2**62), 1000 * 1024),
+        ("0::/job", version_2("/job", "max"), 1000 * 1024),
+        ("0::/job", version_2("/elsewhere", 400), 1000 * 1024),
+        (
+            "9:cpu,memory:/job\n3:cpuset:/\n0::/",
+            {
+                "groups/memory/job/memory.limit_in_bytes": 900,
+                "groups/memory/job/memory.usage_in_bytes": 500,
+                "groups/memory/job/memory.stat": "total_inactive_file 100",
+            },
+            500,
+        ),
+        ("nonsense", version_2("", 1), 1000 * 1024),
+    ],
+)
+def test_free_memory_is_what_the_limit_of_a_container_or_job_leaves(
+    tmp_path: Path, own: str, files: Mapping[str, object], free: int
+) -> None:
+    assert in_groups(tmp_path, own, files) == free
+
+
+@pytest.mark.parametrize("text", [None, "", "MemTotal: 9 kB", "MemAvailable:", "MemAvailable: x"])
+def test_without_that_half_of_all_memory_counts(tmp_path: Path, text: str | None) -> None:
+    facts = tmp_path / "meminfo"
+    if text is not None:
+        facts.write_text(text)
+    found = free_memory(facts, own=tmp_path / "absent")
+    assert found == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def test_memory_that_nobody_tells_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sysconf")
+    assert free_memory(tmp_path / "absent", own=tmp_path / "absent") is None

