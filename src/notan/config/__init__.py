@@ -13,6 +13,7 @@ from notan.config.load import (
 from notan.config.sections import (
     UNLIMITED_EPOCHS,
     Augment,
+    Cache,
     Data,
     LossTerms,
     Masks,
@@ -31,6 +32,7 @@ __all__ = [
     "NONE",
     "UNLIMITED_EPOCHS",
     "Augment",
+    "Cache",
     "Data",
     "LossTerms",
     "Masks",

@@ -101,6 +101,9 @@ class Masks(Section):
 MOST_CHANNELS = 1000
 
 
+Cache: TypeAlias = Literal["auto", "memory", "disk", "off"]
+
+
 class Data(Section):
     """Which images, and how their masks are read."""
 
@@ -136,6 +139,11 @@ class Data(Section):
     """Train on the first so many training images only; None: on all."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read and augment images; None: none on a CPU, up to 8 beside a GPU."""
+    cache: Cache = "auto"
+    """Where images and masks stay once they are decoded. ``memory``: while they take at most three
+    quarters of what is free; ``disk``: in the cache folder, for later trainings too; ``auto``: in
+    memory while they take at most a quarter of it, else on disk; ``off``, or where they do not
+    fit: nowhere, each epoch decodes them."""
 
 
 class Preprocess(Section):

@@ -214,7 +214,8 @@ class OwnPipeline(Transform[None]):
         codes = sample.mask.astype(np.uint8)
         if sample.ignore is not None:
             codes[sample.ignore] = 255
-        result: object = self.pipeline(image=sample.image, mask=codes)
+        # a copy, because a pipeline may write into what it gets
+        result: object = self.pipeline(image=sample.image.copy(), mask=codes)
         if not isinstance(result, Mapping) or not {"image", "mask"} <= set(result):
             raise DataError(
                 f"{sample.name}: your transform returned no mapping with 'image' and 'mask'; "

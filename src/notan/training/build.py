@@ -15,6 +15,7 @@ from notan.config import run_to_toml
 from notan.data.batches import BatchLoader, SampleDataset, fingerprint_unlabelled
 from notan.data.folders import find_layout, image_reading, makes_validation, open_split
 from notan.data.samples import FileSource, fingerprint, median_size
+from notan.data.store import keep_decoded
 from notan.data.survey import choose_reading, measure_statistics, reading_lines, survey
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError, DataError
@@ -219,7 +220,7 @@ def prepare(
     # what is wrong with the settings is said before the images are read
     network, freezing = _build_network(run, own, channels)
     training, validation, layout, reading = _open_sources(
-        run.data, run.seed, training, validation, validation_names
+        run.data, run.seed, training, validation, validation_names, device
     )
     if reading.channels != channels and not own_model:
         network, freezing = _build_network(run, own, reading.channels)
@@ -369,6 +370,7 @@ def _open_sources(
     training: Source | None,
     validation: Source | None,
     names: frozenset[str] | None,
+    device: torch.device,
 ) -> tuple[Source, Source, str, ImageReading]:
     """Return the images to train and to validate on, how they lie in a folder and are read."""
     if (training is None) != (validation is None):
@@ -376,7 +378,9 @@ def _open_sources(
     layout, reading = OWN, image_reading(data)
     if training is None or validation is None:
         layout = find_layout(data)
-        training, validation, reading = _open_and_survey(data, seed, names)
+        *parts, reading = _open_and_survey(data, seed, names)
+        workers = choose_workers(data.workers, device)
+        training, validation = keep_decoded(parts, data.cache, workers=workers)
     for part, images in (("train on", training), ("validate on", validation)):
         if len(images) == 0:
             raise DataError(f"there are no images to {part}")

@@ -33,6 +33,7 @@ log = logging.getLogger("notan")
 HARMLESS = {
     "device",
     "data.path",
+    "data.cache",
     "data.workers",
     "train.compile",
     "train.patience",
