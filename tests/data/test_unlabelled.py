@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,9 +40,6 @@ from notan.data.transforms import (
 from notan.errors import DataError
 from notan.io.images import read_image
 from notan.modelfile.preprocess import Preprocessor
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SIZE = (24, 24)
 PREPROCESSOR = Preprocessor(image_size=SIZE, stride=16)
@@ -148,7 +146,7 @@ def test_a_folder_without_images_is_refused(folder: Path, tmp_path: Path) -> Non
 def test_every_image_is_seen_before_any_is_seen_again(
     count: int, size: int, seed: int, first: int
 ) -> None:
-    files = [UnlabelledFile(None, "", "") for _ in range(count)]  # type: ignore[arg-type]
+    files = [UnlabelledFile(Path("image.png"), "", "") for _ in range(count)]
     geometry = build_geometry(Augment(), PREPROCESSOR.fit)
     known = UnlabelledImages(files, PREPROCESSOR, geometry=geometry, light=(), seed=seed)
     steps = [known.keys(step, size) for step in range(first, first + 2 * count)]

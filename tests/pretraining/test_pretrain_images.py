@@ -14,6 +14,7 @@ from PIL import Image
 
 from notan.config import Data, Pretrain
 from notan.data.folders import open_split
+from notan.data.samples import without_masks
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError, DataError, NotanError
 from notan.modelfile.preprocess import Preprocessor
@@ -21,7 +22,6 @@ from notan.pretraining.masked_images import (
     MaskedImages,
     draw_hidden,
     find_images,
-    image_files,
 )
 from notan.pretraining.pretrainer import reconstruction_loss
 
@@ -155,7 +155,7 @@ def test_an_image_that_breaks_off_while_it_is_learned_from_is_named(
     content = (drawn_folder / "test" / "images" / "drawn-0030.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(content[: len(content) // 2])
     Image.new("L", (1, 1), 77).save(tmp_path / "grey.png")
-    source = image_files([tmp_path / "broken.png", tmp_path / "grey.png"])
+    source = without_masks([tmp_path / "broken.png", tmp_path / "grey.png"])
     images = MaskedImages(source, Preprocessor(image_size=(64, 64)), Pretrain())
     error = images[(1, 0)]
     assert isinstance(error, DataError)

@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from notan.data.folders import loose_images
-from notan.data.samples import Sample, hash_ends, short_hash
+from notan.data.samples import hash_ends, short_hash, without_masks
+from notan.data.store import keep_decoded
 from notan.data.survey import in_threads
 from notan.data.transforms import augment
 from notan.data.workers import (
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from notan.data.samples import ImageReading, Source
+    from notan.config import Cache
+    from notan.data.samples import ImageReading, Sample, Source
     from notan.data.transforms import Transform
     from notan.modelfile.preprocess import Placement, Preprocessor
     from notan.types import Images, Mask, Masks, Probabilities, Size
@@ -228,6 +230,8 @@ class UnlabelledImages(Dataset["Unlabelled | DataError"]):
         geometry: Transform[Any],
         light: Sequence[Transform[Any]],
         seed: int,
+        cache: Cache = "off",
+        workers: int = 0,
     ) -> None:
         """Prepare to read.
 
@@ -237,8 +241,12 @@ class UnlabelledImages(Dataset["Unlabelled | DataError"]):
             geometry: Drawn once for both views, so that they show the same place.
             light: Strong augmentation of the second view, which leaves the geometry alone.
             seed: Decides all of it, with the turn and the number.
+            cache: Where they stay once decoded, as ``data.cache`` says.
+            workers: Data workers that will read them.
         """
         self.files = tuple(files)
+        images = without_masks([file.path for file in files], preprocessor.reading)
+        (self.images,) = keep_decoded([images], cache, workers=workers)
         self.preprocessor = preprocessor
         self.geometry = geometry
         self.light = tuple(light)
@@ -249,17 +257,14 @@ class UnlabelledImages(Dataset["Unlabelled | DataError"]):
 
     def __getitem__(self, key: UnlabelledKey) -> Unlabelled | DataError:
         """Read one image and make its two views."""
-        path = self.files[key.number].path
         rng = np.random.default_rng((self.seed, SALT, *key))
         try:
-            image = read_image(path, self.preprocessor.reading)
+            plain = augment(self.images[key.number], (self.geometry,), rng)
         except DataError as error:
             return error
-        nothing = np.zeros(image.shape[:2], bool)
-        plain = augment(Sample(path.name, image, nothing), (self.geometry,), rng)
         varied = augment(plain, self.light, rng)
         return Unlabelled(
-            (path.name,),
+            (self.files[key.number].path.name,),
             torch.from_numpy(self.preprocessor(plain.image)[0])[None],
             torch.from_numpy(self.preprocessor(varied.image)[0])[None],
             _as_tensor(self.preprocessor.mask(np.ones(plain.size, bool))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from statistics import median_low
 from typing import TYPE_CHECKING
 
@@ -293,6 +294,16 @@ class FileSource(Source):
     def with_images(self, images: ImageReading) -> FileSource:
         """Return the same pairs, whose image files are read in another way."""
         return FileSource(self.pairs, self.read_labels, images)
+
+
+def without_masks(paths: Sequence[Path], images: ImageReading = PLAIN) -> FileSource:
+    """Return images without masks as a source: all of it is background."""
+    pairs = [Pair(path.name, path, path) for path in paths]
+    return FileSource(pairs, partial(_all_background, upright=images.upright), images)
+
+
+def _all_background(path: Path, *, upright: bool) -> Labels:
+    return Labels(np.zeros(read_size(path, upright=upright), bool), None, "no mask")
 
 
 def hash_image(pair: Pair) -> str:

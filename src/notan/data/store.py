@@ -311,7 +311,7 @@ def keep_decoded(
         logger.info("%s, %s", what, place.words)
         numbers = np.argsort(place.order)  # the sample's number, by its place among all
         parts = np.split(numbers, np.cumsum([len(source) for source in sources])[:-1])
-        named = place.named_by or [None] * len(sources)
+        named: Sequence[Named | None] = place.named_by or [None] * len(sources)
         return [
             StoredSource(source, each, place.store, part.tolist(), told)
             for source, each, part, told in zip(sources, sizes, parts, named, strict=True)

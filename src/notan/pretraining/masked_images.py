@@ -11,10 +11,9 @@ from notan.config import Data
 from notan.data.batches import Batch, SampleDataset, find_unlabelled
 from notan.data.folders import holds_masks, open_split
 from notan.data.pets import looks_like_pets
-from notan.data.samples import FileSource, Labels, Pair
+from notan.data.samples import without_masks
 from notan.data.survey import read_as_a_whole
 from notan.errors import ConfigError, DataError, NotanError
-from notan.io.headers import read_size
 from notan.io.images import RGB_CHANNELS
 
 if TYPE_CHECKING:
@@ -23,22 +22,13 @@ if TYPE_CHECKING:
 
     from notan.config import Pretrain
     from notan.data.batches import Key
-    from notan.data.samples import Source
+    from notan.data.samples import FileSource, Source
     from notan.data.transforms import Transform
     from notan.modelfile.preprocess import Preprocessor
     from notan.types import Mask, Size
 
 HIDING = 1
 """Keeps the random numbers that hide patches apart from those that crop."""
-
-
-def image_files(paths: Sequence[Path]) -> FileSource:
-    """Return images without masks, of different names, as a source: all of it is background."""
-    return FileSource([Pair(path.name, path, path) for path in paths], _all_background)
-
-
-def _all_background(path: Path) -> Labels:
-    return Labels(np.zeros(read_size(path), bool), None, "no mask")
 
 
 def find_images(settings: Pretrain) -> tuple[FileSource, str]:
@@ -75,7 +65,7 @@ def _as_a_whole(paths: Sequence[Path], folder: Path) -> FileSource:
     Raises:
         DataError: One is none, or they have other channels than grey or colours.
     """
-    source = read_as_a_whole(image_files(paths), Data())
+    source = read_as_a_whole(without_masks(paths), Data())
     if source.images.channels != RGB_CHANNELS:
         raise DataError(
             f"{folder}: the images have {source.images.channels} channels; an encoder learns "

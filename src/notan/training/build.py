@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,11 @@ import torch
 
 from notan.config import run_to_toml
 from notan.data.batches import BatchLoader, SampleDataset, fingerprint_unlabelled
-from notan.data.folders import find_layout, image_reading, makes_validation, open_split
-from notan.data.samples import FileSource, fingerprint, median_size
-from notan.data.store import keep_decoded
-from notan.data.survey import choose_reading, measure_statistics, reading_lines, survey
+from notan.data.folders import makes_validation
+from notan.data.opening import OWN, measure_statistics, open_sources
+from notan.data.samples import fingerprint, median_size
 from notan.data.transforms import OwnPipeline, build_transforms
-from notan.errors import ConfigError, DataError
+from notan.errors import ConfigError
 from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
 from notan.modelfile.preprocess import RGB_CHANNELS, Preprocessor
@@ -216,11 +215,12 @@ def prepare(
     device = precision.device
     own = own or OwnParts()
     own_model = own.model is not None
+    workers = choose_workers(run.data.workers, device)
     channels = run.data.channels or RGB_CHANNELS
     # what is wrong with the settings is said before the images are read
     network, freezing = _build_network(run, own, channels)
-    training, validation, layout, reading = _open_sources(
-        run.data, run.seed, training, validation, validation_names, device
+    training, validation, layout, reading = open_sources(
+        run.data, run.seed, training, validation, validation_names, workers
     )
     if reading.channels != channels and not own_model:
         network, freezing = _build_network(run, own, reading.channels)
@@ -232,7 +232,9 @@ def prepare(
     )
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _require_statistics(run, preprocessor, training)
-    unlabelled = open_unlabelled(run, preprocessor, validation, own_source=layout == OWN)
+    unlabelled = open_unlabelled(
+        run, preprocessor, validation, own_source=layout == OWN, workers=workers
+    )
     teacher = load_teacher(
         run.train.teacher,
         preprocessor,
@@ -355,83 +357,9 @@ def build_preprocessor(
     )
 
 
-OWN = "own source"
-"""What a card calls the layout of images that lie in no folder."""
-
-
 def _trimap_border(data: Data, layout: str) -> TrimapBorder | None:
     """Return the rule for the trimap's border; None where the masks have none."""
     return data.trimap_border if layout == "pets" else None
-
-
-def _open_sources(
-    data: Data,
-    seed: int,
-    training: Source | None,
-    validation: Source | None,
-    names: frozenset[str] | None,
-    device: torch.device,
-) -> tuple[Source, Source, str, ImageReading]:
-    """Return the images to train and to validate on, how they lie in a folder and are read."""
-    if (training is None) != (validation is None):
-        raise ConfigError("training and validation images of your own come together or not at all")
-    layout, reading = OWN, image_reading(data)
-    if training is None or validation is None:
-        layout = find_layout(data)
-        *parts, reading = _open_and_survey(data, seed, names)
-        workers = choose_workers(data.workers, device)
-        training, validation = keep_decoded(parts, data.cache, workers=workers)
-    for part, images in (("train on", training), ("validate on", validation)):
-        if len(images) == 0:
-            raise DataError(f"there are no images to {part}")
-    if layout == OWN:
-        reading = _own_reading(data, training)
-    return training, validation, layout, reading
-
-
-def _own_reading(data: Data, training: Source) -> ImageReading:
-    """Return how images of the user's own are read; their channels are counted in the first.
-
-    Raises:
-        ConfigError: They are not as many as the settings say.
-    """
-    reading = training.images if isinstance(training, FileSource) else image_reading(data)
-    shape = training[0].image.shape
-    channels = shape[2] if len(shape) > 2 else reading.channels
-    if data.channels not in (None, channels):
-        raise ConfigError(
-            f"data.channels = {data.channels}, and the first of your images has {channels}; leave "
-            "the setting out, or give images of that many"
-        )
-    return replace(reading, channels=channels)
-
-
-PARTS = ("train", "validation")
-
-
-NO_FOREGROUND = (
-    "no validation image has foreground, so that validation cannot judge: a model that finds "
-    "nothing scores 1 there, any other 0; give validation images with foreground"
-)
-
-
-def _open_and_survey(
-    data: Data, seed: int, names: frozenset[str] | None
-) -> tuple[FileSource, FileSource, ImageReading]:
-    """Open both parts, read all masks once, and decide how the images are read."""
-    parts = {split: open_split(data, split, seed=seed, validation_names=names) for split in PARTS}
-    surveys = {split: survey(source) for split, source in parts.items()}
-    images = [image for found in surveys.values() for image in found.images]
-    reading = choose_reading(data, images)
-    for split, found in surveys.items():
-        for line in found.lines(split, reading.channels):
-            logger.info("%s", line)
-    if set(surveys["validation"].encodings) == {"empty"}:
-        logger.warning(NO_FOREGROUND)
-    for line in reading_lines(reading, images):
-        logger.info("%s", line)
-    training, validation = (source.with_images(reading) for source in parts.values())
-    return training, validation, reading
 
 
 def _data_card(

@@ -147,7 +147,7 @@ def _require_same_input(path: Path, card: Card, preprocessor: Preprocessor, stri
 
 
 def open_unlabelled(
-    run: Run, preprocessor: Preprocessor, validation: Source, *, own_source: bool
+    run: Run, preprocessor: Preprocessor, validation: Source, *, own_source: bool, workers: int
 ) -> UnlabelledImages | None:
     """Open the images without masks that a run names, less those that it is judged by.
 
@@ -161,6 +161,7 @@ def open_unlabelled(
         preprocessor: The training's.
         validation: The images that choose the best epoch.
         own_source: Whether the images with masks lie in no folder; there is no test part then.
+        workers: Data workers that will read them.
 
     Returns:
         None where the run names none.
@@ -198,6 +199,8 @@ def open_unlabelled(
         geometry=build_geometry(run.augment, preprocessor.fit),
         light=build_strong(),
         seed=run.seed,
+        cache=run.data.cache,
+        workers=workers,
     )
 
 

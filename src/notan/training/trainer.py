@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from notan.data.opening import NO_FOREGROUND
 from notan.data.samples import Subset
 from notan.errors import DivergedError
 from notan.evaluation.calibrate import choose_postprocessing
@@ -19,7 +20,6 @@ from notan.prediction.backends import TorchBackend, rebuild
 from notan.prediction.formats import overlay_image
 from notan.prediction.predictor import Predictor
 from notan.run_folder import BEST, SPLIT
-from notan.training.build import NO_FOREGROUND
 from notan.training.log import RunLog
 from notan.training.loop import Loop
 from notan.training.state import Best
