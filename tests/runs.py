@@ -282,7 +282,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "NOTAN_CACHE": str(folder / "cache")},
         )
 
     def ask(self, question: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from notan.data.synthetic import DrawnSource, write_folder
 from runs import Child, Server, fate, names_in
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 EPOCHS, STEPS, EVERY = 5, 4, 3
@@ -57,11 +58,11 @@ def kill_at_random(child: Child, moment: random.Random) -> bool:
 
 
 def kill_and_resume(
-    server: Server, images: Path, folder: Path, workers: int, moment: random.Random
+    server: Server, images: Path, folder: Path, settings: Sequence[str], moment: random.Random
 ) -> int:
     """Kill a run and resume it until it has finished; return how often it was killed."""
     begin = ("train", "--data-path", images, "--out", folder, *SETTINGS)
-    child = server.start(*begin, f"data.workers={workers}")
+    child = server.start(*begin, *settings)
     kills = saved = 0
     while kill_at_random(child, moment):
         kills += 1
@@ -76,20 +77,24 @@ def kill_and_resume(
     return kills
 
 
-@pytest.mark.parametrize(("workers", "least"), [(0, 8), (2, 5)])
+@pytest.mark.parametrize(
+    ("workers", "cache", "least"), [(0, "memory", 4), (0, "disk", 4), (2, "disk", 5)]
+)
 def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_it_had_not_been(
     server: Server,
     images: Path,
     uninterrupted: dict[str, object],
     tmp_path: Path,
     workers: int,
+    cache: str,
     least: int,
 ) -> None:
+    settings = (f"data.workers={workers}", f"data.cache={cache}")
     moment, kills, runs = random.Random(workers), 0, 0
     while kills < least:
         runs += 1
         folder = tmp_path / str(runs)
-        kills += kill_and_resume(server, images, folder, workers, moment)
+        kills += kill_and_resume(server, images, folder, settings, moment)
         assert fate(folder) == uninterrupted
         assert names_in(folder) == {
             *("best.safetensors", "history.jsonl", "last", "run.toml", "validation.txt")

@@ -49,6 +49,8 @@ class CacheFile:
     Pickled, it is opened anew; where that fails it holds nothing and takes nothing.
     """
 
+    is_ours = False
+
     def __init__(self, path: Path, header: bytes, length: int) -> None:
         """Open a file, or make it if it is not there; one that is something else is made anew.
 
@@ -95,6 +97,8 @@ class CacheFile:
 
 class NoFile:
     """What takes the place of a file that cannot be opened: it holds nothing and takes nothing."""
+
+    is_ours = False
 
     def read(self, start: int, count: int) -> bytes:
         """Return nothing."""

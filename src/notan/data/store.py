@@ -73,7 +73,14 @@ Shapes: TypeAlias = npt.NDArray[np.int64]
 
 
 class Bytes(Protocol):
-    """Where samples are kept."""
+    """Where samples are kept.
+
+    Attributes:
+        is_ours: Whether nobody else can reach them; others may cut a file short at any time, and
+            where it is written to thereafter, zeros lie in between.
+    """
+
+    is_ours: bool
 
     def read(self, start: int, count: int) -> bytes | memoryview:
         """Return bytes, or fewer where there are no more."""
@@ -87,6 +94,8 @@ class SharedMemory:
 
     It is no file, so that Docker's 64 MB of /dev/shm do not bound it. Pickled, it holds nothing.
     """
+
+    is_ours = True
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -134,7 +143,7 @@ class Store:
         self._place = place
         self._where = where
         self._known = bytearray(len(shapes))
-        """The states of samples whose checksum this process has found right."""
+        """The states of samples that this process need not look at the checksum of again."""
         self._is_told = self._is_closed = False
 
     def count(self) -> int:
@@ -160,7 +169,7 @@ class Store:
         if len(content) < length or checksum not in (None, self._sum(number, state, content)):
             self._tell("is damaged")
             return None
-        self._known[number] = state
+        self._know(number, state)
         values = np.frombuffer(content, np.uint8)
         image = values[: height * width * channels].reshape(height, width, channels)
         codes = values[height * width * channels :].reshape(height, width)
@@ -189,7 +198,11 @@ class Store:
                 error.strerror or error,
             )
             return
-        self._known[number] = state
+        self._know(number, state)
+
+    def _know(self, number: int, state: int) -> None:
+        if self._place.is_ours:
+            self._known[number] = state
 
     def _sum(self, number: int, state: int, content: bytes | memoryview) -> int:
         about = np.append(self._shapes[number], state)
