@@ -209,7 +209,7 @@ class Pair:
 
 def stored_in(mask: Path) -> Path:
     """Return the file that a mask stands in: itself, or the annotations of several images."""
-    return next((path for path in mask.parents if path.is_file()), mask)
+    return next((path for path in (mask, *mask.parents) if path.is_file()), mask)
 
 
 class FileSource(Source):
