@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import notan.data.samples
 from notan.data.store import StoredSource
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import StoppedBySignal
+from notan.io.images import read_channels
 from notan.training import resume, train
 from notan.training.build import prepare
 from notan.training.trainer import Trainer
@@ -57,13 +57,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts how often each image is decoded in this process."""
     counts: Counter[str] = Counter()
-    read = notan.data.samples.read_channels
 
     def counted(paths: Sequence[Path], *arguments: Any) -> npt.NDArray[Any]:
         counts["/".join(paths[0].parts[-3:])] += 1
-        return read(paths, *arguments)
+        return read_channels(paths, *arguments)
 
-    monkeypatch.setattr(notan.data.samples, "read_channels", counted)
+    monkeypatch.setattr("notan.data.samples.read_channels", counted)
     return counts
 
 

@@ -166,7 +166,8 @@ class Store:
         except OSError as error:
             self._tell(f"cannot be read ({error.strerror or error})")
             return None
-        if len(content) < length or checksum not in (None, self._sum(number, state, content)):
+        is_right = checksum is None or checksum == self._sum(number, state, content)
+        if len(content) < length or not is_right:
             self._tell("is damaged")
             return None
         self._know(number, state)
