@@ -324,7 +324,7 @@ def test_the_guard_names_images_without_masks_too(folder: Path, tmp_path: Path) 
     trainer.guard.after_step(trainer.progress, batch, losses_of(value), 1.0, taken=False)
     (line,) = (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()
     assert batch.unlabelled
-    wanted = [*(truth.name for truth in batch.truths), *batch.unlabelled.names]
+    wanted = [*batch.names, *batch.unlabelled.names]
     assert json.loads(line)["images"] == wanted
 
 

@@ -120,7 +120,9 @@ class Batch(NamedTuple):
         images: float32, (n, channels, h, w), normalised.
         targets: float32, (n, 1, h, w), 1 = foreground.
         valid: float32, (n, 1, h, w), 0 = ignored or padding.
-        truths: The masks at the images' own sizes, one for each image.
+        names: The images', one for each.
+        truths: The masks at the images' own sizes, one for each image; none where the samples are
+            kept on a device, which has them already.
         soft: float32, (n, 1, h, w), 0..1: a teacher's probabilities; None: there is no teacher.
         unlabelled: Images without masks that the step sees too; None: none.
     """
@@ -128,7 +130,8 @@ class Batch(NamedTuple):
     images: Images
     targets: Masks
     valid: Masks
-    truths: tuple[Target, ...]
+    names: tuple[str, ...]
+    truths: tuple[Target, ...] = ()
     soft: Probabilities | None = None
     unlabelled: Unlabelled | None = None
 
@@ -215,6 +218,7 @@ def one_batch(sample: Sample, preprocessor: Preprocessor) -> Batch:
         torch.from_numpy(image)[None],
         _as_tensor(preprocessor.mask(sample.mask)),
         _as_tensor(preprocessor.mask(inside)),
+        (sample.name,),
         (truth,),
     )
 
@@ -476,6 +480,7 @@ def collate(items: Sequence[Batch | Unlabelled | NotanError]) -> Batch | NotanEr
         padded((each.images for each in batches), "replicate"),
         padded((each.targets for each in batches), "constant"),
         padded((each.valid for each in batches), "constant"),
+        tuple(name for batch in batches for name in batch.names),
         tuple(truth.padded_to(size) for batch in batches for truth in batch.truths),
         unlabelled=None
         if not unlabelled

@@ -331,14 +331,14 @@ class Pretrainer(Loop):
             )
             losses = losses_of(value)
             if not math.isfinite(losses["loss"]):
-                names = tuple(truth.name for truth in batch.truths)
+                names = batch.names
                 raise DivergedError(
                     f"the network gives NaN or infinity for {', '.join(names[:4])}; {ADVICE}", names
                 )
-            means.add(losses, len(batch.truths))
+            means.add(losses, len(batch.names))
             mean_colour = torch.zeros_like(batch.targets)
             blank = reconstruction_loss(mean_colour, batch.targets, batch.valid)
-            grey.add(losses_of(blank), len(batch.truths))
+            grey.add(losses_of(blank), len(batch.names))
         return Best(means.result()["loss"], self.progress.epoch, grey.result()["loss"])
 
     def _keep(self, held_out: Best) -> None:

@@ -229,7 +229,7 @@ def _is_before(incident: dict[str, Any], progress: Progress) -> bool:
 def _names_of(batch: Batch) -> tuple[str, ...]:
     """Return the images of a step, those with masks first."""
     more = batch.unlabelled.names if batch.unlabelled else ()
-    return (*(truth.name for truth in batch.truths), *more)
+    return (*batch.names, *more)
 
 
 def _terms(losses: Mapping[str, float]) -> list[tuple[str, float]]:

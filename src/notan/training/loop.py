@@ -265,7 +265,7 @@ class Loop:
         progress.step += 1
         progress.seconds = time.perf_counter() - self._epoch_began
         if losses is not None:
-            progress.means.add(losses, len(batch.truths))
+            progress.means.add(losses, len(batch.names))
         if self._begun:  # the weights are of a later step
             return
         if progress.batch % GOOD_BATCHES == 0:

@@ -258,7 +258,7 @@ def validate(backend: Backend, batches: Iterable[Batch], loss: Criterion) -> Val
                 f"the network gives NaN or infinity for {', '.join(names[:4])}; {ADVICE}", names
             )
         value = loss(torch.from_numpy(logits), batch.targets, batch.valid, None)
-        means.add(losses_of(value), len(batch.truths))
+        means.add(losses_of(value), len(batch.names))
         counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths))
         all_foreground.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
     return Validation(
