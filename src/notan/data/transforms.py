@@ -117,7 +117,7 @@ class Geometry(Transform[Matrix]):
 
     def apply(self, sample: Sample, draw: Matrix) -> Sample:
         """Warp image, mask and ignored area by the drawn matrix."""
-        small, matrix = _shrink_first(draw, sample.size)
+        small, matrix = shrink_first(draw, sample.size)
         output = self.fit(sample.size)
 
         def warp_mask(mask: Mask) -> Mask:
@@ -150,9 +150,13 @@ class BrightnessContrast(Transform["tuple[float, float] | None"]):
         """Scale and offset every grey level; clipped to 0..255."""
         if draw is None:
             return sample
-        levels = np.arange(256) * draw[0] + draw[1]
-        table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-        return dataclasses.replace(sample, image=table[sample.image])
+        return dataclasses.replace(sample, image=light_table(*draw)[sample.image])
+
+
+def light_table(contrast: float, brightness: float) -> Image8:
+    """Return what becomes of each grey level, uint8 (256,), as ``BrightnessContrast`` draws it."""
+    levels = np.arange(256) * contrast + brightness
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
 class GridDropout(Transform["tuple[int, int, int, int] | None"]):
@@ -261,7 +265,7 @@ def _rotation(angle: float) -> Matrix:
     return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
-def _shrink_first(matrix: Matrix, size: Size) -> tuple[Size, Matrix]:
+def shrink_first(matrix: Matrix, size: Size) -> tuple[Size, Matrix]:
     """Split a warp that shrinks into area averaging and a warp at scale 1, against aliasing.
 
     Returns:

@@ -121,11 +121,7 @@ class Preprocessor(Section):
         Raises:
             ShapeError: Not a uint8 image with so many channels.
         """
-        if not self.takes(image):
-            raise ShapeError(
-                f"an image of shape {image.shape} and type {image.dtype} was given; "
-                f"uint8 of shape (height, width, {self.channels}) is wanted"
-            )
+        self.require(image)
         placement = self.place((image.shape[0], image.shape[1]))
         resized = resize(image, placement.resized)
         return self.normalize(pad(resized, placement.padded)), placement
@@ -138,6 +134,18 @@ class Preprocessor(Section):
             and image.shape[2] == self.channels
             and image.size > 0
         )
+
+    def require(self, image: npt.NDArray[np.generic]) -> None:
+        """Refuse what is no image of so many channels.
+
+        Raises:
+            ShapeError: Not a uint8 image with so many channels.
+        """
+        if not self.takes(image):
+            raise ShapeError(
+                f"an image of shape {image.shape} and type {image.dtype} was given; "
+                f"uint8 of shape (height, width, {self.channels}) is wanted"
+            )
 
     def fit(self, size: Size) -> Size:
         """Return the (height, width) that an image of a (height, width) is resized to."""

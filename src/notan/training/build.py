@@ -14,6 +14,7 @@ import torch
 from notan.config import run_to_toml
 from notan.data.batches import BatchLoader, SampleDataset, fingerprint_unlabelled
 from notan.data.folders import makes_validation
+from notan.data.on_device import DeviceBatchLoader, open_on_device
 from notan.data.opening import OWN, measure_statistics, open_sources
 from notan.data.samples import fingerprint, median_size
 from notan.data.transforms import OwnPipeline, build_transforms
@@ -97,8 +98,8 @@ class Setup:
     training: Source
     validation: Source
     contents: tuple[Sequence[str], Sequence[str]]
-    training_batches: BatchLoader
-    validation_batches: BatchLoader
+    training_batches: BatchLoader | DeviceBatchLoader
+    validation_batches: BatchLoader | DeviceBatchLoader
     optimization: Optimization
     average: WeightAverage | None = None
     start: EncoderStart | None = None
@@ -414,27 +415,28 @@ def _load(
     validation: Source,
     transform: OwnTransform | None,
     unlabelled: UnlabelledImages | None,
-) -> tuple[BatchLoader, BatchLoader]:
+) -> tuple[BatchLoader | DeviceBatchLoader, BatchLoader | DeviceBatchLoader]:
     fit = preprocessor.fit
     transforms = (OwnPipeline(transform, fit),) if transform else build_transforms(run.augment, fit)
     varied = SampleDataset(training, preprocessor, transforms=transforms, seed=run.seed)
+    plain = SampleDataset(validation, preprocessor)
     workers = choose_workers(run.data.workers, device)
-    pin = device.type == "cuda"
     batch_size = run.train.batch_size
+    kept = partial(open_on_device, batch_size=batch_size, device=device)
     return (
-        BatchLoader(
+        kept(varied, shuffle=True, what="training", unlabelled=unlabelled)
+        or BatchLoader(
             varied,
             batch_size,
             shuffle=True,
             workers=workers,
-            pin_memory=pin,
+            pin_memory=device.type == "cuda",
             unlabelled=unlabelled,
             # images that lie and that stand would fill each other's batches with padding
             kinds=[h > w for h, w in training.sizes()] if preprocessor.keep_aspect_ratio else None,
         ),
-        BatchLoader(
-            SampleDataset(validation, preprocessor), batch_size, shuffle=False, workers=workers
-        ),
+        kept(plain, shuffle=False, what="validation")
+        or BatchLoader(plain, batch_size, shuffle=False, workers=workers),
     )
 
 

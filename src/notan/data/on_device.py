@@ -1,0 +1,386 @@
+"""Samples that are decoded once and stay on a device, and the batches that are made of them there.
+
+A batch is that of ``BatchLoader``: the same images in the same order, varied by the same numbers,
+with pixels that are a grey level off here and there (see ``notan.data.warp``); bit for bit where
+nothing varies them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from notan.data.batches import BalancedBatchSampler, Batch, UnlabelledKey
+from notan.data.samples import Sample
+from notan.data.survey import in_threads
+from notan.data.transforms import (
+    BrightnessContrast,
+    Geometry,
+    GridDropout,
+    light_table,
+    shrink_first,
+)
+from notan.data.warp import FOREGROUND, IGNORED, Frame, Whole, warp
+from notan.errors import DataError
+from notan.modelfile.preprocess import resize, resize_mask
+from notan.runtime import free_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
+
+    from torch import Tensor
+
+    from notan.data.batches import Key, SampleDataset, UnlabelledImages
+    from notan.data.samples import Source
+    from notan.data.transforms import Matrix
+    from notan.modelfile.preprocess import Preprocessor
+    from notan.types import Image8, Size
+
+logger = logging.getLogger("notan")
+
+DEVICES = ("cuda",)
+"""Kinds of devices that are worth it: a processor has no copying to save."""
+
+MEMORY_SHARE = 0.25
+"""Of the free memory that decoded samples may take: a training needs the rest."""
+
+AHEAD = 4
+"""Batches whose random numbers are drawn before they are asked for."""
+
+UNVARIED = (1, 0, 0, 0)
+"""Unit, hole, top and left of a grid without holes."""
+
+
+class DeviceSamples:
+    """The decoded samples of a source, all in one tensor, whatever their sizes.
+
+    Attributes:
+        names: The source's.
+        sizes: (height, width) of each image, as it is kept.
+        device: Where batches are made.
+        pixels: uint8, (pixels of all images, channels + 1), on the device or in the host's memory;
+            behind the channels lie the bits that say what the mask says of the pixel.
+        ignores: Whether any sample has an ignored area.
+        masks: Of samples that are kept resized, by name, those bits at the image's own size, uint8
+            (height, width).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessor: Preprocessor,
+        device: torch.device,
+        *,
+        resized: bool,
+        resident: bool = True,
+    ) -> None:
+        """Decode all samples, several at once.
+
+        Args:
+            source: Of at least one sample.
+            preprocessor: Says what an image is.
+            device: Where batches are made.
+            resized: Whether to keep images as they enter the network, because nothing varies them;
+                else as they are.
+            resident: Whether the pixels stay on the device; else in the host's memory, page-locked
+                for a GPU, and those of a batch are copied when it is made.
+
+        Raises:
+            DataError: A file is missing, unreadable or ambiguous.
+            ShapeError: An image has not as many channels as the preprocessor wants.
+        """
+        self.names = tuple(source.names)
+        self.device = device
+        self.masks: dict[str, Tensor] = {}
+        self._source = source
+        self._preprocessor = preprocessor
+        self._resized = resized
+        self._resident = resident
+        self._found = source.sizes()
+        self.sizes = [preprocessor.fit(size) if resized else size for size in self._found]
+        *self._places, total = accumulate((h * w for h, w in self.sizes), initial=0)
+        self.pixels = self._empty(total, preprocessor.channels + 1)
+        self.ignores = any(in_threads(self._put, range(len(self.names)), "decoding images"))
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(
+            shape,
+            dtype=torch.uint8,
+            device=self.device if self._resident else "cpu",
+            pin_memory=not self._resident and self.device.type == "cuda",
+        )
+
+    def _put(self, index: int) -> bool:
+        """Decode a sample into its place; return whether it has an ignored area."""
+        sample = self._source[index]
+        self._preprocessor.require(sample.image)
+        (height, width), (was_height, was_width) = sample.size, self._found[index]
+        if sample.size != self._found[index]:
+            raise DataError(
+                f"{sample.name}: the image is {height}x{width} (height x width), and was "
+                f"{was_height}x{was_width} a moment ago; leave the files alone while a training "
+                "reads them, and start it again"
+            )
+        if self._resized:
+            bits = torch.from_numpy(_bits_of(sample))
+            self.masks[sample.name] = self._empty(height, width).copy_(bits)
+            sample = _resize(sample, self._preprocessor)
+        rows = np.concatenate([sample.image, _bits_of(sample)[..., None]], axis=2)
+        first = self._places[index]
+        place = self.pixels[first : first + rows.shape[0] * rows.shape[1]]
+        place.copy_(torch.from_numpy(rows).flatten(0, 1))
+        return sample.ignore is not None
+
+    def places_of(self, indices: Sequence[int]) -> list[int]:
+        """Return where the samples' first pixels lie in what ``pixels_of`` returns."""
+        if self._resident:
+            return [self._places[index] for index in indices]
+        counts = (self.sizes[index][0] * self.sizes[index][1] for index in indices)
+        return [*accumulate(counts, initial=0)][:-1]
+
+    def pixels_of(self, indices: Sequence[int]) -> Tensor:
+        """Return pixels, on the device, that those of these samples are among."""
+        if self._resident:
+            return self.pixels
+        counts = [self.sizes[index][0] * self.sizes[index][1] for index in indices]
+        some = torch.empty(
+            (sum(counts), self.pixels.shape[1]), dtype=torch.uint8, device=self.device
+        )
+        parts = zip(indices, self.places_of(indices), counts, strict=True)
+        for index, place, count in parts:
+            first = self._places[index]
+            some[place : place + count].copy_(self.pixels[first : first + count], non_blocking=True)
+        return some
+
+
+def _bits_of(sample: Sample) -> Image8:
+    bits = sample.mask * np.uint8(FOREGROUND)
+    return bits if sample.ignore is None else bits + sample.ignore * np.uint8(IGNORED)
+
+
+def _resize(sample: Sample, preprocessor: Preprocessor) -> Sample:
+    """Resize a sample as ``one_batch`` does."""
+    size = preprocessor.fit(sample.size)
+    ignore = None if sample.ignore is None else ~resize_mask(~sample.ignore, size)
+    return Sample(sample.name, resize(sample.image, size), resize_mask(sample.mask, size), ignore)
+
+
+def bytes_of(source: Source, preprocessor: Preprocessor, *, resized: bool) -> int:
+    """Return how many bytes the decoded samples of a source take, going by their sizes."""
+    found = source.sizes()
+    sizes = [preprocessor.fit(size) for size in found] if resized else found
+    pixels = sum(h * w for h, w in sizes) * (preprocessor.channels + 1)
+    return pixels + (sum(h * w for h, w in found) if resized else 0)
+
+
+class _Variation(NamedTuple):
+    """What was drawn for a sample.
+
+    Attributes:
+        matrix: As ``Geometry`` draws it.
+        light: As ``BrightnessContrast`` does.
+        holes: As ``GridDropout`` does.
+    """
+
+    matrix: Matrix
+    light: tuple[float, float]
+    holes: tuple[int, int, int, int]
+
+
+class _Plan(NamedTuple):
+    """All that the host has to say about a batch before the device makes it; see ``warp``."""
+
+    indices: list[int]
+    whole: Tensor
+    matrices: Tensor
+    tables: Tensor
+    shrinking: list[tuple[Size, Size]]
+
+
+class DeviceBatchLoader:
+    """Makes batches on a device; iterate once for each epoch, like a ``BatchLoader``.
+
+    Attributes:
+        samples: What the batches are made of.
+    """
+
+    def __init__(
+        self, images: SampleDataset, samples: DeviceSamples, batch_size: int, *, shuffle: bool
+    ) -> None:
+        """Prepare to make batches.
+
+        Args:
+            images: How samples are varied and normalised; none that ``hindrance`` names.
+            samples: Those of its source, kept resized where no transform varies them.
+            batch_size: At most so many images in a batch.
+            shuffle: Whether each epoch has an order of its own.
+        """
+        self.samples = samples
+        self._images = images
+        self._order = BalancedBatchSampler(
+            len(samples.names), batch_size, seed=images.seed, shuffle=shuffle
+        )
+        output = images.preprocessor.fit(samples.sizes[0])
+        self._frame = Frame(output, images.preprocessor.place(output).padded, samples.ignores)
+        scale, shift = images.preprocessor.scale_and_shift()
+        self._scale = torch.from_numpy(scale).to(samples.device)
+        self._shift = torch.from_numpy(shift).to(samples.device)
+        self._drawing: ThreadPoolExecutor | None = None
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def set_epoch(self, epoch: int, batch: int = 0) -> None:
+        """Choose the epoch to make next, which decides order and variation, and its first batch."""
+        self._order.epoch, self._order.first = epoch, batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Make one epoch, or the rest of it; random numbers are drawn ahead, in a thread."""
+        self._drawing = drawing = self._drawing or ThreadPoolExecutor(1)
+        plans: deque[Future[_Plan]] = deque()
+        for keys in self._order:
+            plain = [key for key in keys if not isinstance(key, UnlabelledKey)]
+            plans.append(drawing.submit(self._plan, plain))
+            if len(plans) > AHEAD:
+                yield self._make(plans.popleft().result())
+        while plans:
+            yield self._make(plans.popleft().result())
+
+    def close(self) -> None:
+        """Let the thread go that draws ahead."""
+        if self._drawing:
+            self._drawing.shutdown(cancel_futures=True)
+        self._drawing = None
+
+    def _plan(self, keys: Sequence[Key]) -> _Plan:
+        """Draw what varies the samples of a batch, and put it into tables."""
+        indices = [index for _, index in keys]
+        sizes = [self.samples.sizes[index] for index in indices]
+        drawn = [self._draw(key, size) for key, size in zip(keys, sizes, strict=True)]
+        smalls, matrices = zip(
+            *(shrink_first(each.matrix, size) for each, size in zip(drawn, sizes, strict=True)),
+            strict=True,
+        )
+        whole = [
+            (place, *size, *small, *each.holes)
+            for place, size, small, each in zip(
+                self.samples.places_of(indices), sizes, smalls, drawn, strict=True
+            )
+        ]
+        back = np.linalg.inv(np.stack(matrices))[:, :2].astype(np.float32)
+        tables = np.stack([light_table(*each.light) for each in drawn])
+        return _Plan(
+            indices,
+            self._locked(np.array(whole, np.int64).T.copy()),
+            self._locked(back),
+            self._locked(tables),
+            list(zip(sizes, smalls, strict=True)),
+        )
+
+    def _draw(self, key: Key, size: Size) -> _Variation:
+        """Draw as ``augment`` does."""
+        output = self._frame.output
+        if not self._images.transforms:
+            return _Variation(np.eye(3), (1.0, 0.0), UNVARIED)
+        geometry, light, holes = self._images.transforms
+        rng = np.random.default_rng((self._images.seed, *key))
+        matrix = geometry.draw(rng, size)
+        return _Variation(
+            matrix, light.draw(rng, output) or (1.0, 0.0), holes.draw(rng, output) or UNVARIED
+        )
+
+    def _locked(self, table: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
+        """Return a table in memory from which it is copied without waiting."""
+        tensor = torch.from_numpy(table)
+        return tensor.pin_memory() if self.samples.device.type == "cuda" else tensor
+
+    @torch.no_grad()
+    def _make(self, plan: _Plan) -> Batch:
+        """Make a batch, without waiting for the device."""
+        device = self.samples.device
+        whole, matrices, tables = (
+            table.to(device, non_blocking=True)
+            for table in (plan.whole, plan.matrices, plan.tables)
+        )
+        pixels = self.samples.pixels_of(plan.indices)
+        warped = warp(pixels, Whole(*whole), matrices, tables, self._frame, plan.shrinking)
+        images = warped.levels * self._scale + self._shift
+        names = tuple(self.samples.names[index] for index in plan.indices)
+        return Batch(images.permute(0, 3, 1, 2), warped.targets, warped.valid, names)
+
+
+def hindrance(images: SampleDataset, unlabelled: UnlabelledImages | None) -> str | None:
+    """Say why batches of these images cannot be made on a device; None: they can."""
+    preprocessor, kinds = images.preprocessor, [type(each) for each in images.transforms]
+    if unlabelled is not None:
+        return "images without masks are read with them"
+    if preprocessor.image_size is None or preprocessor.keep_aspect_ratio:
+        return "not all are resized to one size"
+    if kinds and kinds != [Geometry, BrightnessContrast, GridDropout]:
+        return "they are varied by a transform of your own"
+    return None
+
+
+def open_on_device(
+    images: SampleDataset,
+    batch_size: int,
+    device: torch.device,
+    *,
+    shuffle: bool,
+    what: str,
+    unlabelled: UnlabelledImages | None = None,
+    decode_once: bool = True,
+) -> DeviceBatchLoader | None:
+    """Decode images once to make their batches on a device, where that fits; say in a line where.
+
+    Args:
+        images: What to read, and how to vary it.
+        batch_size: At most so many images in a batch.
+        device: That of the training.
+        shuffle: Whether each epoch has an order of its own.
+        what: Names the images in that line.
+        unlabelled: Images without masks that batches have too; None: there are none.
+        decode_once: Whether decoded images may be kept at all.
+
+    Returns:
+        None where they are read anew for each epoch.
+
+    Raises:
+        NotanError: An image could not be read.
+    """
+    if device.type not in DEVICES or not decode_once:
+        return None
+    source, preprocessor = images.source, images.preprocessor
+    why, resident, resized = hindrance(images, unlabelled), True, not images.transforms
+    if why is None:
+        size = bytes_of(source, preprocessor, resized=resized)
+        resident = size <= MEMORY_SHARE * _free_on(device)
+        if not resident and size > MEMORY_SHARE * (free_memory() or 0):
+            why = f"decoded, they would take {_in_words(size)}, and neither memory has room"
+    if why is not None:
+        logger.info("%s images: read anew each epoch; %s", what, why)
+        return None
+    samples = DeviceSamples(source, preprocessor, device, resized=resized, resident=resident)
+    where = "GPU memory" if resident else "page-locked memory, copied for each batch"
+    logger.info(
+        "%s images: %s decoded once, %s in %s",
+        *(what, f"{len(samples.names):,}", _in_words(size), where),
+    )
+    return DeviceBatchLoader(images, samples, batch_size, shuffle=shuffle)
+
+
+def _free_on(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory() or 0
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
