@@ -8,7 +8,6 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,11 +19,11 @@ from notan.data import on_device, warp
 from notan.data.batches import BatchLoader, SampleDataset
 from notan.data.folders import folder_source
 from notan.data.on_device import DeviceBatchLoader, DeviceSamples, hindrance, open_on_device
-from notan.data.samples import Sample, Source
 from notan.data.synthetic import write_folder
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import DataError, ShapeError
 from notan.modelfile.preprocess import Preprocessor
+from photographs import SIZES, Kept, photographs
 from waits import META, NoWaiting, refused
 
 if TYPE_CHECKING:
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.data.batches import Batch
-    from notan.types import Image8, Size
+    from notan.data.samples import Source
+    from notan.types import Size
 
 CPU = torch.device("cpu")
-SIZES = [(61, 83), (120, 45), (40, 40), (1, 1), (7, 90), (80, 80), (37, 2), (150, 211), (1, 50)]
 LEVEL = 1.5
 """Grey levels by which a pixel may differ."""
 DIMMED = 2.5
@@ -43,46 +42,6 @@ DIMMED = 2.5
 GEOMETRY = Augment(brightness_contrast_probability=0, grid_dropout_probability=0)
 UNLIT = Augment(brightness_contrast_probability=0, grid_dropout_probability=1)
 STILL = Augment(enabled=False)
-
-
-class Kept(Source):
-    """Samples that are in memory already."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    @property
-    def names(self) -> list[str]:
-        return [sample.name for sample in self.samples]
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
-
-
-def photograph(rng: np.random.Generator, size: Size, channels: int) -> Image8:
-    """Soft areas with noise on them."""
-    coarse = rng.integers(0, 256, (-(-size[0] // 6), -(-size[1] // 6), channels)).astype(np.uint8)
-    soft = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_LINEAR).reshape(*size, channels)
-    noisy = soft.astype(int) + rng.integers(-20, 20, soft.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
-
-
-def photographs(
-    sizes: Sequence[Size] = SIZES, channels: int = 3, *, ignores: bool = True, seed: int = 0
-) -> Kept:
-    rng = np.random.default_rng(seed)
-    return Kept(
-        [
-            Sample(
-                f"photograph-{number}",
-                photograph(rng, size, channels),
-                photograph(rng, size, 1)[..., 0] > 128,
-                # one of them says nothing of ignored areas, as in a folder of both
-                photograph(rng, size, 1)[..., 0] > 190 if ignores and number != 1 else None,
-            )
-            for number, size in enumerate(sizes)
-        ]
-    )
 
 
 def dataset(source: Source, size: Size = (48, 48), augment: Augment | None = None) -> SampleDataset:
@@ -225,7 +184,10 @@ def test_images_that_would_fill_the_memory_are_shrunk_a_few_at_a_time(
 ) -> None:
     images = dataset(photographs())
     at_once = epoch_of(on(images))
-    monkeypatch.setattr(warp, "MOST_PIXELS", 5000)
+    assert len(list(on_device._parts([((99, 99), (40, 40))] * 7))) == 1
+    monkeypatch.setattr(on_device, "MOST_PIXELS", 5000)
+    parts = list(on_device._parts([((99, 99), (40, 40))] * 7))
+    assert [count for count, _ in parts] == [3, 3, 1]
     assert_same(at_once, epoch_of(on(images)))
 
 
@@ -288,7 +250,7 @@ def test_where_decoded_images_lie_is_said_and_goes_by_their_size(
     size = 4 * sum(height * width for height, width in SIZES)
 
     def line(on_gpu: int, in_all: int) -> str:
-        monkeypatch.setattr(on_device, "_free_on", lambda _: on_gpu)
+        monkeypatch.setattr(on_device, "free_on", lambda _: on_gpu)
         monkeypatch.setattr(on_device, "free_memory", lambda: in_all)
         caplog.clear()
         kept = opened(images)

@@ -9,8 +9,8 @@ import pytest
 from allergic import TRAINING, VALIDATION, Allergic, Whitening, same, train_allergic, watched
 from notan.errors import DivergedError
 from notan.training import resume, train
-from notan.training.steps import Validation, validate
 from notan.training.trainer import Trainer
+from notan.training.validation import Validation, validate
 from runs import (
     Crash,
     before_step,

@@ -26,7 +26,7 @@ from notan.data.transforms import (
     light_table,
     shrink_first,
 )
-from notan.data.warp import FOREGROUND, IGNORED, Frame, Whole, warp
+from notan.data.warp import FOREGROUND, IGNORED, Extent, Frame, Warped, Whole, warp
 from notan.errors import DataError
 from notan.modelfile.preprocess import resize, resize_mask
 from notan.runtime import free_memory
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
+    import numpy.typing as npt
     from torch import Tensor
 
     from notan.data.batches import Key, SampleDataset, UnlabelledImages
     from notan.data.samples import Source
     from notan.data.transforms import Matrix
     from notan.modelfile.preprocess import Preprocessor
-    from notan.types import Image8, Size
+    from notan.types import Mask, Size
 
 logger = logging.getLogger("notan")
 
@@ -53,6 +54,10 @@ MEMORY_SHARE = 0.25
 
 AHEAD = 4
 """Batches whose random numbers are drawn before they are asked for."""
+
+MOST_PIXELS = 2**23
+"""Of shrunken images that are warped at once: some 600 MB while it lasts. Those of a batch are
+padded to the largest of them, and one may be as large as its file."""
 
 UNVARIED = (1, 0, 0, 0)
 """Unit, hole, top and left of a grid without holes."""
@@ -129,10 +134,12 @@ class DeviceSamples:
                 "reads them, and start it again"
             )
         if self._resized:
-            bits = torch.from_numpy(_bits_of(sample))
-            self.masks[sample.name] = self._empty(height, width).copy_(bits)
+            bits = bits_of(sample.mask, sample.ignore)
+            self.masks[sample.name] = self._empty(height, width).copy_(torch.from_numpy(bits))
             sample = _resize(sample, self._preprocessor)
-        rows = np.concatenate([sample.image, _bits_of(sample)[..., None]], axis=2)
+        rows = np.concatenate(
+            [sample.image, bits_of(sample.mask, sample.ignore)[..., None]], axis=2
+        )
         first = self._places[index]
         place = self.pixels[first : first + rows.shape[0] * rows.shape[1]]
         place.copy_(torch.from_numpy(rows).flatten(0, 1))
@@ -160,9 +167,10 @@ class DeviceSamples:
         return some
 
 
-def _bits_of(sample: Sample) -> Image8:
-    bits = sample.mask * np.uint8(FOREGROUND)
-    return bits if sample.ignore is None else bits + sample.ignore * np.uint8(IGNORED)
+def bits_of(mask: Mask, ignore: Mask | None) -> npt.NDArray[np.uint8]:
+    """Put what a mask says into one byte a pixel, uint8 (height, width)."""
+    bits = mask * np.uint8(FOREGROUND)
+    return bits if ignore is None else bits + ignore * np.uint8(IGNORED)
 
 
 def _resize(sample: Sample, preprocessor: Preprocessor) -> Sample:
@@ -195,13 +203,21 @@ class _Variation(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """All that the host has to say about a batch before the device makes it; see ``warp``."""
+    """All that the host has to say about a batch before the device makes it; see ``warp``.
+
+    Attributes:
+        indices: Of the samples.
+        whole: int64, (numbers of a ``Whole``, n).
+        matrices: See there; likewise below.
+        tables: See there.
+        parts: What to warp at once: how many images, and their extent.
+    """
 
     indices: list[int]
     whole: Tensor
     matrices: Tensor
     tables: Tensor
-    shrinking: list[tuple[Size, Size]]
+    parts: list[tuple[int, Extent]]
 
 
 class DeviceBatchLoader:
@@ -281,7 +297,7 @@ class DeviceBatchLoader:
             self._locked(np.array(whole, np.int64).T.copy()),
             self._locked(back),
             self._locked(tables),
-            list(zip(sizes, smalls, strict=True)),
+            list(_parts(list(zip(sizes, smalls, strict=True)))),
         )
 
     def _draw(self, key: Key, size: Size) -> _Variation:
@@ -296,7 +312,7 @@ class DeviceBatchLoader:
             matrix, light.draw(rng, output) or (1.0, 0.0), holes.draw(rng, output) or UNVARIED
         )
 
-    def _locked(self, table: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
+    def _locked(self, table: npt.NDArray[np.generic]) -> Tensor:
         """Return a table in memory from which it is copied without waiting."""
         tensor = torch.from_numpy(table)
         return tensor.pin_memory() if self.samples.device.type == "cuda" else tensor
@@ -305,15 +321,39 @@ class DeviceBatchLoader:
     def _make(self, plan: _Plan) -> Batch:
         """Make a batch, without waiting for the device."""
         device = self.samples.device
-        whole, matrices, tables = (
-            table.to(device, non_blocking=True)
-            for table in (plan.whole, plan.matrices, plan.tables)
-        )
+        tables = (plan.whole, plan.matrices, plan.tables)
+        whole, matrices, light = (table.to(device, non_blocking=True) for table in tables)
         pixels = self.samples.pixels_of(plan.indices)
-        warped = warp(pixels, Whole(*whole), matrices, tables, self._frame, plan.shrinking)
-        images = warped.levels * self._scale + self._shift
+        parts, first = list[Warped](), 0
+        for count, extent in plan.parts:
+            some = slice(first, first + count)
+            parts.append(
+                warp(
+                    *(pixels, Whole(*whole[:, some]), matrices[some], light[some]),
+                    *(self._frame, extent),
+                )
+            )
+            first += count
+        levels, targets, valid = (torch.cat(each) for each in zip(*parts, strict=True))
+        images = levels * self._scale + self._shift
         names = tuple(self.samples.names[index] for index in plan.indices)
-        return Batch(images.permute(0, 3, 1, 2), warped.targets, warped.valid, names)
+        return Batch(images.permute(0, 3, 1, 2), targets, valid, names)
+
+
+def _parts(shrinking: Sequence[tuple[Size, Size]]) -> Iterator[tuple[int, Extent]]:
+    """Divide images into as many as may be warped at once, at least one."""
+    first = height = width = 0
+    for place, (_, small) in enumerate(shrinking):
+        height, width = max(height, small[0]), max(width, small[1])
+        if place > first and (place + 1 - first) * height * width > MOST_PIXELS:
+            yield place - first, Extent.of(shrinking[first:place])
+            first, (height, width) = place, small
+    yield len(shrinking) - first, Extent.of(shrinking[first:])
+
+
+def serves(device: torch.device) -> bool:
+    """Say whether batches are made, and validation is scored, on a device of this kind."""
+    return device.type in DEVICES
 
 
 def hindrance(images: SampleDataset, unlabelled: UnlabelledImages | None) -> str | None:
@@ -355,13 +395,13 @@ def open_on_device(
     Raises:
         NotanError: An image could not be read.
     """
-    if device.type not in DEVICES or not decode_once:
+    if not (decode_once and serves(device)):
         return None
     source, preprocessor = images.source, images.preprocessor
     why, resident, resized = hindrance(images, unlabelled), True, not images.transforms
     if why is None:
         size = bytes_of(source, preprocessor, resized=resized)
-        resident = size <= MEMORY_SHARE * _free_on(device)
+        resident = size <= MEMORY_SHARE * free_on(device)
         if not resident and size > MEMORY_SHARE * (free_memory() or 0):
             why = f"decoded, they would take {_in_words(size)}, and neither memory has room"
     if why is not None:
@@ -376,7 +416,8 @@ def open_on_device(
     return DeviceBatchLoader(images, samples, batch_size, shuffle=shuffle)
 
 
-def _free_on(device: torch.device) -> int:
+def free_on(device: torch.device) -> int:
+    """Return the bytes of a device's memory that are free, 0 where it cannot be told."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return free_memory() or 0

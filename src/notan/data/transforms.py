@@ -155,8 +155,9 @@ class BrightnessContrast(Transform["tuple[float, float] | None"]):
 
 def light_table(contrast: float, brightness: float) -> Image8:
     """Return what becomes of each grey level, uint8 (256,), as ``BrightnessContrast`` draws it."""
-    levels = np.arange(256) * contrast + brightness
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    levels = np.rint(np.arange(256) * contrast + brightness)
+    table: Image8 = np.clip(levels, 0, 255).astype(np.uint8)
+    return table
 
 
 class GridDropout(Transform["tuple[int, int, int, int] | None"]):

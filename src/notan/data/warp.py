@@ -5,8 +5,8 @@ is the one of OpenCV's that ``notan.data.transforms`` takes, in the same order: 
 the size from which the warp no longer shrinks, rounding to grey levels, bilinear interpolation with
 mirrored borders, rounding again. A grey level is one off where a mean lies next to a half.
 
-Nothing here looks at a value of a tensor, so that a GPU is never waited for: sizes that decide
-shapes come from the host.
+Nothing here looks at a value of a tensor, so that a GPU is never waited for, and all of it can be
+compiled: numbers that decide shapes come from the host.
 """
 
 from __future__ import annotations
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 FOREGROUND, IGNORED = 1, 2
 """Bits of the byte that follows a pixel's channels."""
-
-MOST_PIXELS = 2**23
-"""Of shrunken images that are worked on at once: some 600 MB while it lasts. Images of a batch are
-padded to the largest of them, and one may be as large as its file."""
 
 
 class Whole(NamedTuple):
@@ -70,6 +66,34 @@ class Frame(NamedTuple):
     ignores: bool
 
 
+class Extent(NamedTuple):
+    """What must be known of a batch to give its tensors their shapes.
+
+    Attributes:
+        height: Of the highest image, once it is shrunk.
+        width: Of the widest.
+        down: Old pixels, at most, that one of a shrunken image covers in its height, in whole or in
+            part; 1: none shrinks so.
+        across: Likewise in its width.
+    """
+
+    height: int
+    width: int
+    down: int
+    across: int
+
+    @classmethod
+    def of(cls, shrinking: Sequence[tuple[Size, Size]]) -> Extent:
+        """Take it from the (height, width) of each image before and after shrinking."""
+        down, across = (
+            # a box of 2.5 old pixels reaches into 4 where it begins within one
+            max(-(-old[axis] // new[axis]) + (old[axis] % new[axis] > 0) for old, new in shrinking)
+            for axis in (0, 1)
+        )
+        height, width = (max(new[axis] for _, new in shrinking) for axis in (0, 1))
+        return cls(height, width, down, across)
+
+
 class Warped(NamedTuple):
     """Images with their masks, warped.
 
@@ -91,7 +115,7 @@ def warp(
     matrices: Tensor,
     tables: Tensor,
     frame: Frame,
-    shrinking: Sequence[tuple[Size, Size]],
+    extent: Extent,
 ) -> Warped:
     """Shrink, warp, light and pierce the images of a batch.
 
@@ -102,19 +126,11 @@ def warp(
             from the centre of the first.
         tables: uint8, (n, 256), what becomes of each grey level.
         frame: Of the batch.
-        shrinking: Of each image the (height, width) before and after shrinking, known to the host.
+        extent: Likewise.
     """
-    count, (height, width) = len(matrices), frame.padded
-    parts, first = [], 0
-    while first < count:
-        last = first + _how_many([small for _, small in shrinking[first:]])
-        some = Whole(*(each[first:last] for each in whole))
-        levels = _shrink(pixels, some, shrinking[first:last], ignores=frame.ignores)
-        parts.append(_interpolate(levels, some, matrices[first:last], frame))
-        first = last
-    levels = torch.cat(parts) if len(parts) > 1 else parts[0]
-    channels = pixels.shape[1] - 1
-    device = pixels.device
+    levels = _interpolate(_shrink(pixels, whole, frame, extent), whole, matrices, frame)
+    count, height, width = levels.shape[:3]
+    channels, device = pixels.shape[1] - 1, pixels.device
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     inside = (rows < frame.output[0])[:, None] & (columns < frame.output[1])
     masks = levels[..., channels:] >= 128
@@ -126,45 +142,31 @@ def warp(
     )
 
 
-def _how_many(smalls: Sequence[Size]) -> int:
-    """Return how many of the first images may be worked on at once; at least one."""
-    height = width = 0
-    for count, small in enumerate(smalls):
-        height, width = max(height, small[0]), max(width, small[1])
-        if count and (count + 1) * height * width > MOST_PIXELS:
-            return count
-    return len(smalls)
-
-
-def _shrink(
-    pixels: Tensor, whole: Whole, shrinking: Sequence[tuple[Size, Size]], *, ignores: bool
-) -> Tensor:
+def _shrink(pixels: Tensor, whole: Whole, frame: Frame, extent: Extent) -> Tensor:
     """Average over areas; return uint8 (n, height, width, channels and masks), padded to one size.
 
-    Each new pixel covers at most so many old ones down and across; those of no weight are read all
-    the same.
+    Where a new pixel covers fewer old ones than another, some are read that have no weight.
     """
-    height, width = (max(small[axis] for _, small in shrinking) for axis in (0, 1))
-    rows, down = _shares(whole.height, whole.small_height, height, _taps(shrinking, 0))
-    columns, across = _shares(whole.width, whole.small_width, width, _taps(shrinking, 1))
+    rows, down = _shares(whole.height, whole.small_height, extent.height, extent.down)
+    columns, across = _shares(whole.width, whole.small_width, extent.width, extent.across)
     starts = whole.place[:, None, None] + rows * whole.width[:, None, None]  # (n, height, taps)
 
     def read(tap_down: int, tap_across: int) -> Tensor:
         where = starts[:, :, tap_down, None] + columns[:, None, :, tap_across]
         found = pixels.index_select(0, where.flatten()).view(*where.shape, -1)
-        return _unpacked(found, ignores=ignores)
+        return _unpacked(found, ignores=frame.ignores)
 
-    if rows.shape[2] == columns.shape[2] == 1:  # none shrinks
+    if extent.down == extent.across == 1:  # none shrinks
         return read(0, 0)
 
     def averaged(tap_down: int) -> Tensor:
         row = read(tap_down, 0) * across[:, None, :, 0, None]
-        for tap in range(1, columns.shape[2]):
+        for tap in range(1, extent.across):
             row = row + read(tap_down, tap) * across[:, None, :, tap, None]
         return row * down[:, :, tap_down, None, None]
 
     total = averaged(0)
-    for tap in range(1, rows.shape[2]):
+    for tap in range(1, extent.down):
         total = total + averaged(tap)
     # OpenCV rounds a half up where both sides are halved, else to even
     halved = (whole.height == 2 * whole.small_height) & (whole.width == 2 * whole.small_width)
@@ -172,31 +174,38 @@ def _shrink(
     return rounded.to(torch.uint8)
 
 
-def _taps(shrinking: Sequence[tuple[Size, Size]], axis: int) -> int:
-    """Return the most old pixels that a new one covers along an axis, in whole or in part."""
-    sides = {(before[axis], after[axis]) for before, after in shrinking}
-    # a box of 2.5 old pixels reaches into 4 where it begins within one
-    return max(-(-old // new) + (old % new > 0) for old, new in sides)
-
-
 def _shares(before: Tensor, after: Tensor, side: int, taps: int) -> tuple[Tensor, Tensor]:
     """Return which old pixels each new one covers, and which share of it each of them has.
-
-    They are shares of whole numbers, as in ``notan.exporting.end_to_end.area_weights``.
 
     Returns:
         int64 and float32, (n, side, taps).
     """
     old, new = before[:, None, None], after[:, None, None]
-    counted = torch.arange(side, device=before.device)[None, :, None]
-    index = torch.minimum(counted, new - 1)
+    index = torch.arange(side, device=before.device)[None, :, None]
+    index = torch.minimum(index, new - 1)
     places = index * old // new + torch.arange(taps, device=before.device)
-    overlap = torch.minimum((places + 1) * new, (index + 1) * old) - torch.maximum(
-        places * new, index * old
-    )
+    return torch.minimum(places, old - 1), share(places, index, old, new)
+
+
+def share(place: Tensor, index: Tensor, before: Tensor | int, after: Tensor | int) -> Tensor:
+    """Return which share of a new pixel an old one has, when a side shrinks from before to after.
+
+    They are shares of whole numbers, as in ``notan.exporting.end_to_end.area_weights``, which no
+    GPU nor rounding moves.
+
+    Args:
+        place: int64, counts the old pixels.
+        index: int64, counts the new ones.
+        before: Length of the side in old pixels.
+        after: In new ones.
+
+    Returns:
+        float32, of the shape that all four give together.
+    """
+    ends = torch.minimum((place + 1) * after, (index + 1) * before)
+    overlap = ends - torch.maximum(place * after, index * before)
     # OpenCV leaves out what is less than a thousandth of a pixel
-    overlap = torch.where(overlap * 1000 > new, overlap, 0)
-    return torch.minimum(places, old - 1), overlap.float() / old
+    return torch.where(overlap * 1000 > after, overlap, 0).float() / before
 
 
 def _unpacked(found: Tensor, *, ignores: bool) -> Tensor:

@@ -1,31 +1,24 @@
-"""One training step, and one pass over the validation images."""
+"""One training step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from tqdm import tqdm
 
-from notan.errors import DivergedError
-from notan.metrics import Counts
-from notan.modelfile.postprocess import sigmoid
 from notan.training.fine_tuning import Freezing
 from notan.training.semi_supervised import add_agreement
 from notan.training.spikes import exact_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
-    from notan.data.batches import Batch, Target
+    from notan.data.batches import Batch
     from notan.losses import LossValue
-    from notan.prediction.backends import Array, Backend
     from notan.runtime import Precision
     from notan.training.optim import Schedule
     from notan.training.spikes import SpikeDetector
@@ -33,9 +26,6 @@ if TYPE_CHECKING:
 
 Criterion: TypeAlias = "Callable[[Images, Tensor, Tensor, Tensor | None], LossValue]"
 """From a network's output, targets, valid pixels and a teacher's probabilities to the loss."""
-
-THRESHOLD = 0.5
-"""Probability from which a pixel is foreground while training; its end chooses a better one."""
 
 ADVICE = "try a smaller --learning-rate, train.precision=fp32, or --detect-anomaly to find where"
 
@@ -63,23 +53,6 @@ class Optimization:
     freezing: Freezing = field(default_factory=Freezing)
     own: bool = False
     blank: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Scores of a pass over the validation images, each a mean over images.
-
-    Attributes:
-        losses: By name, at the model's size.
-        dice: At the images' own size.
-        iou: Likewise.
-        all_foreground_dice: What calling every pixel foreground would score.
-    """
-
-    losses: dict[str, float]
-    dice: float
-    iou: float
-    all_foreground_dice: float
 
 
 @dataclass
@@ -235,42 +208,3 @@ def _gradient_norm(model: nn.Module, optimization: Optimization) -> Tensor:
     if optimization.gradient_clip is not None:
         clip_grads_with_norm_(weights, optimization.gradient_clip, norm)
     return norm
-
-
-def validate(backend: Backend, batches: Iterable[Batch], loss: Criterion) -> Validation:
-    """Score every validation image at its own size, by the Predictor's own path.
-
-    Args:
-        backend: The network in evaluation mode.
-        batches: Images without augmentation.
-        loss: Computed at the model's size.
-
-    Raises:
-        DivergedError: The network's output has NaN or infinity.
-    """
-    means, counts, all_foreground = AverageMeter(), list[Counts](), list[Counts]()
-    bar = tqdm(batches, desc="validating", unit="batch", leave=False, disable=None)
-    for batch in bar:
-        logits = backend(batch.images.numpy())
-        if not np.isfinite(logits).all():
-            names = tuple(truth.name for truth in batch.truths)
-            raise DivergedError(
-                f"the network gives NaN or infinity for {', '.join(names[:4])}; {ADVICE}", names
-            )
-        value = loss(torch.from_numpy(logits), batch.targets, batch.valid, None)
-        means.add(losses_of(value), len(batch.names))
-        counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths))
-        all_foreground.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
-    return Validation(
-        means.result(),
-        dice=fmean(count.dice for count in counts),
-        iou=fmean(count.iou for count in counts),
-        all_foreground_dice=fmean(count.dice for count in all_foreground),
-    )
-
-
-def _counts(probabilities: Array, truths: Iterable[Target]) -> Iterator[Counts]:
-    """Count each image's pixels at its own size."""
-    for probability, truth in zip(probabilities, truths, strict=True):
-        prediction = truth.placement.restore(probability) >= THRESHOLD
-        yield Counts.of(prediction, truth.mask, truth.ignore)

@@ -23,8 +23,8 @@ from notan.run_folder import BEST, SPLIT
 from notan.training.log import RunLog
 from notan.training.loop import Loop
 from notan.training.state import Best
-from notan.training.steps import Validation, validate
 from notan.training.time_limit import Overhead, TimeLimit
+from notan.training.validation import Validation, open_scoring, validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -154,6 +154,7 @@ class Trainer(Loop):
         super().__init__(setup, setup.run.train, folder, setup.loss)
         self.setup: TrainingSetup = setup
         self._on_epoch = on_epoch
+        self._scoring = open_scoring(setup.device, setup.validation_batches, setup.preprocessor)
         seconds, schedule = self.settings.time_limit_seconds, setup.optimization.schedule
         if seconds:
             self.time_limit = TimeLimit(seconds, overhead or Overhead(), schedule)
@@ -263,7 +264,10 @@ class Trainer(Loop):
         setup = self.setup
         for model in (setup.model, *([setup.average.module] if setup.average else [])):
             batches = self.until_stopped(setup.validation_batches)
-            yield validate(TorchBackend(model, setup.device), batches, setup.loss)
+            if self._scoring:
+                yield self._scoring(model, batches, setup.loss)
+            else:
+                yield validate(TorchBackend(model, setup.device), batches, setup.loss)
 
     def _keep_unscored(self) -> None:
         """Save a first model before its validation where that will end after the time limit.

@@ -1,0 +1,296 @@
+"""One pass over the validation images, whose scores choose the best epoch.
+
+On a processor it takes the Predictor's own path. On a GPU nothing leaves the device before the pass
+is over: masks stay there, and pixels are counted there. What is published of a model is scored by
+``notan.evaluation``, on the Predictor's path, wherever it was trained.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from notan.data.on_device import MEMORY_SHARE, DeviceBatchLoader, bits_of, free_on, serves
+from notan.data.warp import FOREGROUND, IGNORED, share
+from notan.errors import DivergedError
+from notan.metrics import Counts
+from notan.modelfile.postprocess import sigmoid
+from notan.training.steps import ADVICE, AverageMeter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from notan.data.batches import Batch, BatchLoader, Target
+    from notan.modelfile.preprocess import Preprocessor
+    from notan.prediction.backends import Array, Backend
+    from notan.training.steps import Criterion
+    from notan.types import Size
+
+THRESHOLD = 0.5
+"""Probability from which a pixel is foreground while training; its end chooses a better one."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of a pass over the validation images, each a mean over images.
+
+    Attributes:
+        losses: By name, at the model's size.
+        dice: At the images' own size.
+        iou: Likewise.
+        all_foreground_dice: What calling every pixel foreground would score.
+    """
+
+    losses: dict[str, float]
+    dice: float
+    iou: float
+    all_foreground_dice: float
+
+
+def validate(backend: Backend, batches: Iterable[Batch], loss: Criterion) -> Validation:
+    """Score every validation image at its own size, by the Predictor's own path.
+
+    Args:
+        backend: The network in evaluation mode.
+        batches: Images without augmentation.
+        loss: Computed at the model's size.
+
+    Raises:
+        DivergedError: The network's output has NaN or infinity.
+    """
+    means, counts, all_foreground = AverageMeter(), list[Counts](), list[Counts]()
+    for batch in _with_bar(batches):
+        logits = backend(batch.images.numpy())
+        if not np.isfinite(logits).all():
+            raise _diverged(batch.names)
+        value = loss(torch.from_numpy(logits), batch.targets, batch.valid, None)
+        means.add(value, len(batch.names))
+        counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths))
+        all_foreground.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
+    return _mean_of(means.result(), counts, all_foreground)
+
+
+def _with_bar(batches: Iterable[Batch]) -> Iterable[Batch]:
+    return tqdm(batches, desc="validating", unit="batch", leave=False, disable=None)
+
+
+def _diverged(names: Sequence[str]) -> DivergedError:
+    return DivergedError(
+        f"the network gives NaN or infinity for {', '.join(names[:4])}; {ADVICE}", tuple(names)
+    )
+
+
+def _counts(probabilities: Array, truths: Iterable[Target]) -> Iterator[Counts]:
+    """Count each image's pixels at its own size."""
+    for probability, truth in zip(probabilities, truths, strict=True):
+        prediction = truth.placement.restore(probability) >= THRESHOLD
+        yield Counts.of(prediction, truth.mask, truth.ignore)
+
+
+def _mean_of(
+    losses: dict[str, float], counts: Sequence[Counts], all_foreground: Sequence[Counts]
+) -> Validation:
+    return Validation(
+        losses,
+        dice=fmean(count.dice for count in counts),
+        iou=fmean(count.iou for count in counts),
+        all_foreground_dice=fmean(count.dice for count in all_foreground),
+    )
+
+
+class _Truth(NamedTuple):
+    """What an image is scored by.
+
+    Attributes:
+        bits: uint8, (height, width), on the device: ``FOREGROUND`` and ``IGNORED``.
+        resized: (height, width) of the image within the network's input.
+    """
+
+    bits: Tensor
+    resized: Size
+
+
+@dataclass
+class _Pass:
+    """What a pass has computed so far, on the device."""
+
+    names: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    terms: tuple[str, ...] = ()
+    finite: list[Tensor] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    counts: list[Tensor] = field(default_factory=list)
+
+    def result(self) -> Validation:
+        """Read all of it at once, which is what waits for the device.
+
+        Raises:
+            DivergedError: The network's output has NaN or infinity.
+        """
+        images, batches = len(self.names), len(self.sizes)
+        parts = (*self.finite, *self.losses, *self.counts)
+        numbers = np.array(torch.cat([part.double() for part in parts]).tolist())
+        finite, losses, counted = np.split(numbers, [images, images + batches * len(self.terms)])
+        if not finite.all():
+            ill = zip(self.names, finite, strict=True)
+            raise _diverged([name for name, is_finite in ill if not is_finite])
+        means = {
+            name: sum(float(loss) * size for loss, size in zip(column, self.sizes, strict=True))
+            / images
+            for name, column in zip(self.terms, losses.reshape(batches, -1).T, strict=True)
+        }
+        counts, all_foreground = [], []
+        for both, predicted, actual, pixels in counted.astype(int).reshape(images, -1).tolist():
+            wrong, missed = predicted - both, actual - both
+            counts.append(Counts(both, wrong, missed, pixels - both - wrong - missed))
+            all_foreground.append(Counts(actual, pixels - actual, 0, 0))
+        return _mean_of(means, counts, all_foreground)
+
+
+class DeviceScoring:
+    """Scores validation images on a device, and keeps their masks there from pass to pass.
+
+    The network computes in float32, as the Predictor does, and each map is brought back to its
+    image's size by the rule of ``Placement.restore``. The numbers are those of ``validate`` but for
+    pixels within a millionth of the threshold.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        preprocessor: Preprocessor,
+        *,
+        masks: dict[str, Tensor] | None = None,
+        room: int = 0,
+    ) -> None:
+        """Prepare to score.
+
+        Args:
+            device: Where the network is.
+            preprocessor: The training's.
+            masks: By the images' names, what batches without truths are scored by.
+            room: Bytes that masks of other batches may take, those that come first; of the others
+                each is copied for each pass.
+        """
+        self._device = device
+        self._preprocessor = preprocessor
+        self._masks = dict(masks or {})
+        self._room = room
+
+    def __call__(self, model: nn.Module, batches: Iterable[Batch], loss: Criterion) -> Validation:
+        """Score every validation image at its own size.
+
+        Args:
+            model: On the device; in its own mode again afterwards.
+            batches: Images without augmentation.
+            loss: Computed at the model's size.
+
+        Raises:
+            DivergedError: The network's output has NaN or infinity; it names the images.
+        """
+        done = _Pass()
+        with _evaluating(model):
+            for batch in _with_bar(batches):
+                self._score(model, batch, loss, done)
+        return done.result()
+
+    @torch.inference_mode()
+    def _score(self, model: nn.Module, batch: Batch, loss: Criterion, done: _Pass) -> None:
+        device = self._device
+        images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        logits = model(images).float()
+        targets = batch.targets.to(device, non_blocking=True)
+        value = loss(logits, targets, batch.valid.to(device, non_blocking=True), None)
+        done.names.extend(batch.names)
+        done.sizes.append(len(batch.names))
+        done.terms = ("loss", *value.terms)
+        done.finite.append(logits.isfinite().flatten(1).all(dim=1))
+        done.losses.append(torch.stack([value.total, *value.terms.values()]))
+        maps = zip(logits[:, 0].sigmoid(), self._truths_of(batch), strict=True)
+        done.counts.extend(_count(probability, truth) for probability, truth in maps)
+
+    def _truths_of(self, batch: Batch) -> Iterator[_Truth]:
+        """Return what the images of a batch are scored by, on the device."""
+        for truth in batch.truths:
+            bits = self._masks.get(truth.name)
+            if bits is None:
+                bits = torch.from_numpy(bits_of(truth.mask, truth.ignore)).to(self._device)
+                if bits.numel() <= self._room:
+                    self._room -= bits.numel()
+                    self._masks[truth.name] = bits
+            yield _Truth(bits, truth.placement.resized)
+        for name in batch.names if not batch.truths else ():
+            bits = self._masks[name].to(self._device, non_blocking=True)
+            yield _Truth(bits, self._preprocessor.fit((bits.shape[0], bits.shape[1])))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _count(probability: Tensor, truth: _Truth) -> Tensor:
+    """Count an image's pixels: predicted rightly, predicted, foreground, and all."""
+    height, width = truth.resized
+    size = truth.bits.shape[0], truth.bits.shape[1]
+    counted = truth.bits < IGNORED
+    predicted = (restore(probability[:height, :width], size) >= THRESHOLD) & counted
+    actual = truth.bits == FOREGROUND
+    parts = (predicted & actual, predicted, actual, counted)
+    return torch.stack([part.sum() for part in parts])
+
+
+def restore(probability: Tensor, size: Size) -> Tensor:
+    """Resize a map to a (height, width) as ``notan.modelfile.preprocess.resize`` does.
+
+    Args:
+        probability: float32, (height, width), without padding.
+        size: The image's own.
+    """
+    for axis in (0, 1):
+        before, after = probability.shape[axis], size[axis]
+        if after < before:
+            old = torch.arange(before, device=probability.device)
+            new = torch.arange(after, device=probability.device)[:, None]
+            # in float64, which no GPU rounds to fewer bits in a matrix product
+            shares = share(old, new, before, after).double()
+            exact = probability.double()
+            probability = (shares @ exact if axis == 0 else exact @ shares.T).float()
+    # across first, as OpenCV does
+    for axis in (1, 0):
+        before, after = probability.shape[axis], size[axis]
+        if after > before:
+            # places in halves of a new pixel, in whole numbers
+            place = (2 * torch.arange(after, device=probability.device) + 1) * before - after
+            low, far = place // (2 * after), (place % (2 * after)).float() / (2 * after)
+            first = probability.index_select(axis, low.clamp(min=0))
+            second = probability.index_select(axis, (low + 1).clamp(max=before - 1))
+            far = far if axis == 1 else far[:, None]
+            probability = first * (1 - far) + second * far
+    return probability
+
+
+def open_scoring(
+    device: torch.device,
+    batches: BatchLoader | DeviceBatchLoader,
+    preprocessor: Preprocessor,
+) -> DeviceScoring | None:
+    """Return what scores validation images on a device; None: they are scored by ``validate``."""
+    if not serves(device):
+        return None
+    if isinstance(batches, DeviceBatchLoader):
+        return DeviceScoring(device, preprocessor, masks=batches.samples.masks)
+    return DeviceScoring(device, preprocessor, room=int(MEMORY_SHARE * free_on(device)))
