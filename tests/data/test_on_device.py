@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notan.config import Augment
-from notan.data import on_device, warp
+from notan.data import loading, on_device, warp
 from notan.data.batches import BatchLoader, SampleDataset
 from notan.data.folders import folder_source
-from notan.data.on_device import DeviceBatchLoader, DeviceSamples, hindrance, open_on_device
+from notan.data.loading import hindrance, open_on_device
+from notan.data.on_device import DeviceBatchLoader, DeviceSamples
 from notan.data.synthetic import write_folder
 from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import DataError, ShapeError
@@ -235,7 +236,7 @@ def test_what_cannot_be_made_there_is_named() -> None:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a processor stand for a GPU."""
-    monkeypatch.setattr(on_device, "DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(loading, "DEVICES", ("cuda", "cpu"))
 
 
 opened = partial(open_on_device, batch_size=4, device=CPU, shuffle=True, what="training")
@@ -250,8 +251,8 @@ def test_where_decoded_images_lie_is_said_and_goes_by_their_size(
     size = 4 * sum(height * width for height, width in SIZES)
 
     def line(on_gpu: int, in_all: int) -> str:
-        monkeypatch.setattr(on_device, "free_on", lambda _: on_gpu)
-        monkeypatch.setattr(on_device, "free_memory", lambda: in_all)
+        monkeypatch.setattr(loading, "free_on", lambda _: on_gpu)
+        monkeypatch.setattr(loading, "free_memory", lambda: in_all)
         caplog.clear()
         kept = opened(images)
         assert (kept is not None) == ("decoded once" in caplog.text)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from notan.data import on_device
+from notan.data import loading, on_device
 from notan.data.batches import BatchLoader, SampleDataset
 from notan.data.on_device import DeviceBatchLoader, DeviceSamples
 from notan.errors import DivergedError, StoppedBySignal
@@ -207,7 +207,7 @@ def test_masks_stay_on_the_device_as_far_as_there_is_room(
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a processor stand for a GPU."""
-    monkeypatch.setattr(on_device, "DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(loading, "DEVICES", ("cuda", "cpu"))
 
 
 def test_a_processor_scores_as_before() -> None:
@@ -238,7 +238,7 @@ def test_a_training_on_a_device_is_that_of_the_workers_to_rounding(
     parts: dict[str, Any] = {"training": IMAGES, "validation": CHECKS}
     workers = train(tiny(**VARIED), out=tmp_path / "workers", **parts)
     assert "decoded once" not in caplog.text
-    monkeypatch.setattr(on_device, "DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(loading, "DEVICES", ("cuda", "cpu"))
     device = train(tiny(**VARIED), out=tmp_path / "device", **parts)
     assert "training images: 6 decoded once" in caplog.text
     assert "validation images: 3 decoded once" in caplog.text

@@ -7,7 +7,6 @@ nothing varies them.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -20,16 +19,12 @@ from notan.data.batches import BalancedBatchSampler, Batch, UnlabelledKey
 from notan.data.samples import Sample
 from notan.data.survey import in_threads
 from notan.data.transforms import (
-    BrightnessContrast,
-    Geometry,
-    GridDropout,
     light_table,
     shrink_first,
 )
 from notan.data.warp import FOREGROUND, IGNORED, Extent, Frame, Warped, Whole, warp
 from notan.errors import DataError
 from notan.modelfile.preprocess import resize, resize_mask
-from notan.runtime import free_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,19 +33,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from notan.data.batches import Key, SampleDataset, UnlabelledImages
+    from notan.data.batches import Key, SampleDataset
     from notan.data.samples import Source
     from notan.data.transforms import Matrix
     from notan.modelfile.preprocess import Preprocessor
     from notan.types import Mask, Size
-
-logger = logging.getLogger("notan")
-
-DEVICES = ("cuda",)
-"""Kinds of devices that are worth it: a processor has no copying to save."""
-
-MEMORY_SHARE = 0.25
-"""Of the free memory that decoded samples may take: a training needs the rest."""
 
 AHEAD = 4
 """Batches whose random numbers are drawn before they are asked for."""
@@ -178,14 +165,6 @@ def _resize(sample: Sample, preprocessor: Preprocessor) -> Sample:
     size = preprocessor.fit(sample.size)
     ignore = None if sample.ignore is None else ~resize_mask(~sample.ignore, size)
     return Sample(sample.name, resize(sample.image, size), resize_mask(sample.mask, size), ignore)
-
-
-def bytes_of(source: Source, preprocessor: Preprocessor, *, resized: bool) -> int:
-    """Return how many bytes the decoded samples of a source take, going by their sizes."""
-    found = source.sizes()
-    sizes = [preprocessor.fit(size) for size in found] if resized else found
-    pixels = sum(h * w for h, w in sizes) * (preprocessor.channels + 1)
-    return pixels + (sum(h * w for h, w in found) if resized else 0)
 
 
 class _Variation(NamedTuple):
@@ -349,79 +328,3 @@ def _parts(shrinking: Sequence[tuple[Size, Size]]) -> Iterator[tuple[int, Extent
             yield place - first, Extent.of(shrinking[first:place])
             first, (height, width) = place, small
     yield len(shrinking) - first, Extent.of(shrinking[first:])
-
-
-def serves(device: torch.device) -> bool:
-    """Say whether batches are made, and validation is scored, on a device of this kind."""
-    return device.type in DEVICES
-
-
-def hindrance(images: SampleDataset, unlabelled: UnlabelledImages | None) -> str | None:
-    """Say why batches of these images cannot be made on a device; None: they can."""
-    preprocessor, kinds = images.preprocessor, [type(each) for each in images.transforms]
-    if unlabelled is not None:
-        return "images without masks are read with them"
-    if preprocessor.image_size is None or preprocessor.keep_aspect_ratio:
-        return "not all are resized to one size"
-    if kinds and kinds != [Geometry, BrightnessContrast, GridDropout]:
-        return "they are varied by a transform of your own"
-    return None
-
-
-def open_on_device(
-    images: SampleDataset,
-    batch_size: int,
-    device: torch.device,
-    *,
-    shuffle: bool,
-    what: str,
-    unlabelled: UnlabelledImages | None = None,
-    decode_once: bool = True,
-) -> DeviceBatchLoader | None:
-    """Decode images once to make their batches on a device, where that fits; say in a line where.
-
-    Args:
-        images: What to read, and how to vary it.
-        batch_size: At most so many images in a batch.
-        device: That of the training.
-        shuffle: Whether each epoch has an order of its own.
-        what: Names the images in that line.
-        unlabelled: Images without masks that batches have too; None: there are none.
-        decode_once: Whether decoded images may be kept at all.
-
-    Returns:
-        None where they are read anew for each epoch.
-
-    Raises:
-        NotanError: An image could not be read.
-    """
-    if not (decode_once and serves(device)):
-        return None
-    source, preprocessor = images.source, images.preprocessor
-    why, resident, resized = hindrance(images, unlabelled), True, not images.transforms
-    if why is None:
-        size = bytes_of(source, preprocessor, resized=resized)
-        resident = size <= MEMORY_SHARE * free_on(device)
-        if not resident and size > MEMORY_SHARE * (free_memory() or 0):
-            why = f"decoded, they would take {_in_words(size)}, and neither memory has room"
-    if why is not None:
-        logger.info("%s images: read anew each epoch; %s", what, why)
-        return None
-    samples = DeviceSamples(source, preprocessor, device, resized=resized, resident=resident)
-    where = "GPU memory" if resident else "page-locked memory, copied for each batch"
-    logger.info(
-        "%s images: %s decoded once, %s in %s",
-        *(what, f"{len(samples.names):,}", _in_words(size), where),
-    )
-    return DeviceBatchLoader(images, samples, batch_size, shuffle=shuffle)
-
-
-def free_on(device: torch.device) -> int:
-    """Return the bytes of a device's memory that are free, 0 where it cannot be told."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return free_memory() or 0
-
-
-def _in_words(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

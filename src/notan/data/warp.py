@@ -3,7 +3,7 @@
 The pixels lie in one tensor, those of an image behind each other, whatever their sizes. Each step
 is the one of OpenCV's that ``notan.data.transforms`` takes, in the same order: area averaging to
 the size from which the warp no longer shrinks, rounding to grey levels, bilinear interpolation with
-mirrored borders, rounding again. A grey level is one off where a mean lies next to a half.
+mirrored edges, rounding again. A grey level is one off where a mean lies next to a half.
 
 Nothing here looks at a value of a tensor, so that a GPU is never waited for, and all of it can be
 compiled: numbers that decide shapes come from the host.

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from notan.config import run_to_toml
-from notan.data.batches import BatchLoader, SampleDataset, fingerprint_unlabelled
+from notan.data.batches import fingerprint_unlabelled
 from notan.data.folders import makes_validation
-from notan.data.on_device import DeviceBatchLoader, open_on_device
+from notan.data.loading import load_batches
 from notan.data.opening import OWN, measure_statistics, open_sources
 from notan.data.samples import fingerprint, median_size
-from notan.data.transforms import OwnPipeline, build_transforms
 from notan.errors import ConfigError
 from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
@@ -65,10 +64,11 @@ if TYPE_CHECKING:
 
     from notan.config import Data, Preprocess, Run, Train, TrimapBorder
     from notan.data.batches import UnlabelledImages
+    from notan.data.loading import Batches
     from notan.data.samples import ImageReading, Source
     from notan.training.fine_tuning import Freezing
     from notan.training.optim import WeightAverage
-    from notan.training.own import OwnLogger, OwnTransform
+    from notan.training.own import OwnLogger
     from notan.training.semi_supervised import Teacher
 
 logger = logging.getLogger("notan")
@@ -98,8 +98,8 @@ class Setup:
     training: Source
     validation: Source
     contents: tuple[Sequence[str], Sequence[str]]
-    training_batches: BatchLoader | DeviceBatchLoader
-    validation_batches: BatchLoader | DeviceBatchLoader
+    training_batches: Batches
+    validation_batches: Batches
     optimization: Optimization
     average: WeightAverage | None = None
     start: EncoderStart | None = None
@@ -248,7 +248,12 @@ def prepare(
     data_card = _data_card(run.data, layout, training, validation, unlabelled, known)
     decay = run.train.ema_decay
     average = average_weights(network, decay) if decay is not None else None
-    batches = _load(run, device, preprocessor, training, validation, own.transform, unlabelled)
+    batches = load_batches(
+        *(run, device, preprocessor, training, validation),
+        workers=choose_workers(run.data.workers, device),
+        transform=own.transform,
+        unlabelled=unlabelled,
+    )
     loss = _build_loss(run, own, taught=teacher is not None)
     _try_own(own, network, loss, preprocessor)
     return TrainingSetup(
@@ -405,39 +410,6 @@ def _require_statistics(run: Run, preprocessor: Preprocessor, training: Source) 
             f"batches of one image at {padded[0]}x{padded[1]} leave batch norm one value a "
             f"channel; raise --batch-size, or --image-size above {preprocessor.stride}"
         )
-
-
-def _load(
-    run: Run,
-    device: torch.device,
-    preprocessor: Preprocessor,
-    training: Source,
-    validation: Source,
-    transform: OwnTransform | None,
-    unlabelled: UnlabelledImages | None,
-) -> tuple[BatchLoader | DeviceBatchLoader, BatchLoader | DeviceBatchLoader]:
-    fit = preprocessor.fit
-    transforms = (OwnPipeline(transform, fit),) if transform else build_transforms(run.augment, fit)
-    varied = SampleDataset(training, preprocessor, transforms=transforms, seed=run.seed)
-    plain = SampleDataset(validation, preprocessor)
-    workers = choose_workers(run.data.workers, device)
-    batch_size = run.train.batch_size
-    kept = partial(open_on_device, batch_size=batch_size, device=device)
-    return (
-        kept(varied, shuffle=True, what="training", unlabelled=unlabelled)
-        or BatchLoader(
-            varied,
-            batch_size,
-            shuffle=True,
-            workers=workers,
-            pin_memory=device.type == "cuda",
-            unlabelled=unlabelled,
-            # images that lie and that stand would fill each other's batches with padding
-            kinds=[h > w for h, w in training.sizes()] if preprocessor.keep_aspect_ratio else None,
-        ),
-        kept(plain, shuffle=False, what="validation")
-        or BatchLoader(plain, batch_size, shuffle=False, workers=workers),
-    )
 
 
 def _build_loss(run: Run, own: OwnParts, *, taught: bool) -> Loss | Objective:

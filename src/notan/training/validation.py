@@ -16,19 +16,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from notan.data.on_device import MEMORY_SHARE, DeviceBatchLoader, bits_of, free_on, serves
+from notan.data.loading import MEMORY_SHARE, free_on, serves
+from notan.data.on_device import DeviceBatchLoader, bits_of
 from notan.data.warp import FOREGROUND, IGNORED, share
 from notan.errors import DivergedError
 from notan.metrics import Counts
 from notan.modelfile.postprocess import sigmoid
-from notan.training.steps import ADVICE, AverageMeter
+from notan.training.steps import ADVICE, AverageMeter, losses_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from notan.data.batches import Batch, BatchLoader, Target
+    from notan.data.batches import Batch, Target
+    from notan.data.loading import Batches
     from notan.modelfile.preprocess import Preprocessor
     from notan.prediction.backends import Array, Backend
     from notan.training.steps import Criterion
@@ -72,7 +74,7 @@ def validate(backend: Backend, batches: Iterable[Batch], loss: Criterion) -> Val
         if not np.isfinite(logits).all():
             raise _diverged(batch.names)
         value = loss(torch.from_numpy(logits), batch.targets, batch.valid, None)
-        means.add(value, len(batch.names))
+        means.add(losses_of(value), len(batch.names))
         counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths))
         all_foreground.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
     return _mean_of(means.result(), counts, all_foreground)
@@ -284,9 +286,7 @@ def restore(probability: Tensor, size: Size) -> Tensor:
 
 
 def open_scoring(
-    device: torch.device,
-    batches: BatchLoader | DeviceBatchLoader,
-    preprocessor: Preprocessor,
+    device: torch.device, batches: Batches, preprocessor: Preprocessor
 ) -> DeviceScoring | None:
     """Return what scores validation images on a device; None: they are scored by ``validate``."""
     if not serves(device):
