@@ -57,7 +57,8 @@ def on(
     images: SampleDataset, batch_size: int = 4, device: torch.device = CPU, **more: Any
 ) -> DeviceBatchLoader:
     more["resized"] = not images.transforms
-    samples = DeviceSamples(images.source, images.preprocessor, device, **more)
+    source = images.source
+    samples = DeviceSamples(source, source.sizes(), images.preprocessor, device, **more)
     return DeviceBatchLoader(images, samples, batch_size, shuffle=True)
 
 
@@ -262,7 +263,9 @@ def test_where_decoded_images_lie_is_said_and_goes_by_their_size(
     assert line(4 * size, 0) == f"{words}GPU memory"
     assert line(4 * size - 4, 4 * size) == f"{words}page-locked memory, copied for each batch"
     streamed = line(0, 4 * size - 4)
-    assert streamed.startswith("training images: read anew each epoch; decoded, they would take")
+    assert streamed.startswith(
+        "training images: their batches are made by the processor: decoded, they"
+    )
 
 
 @pytest.mark.usefixtures("here")

@@ -84,7 +84,7 @@ def read(source: Source, preprocessor: Preprocessor = FIXED) -> BatchLoader:
 
 def held(source: Source, device: torch.device = CPU, **more: Any) -> DeviceBatchLoader:
     images = SampleDataset(source, FIXED)
-    samples = DeviceSamples(source, FIXED, device, resized=True, **more)
+    samples = DeviceSamples(source, source.sizes(), FIXED, device, resized=True, **more)
     return DeviceBatchLoader(images, samples, 4, shuffle=False)
 
 

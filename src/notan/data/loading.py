@@ -18,9 +18,10 @@ from notan.data.transforms import (
     build_transforms,
 )
 from notan.runtime import free_memory
+from notan.types import Size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from notan.config import Run
     from notan.data.batches import UnlabelledImages
@@ -35,7 +36,8 @@ DEVICES = ("cuda",)
 """Kinds of devices that are worth it: a processor has no copying to save."""
 
 MEMORY_SHARE = 0.25
-"""Of the free memory that decoded samples may take: a training needs the rest."""
+"""Of the free memory that decoded samples may take: a training needs the rest, and page-locked
+memory PyTorch rounds up to a power of two."""
 
 
 def load_batches(
@@ -128,24 +130,25 @@ def open_on_device(
         decode_once: Whether decoded images may be kept at all.
 
     Returns:
-        None where they are read anew for each epoch.
+        None where the batches are made by the processor.
 
     Raises:
         NotanError: An image could not be read.
     """
     if not (decode_once and serves(device)):
         return None
-    source, preprocessor = images.source, images.preprocessor
     why, resident, resized = hindrance(images, unlabelled), True, not images.transforms
+    source, preprocessor, sizes = images.source, images.preprocessor, list[Size]()
     if why is None:
-        size = bytes_of(source, preprocessor, resized=resized)
+        sizes = source.sizes()
+        size = bytes_of(sizes, preprocessor, resized=resized)
         resident = size <= MEMORY_SHARE * free_on(device)
         if not resident and size > MEMORY_SHARE * (free_memory() or 0):
             why = f"decoded, they would take {_in_words(size)}, and neither memory has room"
     if why is not None:
-        logger.info("%s images: read anew each epoch; %s", what, why)
+        logger.info("%s images: their batches are made by the processor: %s", what, why)
         return None
-    samples = DeviceSamples(source, preprocessor, device, resized=resized, resident=resident)
+    samples = DeviceSamples(source, sizes, preprocessor, device, resized=resized, resident=resident)
     where = "GPU memory" if resident else "page-locked memory, copied for each batch"
     logger.info(
         "%s images: %s decoded once, %s in %s",
@@ -154,12 +157,11 @@ def open_on_device(
     return DeviceBatchLoader(images, samples, batch_size, shuffle=shuffle)
 
 
-def bytes_of(source: Source, preprocessor: Preprocessor, *, resized: bool) -> int:
-    """Return how many bytes the decoded samples of a source take, going by their sizes."""
-    found = source.sizes()
-    sizes = [preprocessor.fit(size) for size in found] if resized else found
-    pixels = sum(h * w for h, w in sizes) * (preprocessor.channels + 1)
-    return pixels + (sum(h * w for h, w in found) if resized else 0)
+def bytes_of(sizes: Sequence[Size], preprocessor: Preprocessor, *, resized: bool) -> int:
+    """Return how many bytes decoded samples of these sizes take; see ``DeviceSamples``."""
+    kept = [preprocessor.fit(size) for size in sizes] if resized else sizes
+    masks = sum(h * w for h, w in sizes) if resized else 0
+    return masks + sum(h * w for h, w in kept) * (preprocessor.channels + 1)
 
 
 def free_on(device: torch.device) -> int:

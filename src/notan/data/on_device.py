@@ -7,6 +7,7 @@ nothing varies them.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from notan.modelfile.preprocess import Preprocessor
     from notan.types import Mask, Size
 
+MOST_THREADS = 16
+"""That decode at once, at the start."""
+
 AHEAD = 4
 """Batches whose random numbers are drawn before they are asked for."""
 
@@ -67,6 +71,7 @@ class DeviceSamples:
     def __init__(
         self,
         source: Source,
+        sizes: Sequence[Size],
         preprocessor: Preprocessor,
         device: torch.device,
         *,
@@ -77,6 +82,7 @@ class DeviceSamples:
 
         Args:
             source: Of at least one sample.
+            sizes: Those that it says its images have.
             preprocessor: Says what an image is.
             device: Where batches are made.
             resized: Whether to keep images as they enter the network, because nothing varies them;
@@ -95,11 +101,12 @@ class DeviceSamples:
         self._preprocessor = preprocessor
         self._resized = resized
         self._resident = resident
-        self._found = source.sizes()
-        self.sizes = [preprocessor.fit(size) if resized else size for size in self._found]
+        self._found = sizes
+        self.sizes = [preprocessor.fit(size) if resized else size for size in sizes]
         *self._places, total = accumulate((h * w for h, w in self.sizes), initial=0)
         self.pixels = self._empty(total, preprocessor.channels + 1)
-        self.ignores = any(in_threads(self._put, range(len(self.names)), "decoding images"))
+        numbers, threads = range(len(self.names)), min(MOST_THREADS, os.cpu_count() or 1)
+        self.ignores = any(in_threads(self._put, numbers, "decoding images", threads=threads))
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(

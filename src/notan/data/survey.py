@@ -467,15 +467,18 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
     return facts.st_mtime_ns, facts.st_size
 
 
-def in_threads(work: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:
+def in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], what: str, *, threads: int = THREADS
+) -> list[Result]:
     """Do the same with each of many files, several at once, and show how far it is.
 
     Args:
         work: Is called for each item; what it raises ends it all.
         items: For example paths.
         what: Names the work on the bar, which shows after a second.
+        threads: How many at once.
     """
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         results = pool.map(work, items)
         return list(tqdm(results, total=len(items), desc=what, leave=False, delay=1, disable=None))
 
