@@ -191,13 +191,13 @@ def test_masks_stay_on_the_device_as_far_as_there_is_room(
     monkeypatch: pytest.MonkeyPatch, room: int, copies: int
 ) -> None:
     copied: list[int] = []
-    original = on_device.bits_of
+    original = on_device.codes_of
 
     def counting(*arrays: Any) -> Any:
         copied.append(1)
         return original(*arrays)
 
-    monkeypatch.setattr(validation, "bits_of", counting)
+    monkeypatch.setattr(validation, "codes_of", counting)
     scoring, source = DeviceScoring(CPU, FIXED, room=room), photographs()
     first, second = (scoring(Blurring(), read(source), LOSS) for _ in range(2))
     assert first == second

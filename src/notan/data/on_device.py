@@ -23,7 +23,7 @@ from notan.data.transforms import (
     light_table,
     shrink_first,
 )
-from notan.data.warp import FOREGROUND, IGNORED, Extent, Frame, Warped, Whole, warp
+from notan.data.warp import FOREGROUND, Extent, Frame, Warped, Whole, warp
 from notan.errors import DataError
 from notan.modelfile.preprocess import resize, resize_mask
 
@@ -62,9 +62,9 @@ class DeviceSamples:
         sizes: (height, width) of each image, as it is kept.
         device: Where batches are made.
         pixels: uint8, (pixels of all images, channels + 1), on the device or in the host's memory;
-            behind the channels lie the bits that say what the mask says of the pixel.
+            behind the channels lies what the mask says of the pixel.
         ignores: Whether any sample has an ignored area.
-        masks: Of samples that are kept resized, by name, those bits at the image's own size, uint8
+        masks: Of samples that are kept resized, by name, the same at the image's own size, uint8
             (height, width).
     """
 
@@ -128,11 +128,11 @@ class DeviceSamples:
                 "reads them, and start it again"
             )
         if self._resized:
-            bits = bits_of(sample.mask, sample.ignore)
-            self.masks[sample.name] = self._empty(height, width).copy_(torch.from_numpy(bits))
+            codes = codes_of(sample.mask, sample.ignore)
+            self.masks[sample.name] = self._empty(height, width).copy_(torch.from_numpy(codes))
             sample = _resize(sample, self._preprocessor)
         rows = np.concatenate(
-            [sample.image, bits_of(sample.mask, sample.ignore)[..., None]], axis=2
+            [sample.image, codes_of(sample.mask, sample.ignore)[..., None]], axis=2
         )
         first = self._places[index]
         place = self.pixels[first : first + rows.shape[0] * rows.shape[1]]
@@ -161,10 +161,10 @@ class DeviceSamples:
         return some
 
 
-def bits_of(mask: Mask, ignore: Mask | None) -> npt.NDArray[np.uint8]:
-    """Put what a mask says into one byte a pixel, uint8 (height, width)."""
-    bits = mask * np.uint8(FOREGROUND)
-    return bits if ignore is None else bits + ignore * np.uint8(IGNORED)
+def codes_of(mask: Mask, ignore: Mask | None) -> npt.NDArray[np.uint8]:
+    """Put what a mask says into one byte a pixel, uint8 (height, width); see ``FOREGROUND``."""
+    codes = mask * np.uint8(FOREGROUND)
+    return codes if ignore is None else codes ^ ignore
 
 
 def _resize(sample: Sample, preprocessor: Preprocessor) -> Sample:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from notan.types import Size
 
-FOREGROUND, IGNORED = 1, 2
-"""Bits of the byte that follows a pixel's channels."""
+FOREGROUND, BACKGROUND = 255, 0
+"""What the byte says that follows a pixel's channels; its lowest bit is changed where the pixel is
+ignored. Without such pixels it is a grey level to average as it is."""
 
 
 class Whole(NamedTuple):
@@ -209,12 +210,12 @@ def share(place: Tensor, index: Tensor, before: Tensor | int, after: Tensor | in
 
 
 def _unpacked(found: Tensor, *, ignores: bool) -> Tensor:
-    """Make grey levels of the last channel's bits: uint8, (..., channels and masks)."""
-    bits = found[..., -1:]
-    masks = [(bits & FOREGROUND) * 255]
-    if ignores:
-        masks.append((bits // IGNORED) * 255)
-    return torch.cat([found[..., :-1], *masks], dim=-1)
+    """Make grey levels of what the last byte says: uint8, (..., channels and masks)."""
+    if not ignores:
+        return found
+    codes = found[..., -1:]
+    masks = (codes >> 7) * FOREGROUND
+    return torch.cat([found[..., :-1], masks, ((codes ^ masks) & 1) * 255], dim=-1)
 
 
 def _interpolate(levels: Tensor, whole: Whole, matrices: Tensor, frame: Frame) -> Tensor:
@@ -239,13 +240,17 @@ def _interpolate(levels: Tensor, whole: Whole, matrices: Tensor, frame: Frame) -
     at_y = m[:, 1, 0] * x + (m[:, 1, 1] * y + m[:, 1, 2])
     left, top = at_x.floor(), at_y.floor()
     far_x, far_y = (at_x - left)[..., None], (at_y - top)[..., None]
-    start = torch.arange(count, device=device)[:, None, None] * height
+    starts = torch.arange(count, device=device)[:, None, None] * height
     flat = levels.flatten(0, 2)
+    # a GPU divides numbers of 32 bits quicker; no shrunken images have 2**31 pixels
+    sides = (side.int()[:, None, None] for side in (whole.small_height, whole.small_width))
+    rows, columns = (
+        [_mirrored(first.int(), side), _mirrored(first.int() + 1, side)]
+        for first, side in zip((top, left), sides, strict=True)
+    )
 
     def read(down: int, across: int) -> Tensor:
-        row = _mirrored(top.long() + down, whole.small_height[:, None, None])
-        column = _mirrored(left.long() + across, whole.small_width[:, None, None])
-        where = (start + row) * width + column
+        where = (starts + rows[down]) * width + columns[across]
         return flat.index_select(0, where.flatten()).view(*where.shape, -1).float()
 
     upper, lower = read(0, 0), read(1, 0)

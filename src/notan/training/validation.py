@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from notan.data.loading import MEMORY_SHARE, free_on, serves
-from notan.data.on_device import DeviceBatchLoader, bits_of
-from notan.data.warp import FOREGROUND, IGNORED, share
+from notan.data.on_device import DeviceBatchLoader, codes_of
+from notan.data.warp import BACKGROUND, FOREGROUND, share
 from notan.errors import DivergedError
 from notan.metrics import Counts
 from notan.modelfile.postprocess import sigmoid
@@ -112,11 +112,11 @@ class _Truth(NamedTuple):
     """What an image is scored by.
 
     Attributes:
-        bits: uint8, (height, width), on the device: ``FOREGROUND`` and ``IGNORED``.
+        codes: uint8, (height, width), on the device; see ``FOREGROUND``.
         resized: (height, width) of the image within the network's input.
     """
 
-    bits: Tensor
+    codes: Tensor
     resized: Size
 
 
@@ -222,16 +222,16 @@ class DeviceScoring:
     def _truths_of(self, batch: Batch) -> Iterator[_Truth]:
         """Return what the images of a batch are scored by, on the device."""
         for truth in batch.truths:
-            bits = self._masks.get(truth.name)
-            if bits is None:
-                bits = torch.from_numpy(bits_of(truth.mask, truth.ignore)).to(self._device)
-                if bits.numel() <= self._room:
-                    self._room -= bits.numel()
-                    self._masks[truth.name] = bits
-            yield _Truth(bits, truth.placement.resized)
+            codes = self._masks.get(truth.name)
+            if codes is None:
+                codes = torch.from_numpy(codes_of(truth.mask, truth.ignore)).to(self._device)
+                if codes.numel() <= self._room:
+                    self._room -= codes.numel()
+                    self._masks[truth.name] = codes
+            yield _Truth(codes, truth.placement.resized)
         for name in batch.names if not batch.truths else ():
-            bits = self._masks[name].to(self._device, non_blocking=True)
-            yield _Truth(bits, self._preprocessor.fit((bits.shape[0], bits.shape[1])))
+            codes = self._masks[name].to(self._device, non_blocking=True)
+            yield _Truth(codes, self._preprocessor.fit((codes.shape[0], codes.shape[1])))
 
 
 @contextmanager
@@ -247,10 +247,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _count(probability: Tensor, truth: _Truth) -> Tensor:
     """Count an image's pixels: predicted rightly, predicted, foreground, and all."""
     height, width = truth.resized
-    size = truth.bits.shape[0], truth.bits.shape[1]
-    counted = truth.bits < IGNORED
+    size = truth.codes.shape[0], truth.codes.shape[1]
+    actual = truth.codes == FOREGROUND
+    counted = actual | (truth.codes == BACKGROUND)
     predicted = (restore(probability[:height, :width], size) >= THRESHOLD) & counted
-    actual = truth.bits == FOREGROUND
     parts = (predicted & actual, predicted, actual, counted)
     return torch.stack([part.sum() for part in parts])
 
@@ -267,7 +267,7 @@ def restore(probability: Tensor, size: Size) -> Tensor:
         if after < before:
             old = torch.arange(before, device=probability.device)
             new = torch.arange(after, device=probability.device)[:, None]
-            # in float64, which no GPU rounds to fewer bits in a matrix product
+            # in float64, which no GPU rounds to fewer codes in a matrix product
             shares = share(old, new, before, after).double()
             exact = probability.double()
             probability = (shares @ exact if axis == 0 else exact @ shares.T).float()
