@@ -253,6 +253,7 @@ def prepare(
         workers=choose_workers(run.data.workers, device),
         transform=own.transform,
         unlabelled=unlabelled,
+        decode_once=run.data.cache != "off",
     )
     loss = _build_loss(run, own, taught=teacher is not None)
     _try_own(own, network, loss, preprocessor)
