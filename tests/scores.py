@@ -34,7 +34,8 @@ def score_of(*counts: Counts, rules: ScoreRules = RULES) -> Score:
             np.repeat(kinds, numbers)[None]
             for kinds in ((True, True, False, False), (True, False, True, False))
         )
-        tally.add(f"image {index}", prediction, prediction.astype(np.float32), truth)
+        probability = prediction.astype(np.float32)
+        tally.add(tally.measure(f"image {index}", prediction, probability, truth))
     return tally.score()
 
 
@@ -49,7 +50,7 @@ def tallied(
     tally = Tally(RULES)
     for index, (probability, truth) in enumerate(pairs):
         expects = expected[index] if expected else None
-        tally.add(
+        measured = tally.measure(
             f"image {index}",
             np.asarray(probability >= 0.5),
             probability,
@@ -60,6 +61,7 @@ def tallied(
             if expects is None or review_below is None
             else expects < review_below,
         )
+        tally.add(measured)
     return tally.score(groupings)
 
 

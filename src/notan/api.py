@@ -204,7 +204,7 @@ def load(
     network: Network | None = None,
     device: str = "auto",
     backend: str = "auto",
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     threads: int | None = None,
     threshold: float | None = None,
     tta: str | Sequence[str] = (),
@@ -219,7 +219,8 @@ def load(
             ``package:Class``.
         device: ``auto`` takes a GPU where there is one and the model can use it.
         backend: ``torch``, ``onnxruntime``, ``openvino``, or the one that fits: ``auto``.
-        precision: ``fp32``, or ``bf16`` where the runtime can.
+        precision: ``fp32``, ``bf16`` where the runtime can, or ``auto``: bf16 on a GPU that
+            computes in it, where it may move pixels at the edge.
         threads: At most so many of the processor; None: the runtime's own choice.
         threshold: Instead of what validation chose.
         tta: Test-time augmentation: ``"hflip,vflip"``, or ``("hflip", "rot90", "scale")``.
@@ -279,7 +280,7 @@ def predict(
     model: PathLike | Predictor | None = None,
     *,
     network: Network | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Prediction: ...
 @overload
@@ -288,7 +289,7 @@ def predict(
     model: PathLike | Predictor | None = None,
     *,
     network: Network | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> list[Prediction]: ...
 def predict(
@@ -296,7 +297,7 @@ def predict(
     model: PathLike | Predictor | None = None,
     *,
     network: Network | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Prediction | list[Prediction]:
     """Segment an image, or several.
@@ -306,7 +307,7 @@ def predict(
             array (height, width, 3) or a tensor; or a list of such.
         model: What ``load`` returned, or what it takes; None: the default model, for cats and dogs.
         network: As for ``load``.
-        batch_size: Images to predict at once.
+        batch_size: Images to predict at once; None: one, on a GPU 32.
         progress: Called with the number of images that are done, and of all.
 
     Returns:
@@ -337,7 +338,7 @@ def predict(
     things = cast("Sequence[ImageLike]", images if several else [images])
     reading = predictor.preprocessor.reading
     read = (as_image(image, reading) for image in things)
-    predictions = predictor.predict_many(read, batch_size=batch_size)
+    predictions = predictor.predict_many(read, batch_size=predictor.choose_batch_size(batch_size))
     found = []
     for thing, prediction in zip(things, counted(predictions, progress, len(things)), strict=True):
         # what was decoded here would stay in memory for as long as the list does
@@ -356,7 +357,7 @@ def evaluate(
     tolerance: str | None = None,
     groups: PathLike | None = None,
     allow_training_images: bool = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     out: PathLike | None = None,
     write_images: bool = False,
     progress: ProgressCallback | None = None,
@@ -373,7 +374,8 @@ def evaluate(
             ``"0.75%"`` (of the image's diagonal).
         groups: A .csv file with the images' names and one or more columns to divide them by.
         allow_training_images: Score images that the model was trained on, and mark the score.
-        batch_size: Images to predict at once; changes the speed, not the score.
+        batch_size: Images to predict at once; changes the speed, and no score but by rounding.
+            None: 8, on a GPU 32.
         out: A folder for score.json and images.csv; None: nothing is written.
         write_images: Write every mask and overlay into ``out`` too.
         progress: Called with the number of images that are done, and of all.
@@ -395,8 +397,8 @@ def evaluate(
         >>> 0 <= score.mean_dice <= 1
         True
     """
+    from notan.evaluation.evaluate import BATCH_SIZE, open_data, write_score
     from notan.evaluation.evaluate import evaluate as score_all
-    from notan.evaluation.evaluate import open_data, write_score
     from notan.metrics import Tolerance
     from notan.prediction.formats import write_overlay_and_mask
 
@@ -423,8 +425,8 @@ def evaluate(
         found.source,
         split=split,
         trimap_border=found.trimap_border,
-        batch_size=batch_size,
-        on_prediction=write if write_images else None,
+        batch_size=predictor.choose_batch_size(batch_size, on_processor=BATCH_SIZE),
+        write=write if write_images else None,
         tolerance=None if tolerance is None else Tolerance.parse(tolerance),
         groupings=found.groupings,
         allow_training_images=allow_training_images,

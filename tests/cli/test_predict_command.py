@@ -21,7 +21,7 @@ from image_files import photo, png, saved
 from notan.cli.main import main
 from notan.io.video import Video
 from notan.prediction import pipeline as pipeline_module
-from notan.prediction.predictor import Predictor
+from notan.prediction.backends import TorchBackend
 from video_files import write_video
 
 if TYPE_CHECKING:
@@ -207,16 +207,16 @@ def test_damaged_files_among_good_ones_are_listed_at_the_end(
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, image: int) -> None:
     """Press Ctrl-C while the network has the image of this number."""
-    whole, asked = Predictor.predict_many, 0
+    whole, asked = TorchBackend.begin, 0
 
-    def predict_many(self: Predictor, images: Any, **options: Any) -> Any:
+    def begin(self: TorchBackend, inputs: Any) -> Any:
         nonlocal asked
         asked += 1
         if asked == image:
             raise KeyboardInterrupt
-        return whole(self, images, **options)
+        return whole(self, inputs)
 
-    monkeypatch.setattr(Predictor, "predict_many", predict_many)
+    monkeypatch.setattr(TorchBackend, "begin", begin)
 
 
 def test_ctrl_c_leaves_whole_files_and_resume_completes_them(
@@ -307,13 +307,13 @@ def test_the_table_is_saved_now_and_then(
 ) -> None:
     """So that a power cut, after which nothing more is written, costs little."""
     monkeypatch.setattr(pipeline_module, "SAVE_SECONDS", 0.0)
-    whole, seen = Predictor.predict_many, []
+    whole, seen = TorchBackend.begin, []
 
-    def predict_many(self: Predictor, images: Any, **options: Any) -> Any:
+    def begin(self: TorchBackend, inputs: Any) -> Any:
         seen.append((tmp_path / "out" / "predictions.csv").exists())
-        return whole(self, images, **options)
+        return whole(self, inputs)
 
-    monkeypatch.setattr(Predictor, "predict_many", predict_many)
+    monkeypatch.setattr(TorchBackend, "begin", begin)
     predict(*[photos] * 2, *write_many(tmp_path, 30))
     assert any(seen)
 

@@ -198,6 +198,7 @@ def test_the_rules_in_the_json_say_how_every_number_was_taken() -> None:
         "seen": "whether the model has seen these images is not known",
         "trained_trimap_border": None,
         "augment": None,
+        "precision": None,
         "empty": "an empty image predicted empty scores 1, "
         "a false alarm on an empty image scores 0",
     }

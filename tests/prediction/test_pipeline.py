@@ -13,9 +13,10 @@ from PIL import Image
 from image_files import saved
 from notan.errors import DataError, DivergedError, ShapeError, StorageError
 from notan.modelfile.preprocess import Preprocessor
+from notan.prediction.flow import LEAST_AHEAD, bytes_ahead
 from notan.prediction.formats import Writers
 from notan.prediction.inputs import Found, Item, items_of
-from notan.prediction.pipeline import DECODING, LEAST, Pipeline
+from notan.prediction.pipeline import Pipeline
 from notan.prediction.predictor import Predictor
 from notan.prediction.table import PredictionTable
 
@@ -212,7 +213,8 @@ def test_decoded_bytes_are_bounded_however_many_images_there_are(
     size, fits = (900, 700), 3
     bound = fits + fits + 1  # waiting, and in the chunk that the network has
     read_so_far, too_many = 0, threading.Event()
-    assert DECODING * size[0] * size[1] > LEAST
+    weight = bytes_ahead(red_is_foreground(), size)
+    assert weight > LEAST_AHEAD
 
     def read() -> RGBImage:
         nonlocal read_so_far
@@ -227,7 +229,7 @@ def test_decoded_bytes_are_bounded_however_many_images_there_are(
         return inputs[:, :1]
 
     items = (Item(f"{n}", Path(f"{n}.png"), size, read) for n in range(12))
-    budget = fits * DECODING * size[0] * size[1]
+    budget = fits * weight
     predictor = Predictor(busy, PLAIN)
     run(items, tmp_path, Anything(), predictor=predictor, budget=budget, batch_size=batch_size)
     assert read_so_far == 12

@@ -52,8 +52,8 @@ class ScoreFlags:
     allow_training_images: AllowTrainingImages = False
 
 
-SCORE, IN_BATCHES = ScoreFlags(), MachineFlags(batch_size=8)
-"""Groups of which no flag is given."""
+SCORE = ScoreFlags()
+"""The group of which no flag is given."""
 
 
 def evaluate(
@@ -64,7 +64,7 @@ def evaluate(
     out: OutFolder = None,
     score: OmitArgPrefixes[ScoreFlags] = SCORE,
     mask: OmitArgPrefixes[MaskFlags] = MASKS,
-    machine: OmitArgPrefixes[MachineFlags] = IN_BATCHES,
+    machine: OmitArgPrefixes[MachineFlags] = MACHINE,
 ) -> None:
     """Score a model on a split.
 

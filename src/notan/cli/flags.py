@@ -46,8 +46,10 @@ KnownDataPath: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[str, arg(metavar=DEVICES, help=COMPUTE)]
 DeviceSetting: TypeAlias = Annotated[str | None, flag(DEVICES, DEFAULT.device, help=COMPUTE)]
-BatchSize: TypeAlias = Annotated[
-    int, arg(metavar="N", help="Images predicted at once; changes the speed, not the masks.")
+BATCH_SIZE_HELP = "Images predicted at once; changes the speed, and no mask but by rounding."
+BatchSize: TypeAlias = Annotated[int, arg(metavar="N", help=BATCH_SIZE_HELP)]
+ChosenBatchSize: TypeAlias = Annotated[
+    int | None, flag("N", "chosen: on a GPU 32, fewer where memory is short", help=BATCH_SIZE_HELP)
 ]
 TrimapBorderSetting: TypeAlias = Annotated[
     TrimapBorder | None, flag(BORDERS, DEFAULT.data.trimap_border, help=BORDER_HELP)
@@ -166,15 +168,16 @@ class MachineFlags:
     Attributes:
         backend: A checkpoint runs on torch, an .onnx file on openvino where it is installed, else
             on onnxruntime.
-        precision: bf16 is quicker on processors that know it, and may move a few pixels.
+        precision: auto is bf16 on a GPU that computes in it, else fp32. bf16 is quicker on machines
+            that know it and may move pixels at the edge; fp32 gives the same mask everywhere.
         threads: Of the processor, at most.
     """
 
     model_class: ModelClass = None
-    batch_size: BatchSize = 1
+    batch_size: ChosenBatchSize = None
     device: Device = "auto"
     backend: Annotated[str, arg(metavar="auto|torch|onnxruntime|openvino")] = "auto"
-    precision: Annotated[Literal["fp32", "bf16"], arg(metavar="fp32|bf16")] = "fp32"
+    precision: Annotated[Literal["auto", "fp32", "bf16"], arg(metavar="auto|fp32|bf16")] = "auto"
     threads: Annotated[int | None, flag("N", "the runtime's own choice")] = None
 
 

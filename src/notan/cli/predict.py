@@ -42,6 +42,9 @@ logger = logging.getLogger("notan")
 
 MOST_NAMED = 5
 
+LONG_SECONDS = 5.0
+"""A job that takes longer says how quick it was and what it waited for."""
+
 
 @dataclass(frozen=True)
 class InputFlags:
@@ -107,8 +110,9 @@ def predict(
     from notan.prediction.table import PredictionTable
     from notan.prediction.tiles import make_tiling
 
-    _require_at_least_one("--frame-step", input.frame_step)
-    _require_at_least_one("--batch-size", machine.batch_size)
+    if input.frame_step < 1:
+        raise ConfigError(f"--frame-step is {input.frame_step}; 1 or more is wanted")
+    _refuse_no_batch(machine)
     found = find_inputs(inputs)
     if model is None:
         _say_what_the_default_model_knows()
@@ -116,8 +120,9 @@ def predict(
     predictor = load_predictor(model, mask, machine, tiling=tiling)
     writers = Writers([name.strip() for name in format.split(",")], out, resume=resume)
     refuse_outputs_over_inputs(found, writers.paths)
-    table = PredictionTable.begin(out, _settings(predictor, machine.precision), resume=resume)
-    pipeline = Pipeline(predictor, writers, table, batch_size=machine.batch_size)
+    table = PredictionTable.begin(out, _settings(predictor), resume=resume)
+    batch_size = predictor.choose_batch_size(machine.batch_size)
+    pipeline = Pipeline(predictor, writers, table, batch_size=batch_size, images=len(found))
     try:
         _run(pipeline, found, input.frame_step, predictor)
     finally:
@@ -127,6 +132,8 @@ def predict(
     notes = [f"{table.kept} were there already"] if table.kept else []
     notes += [f"{table.changed} changed since: predicted anew"] if table.changed else []
     kept = f" ({'; '.join(notes)})" if notes else ""
+    if pipeline.timing.seconds >= LONG_SECONDS and pipeline.timing.images:
+        logger.info("%s", pipeline.timing.in_words())
     print(f"{table.predicted + table.kept} of {table.total} images: {out}{kept}")
     for folder in (each for each in inputs if each.is_dir()):
         if others := passed_over(folder, SUFFIXES | VIDEO_SUFFIXES):
@@ -140,7 +147,7 @@ def _say_what_the_default_model_knows() -> None:
     logger.info("no --model was given: %s", WHAT_IT_KNOWS)
 
 
-def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
+def _settings(predictor: Predictor) -> dict[str, str]:
     """Name what decides how a mask comes out, beside its image."""
     card = predictor.card
     return {
@@ -148,7 +155,7 @@ def _settings(predictor: Predictor, precision: str) -> dict[str, str]:
         "postprocessing": predictor.postprocessing.model_dump_json(),
         "tta": predictor.augment or "none",
         "tiling": predictor.tiling.model_dump_json(),
-        "precision": precision,
+        "precision": predictor.precision,
     }
 
 
@@ -195,9 +202,10 @@ class _Progress:
         self.bar.update()
 
 
-def _require_at_least_one(flag: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{flag} is {value}; 1 or more is wanted")
+def _refuse_no_batch(machine: MachineFlags) -> None:
+    """Refuse it before the model is loaded."""
+    if machine.batch_size is not None and machine.batch_size < 1:
+        raise ConfigError(f"--batch-size is {machine.batch_size}; 1 or more is wanted")
 
 
 def _raise_failures(table: PredictionTable) -> None:
@@ -248,8 +256,7 @@ def submit(
         flags = {"--model": model, "--data-path": data_path, "--list": list}
         missing = ", ".join(flag for flag, value in flags.items() if value is None)
         raise ConfigError(f"{missing}: needed to write a submission; see notan submit --help")
-    if machine.batch_size < 1:
-        raise ConfigError(f"--batch-size is {machine.batch_size}; 1 or more is wanted")
+    _refuse_no_batch(machine)
     _write_submission(model, data_path, list, out or SUBMISSION, mask, machine)
 
 
@@ -274,7 +281,8 @@ def _write_submission(
     images = find_images(read_list(listing, data_path), data_path)
     predictor = load_predictor(model, mask, machine)
     with tqdm(total=len(images), unit="image", leave=False, disable=None) as bar:
-        write_submission(predictor, images, out, batch_size=machine.batch_size, progress=bar.update)
+        batch_size = predictor.choose_batch_size(machine.batch_size)
+        write_submission(predictor, images, out, batch_size=batch_size, progress=bar.update)
     print(f"{len(images)} images: {out}")
 
 

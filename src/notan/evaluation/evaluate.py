@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import ValidationError
 from tqdm import tqdm
@@ -17,21 +19,27 @@ from notan.io.write import encoded, write_bytes
 from notan.metrics import ImageScore, Score, ScoreRules, Tally, Tolerance
 from notan.metrics.groups import by_breed, read_groupings
 from notan.metrics.score import NOT_KNOWN
+from notan.prediction.flow import BUDGET, Flow, Job, bytes_ahead
 from notan.prediction.predictor import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from notan.config import TrimapBorder
     from notan.data.samples import Sample, Source
-    from notan.metrics import Grouping
+    from notan.metrics import Grouping, Measured
     from notan.modelfile.card import Card
     from notan.prediction.predictor import Prediction, Predictor
-    from notan.types import ProgressCallback
+    from notan.types import Image8, ProgressCallback
+
+    _Scored: TypeAlias = tuple[Measured, tuple[Sample, Prediction] | None]
 
 TABLE = "images.csv"
 SUMMARY = "score.json"
+BATCH_SIZE = 8
+"""Images predicted at once, on a processor, where nobody says another number."""
+
 SPOILT = "NOT A TEST"
 """How a score begins to say that the model was trained on the images."""
 
@@ -59,6 +67,7 @@ def evaluate(
     trimap_border: TrimapBorder | None = None,
     batch_size: int = 1,
     on_prediction: Callable[[Sample, Prediction], None] | None = None,
+    write: Callable[[Sample, Prediction], None] | None = None,
     tolerance: Tolerance | None = None,
     groupings: tuple[Grouping, ...] = (),
     allow_training_images: bool = False,
@@ -68,11 +77,12 @@ def evaluate(
 
     Args:
         predictor: Makes the masks, by its postprocessing.
-        source: Images with their true masks, read one after the other.
+        source: Images with their true masks, read in several threads.
         split: What the score says it is of.
         trimap_border: What the score says the trimap's border counted as; None: there is none.
         batch_size: Images to predict at once.
-        on_prediction: Called with each sample and its prediction, for example to write images.
+        on_prediction: Called with each sample and its prediction, in order.
+        write: Likewise, in several threads and any order: to write images.
         tolerance: How far a boundary may lie off; None: ``Tolerance``'s own.
         groupings: Ways to divide the images, beside the one by the foreground's size.
         allow_training_images: Score images that the model was trained on, and mark the score.
@@ -98,25 +108,79 @@ def evaluate(
         trained_trimap_border=card.trimap_border if card else None,
         weights=card.beginning if card else "from scratch",
         augment=predictor.augment,
+        precision=predictor.precision,
     )
     tally = Tally(rules)
-    predicted = predictor.predict_samples(source, batch_size=batch_size)
-    pairs = counted(predicted, progress, len(source))
-    for sample, prediction in tqdm(
+    scored = _score_ahead(
+        predictor, source, tally, batch_size, write, keeps=on_prediction is not None
+    )
+    pairs = counted(scored, progress, len(source))
+    for measured, pair in tqdm(
         pairs, total=len(source), desc="evaluating", unit="image", leave=False, disable=None
     ):
-        tally.add(
-            sample.name,
-            prediction.mask,
-            prediction.probability,
-            sample.mask,
-            sample.ignore,
-            expected_dice=prediction.expected_dice,
-            needs_review=prediction.needs_review,
-        )
-        if on_prediction:
-            on_prediction(sample, prediction)
+        tally.add(measured)
+        if on_prediction and pair:
+            on_prediction(*pair)
     return tally.score(groupings).model_copy(update={"content": content_of(source)})
+
+
+def _score_ahead(
+    predictor: Predictor,
+    source: Source,
+    tally: Tally,
+    batch_size: int,
+    write: Callable[[Sample, Prediction], None] | None,
+    *,
+    keeps: bool,
+) -> Iterator[_Scored]:
+    """Measure all samples in their order, read ahead of the network and measured behind it.
+
+    Args:
+        predictor: Makes the masks.
+        source: The samples.
+        tally: Measures them.
+        batch_size: Images to predict at once.
+        write: Called with each sample and its prediction.
+        keeps: Yield these too; else they go as soon as they are measured.
+    """
+    flow: Flow[int, _Scored] = Flow(predictor, batch_size=batch_size, images=len(source))
+    # how large a sample is shows when it is read: until one is, the next must wait
+    largest = [BUDGET]
+    lock = threading.Lock()
+
+    def start(index: int) -> Job[_Scored]:
+        samples: list[Sample] = []
+
+        def read() -> Image8:
+            sample = source[index]
+            samples.append(sample)
+            with lock:
+                weight = bytes_ahead(predictor, sample.size)
+                largest[0] = weight if largest[0] == BUDGET else max(weight, largest[0])
+            return sample.image
+
+        def measure(_: Image8, prediction: Prediction) -> _Scored:
+            sample = samples.pop()
+            if write:
+                write(sample, prediction)
+            measured = tally.measure(
+                sample.name,
+                prediction.mask,
+                prediction.probability,
+                sample.mask,
+                sample.ignore,
+                expected_dice=prediction.expected_dice,
+                needs_review=prediction.needs_review,
+            )
+            return measured, (sample, prediction) if keeps else None
+
+        return Job(read, measure, largest[0])
+
+    with contextlib.closing(flow.run(range(len(source)), start)) as found:
+        for _, scored in found:
+            if isinstance(scored, DataError):
+                raise scored
+            yield scored
 
 
 def content_of(source: Source) -> str:

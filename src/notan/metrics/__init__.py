@@ -7,7 +7,7 @@ and a false alarm on an empty image scores 0.
 from notan.metrics.boundary import BoundaryScore, Tolerance
 from notan.metrics.counts import Counts, ImageScore
 from notan.metrics.groups import Grouping
-from notan.metrics.score import EMPTY_RULE, Score, ScoreRules, Tally
+from notan.metrics.score import EMPTY_RULE, Measured, Score, ScoreRules, Tally
 
 __all__ = [
     "EMPTY_RULE",
@@ -15,6 +15,7 @@ __all__ = [
     "Counts",
     "Grouping",
     "ImageScore",
+    "Measured",
     "Score",
     "ScoreRules",
     "Tally",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
@@ -34,6 +34,8 @@ from notan.metrics.statistics import FEWEST, Interval, mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
 
     from notan.metrics.groups import Grouping
     from notan.types import Mask, Probability
@@ -71,6 +73,7 @@ class ScoreRules(BaseModel):
         trained_trimap_border: The border rule of the model's training; None: it had no border
             class, or is not known.
         augment: Which views of each image the network was asked, in words; None: it alone.
+        precision: What the network computed in, ``fp32`` or ``bf16``; None: not known.
         empty: How images without foreground are scored, in words.
         groups: How the groups were made, in words.
 
@@ -94,6 +97,7 @@ class ScoreRules(BaseModel):
     seen: str = NOT_KNOWN
     trained_trimap_border: str | None = None
     augment: str | None = None
+    precision: str | None = None
     empty: str = EMPTY_RULE
     groups: dict[str, str] = {}
 
@@ -373,12 +377,28 @@ def _rule_lines(score: Score) -> Iterator[str]:
     yield f"split {rules.split}, {postprocessing}, weights {rules.weights}"
     if rules.augment:
         yield f"test-time augmentation: {rules.augment}"
+    if rules.precision == "bf16":
+        yield "computed in bf16, which may move pixels at the edge: --precision fp32 does not"
     yield rules.seen
     tolerance = rules.tolerance.in_words()
     border = rules.trimap_border_in_words()
     yield f"scored at {rules.size}, {border}, boundary tolerance {tolerance}"
     yield "mean: each image alike; pooled: each pixel alike; intervals: bootstrap over images"
     yield f"empty images: {score.empty_images} of {len(score.images)}; {rules.empty}"
+
+
+class Measured(NamedTuple):
+    """The numbers of one image.
+
+    Attributes:
+        image: Its scores.
+        histogram: Of its probabilities.
+        dice: At each of the thresholds of the sweep.
+    """
+
+    image: ImageScore
+    histogram: ProbabilityHistogram
+    dice: npt.NDArray[np.float64]
 
 
 class Tally:
@@ -395,7 +415,7 @@ class Tally:
         self._histogram = ProbabilityHistogram.empty()
         self._dice = np.zeros(len(THRESHOLDS))
 
-    def add(
+    def measure(
         self,
         name: str,
         prediction: Mask,
@@ -405,8 +425,8 @@ class Tally:
         *,
         expected_dice: float | None = None,
         needs_review: bool | None = None,
-    ) -> None:
-        """Measure one image.
+    ) -> Measured:
+        """Measure one image, in any thread; ``add`` counts it.
 
         Args:
             name: The sample's name.
@@ -435,9 +455,13 @@ class Tally:
             "needs_review": needs_review,
             **asdict(counts),
         }
-        self._images.append(ImageScore.model_validate(row))
-        self._histogram += histogram
-        self._dice += dice_at_thresholds(histogram)
+        return Measured(ImageScore.model_validate(row), histogram, dice_at_thresholds(histogram))
+
+    def add(self, measured: Measured) -> None:
+        """Count an image; sums of floats are the same only in the same order."""
+        self._images.append(measured.image)
+        self._histogram += measured.histogram
+        self._dice += measured.dice
 
     def score(self, groupings: Sequence[Grouping] = ()) -> Score:
         """Return the score of the images so far.

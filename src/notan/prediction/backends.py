@@ -10,9 +10,11 @@ import contextlib
 import copy
 import functools
 import importlib.util
+import logging
 import threading
+import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,29 +22,36 @@ import numpy.typing as npt
 from notan.errors import (
     CheckpointError,
     ConfigError,
+    OutOfMemoryError,
     ShapeError,
     explaining_extras,
+    explaining_memory,
     nearest,
     stop_telemetry,
 )
 from notan.io.write import is_text
 from notan.modelfile.card import load_checkpoint, read_card
 from notan.modelfile.onnx import is_onnx
-from notan.runtime import find_device
+from notan.prediction.batches import Answered
+from notan.prediction.batches import Array as Array
+from notan.prediction.batches import Backend as Backend
+from notan.runtime import choose_precision, find_device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import torch
 
     from notan.modelfile.card import Card, Checkpoint
     from notan.models.own import Network
+    from notan.types import ModelInput
 
-Array: TypeAlias = npt.NDArray[np.float32]
+logger = logging.getLogger("notan")
 
-Precision = Literal["fp32", "bf16"]
-"""What a network computes in: float32, or bfloat16 where the processor is quicker in it."""
+Precision = Literal["auto", "fp32", "bf16"]
+"""What a network computes in: float32, or bfloat16 where the machine is quicker in it; ``auto``:
+bfloat16 on a GPU that computes in it, which may move pixels at the edge, else float32."""
 
 ONNX_RUNTIMES = ("openvino", "onnxruntime")
 """What runs an ONNX model; the quicker one first."""
@@ -51,15 +60,18 @@ ERRORS_ONLY = 3
 """Log level of ONNX Runtime: its warnings are of nodes and machines, not of the image."""
 
 
-class Backend(Protocol):
-    """A network on some runtime."""
+@runtime_checkable
+class _Exact(Protocol):
+    """A backend that says what it computes in."""
 
-    def __call__(self, inputs: Array) -> Array:
-        """Map float32 (n, channels, h, w) to logits, float32 (n, 1, h, w).
+    @property
+    def precision(self) -> Precision:
+        """``fp32`` or ``bf16``."""
 
-        Raises:
-            ShapeError: The network returned another shape.
-        """
+
+def precision_of(backend: Backend) -> Precision:
+    """Say what a network computes in: fp32 but for backends that say otherwise."""
+    return backend.precision if isinstance(backend, _Exact) else "fp32"
 
 
 class TorchBackend:
@@ -68,6 +80,7 @@ class TorchBackend:
     Attributes:
         device: Where it runs.
         model: The module that runs: in float32 the one that was given, in bfloat16 a copy.
+        precision: ``fp32`` or ``bf16``.
     """
 
     def __init__(
@@ -92,10 +105,12 @@ class TorchBackend:
         import torch
 
         self.device = torch.device(device)
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        if precision == "bf16":
+        self.precision = _chosen_precision(precision, self.device)
+        self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        if self.precision == "bf16":
             model = copy.deepcopy(model).to(torch.bfloat16)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = self.model
         self._threads = threads
         if threads is not None:
             torch.set_num_threads(threads)
@@ -103,19 +118,68 @@ class TorchBackend:
         self._running = 0
         self._was_training = False
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether it computes on a GPU, which needs no processor meanwhile."""
+        return self.device.type == "cuda"
+
     def __call__(self, inputs: Array) -> Array:
         """Map float32 (n, channels, h, w) to logits, float32 (n, 1, h, w)."""
+        return self.begin(inputs)().logits
+
+    def begin(self, inputs: Sequence[ModelInput] | Array) -> Callable[[], Answered]:
+        """Take a batch of float32 (channels, h, w); what is returned waits for the answer.
+
+        On a GPU everything is put in its queue here, from and to memory that it can read by itself
+        (pinned); elsewhere the answer is there already.
+
+        Raises:
+            ShapeError: The network returned another shape.
+        """
         import torch
 
         # OpenMP keeps the number for each thread: one that computed before has its own
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
+        size = (len(inputs), *inputs[0].shape)
+        staged = torch.empty(size, pin_memory=self.overlaps)
+        np.stack(list(inputs), out=staged.numpy())
         with self._evaluation_mode(), torch.inference_mode():
-            images = torch.from_numpy(inputs).to(
-                self.device, self._dtype, memory_format=torch.channels_last
-            )
-            logits = self.model(images).float().cpu().numpy()
-        return _checked(logits, inputs, type(self.model).__name__)
+            began = self._moment()
+            images = staged.to(self.device, non_blocking=self.overlaps)
+            images = images.to(self._dtype, memory_format=torch.channels_last)
+            found = self._forward(images).float()
+            logits = torch.empty(found.shape, pin_memory=self.overlaps)
+            logits.copy_(found, non_blocking=self.overlaps)
+            ended = self._moment()
+        _check(found.shape, size, type(self.model).__name__)
+        return functools.partial(self._answer, logits, began, ended)
+
+    def _moment(self) -> float | torch.cuda.Event:
+        """Note the time: on a GPU that at which its queue comes to here."""
+        import torch
+
+        if not self.overlaps:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _answer(self, logits: torch.Tensor, began: Any, ended: Any) -> Answered:  # noqa: ANN401 - what _moment returns
+        if not self.overlaps:
+            return Answered(logits.numpy(), ended - began)
+        ended.synchronize()
+        return Answered(logits.numpy(), began.elapsed_time(ended) / 1e3)
+
+    def compiled(self) -> TorchBackend:
+        """Return the same network compiled; it is compiled for the batches that come first.
+
+        Where PyTorch cannot, one line says so and the network runs as it is.
+        """
+        other = copy.copy(self)
+        other._lock, other._running = threading.Lock(), 0
+        other._forward = _Compiled(self.model)
+        return other
 
     @contextlib.contextmanager
     def _evaluation_mode(self) -> Iterator[None]:
@@ -138,8 +202,43 @@ class TorchBackend:
                     self.model.train(self._was_training)
 
 
+class _Compiled:
+    """A module compiled for inputs of the shape that comes first; others run as they are.
+
+    So a last, smaller batch compiles nothing anew.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        import torch
+
+        self._model = model
+        self._network: Callable[[torch.Tensor], torch.Tensor] | None = torch.compile(model)
+        self._shape: torch.Size | None = None
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        network, self._shape = self._network, self._shape or images.shape
+        if network is None or images.shape != self._shape:
+            return self._model(images)  # type: ignore[no-any-return]
+        try:
+            with explaining_memory():
+                return network(images)
+        except OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a compiler raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            logger.warning("the network runs as it is, for it could not be compiled (%s)", reason)
+            self._network = None
+            return self._model(images)  # type: ignore[no-any-return]
+
+
 class OnnxRuntimeBackend:
-    """An ONNX model on ONNX Runtime, on the processor, in float32 (int8 where the file is)."""
+    """An ONNX model on ONNX Runtime, on the processor, in float32 (int8 where the file is).
+
+    Attributes:
+        precision: ``fp32``.
+    """
+
+    precision: Precision = "fp32"
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         """Load an ONNX model.
@@ -178,7 +277,11 @@ class OnnxRuntimeBackend:
 
 
 class OpenVinoBackend:
-    """An ONNX model on OpenVINO, on the processor, which many threads may call at once."""
+    """An ONNX model on OpenVINO, on the processor, which many threads may call at once.
+
+    Attributes:
+        precision: ``fp32`` or ``bf16``.
+    """
 
     def __init__(
         self, path: Path, *, precision: Precision = "fp32", threads: int | None = None
@@ -192,14 +295,15 @@ class OpenVinoBackend:
         Args:
             path: The ``.onnx`` file.
             precision: OpenVINO itself would choose bfloat16 wherever it is quicker, and so other
-                masks on other machines; here float32 is the default.
+                masks on other machines; here float32 is the default, and ``auto`` too.
             threads: At most so many; None: OpenVINO's choice.
 
         Raises:
             CheckpointError: OpenVINO cannot run the file.
         """
+        self.precision: Precision = "bf16" if precision == "bf16" else "fp32"
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
         }
@@ -252,15 +356,31 @@ def _openable(path: Path) -> str | bytes:
     return str(path) if is_text(path) else path.read_bytes()
 
 
-def _checked(logits: Array, inputs: Array, network: str = "the network") -> Array:
+def _checked(logits: Array, inputs: Array) -> Array:
     """Return logits, or refuse what is not one for each pixel of the inputs."""
-    wanted = (inputs.shape[0], 1, *inputs.shape[2:])
-    if logits.shape != wanted:
-        raise ShapeError(
-            f"{network} returned {logits.shape} for an input of {inputs.shape}; logits of {wanted} "
-            "are wanted"
-        )
+    _check(logits.shape, inputs.shape, "the network")
     return logits
+
+
+def _check(found: Sequence[int], inputs: Sequence[int], network: str) -> None:
+    """Refuse what is not one logit for each pixel of the inputs."""
+    wanted = (inputs[0], 1, *inputs[2:])
+    if tuple(found) != wanted:
+        raise ShapeError(
+            f"{network} returned {tuple(found)} for an input of {tuple(inputs)}; logits of "
+            f"{wanted} are wanted"
+        )
+
+
+def _chosen_precision(wanted: Precision, device: torch.device) -> Precision:
+    """Choose what a network computes in; on a processor every machine gives the same masks."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cpu":
+        return "fp32"
+    import torch
+
+    return "bf16" if choose_precision("auto", device).dtype is torch.bfloat16 else "fp32"
 
 
 def open_model(
@@ -268,7 +388,7 @@ def open_model(
     *,
     backend: str = "auto",
     device: str | torch.device = "cpu",
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     threads: int | None = None,
     own_model: Network | None = None,
 ) -> tuple[Card, Backend]:
@@ -279,7 +399,8 @@ def open_model(
             (``.onnx``), which runs on OpenVINO or else ONNX Runtime, whichever is installed.
         backend: ``auto``, or the one of them to use.
         device: Where to run; an ONNX model runs on the processor only.
-        precision: ``fp32``, or ``bf16`` where the runtime can.
+        precision: ``fp32``, ``bf16`` where the runtime can, or ``auto``: bf16 on a GPU that
+            computes in it.
         threads: At most so many of the processor; None: the runtime's own choice. PyTorch knows
             one number for the whole process, so give all models of a process the same.
         own_model: Where a checkpoint is of a class of the user's own: that, or what makes one.
@@ -292,7 +413,7 @@ def open_model(
     """
     for flag, name, choices in (
         ("--backend", backend, ("auto", "torch", *ONNX_RUNTIMES)),
-        ("--precision", precision, ("fp32", "bf16")),
+        ("--precision", precision, ("auto", "fp32", "bf16")),
     ):
         if name not in choices:
             raise ConfigError(f"{flag} {name}: there is no such choice{nearest(name, choices)}")
@@ -340,7 +461,7 @@ def _choose_onnx_runtime(
             "checkpoint that it was made from"
         )
     chosen = installed_runtimes()[0] if backend == "auto" else backend
-    if chosen == "onnxruntime" and precision != "fp32":
+    if chosen == "onnxruntime" and precision == "bf16":
         raise ConfigError(
             f"{path}: ONNX Runtime computes in fp32 only, {precision} was asked for; install "
             "OpenVINO for it: pip install 'notan[openvino]'"

@@ -16,7 +16,8 @@ import numpy as np
 from notan.errors import ConfigError, DivergedError, ShapeError, StorageError, nearest
 from notan.io.write import write_bytes
 from notan.modelfile.postprocess import Postprocessing, expected_dice, sigmoid
-from notan.prediction.backends import open_model
+from notan.prediction.backends import open_model, precision_of
+from notan.prediction.batches import ON_GPU, Batches, computes_beside
 from notan.prediction.inputs import as_image
 from notan.prediction.tiles import PixelsInMemory, Tiling
 from notan.prediction.tta import AugmentedBackend
@@ -215,6 +216,19 @@ def counted(
 
 
 @dataclass(frozen=True)
+class Placed:
+    """An image whose input the network has.
+
+    Attributes:
+        image: As it was given.
+        placement: The way back.
+    """
+
+    image: Image8
+    placement: Placement
+
+
+@dataclass(frozen=True)
 class LargePrediction:
     """What a model says of an image whose mask is on the disk.
 
@@ -274,7 +288,7 @@ class Predictor:
         path: str | Path,
         *,
         device: str | torch.device = "cpu",
-        precision: Precision = "fp32",
+        precision: Precision = "auto",
         threads: int | None = None,
         backend: str = "auto",
         model: Network | None = None,
@@ -287,7 +301,8 @@ class Predictor:
         Args:
             path: A ``.safetensors`` file that ``train`` wrote, or an ``.onnx`` one of ``export``.
             device: Where to run; ``auto`` takes a GPU where there is one.
-            precision: ``fp32``; ``bf16`` is quicker on processors that know it.
+            precision: ``fp32``; ``bf16`` is quicker on machines that know it; ``auto`` takes it on
+                a GPU.
             threads: At most so many of the processor; None: the runtime's own choice.
             backend: ``torch``, ``onnxruntime``, ``openvino``, or the one that fits: ``auto``.
             model: Where the checkpoint is of a class of your own: a fresh instance, the class,
@@ -323,6 +338,34 @@ class Predictor:
     def augment(self) -> str | None:
         """Say over which views of each image the mean is taken; None: the image alone."""
         return self.backend.in_words() if isinstance(self.backend, AugmentedBackend) else None
+
+    @property
+    def precision(self) -> Precision:
+        """What the network computes in: ``fp32`` or ``bf16``."""
+        return precision_of(self.backend)
+
+    @property
+    def leaves_processor_free(self) -> bool:
+        """Whether the network computes on a GPU."""
+        return computes_beside(self.backend)
+
+    def choose_batch_size(self, wanted: int | None = None, *, on_processor: int = 1) -> int:
+        """Choose how many images go through the network at once.
+
+        Args:
+            wanted: So many; None: ``on_processor``, and ``ON_GPU`` on a GPU.
+            on_processor: There a batch gains little, and how many there are in it may change the
+                last digit of a probability: one at a time gives every image the same bytes,
+                whatever lies beside it. benchmarks/predict_files.py measures it.
+
+        Raises:
+            ConfigError: Less than 1 is wanted.
+        """
+        if wanted is None:
+            return ON_GPU if self.leaves_processor_free else on_processor
+        if wanted < 1:
+            raise ConfigError(f"--batch-size is {wanted}; 1 or more is wanted")
+        return wanted
 
     def with_postprocessing(self, postprocessing: Postprocessing) -> Predictor:
         """Return the same network and preprocessing with another postprocessing."""
@@ -385,8 +428,12 @@ class Predictor:
                 yield from self._predict_whole(group, batch_size)
                 continue
             for image in group:
-                bands = self.predict_bands(PixelsInMemory(image), batch_size=batch_size)
-                yield Prediction(np.concatenate(list(bands)), self.postprocessing, image)
+                yield self.predict_in_tiles(image, batch_size=batch_size)
+
+    def predict_in_tiles(self, image: Image8, *, batch_size: int = 1) -> Prediction:
+        """Segment an image in tiles, whatever its size; see ``predict_bands`` for the errors."""
+        bands = self.predict_bands(PixelsInMemory(image), batch_size=batch_size)
+        return Prediction(np.concatenate(list(bands)), self.postprocessing, image)
 
     def predict_bands(self, pixels: Pixels, *, batch_size: int = 1) -> Iterator[Probability]:
         """Segment an image of any size in tiles, holding no more than a row of them.
@@ -438,28 +485,56 @@ class Predictor:
         for prediction in self.predict_many(images(), batch_size=batch_size):
             yield waiting.popleft(), prediction
 
+    def cuts(self, size: Size) -> bool:
+        """Say whether an image of a (height, width) goes through in tiles."""
+        return self.tiling.cuts(size, self.preprocessor)
+
     def _is_cut(self, image: Image8) -> bool:
         """Say whether an image goes through in tiles; what is no image is refused elsewhere."""
-        if not self.preprocessor.takes(image):
-            return False
-        return self.tiling.cuts((image.shape[0], image.shape[1]), self.preprocessor)
+        return self.preprocessor.takes(image) and self.cuts((image.shape[0], image.shape[1]))
 
     def _predict_whole(self, images: Iterable[Image8], batch_size: int) -> Iterator[Prediction]:
         """Segment images each at once, several together where their inputs are of one size."""
-        inputs = ((image, *self.preprocessor(image)) for image in images)
-        for _, same_size in itertools.groupby(inputs, key=lambda each: each[2].padded):
+        batches: Batches[Placed] = Batches(self.backend, batch_size)
+        ready = map(self._prepare, images)
+        for _, same_size in itertools.groupby(ready, key=lambda each: each[0].placement.padded):
             while batch := list(itertools.islice(same_size, batch_size)):
-                yield from self._predict_batch(batch)
+                for placed, logits in batches.put(batch):
+                    yield self.finish(placed, logits)
+        for placed, logits in batches.rest():
+            yield self.finish(placed, logits)
 
-    def _predict_batch(
-        self, batch: Sequence[tuple[Image8, ModelInput, Placement]]
-    ) -> Iterator[Prediction]:
-        logits = self.backend(np.stack([array for _, array, _ in batch]))
+    def prepare(self, image: Image8) -> tuple[Placed, ModelInput] | None:
+        """Make an image ready for the network: what can be done ahead of it, in any thread.
+
+        Returns:
+            What ``finish`` needs, and the input; None: it goes through in tiles.
+
+        Raises:
+            ShapeError: It is no image.
+        """
+        return None if self._is_cut(image) else self._prepare(image)
+
+    def _prepare(self, image: Image8) -> tuple[Placed, ModelInput]:
+        inputs, placement = self.preprocessor(image)
+        return Placed(image, placement), inputs
+
+    def finish(self, placed: Placed, logits: npt.NDArray[np.float32]) -> Prediction:
+        """Make a prediction of what the network answered: what can be done behind it, likewise.
+
+        Args:
+            placed: What went through whole.
+            logits: float32, (h, w) of its input.
+
+        Raises:
+            DivergedError: NaN or infinity is among them.
+            ShapeError: They are of another size.
+        """
         if not np.isfinite(logits).all():
             raise DivergedError(
                 "the network returned values that are no numbers; its weights are spoilt: "
                 "use another checkpoint"
             )
-        for probability, (image, _, placement) in zip(sigmoid(logits[:, 0]), batch, strict=True):
-            calibrated = self.postprocessing.calibrate(placement.restore(probability))
-            yield Prediction(calibrated, self.postprocessing, image)
+        probability = placed.placement.restore(sigmoid(logits))
+        calibrated = self.postprocessing.calibrate(probability)
+        return Prediction(calibrated, self.postprocessing, placed.image)

@@ -5,8 +5,10 @@ It is written here, and checked: what is wrong with it is said before the leader
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
+import functools
 import re
 import unicodedata
 from collections import defaultdict
@@ -18,6 +20,7 @@ from notan.errors import ConfigError, DataError
 from notan.io.headers import read_size
 from notan.io.images import read_image
 from notan.io.write import as_named, as_written, replacing
+from notan.prediction.flow import Flow, Job, bytes_ahead
 from notan.prediction.formats.rows import decode_rle, kaggle_rle, read_runs
 from notan.prediction.formats.writers import RLE_HEADER, write_rle_csv
 
@@ -204,18 +207,26 @@ def write_submission(
         StorageError: The file could not be written.
     """
     refuse_to_replace(out, list(images.values()))
-    read_sizes(images)
+    sizes = read_sizes(images)
     reading = predictor.preprocessor.reading
-    decoded = (read_image(path, reading) for path in images.values())
-    predictions = predictor.predict_many(decoded, batch_size=batch_size)
+    flow: Flow[str, str] = Flow(predictor, batch_size=batch_size, images=len(images))
 
-    def rows() -> Iterator[tuple[str, str]]:
-        for name, prediction in zip(images, predictions, strict=True):
-            yield name, kaggle_rle(prediction.mask)
+    def start(name: str) -> Job[str]:
+        return Job(
+            functools.partial(read_image, images[name], reading),
+            lambda _, prediction: kaggle_rle(prediction.mask),
+            bytes_ahead(predictor, sizes[name]),
+        )
+
+    def rows(found: Iterator[tuple[str, str | DataError]]) -> Iterator[tuple[str, str]]:
+        for name, row in found:
+            if isinstance(row, DataError):
+                raise row
+            yield name, row
             progress()
 
-    with replacing(out) as file:
-        write_rle_csv(file, rows())
+    with replacing(out) as file, contextlib.closing(flow.run(images, start)) as found:
+        write_rle_csv(file, rows(found))
 
 
 def refuse_to_replace(out: Path, inputs: Sequence[Path]) -> None:

@@ -13,12 +13,14 @@ import numpy as np
 
 from notan.errors import ConfigError, nearest
 from notan.modelfile.preprocess import pad, resize
+from notan.prediction.backends import precision_of
+from notan.prediction.batches import Answered, Overlapping, begin, computes_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from notan.prediction.backends import Array, Backend
-    from notan.types import Size
+    from notan.prediction.backends import Array, Backend, Precision
+    from notan.types import ModelInput, Size
 
 Symmetry = tuple[bool, int]
 """(whether left and right are exchanged, quarter turns counter-clockwise after that)."""
@@ -155,10 +157,46 @@ class AugmentedBackend:
 
     def __call__(self, inputs: Array) -> Array:
         """Map float32 (n, 3, h, w) to logits, float32 (n, 1, h, w)."""
-        size = (inputs.shape[2], inputs.shape[3])
-        foreground = background = np.full_like(inputs[:, :1], -np.inf)
-        for view in self.views:
-            logits = view.undo(self.backend(view.apply(inputs, self.stride)), size)
+        return self._mean(self.backend(each) for each in self._seen(inputs))
+
+    def begin(self, inputs: Sequence[ModelInput]) -> Callable[[], Answered]:
+        """Show all views of a batch to the network; what is returned waits for the answers."""
+        stacked = np.stack(inputs)
+        answers = [begin(self.backend, list(each)) for each in self._seen(stacked)]
+
+        def answer() -> Answered:
+            answered = [each() for each in answers]
+            mean = self._mean(each.logits for each in answered)
+            return Answered(mean, sum(each.seconds for each in answered))
+
+        return answer
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the network computes beside the processor."""
+        return computes_beside(self.backend)
+
+    @property
+    def precision(self) -> Precision:
+        """What the network computes in."""
+        return precision_of(self.backend)
+
+    def compiled(self) -> AugmentedBackend:
+        """Return the same over the compiled network, of those that can be compiled."""
+        inner = self.backend
+        network = inner.compiled() if isinstance(inner, Overlapping) else inner
+        return AugmentedBackend(network, self.names, stride=self.stride)
+
+    def _seen(self, inputs: Array) -> Iterator[Array]:
+        return (view.apply(inputs, self.stride) for view in self.views)
+
+    def _mean(self, answers: Iterable[Array]) -> Array:
+        """Return the logits of the mean probability over the answers to all views."""
+        foreground = background = np.float32(-np.inf)
+        size = None
+        for view, answer in zip(self.views, answers, strict=True):
+            size = size or (answer.shape[2], answer.shape[3])  # the first view is the input itself
+            logits = view.undo(answer, size)
             with np.errstate(invalid="ignore"):  # the Predictor refuses what is no number
                 foreground = np.logaddexp(foreground, -np.logaddexp(np.float32(0), -logits))
                 background = np.logaddexp(background, -np.logaddexp(np.float32(0), logits))
