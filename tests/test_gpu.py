@@ -16,6 +16,8 @@ import torch
 from allergic import Allergic, Whitening
 from notan.errors import NotanError
 from notan.exporting import export
+from notan.prediction.backends import TorchBackend
+from notan.prediction.flow import Flow, Job
 from notan.prediction.predictor import Predictor
 from notan.training.build import prepare
 from notan.training.compiling import GraphStepper, Stepper, tensors_of, with_tensors
@@ -109,7 +111,7 @@ def test_masks_are_those_of_the_cpu_and_of_the_export(network: str, tmp_path: Pa
     result = train_own(on_the_gpu(**NETWORKS[network]), tmp_path / "run")
     onnx = export(result.checkpoint, tmp_path / "model.onnx")[0]
     image = TRAINING[0].image
-    here = Predictor.load(result.checkpoint, device=DEVICE)(image).probability
+    here = Predictor.load(result.checkpoint, device=DEVICE, precision="fp32")(image).probability
     for other in (Predictor.load(result.checkpoint), Predictor.load(onnx)):
         np.testing.assert_allclose(here, other(image).probability, atol=0.02)
 
@@ -166,3 +168,33 @@ def test_a_compiled_and_captured_training_learns_and_resumes(how: str, tmp_path:
     for one, *others in zip(history(whole), history(plain), history(resumed), strict=True):
         for other in others:
             assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.05)
+
+
+def test_files_are_predicted_in_bf16_one_batch_ahead_and_fp32_gives_the_cpu_s_masks(
+    tmp_path: Path,
+) -> None:
+    result = train_own(on_the_gpu(), tmp_path / "run")
+    images = [sample.image for sample in TRAINING]
+    here = Predictor.load(result.checkpoint, device=DEVICE)
+    assert (here.precision, here.choose_batch_size()) == ("bf16", 32)
+    exact = Predictor.load(result.checkpoint, device=DEVICE, precision="fp32")
+    there = Predictor.load(result.checkpoint)
+    for predictor, tolerance in ((here, 0.05), (exact, 0.005)):
+        flow: Flow[int, Any] = Flow(predictor, batch_size=4)
+        found = flow.run(
+            range(len(images)),
+            lambda number: Job(lambda: images[number], lambda _, made: made),
+        )
+        for number, prediction in found:
+            np.testing.assert_allclose(
+                prediction.probability, there(images[number]).probability, atol=tolerance
+            )
+        assert flow.timing.network_alone > 0
+
+
+def test_a_compiled_network_answers_as_it_does_uncompiled(tmp_path: Path) -> None:
+    result = train_own(on_the_gpu(), tmp_path / "run")
+    backend = Predictor.load(result.checkpoint, device=DEVICE, precision="fp32").backend
+    assert isinstance(backend, TorchBackend)
+    inputs = np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
+    np.testing.assert_allclose(backend.compiled()(inputs), backend(inputs), atol=0.02)

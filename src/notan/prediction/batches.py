@@ -139,8 +139,9 @@ class Batches(Generic[K]):
             OutOfMemoryError: Not even one image has room.
             ShapeError: The network returned another shape.
         """
-        for start in range(0, len(batch), self.size):
-            yield from self._put(batch[start : start + self.size])
+        while batch:  # the size may fall on the way
+            part, batch = batch[: self.size], batch[self.size :]
+            yield from self._put(part)
 
     def _put(self, batch: Sequence[tuple[K, ModelInput]]) -> Iterator[tuple[K, Array]]:
         keys = [key for key, _ in batch]

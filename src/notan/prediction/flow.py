@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from notan.errors import DataError
+from notan.errors import DataError, ShapeError
 from notan.prediction.batches import Batches
 
 if TYPE_CHECKING:
@@ -409,8 +409,10 @@ class Flow(Generic[T, R]):
         slot = self._slots[0]
         if slot.group is not None:
             self._run(slot.group)
-        while slot.result is None:  # it is in the network
+        if slot.result is None:  # it is in the network
             self._finish_all(self._batches.rest())
+        if slot.result is None:
+            raise ShapeError("the network answered fewer images than it was given")
         self._slots.popleft()
         self._held -= slot.bytes_behind
         self._files += 1
