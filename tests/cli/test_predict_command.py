@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import notan.cli.predict as predict_module
 from image_files import photo, png, saved
 from notan.cli.main import main
 from notan.io.video import Video
@@ -300,6 +301,46 @@ def test_resume_with_another_threshold_is_refused(
     assert code == 2
     assert "begun otherwise: postprocessing was" in line
     assert json.loads((out / "predict.json").read_text()) == settings
+
+
+def test_what_it_computed_in_is_kept_and_resuming_in_another_is_refused(
+    predict: Callable[..., Path], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = predict(photos, "--device", "cpu")
+    assert json.loads((out / "predict.json").read_text())["precision"] == "fp32"
+    predict(photos, "--device", "cpu", "--precision", "fp32", "--resume")
+    assert "4 were there already" in capsys.readouterr().out
+    code, line = refused(
+        capsys, predict, photos, "--device", "cpu", "--precision", "bf16", "--resume"
+    )
+    assert code == 2
+    assert "precision was fp32, is now bf16" in line
+
+
+def test_a_precision_that_there_is_not_is_refused(
+    predict: Callable[..., Path], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = refused(capsys, predict, photos, "--precision", "fp16")
+    assert code == 2
+    assert "fp16" in line
+    assert "fp32" in line
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_long_job_says_its_rates_and_what_it_waited_for(
+    is_long: bool,
+    predict: Callable[..., Path],
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(predict_module, "LONG_SECONDS", 0.0 if is_long else 1e9)
+    with caplog.at_level("INFO", logger="notan"):
+        predict(photos)
+    said = [line.message for line in caplog.records if "from files to files" in line.message]
+    assert len(said) == is_long
+    for line in said:
+        assert "by the network alone; it waited for reading" in line
 
 
 def test_the_table_is_saved_now_and_then(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, get_args
 
@@ -15,11 +16,13 @@ from notan.data.folders import open_split
 from notan.data.samples import Sample, Source
 from notan.data.synthetic import DrawnSource
 from notan.errors import DataError, StorageError
+from notan.evaluation import evaluate as evaluation
 from notan.evaluation.evaluate import SUMMARY, TABLE, evaluate, write_score
-from notan.metrics import BoundaryScore, Counts, Grouping, Tolerance
+from notan.metrics import BoundaryScore, Counts, Grouping, ScoreRules, Tally, Tolerance
 from notan.metrics.probabilities import ProbabilityHistogram, Ranking, brier
 from notan.modelfile.postprocess import Postprocessing
 from notan.modelfile.preprocess import Preprocessor
+from notan.prediction import flow
 from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -153,6 +156,97 @@ def test_the_score_says_by_which_rules_it_was_taken() -> None:
     assert (rules.split, rules.trimap_border, rules.threshold) == ("val", "background", 0.25)
     assert rules.postprocessing == "threshold 0.25"
     assert evaluate(predictor, random_source(), split="val").rules.trimap_border == "none"
+
+
+def test_the_score_says_what_the_network_computed_in(small_checkpoint: Path) -> None:
+    source = DrawnSource(3, size=(40, 48))
+    for wanted, found in (("auto", "fp32"), ("bf16", "bf16")):
+        predictor = Predictor.load(small_checkpoint, precision=wanted)
+        score = evaluate(predictor, source, split="test")
+        assert score.rules.precision == found
+        assert ("computed in bf16" in score.summary()) is (found == "bf16")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_the_score_is_the_same_to_the_last_digit_for_any_number_of_threads(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, rough = random_source(SIZES * 6), Predictor(stub().backend, SMALL)
+    tally = Tally(ScoreRules(trimap_border="none", threshold=0.5, split="test"))
+    for sample in source:
+        prediction = rough(sample.image)
+        tally.add(tally.measure(sample.name, prediction.mask, prediction.probability, sample.mask))
+    expected = tally.score()
+    monkeypatch.setattr(flow, "choose_threads", lambda *_, **__: threads)
+    score = evaluate(rough, source, split="test", batch_size=4)
+    for field in ("mean_dice", "pooled", "reliability", "threshold_sweep"):
+        assert getattr(score, field) == getattr(expected, field)
+
+
+def test_images_are_written_in_threads_each_once() -> None:
+    source, written, threads = random_source(SIZES * 4), [], set()
+
+    def write(sample: Sample, prediction: Prediction) -> None:
+        np.testing.assert_array_equal(prediction.mask, sample.mask)
+        written.append(sample.name)
+        threads.add(threading.current_thread())
+
+    evaluate(stub(), source, split="test", batch_size=3, write=write)
+    assert sorted(written) == sorted(source.names)
+    assert threading.main_thread() not in threads
+
+
+def test_the_sample_that_cannot_be_read_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, whole = random_source(SIZES * 4), Listed.__getitem__
+
+    def damaged(self: Listed, index: int) -> Sample:
+        if index == 7:
+            raise DataError("image-7: is damaged")
+        return whole(self, index)
+
+    monkeypatch.setattr(Listed, "__getitem__", damaged)
+    monkeypatch.setattr(Listed, "content_hashes", lambda _: [])
+    seen: list[str] = []
+    with pytest.raises(DataError, match="image-7: is damaged"):
+        evaluate(
+            stub(),
+            source,
+            split="test",
+            batch_size=3,
+            on_prediction=lambda sample, _: seen.append(sample.name),
+        )
+    assert seen == source.names[:7]
+
+
+def test_samples_are_read_ahead_only_as_far_as_the_budget_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size, fits = (700, 700), 3
+    weight = flow.bytes_ahead(stub(), size)
+    assert weight > flow.LEAST_AHEAD
+    monkeypatch.setattr(evaluation, "BUDGET", fits * weight)
+    read: list[int] = []
+    whole, network = Listed.__getitem__, stub().backend
+    too_many = threading.Event()
+
+    def counted(self: Listed, index: int) -> Sample:
+        read.append(index)
+        if len(read) > predicted[0] + fits + 1:
+            too_many.set()
+        return whole(self, index)
+
+    predicted = [0]
+
+    def busy(inputs: Array) -> Array:
+        assert not too_many.wait(0.03)
+        predicted[0] += len(inputs)
+        return network(inputs)
+
+    monkeypatch.setattr(Listed, "__getitem__", counted)
+    monkeypatch.setattr(Listed, "content_hashes", lambda _: [])
+    source = random_source([size] * 10)
+    evaluate(Predictor(busy, stub().preprocessor), source, split="test")
+    assert len(read) == 10
 
 
 def test_what_the_model_expects_stands_beside_what_it_reached() -> None:

@@ -143,7 +143,9 @@ def _score_ahead(
         write: Called with each sample and its prediction.
         keeps: Yield these too; else they go as soon as they are measured.
     """
-    flow: Flow[int, _Scored] = Flow(predictor, batch_size=batch_size, images=len(source))
+    flow: Flow[int, _Scored] = Flow(
+        predictor, batch_size=batch_size, budget=BUDGET, images=len(source)
+    )
     # how large a sample is shows when it is read: until one is, the next must wait
     largest = [BUDGET]
     lock = threading.Lock()
