@@ -142,14 +142,17 @@ class Postprocessing(Section):
 
 def sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
     """Map logits to probabilities; the only place outside the losses that does."""
-    probabilities = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
-    return cast("Probability", probabilities)
+    values = np.clip(logits, -80, 80)
+    np.exp(np.negative(values, out=values), out=values)  # in place: memory is what it takes
+    np.divide(1, np.add(values, 1, out=values), out=values)
+    return cast("Probability", values)
 
 
 def logit(probability: Probability) -> npt.NDArray[np.float32]:
     """Map probabilities back to logits; 0 and 1 to those of float32's nearest neighbours."""
     inside = np.clip(probability, FLOAT32_EPSILON, 1 - FLOAT32_EPSILON)
-    return cast("npt.NDArray[np.float32]", np.log(inside / (1 - inside)))
+    odds = np.divide(inside, 1 - inside, out=inside)
+    return cast("npt.NDArray[np.float32]", np.log(odds, out=odds))
 
 
 def expected_dice(probability: Probability, mask: Mask) -> float:
@@ -208,7 +211,8 @@ class MaskSums:
         self.whole += chance.sum()
         self.inside_spread += spread[mask].sum()
         self.whole_spread += spread.sum()
-        self.log_empty += _log_empty(chance)
+        if not self.size:  # of a mask that holds anything it is not asked, and it takes long
+            self.log_empty += _log_empty(chance)
         return mask
 
     def expected_dice(self) -> float:

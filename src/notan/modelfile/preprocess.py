@@ -175,7 +175,8 @@ class Preprocessor(Section):
     def normalize(self, image: Image8) -> ModelInput:
         """Scale uint8 (height, width, channels) to mean 0, variance 1, channels first."""
         scale, shift = self.scale_and_shift()
-        return np.ascontiguousarray((image * scale + shift).transpose(2, 0, 1))
+        levels = np.arange(256, dtype=np.uint8)[:, None] * scale + shift  # all that a pixel can be
+        return np.stack([cv2.LUT(image[..., c], levels[:, c]) for c in range(image.shape[2])])
 
     def scale_and_shift(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return, for each channel, what grey levels are multiplied by and what is added then."""

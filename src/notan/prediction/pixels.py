@@ -26,6 +26,9 @@ PREDICTION = (230, 159, 0)
 TRUTH = (86, 180, 233)
 """Orange and sky blue of Okabe and Ito's palette, told apart by colour-blind readers."""
 
+_TINTED = (0.6 * np.arange(256)[None, :, None] + 0.4 * np.array(PREDICTION)).astype(np.uint8)
+"""What each grey level of red, green and blue becomes under the tint, (1, 256, 3)."""
+
 TILE = 256
 """Side of the tiles of a TIFF that is written band by band, and so the height of the bands."""
 
@@ -51,7 +54,7 @@ def overlay_image(image: Image8, mask: Mask, truth: Mask | None = None) -> RGBIm
     """
     image = shown(image)
     result = image.copy()
-    result[mask] = (0.6 * image[mask] + 0.4 * np.array(PREDICTION)).astype(np.uint8)
+    cv2.copyTo(cv2.LUT(image, _TINTED), mask.astype(np.uint8), result)
     thickness = max(1, round(min(mask.shape) / 200))
     for outline, colour in ((truth, TRUTH), (mask, PREDICTION)):
         if outline is not None:
