@@ -39,21 +39,21 @@ class Spread(NamedTuple):
         median: Half of them are smaller.
         low: A quarter of them are smaller; of fewer than four the smallest.
         high: A quarter of them are larger; of fewer than four the largest.
-        count: How many there are.
+        repeats: How many there are.
     """
 
     median: float
     low: float
     high: float
-    count: int
+    repeats: int
 
     def times(self, factor: float) -> Spread:
         """Return the same in another unit."""
-        return Spread(self.median * factor, self.low * factor, self.high * factor, self.count)
+        return Spread(self.median * factor, self.low * factor, self.high * factor, self.repeats)
 
     def per_second(self, things: float) -> Spread:
         """Return the rate of so many things in each of the times."""
-        return Spread(things / self.median, things / self.high, things / self.low, self.count)
+        return Spread(things / self.median, things / self.high, things / self.low, self.repeats)
 
     def __str__(self) -> str:
         return f"{number(self.median)} ({number(self.low)} .. {number(self.high)})"
