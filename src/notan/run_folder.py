@@ -33,11 +33,17 @@ EVENTS = "tensorboard"
 PAGE, CONTENT, CHARTS = "report.html", "report.json", "report"
 """What notan.report adds when the training is over."""
 
+PROFILE, PROFILE_PAGE = "profile.json", "profile.md"
+"""What --profile adds."""
+
 INCIDENTS = "incidents.jsonl"
 LOCK = ".lock"
 STATES = "last"
 STATE_FILES = "[0-9]*.safetensors"
-FILES = (BEST, HISTORY, SETTINGS, SPLIT, INCIDENTS, PAGE, CONTENT, RECIPE)
+FILES = (
+    *(BEST, HISTORY, SETTINGS, SPLIT, INCIDENTS, PAGE, CONTENT, RECIPE),
+    *(PROFILE, PROFILE_PAGE),
+)
 """What a training leaves, beside its states and folders."""
 
 

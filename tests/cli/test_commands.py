@@ -34,7 +34,7 @@ SCORED = (
 READING = "trimap-border foreground ignore mask-channel masks exif-orientation"
 FLAGS = {
     "train": "data-path time-limit auto model model-class encoder pretrained image-size "
-    "keep-aspect-ratio epochs batch-size learning-rate device out resume unlabelled "
+    "keep-aspect-ratio epochs batch-size learning-rate device out profile resume unlabelled "
     f"encoder-weights {READING} "
     "freeze-epochs teacher group-by patience seed deterministic detect-anomaly recipe "
     "write-recipe overwrite allow-changes",
@@ -42,7 +42,7 @@ FLAGS = {
     "batch-size learning-rate image-size device seed",
     "evaluate": SCORED,
     "inference": SCORED,
-    "predict": f"model out format resume frame-step tiles scale threshold tta {MACHINE}",
+    "predict": f"model out format resume profile frame-step tiles scale threshold tta {MACHINE}",
     "submit": f"model data-path list out check threshold tta {MACHINE}",
     "export": "model model-class to out half int8 end-to-end data-path",
     "compare": "model-class data-path split trimap-border allow-training-images batch-size device "

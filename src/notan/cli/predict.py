@@ -74,6 +74,7 @@ def predict(
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions"),
     format: Annotated[str, arg(metavar="NAME,...")] = "mask,overlay",  # noqa: A002 - the flag's name
     resume: Switch = False,
+    profile: Switch = False,
     input: OmitArgPrefixes[InputFlags] = INPUT,  # noqa: A002 - the title of its flags
     mask: OmitArgPrefixes[MaskFlags] = MASKS,
     machine: OmitArgPrefixes[MachineFlags] = MACHINE,
@@ -101,12 +102,15 @@ def predict(
             (SVG).
         resume: Leave out what an earlier run with the same settings has written into the folder,
             where the file's content is the same as then.
+        profile: Measure first, on a sample of the files, what the time goes to and what to do about
+            it; kept as profile.md.
     """
     from notan.data.layouts import SUFFIXES, passed_over
     from notan.io.video import VIDEO_SUFFIXES
     from notan.prediction.formats import Writers
     from notan.prediction.inputs import find_inputs, refuse_outputs_over_inputs
     from notan.prediction.pipeline import Pipeline
+    from notan.prediction.profile import profile_prediction
     from notan.prediction.table import PredictionTable
     from notan.prediction.tiles import make_tiling
 
@@ -122,6 +126,14 @@ def predict(
     refuse_outputs_over_inputs(found, writers.paths)
     table = PredictionTable.begin(out, _settings(predictor), resume=resume)
     batch_size = predictor.choose_batch_size(machine.batch_size)
+    if profile:
+        page = profile_prediction(
+            *(predictor, found, writers.names),
+            batch_size=batch_size,
+            frame_step=input.frame_step,
+        )
+        page.save(out)
+        print(page.in_words())
     pipeline = Pipeline(predictor, writers, table, batch_size=batch_size, images=len(found))
     try:
         _run(pipeline, found, input.frame_step, predictor)

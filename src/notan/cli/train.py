@@ -57,6 +57,8 @@ class MainFlags:
         batch_size: Images in a step.
         learning_rate: Peak learning rate of AdamW.
         out: Where the run is kept.
+        profile: Measure first, for about ten seconds, what the steps wait for and what to do about
+            it; kept with the run as profile.md. The training is the same.
         resume: Go on with the run in this folder where it was stopped, with its own settings; other
             flags change them.
     """
@@ -81,6 +83,7 @@ class MainFlags:
     )
     device: DeviceSetting = sets("device")
     out: Annotated[Path | None, flag("FOLDER", "a fresh folder under runs/")] = None
+    profile: Switch = False
     resume: Annotated[Path | None, flag("FOLDER")] = None
 
 
@@ -203,6 +206,8 @@ def _refuse_mixed(main: MainFlags, recipe: RecipeFlags) -> None:
         )
     if recipe.write_recipe and not main.auto:
         raise ConfigError("--write-recipe writes what --auto chooses: give --auto too")
+    if recipe.write_recipe and main.profile:
+        raise ConfigError("--write-recipe trains nothing, so there is nothing to --profile")
     if main.resume is None and recipe.allow_changes:
         raise ConfigError("--allow-changes goes with --resume FOLDER; there is no run to change")
     if main.resume is not None and (recipe.recipe or main.out or recipe.overwrite):
@@ -259,6 +264,7 @@ def _train(
             allow_changes=recipe.allow_changes,
             model=main.model_class,
             overhead=overhead,
+            profile=main.profile,
         )
     reasons = None
     if main.auto:
@@ -273,6 +279,7 @@ def _train(
         recipe=reasons,
         model=main.model_class,
         overhead=overhead,
+        profile=main.profile,
     )
 
 

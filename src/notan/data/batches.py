@@ -6,6 +6,7 @@ of workers nor a resume changes a batch.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from dataclasses import dataclass
@@ -415,6 +416,11 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self._order)
 
+    @property
+    def workers(self) -> int:
+        """Processes that read ahead; 0: it reads when it is asked."""
+        return self._loader.num_workers
+
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
         """Choose the epoch to read next, which decides order and variation, and its first batch."""
         self._order.epoch, self._order.first = epoch, batch
@@ -450,6 +456,18 @@ class BatchLoader:
         )
         self.close()
         return iter(self._loader)
+
+    def twin(self) -> BatchLoader:
+        """Return a loader of the same batches with workers of its own, to look at what comes.
+
+        However far that is read, this one stays where it is.
+        """
+        twin = copy.copy(self)
+        twin._order = copy.copy(self._order)
+        generator = torch.Generator().manual_seed(self._order.seed)
+        twin._open = partial(self._open, batch_sampler=twin._order, generator=generator)
+        twin._loader = twin._open()
+        return twin
 
     def close(self) -> None:
         """Let the workers go now: left to the garbage collector, each takes 5 seconds."""

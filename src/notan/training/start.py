@@ -68,6 +68,7 @@ def train(
     logger: OwnLogger | None = None,
     overhead: Overhead | None = None,
     progress: ProgressCallback | None = None,
+    profile: bool = False,
 ) -> TrainResult:
     """Train a model and keep the best checkpoint by validation Dice; no test image is read.
 
@@ -93,6 +94,8 @@ def train(
             nothing, and the time limit is this call's.
         progress: Called after each epoch with the number of those that are done, and of all; a
             time limit or ``train.patience`` may end the training before.
+        profile: Measure first what the steps wait for, and write it into the run folder as
+            profile.md and profile.json; the training is the same with it and without it.
 
     Raises:
         ConfigError: A setting does not fit, or the folder is taken.
@@ -119,7 +122,8 @@ def train(
         folder.clear()  # only now: a wrong setting must not cost the earlier run
         if recipe is not None:
             write_bytes(folder.path / RECIPE, recipe.encode())
-        return Trainer(setup, folder.path, overhead=overhead, on_epoch=progress).train()
+        trainer = Trainer(setup, folder.path, overhead=overhead, on_epoch=progress, profile=profile)
+        return trainer.train()
 
 
 def resume(
@@ -137,6 +141,7 @@ def resume(
     logger: OwnLogger | None = None,
     overhead: Overhead | None = None,
     progress: ProgressCallback | None = None,
+    profile: bool = False,
 ) -> TrainResult:
     """Go on with a run that was stopped, at the very step where its last state was written.
 
@@ -157,6 +162,7 @@ def resume(
         logger: Of your own, whether or not the run began with one.
         overhead: What surrounds the call and is paid for by ``train.time_limit_seconds`` too.
         progress: As for ``train``; epochs from before are done.
+        profile: As for ``train``.
 
     Raises:
         ConfigError: There is no run, or other settings or another teacher make it another one.
@@ -203,7 +209,8 @@ def resume(
                 log.warning("%s", words)
         else:
             _refuse_other_material(setup, tree)
-        return Trainer(setup, folder, overhead=overhead, on_epoch=progress).train(tree)
+        trainer = Trainer(setup, folder, overhead=overhead, on_epoch=progress, profile=profile)
+        return trainer.train(tree)
 
 
 def _set_aside(folder: Path, run: Run) -> frozenset[str] | None:

@@ -142,6 +142,7 @@ class Trainer(Loop):
         *,
         overhead: Overhead | None = None,
         on_epoch: ProgressCallback | None = None,
+        profile: bool = False,
     ) -> None:
         """Take what ``prepare`` has built and checked, and the run folder.
 
@@ -150,11 +151,13 @@ class Trainer(Loop):
             folder: Where the run is kept.
             overhead: Work around the training that counts against its time limit; None: none.
             on_epoch: Called with the number of epochs that are done, and of all.
+            profile: Measure first what the steps wait for; see ``notan.training.profile``.
         """
         super().__init__(setup, setup.run.train, folder, setup.loss)
         self.setup: TrainingSetup = setup
         self._on_epoch = on_epoch
         self._scoring = open_scoring(setup.device, setup.validation_batches, setup.preprocessor)
+        self._profiles = profile
         seconds, schedule = self.settings.time_limit_seconds, setup.optimization.schedule
         if seconds:
             self.time_limit = TimeLimit(seconds, overhead or Overhead(), schedule)
@@ -175,6 +178,8 @@ class Trainer(Loop):
         anomaly = torch.autograd.set_detect_anomaly(self.settings.detect_anomaly)
         try:
             with log, anomaly, self.stop:
+                if self._profiles:
+                    self._profile()
                 self._plan()
                 while not self._finished():
                     self.begin_epoch()
@@ -208,6 +213,12 @@ class Trainer(Loop):
         """Return all that the rest of the training depends on; see ``notan.training.state``."""
         spent = self.time_limit and self.time_limit.state()
         return {**super().capture(), **self.setup.identity(), "time limit": spent}
+
+    def _profile(self) -> None:
+        """Say what the steps wait for; of a time limit it takes a part."""
+        from notan.training.profile import profile_training  # it loads what no training wants
+
+        profile_training(self, self.setup, self._answered)
 
     def _plan(self) -> None:
         """Divide the time limit, where there is one: find out what the end will take."""
