@@ -6,6 +6,7 @@ together as the command runs them. Nothing is written but in a temporary folder.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import tempfile
@@ -237,7 +238,7 @@ def _measure(
     batch_size: int,
     folder: Path,
 ) -> Stages:
-    images, reading = _read(items())
+    images, reading = _read(items)
     count, watched = len(images), _Watched(predictor.backend)
     began = time.perf_counter()
     for image in images:
@@ -276,19 +277,20 @@ def _measure(
     return Stages(work, writing, network, together, files.divided(count), count)
 
 
-def _read(items: Iterator[Item]) -> tuple[list[Image8], float]:
+def _read(items: Callable[[], Iterator[Item]]) -> tuple[list[Image8], float]:
     """Decode a sample in this thread; what cannot be decoded is none of it.
 
     Returns:
         The images, and the seconds that they took.
+
+    Raises:
+        DataError: There are none.
     """
+    next(_decoded(items()), None)  # the first loads the decoder
     images: list[Image8] = []
     began = time.perf_counter()
-    for item in items:
-        try:
-            images.append(item.read())
-        except DataError:
-            continue
+    for image in _decoded(items()):
+        images.append(image)
         if time.perf_counter() - began > 2 * SECONDS:
             break
     if not images:
@@ -297,6 +299,12 @@ def _read(items: Iterator[Item]) -> tuple[list[Image8], float]:
             "nothing to measure; leave --profile out, and see what is said of each"
         )
     return images, time.perf_counter() - began
+
+
+def _decoded(items: Iterator[Item]) -> Iterator[Image8]:
+    for item in items:
+        with contextlib.suppress(DataError):
+            yield item.read()
 
 
 def _seconds_of_writing(
