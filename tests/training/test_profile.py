@@ -21,7 +21,7 @@ from notan.config import load_run
 from notan.errors import DataError, StoppedBySignal
 from notan.prediction.profile import Measured, repeat
 from notan.training import trace
-from notan.training.profile import ALONE, DATA, RESIDENT, TOGETHER, Findings, report
+from notan.training.profile import ALONE, DATA, RESIDENT, TOGETHER, StepFindings, report
 from notan.training.steps import train_step
 from notan.training.trace import (
     BACKWARD,
@@ -282,10 +282,10 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingSetup]:
     kept[0].training_batches.close()
 
 
-def made_up(together: float, alone: float, **shares: float) -> Findings:
-    """Findings of steps of 0.1 s on a resident batch of three images."""
+def made_up(together: float, alone: float, **shares: float) -> StepFindings:
+    """StepFindings of steps of 0.1 s on a resident batch of three images."""
     timings = {TOGETHER: together, RESIDENT: 0.1, ALONE: alone}
-    return Findings(
+    return StepFindings(
         {name: Measured(each, each, each) for name, each in timings.items()},
         images=3.0,
         reading=0.001,
@@ -312,7 +312,7 @@ def made_up(together: float, alone: float, **shares: float) -> Findings:
 def test_the_largest_share_that_has_a_remedy_is_named(
     setup: TrainingSetup,
     monkeypatch: pytest.MonkeyPatch,
-    findings: Findings,
+    findings: StepFindings,
     named: str,
     remedy: str,
 ) -> None:

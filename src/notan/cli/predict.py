@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-    from notan.exporting.make import Kind
+    from notan.exporting import Kind
     from notan.modelfile.card import Exported
     from notan.prediction.inputs import Found, Item
     from notan.prediction.pipeline import Pipeline

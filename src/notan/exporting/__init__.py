@@ -1,5 +1,5 @@
 """From a checkpoint to an ONNX model, which runs without PyTorch."""
 
-from notan.exporting.make import export
+from notan.exporting.make import Kind, export
 
-__all__ = ["export"]
+__all__ = ["Kind", "export"]

@@ -79,7 +79,7 @@ class _StopError(Exception):
 
 
 @dataclass(frozen=True)
-class Findings:
+class StepFindings:
     """What was measured of a training.
 
     Attributes:
@@ -158,7 +158,7 @@ def _measure(
     prepare: Callable[[Iterable[Batch]], Iterable[Batch]],
     loader: BatchLoader,
     validation: BatchLoader,
-) -> Findings:
+) -> StepFindings:
     device = setup.device
     limit = loop.settings.time_limit_seconds
     seconds = min(SECONDS, OF_THE_LIMIT * limit) if limit else SECONDS
@@ -195,7 +195,7 @@ def _measure(
     traced = max(1, min(MOST_TRACED, int(seconds / alone.seconds)))
     shares = measure_kinds(lambda: step(resident), traced, device)
     _drop_what_is_ready(coming, loader.workers, seconds / 2)
-    return Findings(
+    return StepFindings(
         {
             ALONE: repeat(lambda: next(coming), seconds),
             TOGETHER: repeat(lambda: step(next(coming)), seconds, settle),
@@ -274,7 +274,7 @@ def _seconds_of_validation(
     return models * (time.perf_counter() - began) * len(setup.validation) / seen
 
 
-def report(setup: TrainingSetup, findings: Findings) -> Profile:
+def report(setup: TrainingSetup, findings: StepFindings) -> Profile:
     """Return the page of what was measured."""
     precision = setup.optimization.precision
     height, width = setup.preprocessor.image_size or (0, 0)
@@ -325,7 +325,7 @@ def _reads_in_words(reads: Mapping[str, int], device: torch.device) -> str:
     return f"Host reads in a step, {sum(reads.values())}: {places}{cost}."
 
 
-def _bottleneck(setup: TrainingSetup, findings: Findings) -> str:
+def _bottleneck(setup: TrainingSetup, findings: StepFindings) -> str:
     """Name what is worth changing first, how, and what there is to gain."""
     shares = findings.shares_together
     notable = [kind for kind, least in NOTABLE.items() if shares.get(kind, 0.0) >= least]
@@ -358,7 +358,7 @@ def _less(setup: TrainingSetup) -> str:
     return f"it is quicker with {smaller}" + (", or on a GPU" if on_cpu else "")
 
 
-def _remedy_for_data(setup: TrainingSetup, findings: Findings) -> str:
+def _remedy_for_data(setup: TrainingSetup, findings: StepFindings) -> str:
     """Say how images come sooner."""
     workers, cores = setup.training_batches.workers, os.cpu_count() or 1
     image = findings.timings[ALONE].seconds / findings.images * max(1, workers)
