@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     Way = Callable[[], object]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MIRROR = cv2.BORDER_REFLECT_101  # what lies outside the image, with its trimap, is its mirror image
 MISSING = "not installed: pip install {}"
 
 
@@ -82,7 +81,7 @@ def albumentations_way(asked: argparse.Namespace, files: list[tuple[Path, Path]]
                 scale=(0.8, 1.2),
                 translate_percent=(-0.1, 0.1),
                 rotate=(-30, 30),
-                border_mode=MIRROR,
+                border_mode=cv2.BORDER_REFLECT_101,  # as for the trimap
                 p=1.0,
             ),
             library.RandomResizedCrop(size, scale=(0.8, 1.0), p=0.5),

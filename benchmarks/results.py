@@ -121,6 +121,7 @@ def machine() -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "hardware": describe_hardware(best_device()),
         "cores": str(os.cpu_count()),
+        "load": f"{os.getloadavg()[1]:.1f} programs at once in the last five minutes",
         "threads": f"torch {torch.get_num_threads()}, opencv {cv2.getNumThreads()}",
         "system": platform.platform(),
         "python": platform.python_version(),
