@@ -2,7 +2,7 @@
 
 Run by hand: OMP_NUM_THREADS=2 python benchmarks/growth.py
 Each point is measured in a process of its own, from small to large. A point that would take longer
-than --limit seconds, going by the one before it, is not measured, and its row says so.
+than --limit seconds, going by the two before it, is not measured, and its row says so.
 
 Sides: one training step of a U-Net, with the memory at its highest over the idle program. Images:
 a drawn folder of so many (64 drawings, linked again and again): what a training does before its
@@ -38,7 +38,7 @@ COUNTS = (100, 1_000, 10_000, 100_000)
 DRAWN, TURNS = 64, 3
 FOLDER_SIDE = 32
 GROWTH = {"side": 4.0, "images": 10.0}
-"""What a point takes over the one before it, if nothing is worse than linear."""
+"""How much larger a point is than the one before it."""
 
 
 def resident() -> float:
@@ -110,16 +110,20 @@ def points(
     row: Callable[[int, dict[str, Any]], dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Measure points from small to large, while they are expected to be within the limit."""
-    rows, expected = [], 0.0
+    rows: list[dict[str, Any]] = []
+    taken: list[float] = []
     for value in values:
+        expected = taken[-1] if taken else 0.0
+        if len(taken) > 1:  # what both took to start is no part of what grows
+            expected += GROWTH[kind] * max(0.0, taken[-1] - taken[-2])
         if expected > asked.limit:
             said = f"not measured: about {expected:,.0f} s expected"
             rows.append({"what": kind, "size": f"{value:,}", "seconds": said})
-            expected *= GROWTH[kind]
+            taken.append(expected)
             continue
         begun = time.perf_counter()
         found = measured(kind, value, asked)
-        expected = GROWTH[kind] * (time.perf_counter() - begun)
+        taken.append(time.perf_counter() - begun)
         rows.append({"what": kind, "size": f"{value:,}", **row(value, found)})
     return rows
 

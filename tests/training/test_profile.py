@@ -222,7 +222,7 @@ def test_of_a_time_limit_each_measurement_takes_a_hundredth(
 
     monkeypatch.setattr("notan.training.profile.repeat", noted)
     train_own(tiny(train__time_limit_seconds=30.0), tmp_path / "run", profile=True)
-    assert asked == [0.3] * 3
+    assert asked == [0.3] * 4
 
 
 def test_an_image_that_cannot_be_read_is_said_as_without_it(tmp_path: Path) -> None:
@@ -244,6 +244,10 @@ def test_nothing_is_profiled_where_nothing_is_trained(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["train", *words])
     assert stop.value.code == 2
+
+
+def test_what_was_measured_twice_is_the_mean_of_both() -> None:
+    assert Measured(1.0, 0.5, 2.0).beside(Measured(3.0, 1.0, 4.0)) == (2.0, 0.5, 4.0)
 
 
 def test_a_slow_action_is_measured_once_and_a_quick_one_often() -> None:

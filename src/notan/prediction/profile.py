@@ -61,6 +61,11 @@ class Measured(NamedTuple):
         """Return the share of one of so many things done at once."""
         return Measured(self.seconds / by, self.least / by, self.most / by)
 
+    def beside(self, other: Measured) -> Measured:
+        """Return what it was on average at both times that it was measured."""
+        middle = (self.seconds + other.seconds) / 2
+        return Measured(middle, min(self.least, other.least), max(self.most, other.most))
+
 
 def repeat(
     action: Callable[[], object], seconds: float, settle: Callable[[], object] = lambda: None

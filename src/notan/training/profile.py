@@ -59,7 +59,7 @@ NOTABLE = {DATA: 0.05, WAITS: 0.05, LAUNCHES: 0.2, OPTIMIZER: 0.25, LOSS: 0.25}
 the largest is the bottleneck. What remains is the network's own arithmetic."""
 
 OF_THE_LIMIT = 0.01
-"""Share of a time limit that each measurement may take; there are six."""
+"""Share of a time limit that each measurement may take; there are seven."""
 
 MOST_TRACED = 8
 """Steps; a trace of more is slow to read and says the same."""
@@ -162,6 +162,41 @@ def _measure(
     device = setup.device
     limit = loop.settings.time_limit_seconds
     seconds = min(SECONDS, OF_THE_LIMIT * limit) if limit else SECONDS
+    step = _make_step(loop, setup, prepare)
+
+    def settle() -> None:
+        synchronize(device)
+
+    coming = _endless(loader, loop.progress.epoch)
+    resident = _resident(next(coming), device)
+    with FlopCounterMode(display=False) as counter, HostReads(device) as reads:
+        step(resident)
+    before = repeat(lambda: step(resident), seconds, settle)
+    traced = max(1, min(MOST_TRACED, int(seconds / before.seconds)))
+    shares = measure_kinds(lambda: step(resident), traced, device)
+    _drop_what_is_ready(coming, loader.workers, seconds / 2)
+    alone = repeat(lambda: next(coming), seconds)
+    together = repeat(lambda: step(next(coming)), seconds, settle)
+    # once more: what is compared with it may not differ by what other programs did meanwhile
+    after = repeat(lambda: step(resident), seconds, settle)
+    return StepFindings(
+        {TOGETHER: together, RESIDENT: before.beside(after), ALONE: alone},
+        len(setup.training) / len(loader),
+        _seconds_of_reading(setup, seconds / 2),
+        shares,
+        dict(reads.places.most_common()),
+        float(counter.get_total_flops()),
+        measure_matrix_rate(device, setup.optimization.precision.dtype, seconds / 4),
+        _seconds_of_validation(setup, validation, seconds / 2),
+    )
+
+
+def _make_step(
+    loop: Loop,
+    setup: TrainingSetup,
+    prepare: Callable[[Iterable[Batch]], Iterable[Batch]],
+) -> Callable[[Batch], None]:
+    """Return what takes a step as the training does, but for what is written into its folder."""
     judge, means = copy.deepcopy(loop.guard.judge), AverageMeter()
 
     def loss(*given: Images | Tensor | None) -> LossValue:
@@ -184,31 +219,7 @@ def _measure(
             if setup.average:
                 setup.average.update_parameters(setup.model)
 
-    def settle() -> None:
-        synchronize(device)
-
-    coming = _endless(loader, loop.progress.epoch)
-    resident = _resident(next(coming), device)
-    with FlopCounterMode(display=False) as counter, HostReads(device) as reads:
-        step(resident)
-    alone = repeat(lambda: step(resident), seconds, settle)
-    traced = max(1, min(MOST_TRACED, int(seconds / alone.seconds)))
-    shares = measure_kinds(lambda: step(resident), traced, device)
-    _drop_what_is_ready(coming, loader.workers, seconds / 2)
-    return StepFindings(
-        {
-            ALONE: repeat(lambda: next(coming), seconds),
-            TOGETHER: repeat(lambda: step(next(coming)), seconds, settle),
-            RESIDENT: alone,
-        },
-        len(setup.training) / len(loader),
-        _seconds_of_reading(setup, seconds / 2),
-        shares,
-        dict(reads.places.most_common()),
-        float(counter.get_total_flops()),
-        measure_matrix_rate(device, setup.optimization.precision.dtype, seconds / 4),
-        _seconds_of_validation(setup, validation, seconds / 2),
-    )
+    return step
 
 
 def _endless(loader: BatchLoader, first: int) -> Iterator[Batch]:
