@@ -159,7 +159,7 @@ def test_reads_in_a_loss_are_named_by_their_line(tmp_path: Path) -> None:
     sentence = page["bottleneck"]
     assert sentence.startswith(f"Bottleneck: {WAITS}, ")
     line = read_slowly.__code__.co_firstlineno + 4
-    place = f"training/test_profile.py:{line} (read_slowly)"
+    place = f"training/test_training_profile.py:{line} (read_slowly)"
     assert f"reads from it in {place}" in sentence
     assert page["facts"]["host_reads"][place] == 15
     assert f"{place} 15" in (tmp_path / "run" / "profile.md").read_text()
@@ -176,7 +176,7 @@ def test_of_the_optimizers_own_counts_nothing_is_a_read() -> None:
         weight.detach()[torch.tensor([True, False, True])]
         bool(weight.detach().sum() > 2)
     assert sum(reads.places.values()) == 2
-    assert all("test_profile.py" in place for place in reads.places)
+    assert all("test_training_profile.py" in place for place in reads.places)
 
 
 def test_a_signal_meanwhile_leaves_the_state_from_before(
