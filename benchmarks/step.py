@@ -25,7 +25,10 @@ from notan.data.synthetic import DrawnSource, write_folder
 from notan.models.build import build_model
 from notan.runtime import has_quick_bf16
 from notan.training.build import prepare
-from notan.training.steps import AverageMeter, train_step
+from notan.training.compiling import Stepper
+from notan.training.judge import LossJudge
+from notan.training.spikes import SpikeDetector
+from notan.training.steps import AverageMeter
 from results import best_device, spread, take_turns, timed, version_of, write_results
 
 if TYPE_CHECKING:
@@ -110,10 +113,11 @@ def ours(settings: dict[str, Any], folder: Path, batch: int, side: int) -> Step:
     images, targets, valid = (tensor.to(DEVICE) for tensor in first[:3])
     resident = first._replace(images=images, targets=targets, valid=valid)
     means = AverageMeter()
+    take = Stepper(setup, setup.loss, SpikeDetector(LossJudge(0), setup.device))
 
     def step() -> None:
-        value, _ = train_step(setup.model, resident, setup.loss, setup.optimization)
-        means.add(value, batch)
+        _, _, losses = take(resident).read()
+        means.add(losses, batch)
 
     return step
 

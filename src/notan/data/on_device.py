@@ -7,6 +7,7 @@ nothing varies them.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -238,6 +239,17 @@ class DeviceBatchLoader:
 
     def __len__(self) -> int:
         return len(self._order)
+
+    @property
+    def workers(self) -> int:
+        """Processes that read ahead: none, as nothing is read."""
+        return 0
+
+    def twin(self) -> DeviceBatchLoader:
+        """Return what makes the same batches; however far it is read, this stays where it is."""
+        twin = copy.copy(self)
+        twin._order, twin._drawing = copy.copy(self._order), None
+        return twin
 
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
         """Choose the epoch to make next, which decides order and variation, and its first batch."""

@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from notan.config import Data
 from notan.errors import DivergedError
-from notan.prediction.backends import TorchBackend
 from notan.prediction.profile import SECONDS, Measured, Profile, repeat
 from notan.runtime import MOST_WORKERS, describe_hardware, has_quick_bf16
+from notan.training.compiling import Stepper
+from notan.training.loop import steps_ahead
+from notan.training.spikes import SpikeDetector
 from notan.training.state import capture, restore
-from notan.training.steps import AverageMeter, train_step, validate
+from notan.training.steps import AverageMeter, StepValues
 from notan.training.trace import (
     LAUNCHES,
     LOSS,
@@ -41,14 +44,15 @@ from notan.training.trace import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
-    from notan.data.batches import Batch, BatchLoader
+    from notan.data.batches import Batch
+    from notan.data.loading import Batches
     from notan.losses import LossValue
     from notan.training.build import TrainingSetup
-    from notan.training.loop import Loop
+    from notan.training.trainer import Trainer
     from notan.types import Images
 
 logger = logging.getLogger("notan")
@@ -110,24 +114,20 @@ class StepFindings:
         return {**shares, DATA: 1 - resident}
 
 
-def profile_training(
-    loop: Loop, setup: TrainingSetup, prepare: Callable[[Iterable[Batch]], Iterable[Batch]]
-) -> None:
+def profile_training(loop: Trainer) -> None:
     """Profile the steps of a training that is about to begin or to go on, and put all back.
 
     The page is logged, and kept in the run folder.
 
     Args:
         loop: Of which nothing is changed.
-        setup: Its own.
-        prepare: Adds to batches what a teacher answers.
 
     Raises:
         NotanError: An image cannot be read.
         StorageError: The page could not be written.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state, as it was before, is saved.
     """
-    epoch = loop.progress.epoch
+    setup, epoch = loop.setup, loop.progress.epoch
     tree = capture(setup, loop.progress)
     tree["optimizer"] = copy.deepcopy(tree["optimizer"])  # the state's are no copies
     buffers = [(buffer, buffer.clone()) for buffer in setup.model.buffers()]  # not all are in it
@@ -137,7 +137,8 @@ def profile_training(
     logger.info("profiling the steps of this training, which it does not change")
     try:
         with contextlib.suppress(_StopError), setup.optimization.freezing.during(epoch):
-            findings = _measure(loop, setup, prepare, *loaders)
+            setup.optimization.freezing.set_mode(setup.model)
+            findings = _measure(loop, *loaders)
     finally:
         for loader in loaders:
             loader.close()
@@ -152,17 +153,12 @@ def profile_training(
         logger.info("%s", page.in_words())
 
 
-def _measure(
-    loop: Loop,
-    setup: TrainingSetup,
-    prepare: Callable[[Iterable[Batch]], Iterable[Batch]],
-    loader: BatchLoader,
-    validation: BatchLoader,
-) -> StepFindings:
+def _measure(loop: Trainer, loader: Batches, validation: Batches) -> StepFindings:
+    setup = loop.setup
     device = setup.device
     limit = loop.settings.time_limit_seconds
     seconds = min(SECONDS, OF_THE_LIMIT * limit) if limit else SECONDS
-    step = _make_step(loop, setup, prepare)
+    step = _make_step(loop)
 
     def settle() -> None:
         synchronize(device)
@@ -187,42 +183,38 @@ def _measure(
         dict(reads.places.most_common()),
         float(counter.get_total_flops()),
         measure_matrix_rate(device, setup.optimization.precision.dtype, seconds / 4),
-        _seconds_of_validation(setup, validation, seconds / 2),
+        _seconds_of_validation(loop, validation, seconds / 2),
     )
 
 
-def _make_step(
-    loop: Loop,
-    setup: TrainingSetup,
-    prepare: Callable[[Iterable[Batch]], Iterable[Batch]],
-) -> Callable[[Batch], None]:
-    """Return what takes a step as the training does, but for what is written into its folder."""
-    judge, means = copy.deepcopy(loop.guard.judge), AverageMeter()
+def _make_step(loop: Trainer) -> Callable[[Batch], None]:
+    """Return what takes a step as the training does, but for what is written into its folder.
+
+    It is not compiled, and goes on whatever the guard would say.
+    """
+    setup, means = loop.setup, AverageMeter()
+    ahead = steps_ahead(setup.device)
+    begun = deque[StepValues]()
 
     def loss(*given: Images | Tensor | None) -> LossValue:
         with record_function(LOSS_SPAN):
             return setup.loss(*given)  # type: ignore[arg-type]
 
-    def allows(batch: Batch, value: LossValue, norm: float) -> bool:
-        """Judge as the guard does, by a judge of our own, and go on whatever it says."""
-        del batch
-        if judge:
-            judge.judge(value.total.item(), norm)
-        return True
+    take = Stepper(setup, loss, SpikeDetector(copy.deepcopy(loop.guard.judge), setup.device))
 
     def step(batch: Batch) -> None:
         if loop.stop.number is not None:
             raise _StopError
-        for answered in prepare([batch]):
-            value, _ = train_step(setup.model, answered, loss, setup.optimization, allows)
-            means.add(value, len(answered.truths))
-            if setup.average:
-                setup.average.update_parameters(setup.model)
+        begun.append(take(loop.answered(batch, loop.progress.step)).on_the_way())
+        setup.optimization.schedule.apply()
+        while len(begun) > ahead:
+            _, _, losses = begun.popleft().read()
+            means.add(losses, len(batch.names))
 
     return step
 
 
-def _endless(loader: BatchLoader, first: int) -> Iterator[Batch]:
+def _endless(loader: Batches, first: int) -> Iterator[Batch]:
     """Yield batches epoch after epoch: of a small data set one holds a batch or two."""
     yield from loader
     for epoch in itertools.count(first + 1):
@@ -262,23 +254,21 @@ def _seconds_of_reading(setup: TrainingSetup, seconds: float) -> float:
     return (time.perf_counter() - began) / done
 
 
-def _seconds_of_validation(
-    setup: TrainingSetup, loader: BatchLoader, seconds: float
-) -> float | None:
+def _seconds_of_validation(loop: Trainer, loader: Batches, seconds: float) -> float | None:
     """Return what a whole validation takes, going by its first batches; None: it gave NaN."""
-    seen = 0
+    setup, seen = loop.setup, 0
     began = time.perf_counter()
 
     def few() -> Iterator[Batch]:
         nonlocal seen
         for batch in loader:
             yield batch
-            seen += len(batch.truths)
+            seen += len(batch.names)
             if time.perf_counter() - began > seconds:
                 return
 
     try:
-        validate(TorchBackend(setup.model, setup.device), few(), setup.loss)
+        loop.score(setup.model, few())
     except DivergedError:
         return None
     models = 2 if setup.average else 1

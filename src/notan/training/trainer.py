@@ -27,7 +27,7 @@ from notan.training.time_limit import Overhead, TimeLimit
 from notan.training.validation import Validation, open_scoring, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from torch import nn
@@ -218,7 +218,7 @@ class Trainer(Loop):
         """Say what the steps wait for; of a time limit it takes a part."""
         from notan.training.profile import profile_training  # it loads what no training wants
 
-        profile_training(self, self.setup, self._answered)
+        profile_training(self)
 
     def _plan(self) -> None:
         """Divide the time limit, where there is one: find out what the end will take."""
@@ -274,11 +274,18 @@ class Trainer(Loop):
         """Score the model, then the EMA of its weights where one is kept."""
         setup = self.setup
         for model in (setup.model, *([setup.average.module] if setup.average else [])):
-            batches = self.until_stopped(setup.validation_batches)
-            if self._scoring:
-                yield self._scoring(model, batches, setup.loss)
-            else:
-                yield validate(TorchBackend(model, setup.device), batches, setup.loss)
+            yield self.score(model, self.until_stopped(setup.validation_batches))
+
+    def score(self, model: nn.Module, batches: Iterable[Batch]) -> Validation:
+        """Score a network of this training's on batches of validation images.
+
+        Raises:
+            DivergedError: It answers with NaN or infinity.
+        """
+        setup = self.setup
+        if self._scoring:
+            return self._scoring(model, batches, setup.loss)
+        return validate(TorchBackend(model, setup.device), batches, setup.loss)
 
     def _keep_unscored(self) -> None:
         """Save a first model before its validation where that will end after the time limit.
