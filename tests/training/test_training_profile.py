@@ -184,14 +184,14 @@ def test_a_signal_meanwhile_leaves_the_state_from_before(
 ) -> None:
     run, taken = tiny(train__epochs=2), list[int]()
 
-    def interrupted(*given: Any) -> Any:
+    def interrupted(*given: Any, **named: Any) -> Any:
         taken.append(1)
         if len(taken) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(*given)
+        return train_step(*given, **named)
 
     train_own(run, tmp_path / "plain")
-    monkeypatch.setattr("notan.training.profile.train_step", interrupted)
+    monkeypatch.setattr("notan.training.compiling.train_step", interrupted)
     with pytest.raises(StoppedBySignal):
         train_own(run, tmp_path / "run", profile=True)
     assert len(taken) == 3
