@@ -18,7 +18,7 @@ from notan.errors import NotanError
 from notan.exporting import export
 from notan.prediction.backends import TorchBackend
 from notan.prediction.flow import Flow, Job
-from notan.prediction.predictor import Predictor
+from notan.prediction.predictor import Prediction, Predictor
 from notan.training.build import prepare
 from notan.training.compiling import GraphStepper, Stepper, tensors_of, with_tensors
 from notan.training.judge import LossJudge
@@ -186,6 +186,7 @@ def test_files_are_predicted_in_bf16_one_batch_ahead_and_fp32_gives_the_cpu_s_ma
             lambda number: Job(lambda: images[number], lambda _, made: made),
         )
         for number, prediction in found:
+            assert isinstance(prediction, Prediction)
             np.testing.assert_allclose(
                 prediction.probability, there(images[number]).probability, atol=tolerance
             )

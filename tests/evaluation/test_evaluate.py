@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from notan.prediction.backends import Array
+    from notan.prediction.backends import Array, Precision
     from notan.prediction.predictor import Prediction
     from notan.types import Mask
 
@@ -160,7 +160,8 @@ def test_the_score_says_by_which_rules_it_was_taken() -> None:
 
 def test_the_score_says_what_the_network_computed_in(small_checkpoint: Path) -> None:
     source = DrawnSource(3, size=(40, 48))
-    for wanted, found in (("auto", "fp32"), ("bf16", "bf16")):
+    cases: tuple[tuple[Precision, str], ...] = (("auto", "fp32"), ("bf16", "bf16"))
+    for wanted, found in cases:
         predictor = Predictor.load(small_checkpoint, precision=wanted)
         score = evaluate(predictor, source, split="test")
         assert score.rules.precision == found

@@ -6,7 +6,7 @@ every export decide alike. It works at the image's own size. NumPy and OpenCV on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import cv2
 import numpy as np
@@ -145,14 +145,14 @@ def sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
     values = np.clip(logits, -80, 80)
     np.exp(np.negative(values, out=values), out=values)  # in place: memory is what it takes
     np.divide(1, np.add(values, 1, out=values), out=values)
-    return cast("Probability", values)
+    return values
 
 
 def logit(probability: Probability) -> npt.NDArray[np.float32]:
     """Map probabilities back to logits; 0 and 1 to those of float32's nearest neighbours."""
     inside = np.clip(probability, FLOAT32_EPSILON, 1 - FLOAT32_EPSILON)
     odds = np.divide(inside, 1 - inside, out=inside)
-    return cast("npt.NDArray[np.float32]", np.log(odds, out=odds))
+    return np.log(odds, out=odds)
 
 
 def expected_dice(probability: Probability, mask: Mask) -> float:

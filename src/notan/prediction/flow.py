@@ -304,8 +304,12 @@ class Flow(Generic[T, R]):
             following = walker.submit(next, remaining, None)
             try:
                 while True:
-                    while started is not None or (found := following.result()) is not None:
-                        thing, job = started = started or (found[0], start(found[0]))
+                    while True:
+                        if started is None and (found := following.result()) is not None:
+                            started = found[0], start(found[0])
+                        if started is None:
+                            break
+                        thing, job = started
                         if waiting and held + job.bytes_ahead > self._budget:
                             break
                         waiting.append((thing, job, self._begin(job, walker, readers)))
@@ -323,9 +327,7 @@ class Flow(Generic[T, R]):
                         raise error
                     yield thing, job, error or read.result()
             finally:
-                for thing, _, read in waiting:
-                    if read.cancel():
-                        discard(thing)
+                _cancel(waiting, discard)
                 walker.shutdown()
                 if following.exception() is None and (found := following.result()):
                     discard(found[0])
@@ -363,8 +365,8 @@ class Flow(Generic[T, R]):
             prediction = self._timed("network", lambda: self._in_tiles(read))
             slot.result = self._pool.submit(job.finish, read, prediction)
             self._put(slot)
-        else:
-            self._put(_Slot(thing, 0, _resolved(job.result if read is None else read)))
+        elif (result := job.result if read is None else read) is not None:
+            self._put(_Slot(thing, 0, _resolved(result)))
 
     def _put(self, slot: _Slot[T, R]) -> None:
         self._slots.append(slot)
@@ -426,6 +428,15 @@ class Flow(Generic[T, R]):
             return error
 
 
+def _cancel(
+    waiting: Iterable[tuple[T, Job[R], Future[_Read]]], discard: Callable[[T], None]
+) -> None:
+    """Discard what has not begun to be read."""
+    for thing, _, read in waiting:
+        if read.cancel():
+            discard(thing)
+
+
 def _is_done(slot: _Slot[T, R]) -> bool:
     return slot.result is not None and slot.result.done()
 
@@ -440,7 +451,7 @@ def bytes_ahead(predictor: Predictor, size: Size) -> int:
 def _bytes_behind(image: Image8, inputs: ModelInput | None = None) -> int:
     """Return what an image counts as from there on: its input, its answer, what is made of it."""
     values = 0 if inputs is None else inputs.size + inputs[0].size
-    return max(LEAST_BEHIND, WRITING * image.shape[0] * image.shape[1] + VALUE * values)
+    return max(LEAST_BEHIND, int(WRITING * image.shape[0] * image.shape[1] + VALUE * values))
 
 
 def _resolved(result: A) -> Future[A]:

@@ -192,7 +192,8 @@ class AugmentedBackend:
 
     def _mean(self, answers: Iterable[Array]) -> Array:
         """Return the logits of the mean probability over the answers to all views."""
-        foreground = background = np.float32(-np.inf)
+        foreground: Array = np.full((), -np.inf, np.float32)
+        background = foreground
         size = None
         for view, answer in zip(self.views, answers, strict=True):
             size = size or (answer.shape[2], answer.shape[3])  # the first view is the input itself
