@@ -6,9 +6,10 @@ nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from statistics import median, median_low
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,14 +23,20 @@ from notan.data.survey import read_as_a_whole
 from notan.io.images import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from notan.config import Data
     from notan.data.samples import FileSource, Sample
     from notan.types import Mask, Size
 
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""Tried from the thinnest on; what is wider than the last counts as that wide."""
+"""What is wider than the last counts as that wide."""
+
+PIXELS_OF_A_DISC = 8
+"""A disc is at least as wide on a mask that is shrunk for it, and less than twice as wide."""
+
+MOSTLY = 0.5
+"""The share of foreground from which a pixel of a shrunken mask is foreground."""
 
 MOST_SIDE = 2048
 """Of a larger mask, the part of this side with the most foreground is measured."""
@@ -42,42 +49,44 @@ def thickness(mask: Mask, shares: Sequence[float]) -> tuple[float, ...]:
     reaches the image's edge is taken to go on beyond it.
 
     Source: the granulometry of Matheron 1975, Random Sets and Integral Geometry, by openings with
-    discs; here through two distance transforms a width, and linear between the widths.
+    discs; here through two distance transforms a width, on a mask that is shrunk until the disc is
+    some ten pixels wide, and linear between the widths.
 
     Args:
         mask: bool, (height, width), with foreground.
         shares: Of the foreground's area, 0..1, such as 0.5 for the median width.
     """
-    bits = _fullest_part(mask).astype(np.uint8)
-    edge = min(WIDTHS[-1], max(bits.shape))
-    bits = np.pad(bits, edge, mode="edge")
-    inside = (slice(edge, -edge), slice(edge, -edge))
-    lost = [(0.0, 0.0), *_losses(bits, inside, max(shares))]
-    shares_lost = np.maximum.accumulate([share for _, share in lost])
-    return tuple(
-        float(np.interp(share, shares_lost, [width for width, _ in lost])) for share in shares
-    )
+    thinner = cache(partial(_thinner, _fullest_part(mask)))
+
+    def width_of(share: float) -> float:
+        # what is thinner than a width grows with the width: a few of them are tried
+        place = bisect_left(WIDTHS, share, key=thinner)
+        if place == len(WIDTHS):
+            return float(WIDTHS[-1])
+        low, above = (WIDTHS[place - 1], thinner(WIDTHS[place - 1])) if place else (0, 0.0)
+        return float(np.interp(share, (above, thinner(WIDTHS[place])), (low, WIDTHS[place])))
+
+    return tuple(map(width_of, shares))
 
 
-def _losses(
-    bits: np.ndarray[tuple[int, int], np.dtype[np.uint8]],
-    inside: tuple[slice, slice],
-    enough: float,
-) -> Iterator[tuple[float, float]]:
-    """Yield widths with the share of foreground that is thinner, until that is enough."""
-    foreground = bits[inside] > 0
-    depth = np.asarray(cv2.distanceTransform(bits, cv2.DIST_L2, 5))
-    for width in WIDTHS:
-        # lines of 2n-1 and of 2n pixels are both n deep, as depths lead to centres of pixels
-        radius = width / 2 + 0.25
-        core = (depth >= radius).astype(np.uint8)
-        lost = 1.0
-        if core.any():
-            away = np.asarray(cv2.distanceTransform(1 - core, cv2.DIST_L2, 5))[inside]
-            lost = float((away[foreground] >= radius).mean())
-        yield float(width), lost
-        if lost >= enough:
-            return
+def _thinner(mask: Mask, width: int) -> float:
+    """Return the share of a foreground that is thinner than a width."""
+    shrink = 1 << max(0, (width // PIXELS_OF_A_DISC).bit_length() - 1)
+    foreground, radius = mask.astype(np.float32), width / shrink / 2 + 0.25
+    if shrink > 1:
+        height, wide = (max(1, side // shrink) for side in mask.shape)
+        foreground = np.asarray(
+            cv2.resize(foreground, (wide, height), interpolation=cv2.INTER_AREA)
+        )
+    edge = round(2 * radius) + 1
+    bits = np.pad((foreground >= MOSTLY).astype(np.uint8), edge, mode="edge")
+    # lines of 2n-1 and of 2n pixels are both n deep, as depths lead to centres of pixels
+    core = np.asarray(cv2.distanceTransform(bits, cv2.DIST_L2, 5)) >= radius
+    if not core.any():
+        return 1.0
+    outside = (~core).astype(np.uint8)
+    away = np.asarray(cv2.distanceTransform(outside, cv2.DIST_L2, 5))[edge:-edge, edge:-edge]
+    return float(foreground[away >= radius].sum() / foreground.sum())
 
 
 def _fullest_part(mask: Mask) -> Mask:
@@ -97,6 +106,9 @@ MOST_IMAGES = 200
 """So many are opened, spread over a larger folder: the medians hardly move any more."""
 
 THIN_SHARE, USUAL_SHARE = 0.2, 0.5
+FEW_PIXELS = 3
+"""Of so many rows and columns one is looked at for colour."""
+
 GREY_LEVELS = 2.0
 """How far apart the channels of a grey image may lie: JPEG tints it by a level or two."""
 
@@ -232,7 +244,8 @@ def _look_at(source: FileSource) -> list[_Look]:
 def _look(sample: Sample) -> _Look:
     mask = sample.mask
     rows = mask.mean(axis=1)
-    spread = sample.image.max(axis=2).astype(np.float32) - sample.image.min(axis=2)
+    some = sample.image[::FEW_PIXELS, ::FEW_PIXELS]  # over few channels these take their time
+    spread = some.max(axis=2).astype(np.float32) - some.min(axis=2)
     light = np.asarray(cv2.cvtColor(shown(sample.image), cv2.COLOR_RGB2GRAY)).mean(axis=1)
     has_foreground = bool(mask.any())
     usual, thin = thickness(mask, (USUAL_SHARE, THIN_SHARE)) if has_foreground else (None, None)

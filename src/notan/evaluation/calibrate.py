@@ -1,8 +1,8 @@
 """What validation decides: calibration and postprocessing, chosen on no other split.
 
-Two passes over the images. The first fits the calibration and the threshold; the second tries the
-Dice-optimal threshold of each image and rules for components and holes, and keeps them only where
-they help beyond noise.
+Two passes over the images, which are predicted once where there is room to keep what came of it.
+The first fits the calibration and the threshold; the second tries the Dice-optimal threshold of
+each image and rules for components and holes, and keeps them only where they help beyond noise.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from tqdm import tqdm
 from notan.data.survey import several_objects_fraction
 from notan.metrics.counts import Counts
 from notan.metrics.statistics import CONFIDENCE, compare_paired
-from notan.modelfile.postprocess import Postprocessing, expected_dice, logit
+from notan.modelfile.postprocess import Postprocessing, expected_dice_of_each, logit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
     from notan.data.samples import Sample, Source
-    from notan.prediction.predictor import Prediction, Predictor
+    from notan.prediction.predictor import Predictor
     from notan.types import Probability
 
 PLAIN = 0.5
@@ -39,6 +39,9 @@ LEVELS = 4096
 THRESHOLDS = np.arange(5, 96) / 100
 AS_GOOD = 0.001
 """Thresholds that score so close to the best are one plateau; its middle is taken."""
+
+MOST_KEPT = 256 * 2**20
+"""Bytes of images, masks and maps that are kept for the second pass."""
 
 PIXELS = 2000
 """Of each image, drawn at random, to fit the calibration on."""
@@ -96,7 +99,8 @@ def choose_postprocessing(
 
     Args:
         predictor: Its own postprocessing does not matter.
-        source: The validation images with their masks; each is read twice.
+        source: The validation images with their masks; each is read once, or twice where together
+            they take more than ``MOST_KEPT``.
         training: What the network learned from; its masks say whether images often hold several
             objects. None: those of ``source`` do.
         batch_size: Images to predict at once.
@@ -107,15 +111,24 @@ def choose_postprocessing(
         bootstrap interval of its gain lies above 0, widened by Bonferroni's correction for the
         number of things tried.
     """
-    pixels = _Pixels()
-    for sample, prediction in _each(predictor, source, Postprocessing(), batch_size, between):
-        pixels.see(sample, prediction.probability)
+    plain = predictor.with_postprocessing(Postprocessing())
+
+    def predictions() -> Iterator[tuple[Sample, Probability]]:
+        for sample, prediction in plain.predict_samples(source, batch_size=batch_size):
+            between()
+            yield sample, prediction.probability
+
+    pixels, kept = _Pixels(), _Kept()
+    for sample, probability in _counted(predictions(), len(source)):
+        pixels.see(sample, probability)
+        kept.add(sample, probability)
     postprocessing, reasons = pixels.choose()
     few = len(source) < FEWEST_TO_TRY
     several = 0.0 if few else several_objects_fraction(training or source)
     rules = _Rules(postprocessing, several_objects=several)
-    for sample, prediction in _each(predictor, source, postprocessing, batch_size, between):
-        rules.see(sample, prediction.probability)
+    for sample, probability in _counted(kept.pairs or predictions(), len(source)):
+        between()
+        rules.see(sample, postprocessing.calibrate(probability))
     if not pixels.hold_both_classes:
         reasons.append(f"threshold {PLAIN:g} and nothing else: there is nothing to choose by")
     elif few:
@@ -135,21 +148,31 @@ def choose_postprocessing(
     )
 
 
-def _each(
-    predictor: Predictor,
-    source: Source,
-    postprocessing: Postprocessing,
-    batch_size: int,
-    between: Callable[[], None],
-) -> Iterator[tuple[Sample, Prediction]]:
-    """Predict every image with one postprocessing."""
-    plain = predictor.with_postprocessing(postprocessing)
-    bar = tqdm(total=len(source), desc="choosing", unit="image", leave=False, disable=None)
-    with bar:
-        for pair in plain.predict_samples(source, batch_size=batch_size):
-            between()
-            yield pair
-            bar.update()
+def _counted(
+    pairs: Iterable[tuple[Sample, Probability]], number: int
+) -> Iterable[tuple[Sample, Probability]]:
+    """Show how many of the images are done."""
+    return tqdm(pairs, total=number, desc="choosing", unit="image", leave=False, disable=None)
+
+
+class _Kept:
+    """What the first pass saw, where it is little enough.
+
+    Attributes:
+        pairs: All images with their maps; empty where they were too much.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[Sample, Probability]] = []
+        self._room = MOST_KEPT
+
+    def add(self, sample: Sample, probability: Probability) -> None:
+        """Keep one more, or let all go."""
+        self._room -= sample.image.nbytes + sample.mask.nbytes + probability.nbytes
+        if self._room >= 0:
+            self.pairs.append((sample, probability))
+        else:
+            self.pairs.clear()
 
 
 class _Pixels:
@@ -244,10 +267,18 @@ class _Rules:
         plain = {
             each.threshold_rule: each.mask(probability) for each in (self.chosen, self.optimal)
         }
-        for rule in self.counts:
-            mask = rule.postprocess(plain[rule.threshold_rule])
-            self.counts[rule].append(Counts.of(mask, sample.mask, sample.ignore))
-            self.expected[rule].append(expected_dice(probability, mask))
+        masks = {rule: rule.postprocess(plain[rule.threshold_rule]) for rule in self.counts}
+        different = {mask.tobytes(): mask for mask in masks.values()}  # most rules change nothing
+        expected = dict(
+            zip(different, expected_dice_of_each(probability, different.values()), strict=True)
+        )
+        counts = {
+            content: Counts.of(mask, sample.mask, sample.ignore)
+            for content, mask in different.items()
+        }
+        for rule, mask in masks.items():
+            self.counts[rule].append(counts[mask.tobytes()])
+            self.expected[rule].append(expected[mask.tobytes()])
 
     def choose(self) -> Iterator[str]:
         """Take what helps beyond noise, the threshold first; yield what was done and why."""

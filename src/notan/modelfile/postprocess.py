@@ -170,9 +170,20 @@ def expected_dice(probability: Probability, mask: Mask) -> float:
         around the mean here, instead of summed over the number of foreground pixels; the rest falls
         with the square of that number.
     """
+    (expected,) = expected_dice_of_each(probability, [mask])
+    return expected
+
+
+def expected_dice_of_each(probability: Probability, masks: Iterable[Mask]) -> Iterator[float]:
+    """Yield what ``expected_dice`` says of each of several masks of one map, in less time."""
     sums = MaskSums()
-    sums.add(probability, mask)
-    return sums.expected_dice()
+    sums.add(probability, np.zeros(probability.shape, np.bool_))
+    chance = probability.astype(np.float64)
+    spread = chance * (1 - chance)
+    for mask in masks:
+        sums.size = int(np.count_nonzero(mask))
+        sums.inside, sums.inside_spread = chance[mask].sum(), spread[mask].sum()
+        yield sums.expected_dice()
 
 
 def dice_threshold(probability: Probability) -> float:
@@ -292,11 +303,15 @@ def label_components(
         The labels, int32 (height, width), and of each label: its area (0 for the outside), whether
         it touches the left or right edge, the upper edge, the lower edge.
     """
-    _, labels, found, _ = cv2.connectedComponentsWithStats(
-        mask.astype(np.uint8), connectivity=connectivity
-    )
-    left, top, width, height, area = found.T
-    area = area.astype(np.int64)
+    # half the time of cv2.connectedComponentsWithStats
+    number, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=connectivity)
+    area = np.bincount(labels.ravel(), minlength=number)
     area[0] = 0
-    sides = (left == 0) | (left + width == mask.shape[1])
-    return labels.astype(np.int32), area, sides, top == 0, top + height == mask.shape[0]
+
+    def on(line: npt.NDArray[np.int32]) -> Mask:
+        touches = np.zeros(number, np.bool_)
+        touches[line] = True
+        return touches
+
+    sides = on(labels[:, 0]) | on(labels[:, -1])
+    return labels, area, sides, on(labels[0]), on(labels[-1])
