@@ -334,3 +334,25 @@ def test_memory_that_nobody_tells_is_unknown(
 ) -> None:
     monkeypatch.delattr(os, "sysconf")
     assert free_memory(tmp_path / "absent", own=tmp_path / "absent") is None
+
+
+COMPILER_LEFT_OUT = """
+import sys
+import torch
+from notan.config import Train
+from notan.runtime import leave_out_compiler, seed_everything
+from notan.training.optim import build_optimizer
+seed_everything(0)
+leave_out_compiler()
+model = torch.nn.Linear(2, 1)
+optimizer = build_optimizer(model, Train())
+optimizer.zero_grad()
+model(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._dynamo" not in sys.modules, "the compiler was imported"
+"""
+
+
+def test_optimizers_work_without_importing_the_compiler() -> None:
+    subprocess.run([sys.executable, "-c", COMPILER_LEFT_OUT], check=True, timeout=120)

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import random
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ MEMORY_FACTS = Path("/proc/meminfo")
 OWN_GROUPS, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 """Where Linux tells the limits of containers and batch systems: of which groups a process is one,
 and what these may take."""
+KEPT_OUT = "__dynamo_disable"
+"""Where torch keeps the form of a function that its compiler leaves alone, once it is made."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """As <malloc.h> of the GNU C library numbers them."""
@@ -254,6 +257,24 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))
     return all(library.mallopt(name, value) for name, value in settings)
+
+
+def leave_out_compiler() -> None:
+    """Have optimizers work without torch's compiler, which the first of them imports otherwise.
+
+    That takes two seconds, and all that it is for is to be kept out of their methods. A compiler
+    that is loaded, or will be, finds those of the optimizers that are made afterwards undefended;
+    nothing of ours compiles an optimizer. Where torch is built otherwise, all stays as it is.
+    """
+    from torch.optim import Optimizer
+
+    if "torch._dynamo" in sys.modules:
+        return
+    methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    for method in (getattr(Optimizer, name) for name in methods):
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None and getattr(plain, KEPT_OUT, None) is None:
+            setattr(plain, KEPT_OUT, plain)
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:

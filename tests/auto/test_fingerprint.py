@@ -66,6 +66,17 @@ def test_of_many_images_a_spread_selection_is_opened(
     assert (seen.training + seen.validation, seen.opened) == (13, 4)
 
 
+@pytest.mark.parametrize(("time_limit", "opened"), [(1.0, 3), (15.0, 5), (3600.0, 7)])
+def test_in_a_short_time_fewer_images_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time_limit: float, opened: int
+) -> None:
+    monkeypatch.setattr(look, "FEWEST_LOOKED_AT", 3)
+    monkeypatch.setattr(look, "MOST_IMAGES", 7)
+    write_folder(DrawnSource(13, size=(16, 16)), tmp_path)
+    seen = take_fingerprint(Data(path=tmp_path), seed=0, time_limit=time_limit)
+    assert seen.opened == opened
+
+
 def test_sizes_that_differ(tmp_path: Path) -> None:
     for index, side in enumerate((10, 20, 20, 20, 80)):
         pixels = np.zeros((side, 2 * side, 3))

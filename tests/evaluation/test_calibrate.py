@@ -10,6 +10,7 @@ from scipy import ndimage
 from scipy.special import expit
 
 from notan.data.samples import Sample, Source
+from notan.evaluation import calibrate
 from notan.evaluation.calibrate import FEWEST_TO_TRY, choose_postprocessing
 from notan.metrics import Counts
 from notan.modelfile.postprocess import Postprocessing
@@ -242,3 +243,26 @@ def test_the_choice_can_be_stopped_between_images() -> None:
     with pytest.raises(KeyboardInterrupt):
         choose_postprocessing(PLAIN, calibrated_images(12), between=stop)
     assert len(seen) == 15
+
+
+class Counting(Drawn):
+    """Counts how often an image is read."""
+
+    reads = 0
+
+    def __getitem__(self, index: int) -> Sample:
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("room", "reads"), [(2**20, 12), (3 * SIDE**2 * 8, 24), (0, 24)])
+def test_images_are_read_twice_only_where_they_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, room: int, reads: int
+) -> None:
+    drawn = calibrated_images(12, sharper=2.0)
+    wanted = choose_postprocessing(PLAIN, drawn)
+    monkeypatch.setattr(calibrate, "MOST_KEPT", room)
+    source = Counting([], [])
+    source.samples = drawn.samples
+    assert choose_postprocessing(PLAIN, source, training=drawn) == wanted
+    assert source.reads == reads

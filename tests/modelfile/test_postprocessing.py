@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
@@ -16,6 +16,8 @@ from notan.modelfile.postprocess import (
     Postprocessing,
     dice_threshold,
     expected_dice,
+    expected_dice_of_each,
+    label_components,
     logit,
     sigmoid,
 )
@@ -215,3 +217,30 @@ def test_a_postprocessing_says_itself() -> None:
         "the Dice-optimal threshold of each image, temperature 1.3, largest component only, "
         "components under 1.00% of the image removed, holes under 0.10% of the image filled"
     )
+
+
+def test_masks_of_one_map_are_expected_what_each_is_alone() -> None:
+    probability = random_map(3, (30, 40))
+    masks = [probability >= cut for cut in (0.2, 0.5, 0.9, 2.0)]
+    alone = [expected_dice(probability, mask) for mask in masks]
+    assert [*expected_dice_of_each(probability, masks)] == alone
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+@given(seed=st.integers(0, 2**16), height=st.integers(1, 12), width=st.integers(1, 12))
+def test_components_are_those_of_scipy(
+    connectivity: Literal[4, 8], seed: int, height: int, width: int
+) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < 0.5
+    labels, areas, sides, top, bottom = label_components(mask, connectivity)
+    structure = np.ones((3, 3)) if connectivity == 8 else None
+    pieces, number = ndimage.label(mask, structure)
+    assert len(areas) == number + 1
+    assert areas[0] == 0
+    for piece, place in enumerate(ndimage.find_objects(pieces), start=1):
+        (label,) = np.unique(labels[pieces == piece])
+        rows, columns = place
+        assert label > 0
+        assert areas[label] == np.count_nonzero(pieces == piece)
+        assert sides[label] == (columns.start == 0 or columns.stop == width)
+        assert (top[label], bottom[label]) == (rows.start == 0, rows.stop == height)

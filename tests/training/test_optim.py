@@ -10,7 +10,7 @@ import torch
 from notan.config import Train
 from notan.errors import ConfigError, StoppedBySignal
 from notan.training.build import prepare
-from notan.training.optim import Schedule, build_optimizer, parameter_groups
+from notan.training.optim import AdamW, Schedule, build_optimizer, parameter_groups
 from notan.training.own import OwnParts
 from notan.training.state import restore
 from notan.training.trainer import Trainer
@@ -122,3 +122,29 @@ def test_slower_encoders_need_no_weights_from_elsewhere(model: str) -> None:
     rates = [group["lr"] for group in parts.optimization.optimizer.param_groups]
     shares = (*(0.5**depth for depth in (5, 4, 3, 2, 1)), 1)
     assert rates == pytest.approx([3e-3 * share for share in shares])
+
+
+def test_adamw_takes_pytorchs_steps_bit_for_bit() -> None:
+    def after_steps(optimizer_class: type[torch.optim.AdamW]) -> torch.Tensor:
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 40))
+        optimizer = optimizer_class([weight], lr=0.1, weight_decay=0.2)
+        for step in range(1, 6):
+            weight.grad = torch.sin(weight.detach() * step)
+            optimizer.step()
+        return weight.detach()
+
+    assert torch.equal(after_steps(AdamW), after_steps(torch.optim.AdamW))
+
+
+def test_adamw_asks_its_closure_with_gradients() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = AdamW([weight], lr=0.1)
+
+    def loss() -> float:
+        with torch.enable_grad():
+            value = (weight**2).sum()
+        value.backward()
+        return value.item()
+
+    assert optimizer.step(loss) == 3
+    assert float(weight.detach().max()) < 1

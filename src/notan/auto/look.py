@@ -6,6 +6,7 @@ nothing.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,8 +103,12 @@ def _fullest_part(mask: Mask) -> Mask:
 
 
 THREADS = 4
-MOST_IMAGES = 200
-"""So many are opened, spread over a larger folder: the medians hardly move any more."""
+FEWEST_LOOKED_AT, MOST_IMAGES = 50, 200
+"""So many are opened, spread over a larger folder: beyond the second number the medians hardly move
+any more, below the first they are luck."""
+
+SECONDS_FOR_A_LOOK = 3.0
+"""Of a time limit, for each image that is opened: some hundredth of it goes into that."""
 
 THIN_SHARE, USUAL_SHARE = 0.2, 0.5
 FEW_PIXELS = 3
@@ -186,12 +191,14 @@ class _Look(NamedTuple):
     colour: float
 
 
-def take_fingerprint(data: Data, *, seed: int) -> Fingerprint:
+def take_fingerprint(data: Data, *, seed: int, time_limit: float | None = None) -> Fingerprint:
     """Open training images and measure them, with a progress bar where it takes a while.
 
     Args:
         data: Where the data are and how to read them.
         seed: The run's, which decides the validation split where the data have none.
+        time_limit: Seconds of the training, of which this is a part; in a short one fewer images
+            are opened. None: there is none.
 
     Raises:
         ConfigError: No data folder was given.
@@ -200,7 +207,8 @@ def take_fingerprint(data: Data, *, seed: int) -> Fingerprint:
     training = open_split(data, "train", seed=seed)
     training = read_as_a_whole(training, data)
     validation = open_split(data, "validation", seed=seed)
-    looks = _look_at(training)
+    affordable = math.inf if time_limit is None else time_limit / SECONDS_FOR_A_LOOK
+    looks = _look_at(training, int(min(MOST_IMAGES, max(FEWEST_LOOKED_AT, affordable))))
     heights, widths = (np.array(sides) for sides in zip(*training.sizes(), strict=True))
     largest = int(np.argmax(heights * widths))
     with_foreground = [look for look in looks if look.coverage > 0]
@@ -232,9 +240,9 @@ def _middle(values: Sequence[float | None]) -> float | None:
     return median(there) if there else None
 
 
-def _look_at(source: FileSource) -> list[_Look]:
-    step = max(1, len(source) / MOST_IMAGES)
-    chosen = [int(index * step) for index in range(min(len(source), MOST_IMAGES))]
+def _look_at(source: FileSource, most: int) -> list[_Look]:
+    step = max(1, len(source) / most)
+    chosen = [int(index * step) for index in range(min(len(source), most))]
     with ThreadPoolExecutor(THREADS) as pool:
         work = pool.map(lambda index: _look(source[index]), chosen)
         bar = partial(tqdm, total=len(chosen), desc="looking at images", unit="image")

@@ -95,7 +95,8 @@ def suggest(
     """
     wanted = load_run(flags=flags, overrides=overrides)
     machine = look_at_machine(wanted.device)
-    images = take_fingerprint(wanted.data, seed=wanted.seed)
+    time_limit = wanted.train.time_limit_seconds
+    images = take_fingerprint(wanted.data, seed=wanted.seed, time_limit=time_limit)
     choice = choose(images, machine, asked_settings(flags=flags, overrides=overrides))
     seen = (f"The data: {images.in_words()}.", f"The machine: {machine.in_words()}.")
     header = (

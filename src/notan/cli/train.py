@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import time
 from dataclasses import dataclass
@@ -183,12 +184,14 @@ def train(
     overhead = _overhead()
     result = _train(main, recipe, flags, overrides, overhead)
     print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})\n{result.checkpoint}")
-    folder, left = result.checkpoint.parent, result.seconds_left
-    if left is not None and left < overhead.report_seconds / 2:
+    folder = result.checkpoint.parent
+    if result.time_for_report:
+        left = math.inf if result.seconds_left is None else result.seconds_left
+        ends = time.monotonic() + left - overhead.leaving_seconds
+        _report(folder, main.model_class, ends=ends)
+    else:
         again = f"notan report {shlex.quote(str(folder))}"
         logger.warning("the time limit left no time for the report; write it with: %s", again)
-    else:
-        _report(folder, main.model_class)
 
 
 def _refuse_mixed(main: MainFlags, recipe: RecipeFlags) -> None:
@@ -229,13 +232,23 @@ def _overhead() -> Overhead:
     return Overhead(began, REPORT_OVER_LOADING * loading, LEAVING_OVER_LOADING * loading)
 
 
-def _report(folder: Path, model_class: str | None) -> None:
-    """Write the report; whatever hinders it, the training is done and stays so."""
+def _report(folder: Path, model_class: str | None, *, ends: float) -> None:
+    """Write the report; whatever hinders it, the training is done and stays so.
+
+    Args:
+        folder: The run's.
+        model_class: Of the user's own.
+        ends: The moment by which it has to be there, by ``time.monotonic()``.
+    """
     from notan.report.run import write_report
+
+    def between() -> None:
+        if time.monotonic() > ends:
+            raise TimeoutError("the time limit is over")
 
     try:
         device = load_run(folder / "run.toml").device
-        page = write_report(folder, device=device, network=model_class)
+        page = write_report(folder, device=device, network=model_class, between=between)
     except Exception as error:  # noqa: BLE001 - a page must not fail a training that went well
         mine = f" --model-class {shlex.quote(model_class)}" if model_class else ""
         again = f"notan report {shlex.quote(str(folder))}{mine}"

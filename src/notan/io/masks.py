@@ -51,7 +51,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from notan.config import Masks, TrimapBorder
 from notan.errors import ConfigError, DataError, nearest
@@ -496,7 +495,7 @@ def _has_thin_slopes(grey: Grey, full: int) -> bool:
     between = ~low & ~high
     around = np.ones((3, 3), np.uint8)
     near = cv2.dilate(low.astype(np.uint8), around, iterations=2) > 0
-    pieces, _ = ndimage.label(~low, around)
+    _, pieces = cv2.connectedComponents((~low).astype(np.uint8), connectivity=8)
     joined = np.isin(pieces, np.unique(pieces[high]))
     slope = between & near & ~_plain(grey) & joined
     return bool(slope.sum() >= SLOPE_SHARE * between.sum())

@@ -16,6 +16,8 @@ from notan.config.sections import Fraction, Section
 from notan.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import numpy.typing as npt
 
     from notan.types import Mask, Probability

@@ -29,7 +29,7 @@ from notan.training.guard import ACTIONS
 from notan.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.figure import Figure
@@ -169,6 +169,7 @@ def write_report(
     device: str = "auto",
     out: Path | None = None,
     network: str | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write ``report.html``, ``report/NAME.png`` and ``report.json`` for a run.
 
@@ -179,6 +180,7 @@ def write_report(
         device: Where to predict.
         out: The folder to write into; None: the run folder.
         network: ``package:Class``, where the run is of a class of the user's own.
+        between: Called between the parts; what it raises ends the report before its page is there.
 
     Returns:
         The page.
@@ -189,6 +191,7 @@ def write_report(
         StorageError: A file could not be written.
     """
     report = gather(folder, split=split, data_path=data_path, device=device, network=network)
+    between()
     place = out or folder
     best = report.run.card.epoch if report.run.card else None
     training = dict(training_charts(report.run.history, best))
@@ -196,7 +199,8 @@ def write_report(
     if report.score:
         cut = _threshold(report.run.card, report.score.rules)
         scores = dict(score_charts(report.score, cut))
-    _write_charts(place / CHARTS, report, {**training, **scores})
+    between()
+    _write_charts(place / CHARTS, report, {**training, **scores}, between)
     page = place / PAGE
     write_bytes(page, encoded(page_of(report, training, scores)))
     write_bytes(place / CONTENT, content_of(report))
@@ -276,7 +280,9 @@ def _as_text(told: Any) -> Any:  # noqa: ANN401 - what JSON holds
     return as_written(told) if isinstance(told, str) else told
 
 
-def _write_charts(folder: Path, report: Report, charts: Mapping[str, Figure]) -> None:
+def _write_charts(
+    folder: Path, report: Report, charts: Mapping[str, Figure], between: Callable[[], None]
+) -> None:
     """Write each chart as PNG, and remove those of an earlier report, which would deceive."""
     for path in folder.glob("*.png"):
         if OURS.fullmatch(path.stem):
@@ -284,6 +290,7 @@ def _write_charts(folder: Path, report: Report, charts: Mapping[str, Figure]) ->
                 path.unlink()
     for name, chart in charts.items():
         write_bytes(folder / f"{name}.png", to_png(chart))
+        between()
     for number, example in enumerate(report.examples, start=1):
         write_png(folder / f"image-{number}-{example.place}.png", example.sheet())
 

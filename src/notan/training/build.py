@@ -30,6 +30,7 @@ from notan.runtime import (
     describe_hardware,
     find_device,
     keep_freed_memory,
+    leave_out_compiler,
     seed_everything,
 )
 from notan.training.fine_tuning import (
@@ -318,6 +319,7 @@ def begin_computing(device: str, settings: Train, *, seed: int) -> Precision:
     seed_everything(seed, deterministic=settings.deterministic)
     if precision.device.type == "cpu":
         keep_freed_memory()
+        leave_out_compiler()
     return precision
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from itertools import groupby
@@ -52,6 +53,23 @@ class Throughput:
         return min(1.0, max(0.0, trained / whole))
 
 
+class AdamW(torch.optim.AdamW):
+    """PyTorch's, whose steps are taken without its compiler.
+
+    What PyTorch puts around a step imports the compiler, which takes some two seconds of every
+    training, to tell it where to leave off; see ``notan.runtime.leave_out_compiler``.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; see PyTorch's."""
+        loss: float | None = PLAIN_STEP(self, closure)
+        return loss
+
+
+PLAIN_STEP = inspect.unwrap(torch.optim.Adam.step)
+
+
 def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
     """Return AdamW over all parameters, in groups of one learning rate each.
 
@@ -60,7 +78,7 @@ def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
-    return torch.optim.AdamW(
+    return AdamW(
         parameter_groups(model, settings),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,

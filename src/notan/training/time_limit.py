@@ -2,9 +2,11 @@
 
 A time limit pays for the start of the command, for steps with validations between them, and for the
 end: the last validation, the choice of threshold and the report. What the end will take is timed
-before the first step, on an image or two; what is left is for the steps. How fast those go is
-noted again and again, and the learning rate between two notes is a function of the steps alone, so
-that a training which is stopped goes on with the same rates.
+before the first step, on an image or two, and corrected by every validation; what is left is for
+the steps. How fast those go is noted again and again, and the learning rate between two notes is a
+function of the steps alone, so that a training which is stopped goes on with the same rates. Where
+the end takes longer than it should, because the machine got busy, the report is left out first,
+and then the choice.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from notan.training.optim import SHORTEST, Throughput
 
@@ -35,7 +37,7 @@ STRETCHES = 32
 FIRST_STEPS = 4
 """Steps after which their speed is known well enough to say how many fit."""
 
-REPORTING = 0.5
+REPORTING = 0.6
 """Time that a report takes to score images, over the time that the choice on them takes."""
 
 MOST_FOR_REPORT, MOST_FOR_CHOICE = 0.5, 0.75
@@ -59,6 +61,18 @@ class Overhead:
     leaving_seconds: float = 0.0
 
 
+class Rehearsal(NamedTuple):
+    """What the end of a training was found to take, before the first step.
+
+    Attributes:
+        predicting: Seconds to read and predict all validation images.
+        choosing: Seconds of the choice of threshold, with that.
+    """
+
+    predicting: float
+    choosing: float
+
+
 @dataclass
 class Spent:
     """What a time limit has been spent on; saved in the state.
@@ -69,6 +83,7 @@ class Spent:
         trained: Seconds of it on steps.
         validated: What ``trained`` was at the last validation.
         validating: Seconds that a validation takes: expected, then measured.
+        predicting: Seconds of it for each model, and of ``choosing``.
         choosing: Seconds that the choice of threshold is expected to take; None: not yet timed.
         report: Whether time is kept for the report.
         choice: Whether time is kept for the choice of threshold.
@@ -80,6 +95,7 @@ class Spent:
     trained: float = 0.0
     validated: float = 0.0
     validating: float = 0.0
+    predicting: float = 0.0
     choosing: float | None = None
     report: bool = True
     choice: bool = True
@@ -138,6 +154,12 @@ class TimeLimit:
         """Seconds that are left; below 0 where the time limit was too small."""
         return self.seconds - self.total
 
+    def expect(self, rehearsal: Rehearsal, models: int) -> None:
+        """Take in what was rehearsed for an end in which so many models are validated."""
+        spent = self.spent
+        spent.predicting, spent.choosing = rehearsal
+        spent.validating = models * spent.predicting
+
     def plan(self) -> None:
         """Decide what the end consists of, once for each time limit."""
         if self.spent.time_limit == self.seconds:
@@ -158,6 +180,27 @@ class TimeLimit:
         if spent.report and report > 0:
             end += report + REPORTING * choosing
         return MARGIN * end
+
+    @property
+    def fits_choice(self) -> bool:
+        """Whether a choice of threshold that begins now ends within the time limit."""
+        choosing = self.spent.choosing or 0.0
+        return self.spent.choice and self.left >= choosing + self.overhead.leaving_seconds
+
+    @property
+    def fits_report(self) -> bool:
+        """Whether a report that begins now ends within the time limit."""
+        reporting = self.overhead.report_seconds + REPORTING * (self.spent.choosing or 0.0)
+        return self.left >= reporting + self.overhead.leaving_seconds
+
+    def require_time(self) -> None:
+        """Let what is not needed end where the time limit does.
+
+        Raises:
+            TimeoutError: There is only time to leave.
+        """
+        if self.left < self.overhead.leaving_seconds:
+            raise TimeoutError("the time limit is over")
 
     def begin_steps(self, *, anew: bool) -> None:
         """Begin an epoch's steps, or the rest of them: from here on time counts as theirs.
@@ -194,10 +237,14 @@ class TimeLimit:
                 return True
         return False
 
-    def after_validation(self) -> None:
-        """Count what has been done since the last step as a validation."""
-        self.spent.validating = time.monotonic() - self._moment
-        self.spent.validated = self.spent.trained
+    def after_validation(self, models: int) -> None:
+        """Count what has been done since the last step as a validation of so many models."""
+        spent = self.spent
+        spent.validating = time.monotonic() - self._moment
+        spent.validated = spent.trained
+        if spent.choosing is not None:
+            before, spent.predicting = spent.predicting, spent.validating / models
+            spent.choosing += spent.predicting - before
 
     def note(self) -> None:
         """Note how fast the steps go and how many are left: the learning rate follows."""

@@ -23,7 +23,7 @@ from notan.run_folder import BEST, SPLIT
 from notan.training.log import RunLog
 from notan.training.loop import Loop
 from notan.training.state import Best
-from notan.training.time_limit import Overhead, TimeLimit
+from notan.training.time_limit import Overhead, Rehearsal, TimeLimit
 from notan.training.validation import Validation, open_scoring, validate
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def leave_undecided(path: Path) -> None:
     logger.warning("%s", UNDECIDED)
 
 
-def rehearse(setup: TrainingSetup, between: Callable[[], None]) -> float:
+def rehearse(setup: TrainingSetup, between: Callable[[], None]) -> Rehearsal:
     """Make the choice on an image or two before the training, which it leaves as it was.
 
     Args:
@@ -96,19 +96,25 @@ def rehearse(setup: TrainingSetup, between: Callable[[], None]) -> float:
         between: Called between images; what it raises ends the rehearsal.
 
     Returns:
-        Seconds that the choice on all validation images will take, going by that.
+        Seconds that the end will take on all validation images, going by that.
     """
     names = setup.validation.names
     few = Subset(setup.validation, frozenset(names[:: -(-len(names) // REHEARSED)]))
-    began = time.monotonic()
+    predictor = Predictor(TorchBackend(setup.model, setup.device), setup.preprocessor)
+    moments = [time.monotonic()]
+
+    def note() -> None:
+        between()
+        moments.append(time.monotonic())
+
     with contextlib.suppress(DivergedError):  # it took its time all the same
-        choose_postprocessing(
-            Predictor(TorchBackend(setup.model, setup.device), setup.preprocessor),
-            few,
-            batch_size=setup.run.train.batch_size,
-            between=between,
-        )
-    return (time.monotonic() - began) * len(names) / len(few)
+        predictor(few[0].image)  # the first image of a network takes many times as long
+        moments = [time.monotonic()]
+        choose_postprocessing(predictor, few, batch_size=setup.run.train.batch_size, between=note)
+    moments.append(time.monotonic())
+    predicted = moments[: len(few) + 1]
+    of_all = len(names) / len(few)
+    return Rehearsal(*(of_all * (each - moments[0]) for each in (predicted[-1], moments[-1])))
 
 
 @dataclass(frozen=True)
@@ -122,12 +128,14 @@ class TrainResult:
         epoch: The epoch it is from, counted from 1.
         seconds_left: What is left of the time limit, below 0 where it was too small; None:
             there was none.
+        time_for_report: Whether enough of it is left for a report.
     """
 
     checkpoint: Path
     dice: float
     epoch: int
     seconds_left: float | None = field(default=None, compare=False)
+    time_for_report: bool = field(default=True, compare=False)
 
 
 class Trainer(Loop):
@@ -203,7 +211,8 @@ class Trainer(Loop):
             setup.training_batches.close()
             setup.validation_batches.close()
         left = time_limit.left if time_limit else None
-        result = TrainResult(self.folder / BEST, dice, best.epoch, left)
+        fits = time_limit.fits_report if time_limit else True
+        result = TrainResult(self.folder / BEST, dice, best.epoch, left, fits)
         logger.info("done; best epoch %d: %s", best.epoch, result.checkpoint)
         if time_limit:
             logger.info("%.0f of %.0f seconds are used", time_limit.total, time_limit.seconds)
@@ -225,13 +234,14 @@ class Trainer(Loop):
         time_limit, setup = self.time_limit, self.setup
         if time_limit is None:
             return
-        spent = time_limit.spent
-        if spent.choosing is None:
-            spent.choosing = rehearse(setup, self.stop_if_asked)
-            # it reads and predicts all images twice, a validation once with each model
-            spent.validating = spent.choosing if setup.average else spent.choosing / 2
+        if time_limit.spent.choosing is None:
+            time_limit.expect(rehearse(setup, self.stop_if_asked), self._models_validated)
         time_limit.plan()
         time_limit.warn_if_too_small()
+
+    @property
+    def _models_validated(self) -> int:
+        return 2 if self.setup.average else 1
 
     def _finished(self) -> bool:
         if self.time_limit and not self.time_limit.has_validated:
@@ -336,7 +346,7 @@ class Trainer(Loop):
         values = {**_named("train", losses), "learning_rate": rate, "seconds": seconds}
         if time_limit:
             if validated:
-                time_limit.after_validation()
+                time_limit.after_validation(self._models_validated)
             of = f"  {time_limit.total / time_limit.seconds:.0%} of the time"
         for validation, name in zip(validations, ("", "ema_"), strict=False):
             values |= {} if name else _named("validation", validation.losses)
@@ -372,10 +382,16 @@ class Trainer(Loop):
                 *(best.score, best.baseline),
             )
         self.save_state()
-        if self.time_limit and not self.time_limit.spent.choice:
-            leave_undecided(path)
-            return best, best.score
-        return best, decide(path, self.setup, self.stop_if_asked).dice
+        if self.time_limit is None or self.time_limit.fits_choice:
+            with contextlib.suppress(TimeoutError):
+                return best, decide(path, self.setup, self._while_choosing).dice
+        leave_undecided(path)
+        return best, best.score
+
+    def _while_choosing(self) -> None:
+        self.stop_if_asked()
+        if self.time_limit:
+            self.time_limit.require_time()
 
 
 def _named(part: str, losses: dict[str, float]) -> dict[str, float]:
