@@ -12,6 +12,7 @@ from notan.cli.main import main
 from notan.config import load_run
 from notan.prediction.predictor import Predictor
 from notan.training import TrainResult
+from runs import tiny, train_own
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +41,7 @@ def test_the_time_limit_becomes_seconds_and_brings_its_schedule(
 
     def start(_: object, __: object, flags: Any, overrides: Any, frame: object) -> TrainResult:
         seen.append((load_run(flags=flags, overrides=overrides).train, frame))
-        return TrainResult(tmp_path / "best.safetensors", 0.5, 1, seconds_left=-1.0)
+        return TrainResult(tmp_path / "best.safetensors", 0.5, 1, -1.0, time_for_report=False)
 
     monkeypatch.setattr(command, "_train", start)
     before = time.monotonic()
@@ -50,3 +51,16 @@ def test_the_time_limit_becomes_seconds_and_brings_its_schedule(
     assert (first.time_limit_seconds, first.schedule) == (5400, "cosine")
     assert (second.time_limit_seconds, second.schedule, second.epochs) == (600, "exponential", 7)
     assert before <= frame.began <= BEGAN.get() <= time.monotonic()
+
+
+def test_a_report_that_the_time_limit_overtakes_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train_own(tiny(train__epochs=1), tmp_path / "run").checkpoint.parent
+    late = TrainResult(run / "best.safetensors", 0.5, 1, -1.0, time_for_report=True)
+    monkeypatch.setattr(command, "_train", lambda *_: late)
+    main(["train", "--time-limit", "1m"])
+    assert (
+        "there is no report (the time limit is over); try again with: notan report" in caplog.text
+    )
+    assert not (run / "report.html").exists()

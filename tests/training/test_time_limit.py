@@ -21,9 +21,10 @@ from notan.models.unet import UNet
 from notan.prediction.predictor import Predictor
 from notan.training import resume, train
 from notan.training import trainer as trainer_module
+from notan.training.build import prepare
 from notan.training.optim import Schedule, cosine_factor
-from notan.training.time_limit import Overhead
-from notan.training.trainer import Trainer, decide
+from notan.training.time_limit import Overhead, Rehearsal
+from notan.training.trainer import UNDECIDED, Trainer, decide, rehearse
 from runs import VALIDATION, Crash, Drawn, Own, fate, history, last_state, tiny
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from notan.config import Run
     from notan.training import TrainResult
+    from notan.training.build import TrainingSetup
 
 IMAGES = Drawn(12, size=(16, 16))
 STEPS = 4  # of an epoch
@@ -43,6 +45,7 @@ class Clock:
 
     Attributes:
         now: What ``time.monotonic`` says.
+        rehearsed: What the end is expected to take; None: half the choice for a validation.
         rates: The learning rate of every step, over the highest.
         stop_at: The step after which SIGTERM comes.
         slow_from: The step from which on a step takes as long as three.
@@ -50,6 +53,7 @@ class Clock:
 
     def __init__(self, *, validating: float = 0.0, choosing: float = 0.0) -> None:
         self.now, self.validating, self.choosing = BEGAN, validating, choosing
+        self.rehearsed: Rehearsal | None = None
         self.rates: list[float] = []
         self.stop_at, self.slow_from = 0, 10**9
 
@@ -86,6 +90,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     def deciding(*arguments: Any) -> Any:
         clock.now += clock.choosing
+        arguments[-1]()  # as between images
         return decide(*arguments)
 
     monkeypatch.setattr("notan.training.time_limit.time", clock)
@@ -93,7 +98,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(Trainer, "after_step", clock.after(Trainer.after_step))
     monkeypatch.setattr(Trainer, "_validations", validating)
     monkeypatch.setattr(trainer_module, "decide", deciding)
-    monkeypatch.setattr(trainer_module, "rehearse", lambda *_: clock.choosing)
+    monkeypatch.setattr(
+        trainer_module,
+        "rehearse",
+        lambda *_: clock.rehearsed or Rehearsal(clock.choosing / 2, clock.choosing),
+    )
     return clock
 
 
@@ -115,9 +124,9 @@ def steps_of(result: TrainResult) -> int:
 
 
 def test_the_steps_and_the_end_fill_the_time_limit(tmp_path: Path, clock: Clock) -> None:
-    clock.validating, clock.choosing = 1.0, 5.0
+    clock.validating, clock.choosing = 2.5, 5.0
     result = run_it(limited(25), tmp_path / "run")
-    assert 25 - 0.2 * 6 - 2 <= clock.now - BEGAN <= 25  # a margin is kept, and a step did not fit
+    assert 25 - 0.2 * 7.5 - 2 <= clock.now - BEGAN <= 25  # a margin is kept, and a step did not fit
     assert result.seconds_left == 25 - (clock.now - BEGAN)
     assert Predictor.load(result.checkpoint)(VALIDATION[0].image).mask.shape == (16, 16)
 
@@ -188,12 +197,12 @@ def test_an_epoch_that_is_longer_than_the_time_limit_ends_within_it(tmp_path: Pa
 def test_validations_take_a_fifth_of_the_time_and_the_last_is_made_all_the_same(
     tmp_path: Path, clock: Clock
 ) -> None:
-    clock.validating = 3.0
-    lines = history(run_it(limited(45), tmp_path / "run"))
+    clock.validating, clock.choosing, clock.rehearsed = 3.0, 3.0, Rehearsal(0.0, 0.0)
+    lines = history(run_it(limited(49), tmp_path / "run"))
     validated = [line["epoch"] for line in lines if "validation/dice" in line]
     assert validated[:3] == [1, 4, 7]  # expected to take nothing; then 12 s, 3 epochs, lie between
     assert validated[3:] == [lines[-1]["epoch"]]
-    assert 45 - 0.2 * 3 - 2 <= clock.now - BEGAN <= 45
+    assert 49 - 0.2 * 6 - 2 <= clock.now - BEGAN <= 49
 
 
 def test_patience_counts_where_there_was_a_validation(tmp_path: Path, clock: Clock) -> None:
@@ -212,6 +221,51 @@ def test_epochs_are_an_upper_limit_and_the_rate_comes_down_by_it(
     assert clock.rates[-1] < 0.1
 
 
+def test_a_validation_corrects_what_the_end_is_expected_to_take(
+    tmp_path: Path, clock: Clock
+) -> None:
+    clock.validating, clock.choosing, clock.rehearsed = 2.0, 4.0, Rehearsal(7.0, 9.0)
+    result = run_it(limited(60), tmp_path / "run")
+    assert 60 - 0.2 * 6 - 2 <= clock.now - BEGAN <= 60
+    assert result.time_for_report
+
+
+@pytest.mark.parametrize(
+    ("choosing", "report", "choice"), [(2.0, True, True), (7.0, False, True), (20.0, False, False)]
+)
+def test_a_machine_that_gets_busy_costs_the_report_first_and_then_the_choice(
+    tmp_path: Path, clock: Clock, choosing: float, report: bool, choice: bool
+) -> None:
+    clock.validating, clock.rehearsed = 1.0, Rehearsal(1.0, 2.0)
+    clock.choosing = choosing
+    overhead = Overhead(BEGAN, report_seconds=8, leaving_seconds=1)
+    result = run_it(limited(60), tmp_path / "run", overhead=overhead)
+    assert result.time_for_report == report
+    undecided = read_card(result.checkpoint).choices == (UNDECIDED,)
+    assert undecided == (not choice)
+
+
+def test_a_last_validation_that_takes_all_the_time_leaves_no_choice(
+    tmp_path: Path, clock: Clock
+) -> None:
+    clock.validating, clock.choosing, clock.rehearsed = 15.0, 4.0, Rehearsal(1.0, 4.0)
+    result = run_it(limited(20), tmp_path / "run")
+    assert read_card(result.checkpoint).choices == (UNDECIDED,)
+    assert clock.now - BEGAN <= 20
+
+
+def test_a_rehearsal_tells_predicting_from_choosing() -> None:
+    setup = prepare(tiny(), training=IMAGES, validation=VALIDATION)
+    before = fate_of(setup)
+    predicting, choosing = rehearse(setup, lambda: None)
+    assert 0 < predicting < choosing
+    assert fate_of(setup) == before
+
+
+def fate_of(setup: TrainingSetup) -> dict[str, list[float]]:
+    return {name: each.flatten().tolist() for name, each in setup.model.state_dict().items()}
+
+
 def test_a_time_limit_that_is_too_small_says_so_and_leaves_a_model_all_the_same(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,9 +275,7 @@ def test_a_time_limit_that_is_too_small_says_so_and_leaves_a_model_all_the_same(
     assert "a time limit of 10 s is too small and will not be kept: 0 s are spent" in caplog.text
     assert steps_of(result) == 1
     assert Predictor.load(result.checkpoint)(VALIDATION[0].image).mask.shape == (16, 16)
-    assert read_card(result.checkpoint).choices == (
-        "the time limit left no time to choose a threshold: 0.5, and nothing else",
-    )
+    assert read_card(result.checkpoint).choices == (UNDECIDED,)
 
 
 def test_a_first_validation_after_the_end_of_the_time_limit_finds_a_model_saved(

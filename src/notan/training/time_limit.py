@@ -172,14 +172,18 @@ class TimeLimit:
     @property
     def end(self) -> float:
         """Seconds to keep for what comes after the last step."""
-        spent, report = self.spent, self.overhead.report_seconds
-        choosing = spent.choosing or 0.0
+        spent = self.spent
         end = spent.validating + self.overhead.leaving_seconds
         if spent.choice:
-            end += choosing
-        if spent.report and report > 0:
-            end += report + REPORTING * choosing
+            end += spent.choosing or 0.0
+        if spent.report:
+            end += self._reporting
         return MARGIN * end
+
+    @property
+    def _reporting(self) -> float:
+        report = self.overhead.report_seconds
+        return report + REPORTING * (self.spent.choosing or 0.0) if report > 0 else 0.0
 
     @property
     def fits_choice(self) -> bool:
@@ -190,8 +194,7 @@ class TimeLimit:
     @property
     def fits_report(self) -> bool:
         """Whether a report that begins now ends within the time limit."""
-        reporting = self.overhead.report_seconds + REPORTING * (self.spent.choosing or 0.0)
-        return self.left >= reporting + self.overhead.leaving_seconds
+        return self.left >= self._reporting + self.overhead.leaving_seconds
 
     def require_time(self) -> None:
         """Let what is not needed end where the time limit does.
