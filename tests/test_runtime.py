@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from notan import runtime
 from notan.errors import ConfigError
 from notan.runtime import (
     _processor,
@@ -23,6 +24,7 @@ from notan.runtime import (
     find_device,
     free_memory,
     has_quick_bf16,
+    how_busy,
     keep_freed_memory,
     seed_everything,
 )
@@ -334,6 +336,27 @@ def test_memory_that_nobody_tells_is_unknown(
 ) -> None:
     monkeypatch.delattr(os, "sysconf")
     assert free_memory(tmp_path / "absent", own=tmp_path / "absent") is None
+
+
+def test_a_thread_that_waits_for_others_is_busy_and_one_alone_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = {"monotonic": 3.0, "thread_time": 1.0}
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now * shares["monotonic"]
+
+        def thread_time(self) -> float:
+            self.now += 0.01
+            return self.now * shares["thread_time"]
+
+    monkeypatch.setattr(runtime, "time", Clock())
+    assert how_busy() == pytest.approx(3, rel=0.3)
+    shares["monotonic"] = 0.5  # no clock is perfect
+    assert how_busy() == 1
 
 
 COMPILER_LEFT_OUT = """

@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +241,21 @@ def _free_in_groups(own: Path, groups: Path) -> Iterator[int]:
                 # pages of files that can be dropped count as used
                 cached = int(pairs["total_inactive_file" if kinds else "inactive_file"])
                 yield max(0, limit - usage + cached)
+
+
+PROBED = 0.05
+"""Seconds of a processor that ``how_busy`` takes, many of the slices that a system deals out."""
+
+
+def how_busy() -> float:
+    """Return how many times as long as alone a thread takes at present, for other programs.
+
+    It is 1 on a machine with a core to spare.
+    """
+    began, worked = time.monotonic(), time.thread_time()
+    while time.thread_time() - worked < PROBED:
+        pass
+    return max(1.0, (time.monotonic() - began) / PROBED)
 
 
 def keep_freed_memory() -> bool:

@@ -47,6 +47,7 @@ class Clock:
         now: What ``time.monotonic`` says.
         rehearsed: What the end is expected to take; None: half the choice for a validation.
         rates: The learning rate of every step, over the highest.
+        busy: How many times as long everything takes as on a quiet machine.
         stop_at: The step after which SIGTERM comes.
         slow_from: The step from which on a step takes as long as three.
     """
@@ -55,7 +56,7 @@ class Clock:
         self.now, self.validating, self.choosing = BEGAN, validating, choosing
         self.rehearsed: Rehearsal | None = None
         self.rates: list[float] = []
-        self.stop_at, self.slow_from = 0, 10**9
+        self.stop_at, self.slow_from, self.busy = 0, 10**9, 1.0
 
     def monotonic(self) -> float:
         return self.now
@@ -94,6 +95,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         return decide(*arguments)
 
     monkeypatch.setattr("notan.training.time_limit.time", clock)
+    monkeypatch.setattr("notan.training.time_limit.how_busy", lambda: clock.busy)
     monkeypatch.setattr(Schedule, "advance", advancing)
     monkeypatch.setattr(Trainer, "after_step", clock.after(Trainer.after_step))
     monkeypatch.setattr(Trainer, "_validations", validating)
@@ -243,6 +245,25 @@ def test_a_machine_that_gets_busy_costs_the_report_first_and_then_the_choice(
     assert result.time_for_report == report
     undecided = read_card(result.checkpoint).choices == (UNDECIDED,)
     assert undecided == (not choice)
+
+
+def test_a_report_is_expected_to_take_longer_on_a_busy_machine(
+    tmp_path: Path, clock: Clock
+) -> None:
+    clock.busy = 2.0
+    overhead = Overhead(BEGAN, report_seconds=8, leaving_seconds=1)
+    result = run_it(limited(60), tmp_path / "run", overhead=overhead)
+    assert 60 - 1.2 * 18 - 2 <= clock.now - BEGAN <= 60 - 1.2 * 18
+    assert result.time_for_report
+
+
+def test_a_machine_that_got_busy_has_no_time_for_the_report(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overhead = Overhead(BEGAN, report_seconds=8, leaving_seconds=1)
+    found = iter([1.0, 3.0])  # before the first step, and before the report
+    monkeypatch.setattr("notan.training.time_limit.how_busy", lambda: next(found))
+    assert not run_it(limited(60), tmp_path / "run", overhead=overhead).time_for_report
 
 
 def test_a_last_validation_that_takes_all_the_time_leaves_no_choice(

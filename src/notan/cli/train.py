@@ -228,7 +228,7 @@ def _overhead() -> Overhead:
     from notan.training.time_limit import Overhead
 
     began = BEGAN.get()
-    loading = time.monotonic() - began
+    loading = min(time.monotonic() - began, time.process_time())  # other programs do not count
     return Overhead(began, REPORT_OVER_LOADING * loading, LEAVING_OVER_LOADING * loading)
 
 

@@ -8,12 +8,14 @@ an EfficientNet's few depthwise layers took two fifths of a training step or mor
 It also writes outside its memory in the weight gradient of a 1x1 convolution with a stride, where
 that reads fewer channels than a register holds and the channels lie last (uxlfoundation/oneDNN
 issue 6035): the gradient is wrong, or the process ends. A ResNet's shortcuts are such convolutions;
-PointwiseConv2d takes another way.
+PointwiseConv2d takes another way, and ``guard_convolutions`` has other networks' layers take it;
+benchmarks/onednn_strided.py shows the fault.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from notan.types import Images
+
+logger = logging.getLogger("notan")
 
 Pair = tuple[int, int]
 
@@ -106,11 +110,63 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's own name
         """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride), rounded up."""
-        step = self.stride[0]
-        learns = torch.is_grad_enabled() and self.weight.requires_grad
-        if not learns or step == 1 or self.in_channels >= REGISTER:
+        if not _is_faulty(self) or not _learns(self):
             return super().forward(input)
-        return functional.conv2d(input[..., ::step, ::step], self.weight)
+        return _convolve_picked(self, input)
+
+
+def _is_faulty(layer: nn.Conv2d) -> bool:
+    """Say whether oneDNN may find the gradient of a layer's weights beside its memory."""
+    is_pointwise = layer.kernel_size == (1, 1) and layer.groups == 1
+    return is_pointwise and max(layer.stride) > 1 and layer.in_channels < REGISTER
+
+
+def _learns(layer: nn.Conv2d) -> bool:
+    return torch.is_grad_enabled() and layer.weight.requires_grad
+
+
+def _convolve_picked(layer: nn.Conv2d, features: Tensor) -> Tensor:
+    """Pick a layer's pixels first, and convolve without a stride."""
+    down, right = layer.stride
+    return functional.conv2d(features[..., ::down, ::right], layer.weight, layer.bias)
+
+
+def _answer_safely(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Answer in place of a convolution that learns, a forward hook; its own answer is let go."""
+    features = inputs[0] if inputs else None
+    if not isinstance(layer, nn.Conv2d) or features is None or not _learns(layer):
+        return output
+    return _convolve_picked(layer, features) if features.device.type == "cpu" else output
+
+
+def guard_convolutions(network: nn.Module) -> int:
+    """Have all layers of a network learn that would meet oneDNN's fault, on a processor.
+
+    Their classes, weights and names stay, and so does what they answer, within rounding; copies of
+    the network are guarded too. A layer that pads, or computes in its own way, is left alone.
+
+    Returns:
+        How many layers are guarded; those that avoid the fault themselves do not count.
+    """
+    guarded, unknown = 0, []
+    for name, layer in network.named_modules():
+        if not isinstance(layer, nn.Conv2d) or isinstance(layer, PointwiseConv2d):
+            continue
+        if not _is_faulty(layer) or layer.padding not in ((0, 0), "valid"):
+            continue
+        if type(layer).forward is not nn.Conv2d.forward:
+            unknown.append(name)
+            continue
+        guarded += 1
+        if _answer_safely not in layer._forward_hooks.values():
+            layer.register_forward_hook(_answer_safely)
+    if unknown:
+        logger.warning(
+            "%s: a strided 1x1 convolution of few channels; oneDNN may find wrong gradients for it "
+            "on a processor without AVX-512, or end the process (see known faults in the docs)",
+            ", ".join(unknown),
+        )
+    return guarded
 
 
 A_VECTOR = 16

@@ -31,7 +31,13 @@ from notan.prediction.formats import contact_sheet, write_png
 from notan.pretraining.masked_images import MaskedImages, find_images
 from notan.run_folder import HISTORY, INCIDENTS, STATES, RunFolder, refuse_changes
 from notan.runtime import choose_workers
-from notan.training.build import Setup, begin_computing, build_optimization, build_preprocessor
+from notan.training.build import (
+    Setup,
+    avoid_faults,
+    begin_computing,
+    build_optimization,
+    build_preprocessor,
+)
 from notan.training.fine_tuning import HASHES, EncoderStart, Freezing, start_encoder
 from notan.training.log import append_line, keep_lines
 from notan.training.loop import Loop
@@ -154,6 +160,7 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
     else:
         start = EncoderStart.from_state(state["encoder_start"])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    avoid_faults(network, device)
     crop = Augment(
         scale_probability=0.0,
         affine_scale=0.0,

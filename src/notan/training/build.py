@@ -22,6 +22,7 @@ from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
 from notan.modelfile.preprocess import RGB_CHANNELS, Preprocessor
 from notan.models.base import Encoder, encoder_of, stride_of
+from notan.models.blocks import guard_convolutions
 from notan.models.own import require_contract, trial_sizes
 from notan.runtime import (
     Precision,
@@ -233,6 +234,7 @@ def prepare(
         else EncoderStart.from_state(state.get("encoder_start"))
     )
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    avoid_faults(network, device)
     _require_statistics(run, preprocessor, training)
     unlabelled = open_unlabelled(
         run, preprocessor, validation, own_source=layout == OWN, workers=workers
@@ -321,6 +323,13 @@ def begin_computing(device: str, settings: Train, *, seed: int) -> Precision:
         keep_freed_memory()
         leave_out_compiler()
     return precision
+
+
+def avoid_faults(network: nn.Module, device: torch.device) -> None:
+    """Have a network learn past a fault of oneDNN, which computes on a processor."""
+    if device.type == "cpu" and (guarded := guard_convolutions(network)):
+        layers = "1 layer" if guarded == 1 else f"{guarded} layers"
+        logger.info("%s: computed in another way, past a fault of oneDNN", layers)
 
 
 def build_preprocessor(

@@ -17,6 +17,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from notan.runtime import how_busy
 from notan.training.optim import SHORTEST, Throughput
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class Overhead:
     Attributes:
         began: The moment at which the command began, by ``time.monotonic()``.
         report_seconds: What a report will take after the training, beside scoring the validation
-            images; 0: there will be none.
-        leaving_seconds: What the process takes to end.
+            images, on a machine that does nothing else; 0: there will be none.
+        leaving_seconds: What the process takes to end, likewise.
     """
 
     began: float = field(default_factory=lambda: time.monotonic())
@@ -117,6 +118,7 @@ class TimeLimit:
         self.overhead = overhead
         self.schedule = schedule
         self.spent = Spent()
+        self._busy = 1.0
         self._before = 0.0
         self._moment = 0.0
         self._told = False
@@ -162,6 +164,7 @@ class TimeLimit:
 
     def plan(self) -> None:
         """Decide what the end consists of, once for each time limit."""
+        self._busy = how_busy()
         if self.spent.time_limit == self.seconds:
             return
         spent = self.spent
@@ -173,7 +176,7 @@ class TimeLimit:
     def end(self) -> float:
         """Seconds to keep for what comes after the last step."""
         spent = self.spent
-        end = spent.validating + self.overhead.leaving_seconds
+        end = spent.validating + self._leaving
         if spent.choice:
             end += spent.choosing or 0.0
         if spent.report:
@@ -182,19 +185,23 @@ class TimeLimit:
 
     @property
     def _reporting(self) -> float:
-        report = self.overhead.report_seconds
+        report = self._busy * self.overhead.report_seconds
         return report + REPORTING * (self.spent.choosing or 0.0) if report > 0 else 0.0
+
+    @property
+    def _leaving(self) -> float:
+        return self._busy * self.overhead.leaving_seconds
 
     @property
     def fits_choice(self) -> bool:
         """Whether a choice of threshold that begins now ends within the time limit."""
         choosing = self.spent.choosing or 0.0
-        return self.spent.choice and self.left >= choosing + self.overhead.leaving_seconds
+        return self.spent.choice and self.left >= choosing + self._leaving
 
-    @property
     def fits_report(self) -> bool:
         """Whether a report that begins now ends within the time limit."""
-        return self.left >= self._reporting + self.overhead.leaving_seconds
+        self._busy = how_busy()
+        return self.left >= self._reporting + self._leaving
 
     def require_time(self) -> None:
         """Let what is not needed end where the time limit does.
@@ -202,7 +209,7 @@ class TimeLimit:
         Raises:
             TimeoutError: There is only time to leave.
         """
-        if self.left < self.overhead.leaving_seconds:
+        if self.left < self._leaving:
             raise TimeoutError("the time limit is over")
 
     def begin_steps(self, *, anew: bool) -> None:

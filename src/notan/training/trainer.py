@@ -211,7 +211,7 @@ class Trainer(Loop):
             setup.training_batches.close()
             setup.validation_batches.close()
         left = time_limit.left if time_limit else None
-        fits = time_limit.fits_report if time_limit else True
+        fits = time_limit.fits_report() if time_limit else True
         result = TrainResult(self.folder / BEST, dice, best.epoch, left, fits)
         logger.info("done; best epoch %d: %s", best.epoch, result.checkpoint)
         if time_limit:
