@@ -53,8 +53,9 @@ def run(data: Path, seconds: float, cores: Sequence[int], out: Path) -> tuple[fl
     Returns:
         Its seconds, and those of them in which it had a processor.
     """
-    words = ["train", "--auto", "--time-limit", f"{seconds:g}s", "--data-path", str(data)]
-    code = f"from notan.cli.main import main; main({[*words, '--out', str(out)]!r})"
+    words = ["notan", "train", "--auto", "--time-limit", f"{seconds:g}s", "--data-path", str(data)]
+    code = f"import sys; sys.argv = {[*words, '--out', str(out)]!r}; "
+    code += "from notan.cli.main import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command = [sys.executable, "-c", code]

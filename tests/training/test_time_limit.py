@@ -257,8 +257,9 @@ def test_a_report_is_expected_to_take_longer_on_a_busy_machine(
     assert result.time_for_report
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_machine_that_got_busy_has_no_time_for_the_report(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overhead = Overhead(BEGAN, report_seconds=8, leaving_seconds=1)
     found = iter([1.0, 3.0])  # before the first step, and before the report

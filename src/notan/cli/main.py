@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         extra = explaining_extras("training" if words[0] == "train" else f"notan {words[0]}")
         with explaining_memory(), extra, _ending_as_by_ctrl_c():
             command()
+        if arguments is None:
+            gc.freeze()  # the process ends: to look for garbage among PyTorch's takes a second
     except NotanError as error:
         if debug:
             raise

@@ -148,7 +148,7 @@ class RecipeFlags:
 
 logger = logging.getLogger("notan")
 
-REPORT_OVER_LOADING, LEAVING_OVER_LOADING = 3.0, 0.3
+REPORT_OVER_LOADING, LEAVING_OVER_LOADING = 1.5, 0.2
 """Time that a report takes beside scoring images, and that the process takes to end, over the
 time that loading PyTorch takes."""
 
