@@ -20,17 +20,19 @@ from notan.runtime import (
     _processor,
     choose_precision,
     choose_workers,
+    count_cores,
     describe_hardware,
     find_device,
     free_memory,
     has_quick_bf16,
     how_busy,
     keep_freed_memory,
+    limit_threads,
     seed_everything,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 CPU = torch.device("cpu")
@@ -357,6 +359,90 @@ def test_a_thread_that_waits_for_others_is_busy_and_one_alone_is_not(
     assert how_busy() == pytest.approx(3, rel=0.3)
     shares["monotonic"] = 0.5  # no clock is perfect
     assert how_busy() == 1
+
+
+def cpu_facts(cores: list[tuple[int, int]]) -> str:
+    """What /proc/cpuinfo says of processors on these (socket, core)."""
+    return "\n\n".join(
+        f"processor\t: {number}\nphysical id\t: {socket}\ncore id\t\t: {core}\nflags\t: fpu"
+        for number, (socket, core) in enumerate(cores)
+    )
+
+
+TWO_SOCKETS = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("facts", "allowed", "group", "files", "cores"),
+    [
+        (cpu_facts(TWO_SOCKETS * 2), range(8), "0::/", {}, 4),  # two threads a core
+        (cpu_facts(TWO_SOCKETS * 2), (0, 4), "0::/", {}, 1),  # two halves of one
+        (cpu_facts(TWO_SOCKETS * 2), (0, 5), "0::/", {}, 2),
+        (cpu_facts(TWO_SOCKETS), range(4), "0::/", {"cpu.max": "max 100000"}, 4),
+        (cpu_facts(TWO_SOCKETS), range(4), "0::/", {"cpu.max": "200000 100000\n"}, 2),
+        (cpu_facts(TWO_SOCKETS), range(4), "0::/", {"cpu.max": "150000 100000"}, 2),
+        (cpu_facts(TWO_SOCKETS), range(4), "0::/", {"cpu.max": "10000 100000"}, 1),
+        (cpu_facts(TWO_SOCKETS), range(4), "0::/a/b", {"a/cpu.max": "100000 100000"}, 1),
+        (cpu_facts(TWO_SOCKETS), range(4), "0::/a/b", {"other/cpu.max": "100000 100000"}, 4),
+        (cpu_facts(TWO_SOCKETS), range(4), "0::/", {"cpu.max": "9900000 100000"}, 4),
+        ("", range(6), "", {}, 6),  # no Linux
+        ("processor : x\n\ncore id", range(3), "rubbish", {"cpu.max": "much of it"}, 3),
+        (
+            cpu_facts(TWO_SOCKETS),
+            range(4),
+            "2:cpu:/docker/1",
+            {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        (
+            cpu_facts(TWO_SOCKETS),
+            range(4),
+            "2:cpu:/docker/1",
+            {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+            4,
+        ),
+    ],
+)
+def test_cores_are_counted_and_a_containers_share_of_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    facts: str,
+    allowed: Iterable[int],
+    group: str,
+    files: dict[str, str],
+    cores: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*allowed}, raising=False)
+    for name, text in {"facts": facts, "group": group}.items():
+        (tmp_path / name).write_text(text)
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = count_cores(tmp_path / "facts", own=tmp_path / "group", groups=tmp_path / "groups")
+    assert found == cores
+
+
+@pytest.mark.parametrize(
+    ("variable", "cores", "present", "set_to"),
+    [(None, 2, 8, 2), (None, 8, 2, None), (None, 2, 2, None), ("6", 2, 6, None)],
+)
+def test_threads_are_no_more_than_cores_unless_somebody_said_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str | None,
+    cores: int,
+    present: int,
+    set_to: int | None,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    told: list[int] = []
+    monkeypatch.setattr(runtime, "count_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: present)
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    limit_threads()
+    assert told == ([] if set_to is None else [set_to])
 
 
 COMPILER_LEFT_OUT = """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import platform
 import random
@@ -22,7 +23,7 @@ import numpy as np
 from notan.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from contextlib import AbstractContextManager
 
     import torch
@@ -38,6 +39,7 @@ MEMORY_FACTS = Path("/proc/meminfo")
 OWN_GROUPS, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 """Where Linux tells the limits of containers and batch systems: of which groups a process is one,
 and what these may take."""
+
 KEPT_OUT = "__dynamo_disable"
 """Where torch keeps the form of a function that its compiler leaves alone, once it is made."""
 
@@ -222,25 +224,38 @@ def _free_in_machine(facts: Path) -> int | None:
 
 def _free_in_groups(own: Path, groups: Path) -> Iterator[int]:
     """Give what the groups of this process, and those above them, may still take."""
-    try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return
-    for _, kinds, name in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if kinds and "memory" not in kinds.split(","):
+    for place, is_old in _groups_of("memory", own, groups):
+        with suppress(OSError, ValueError, KeyError):  # "max" is no number, and no limit
+            names = ("limit_in_bytes", "usage_in_bytes") if is_old else ("max", "current")
+            limit, usage = (int((place / f"memory.{each}").read_text()) for each in names)
+            pairs = dict(map(str.split, (place / "memory.stat").read_text().splitlines()))
+            # pages of files that can be dropped count as used
+            cached = int(pairs["total_inactive_file" if is_old else "inactive_file"])
+            yield max(0, limit - usage + cached)
+
+
+def _groups_of(kind: str, own: Path, groups: Path) -> Iterator[tuple[Path, bool]]:
+    """Give the folders that tell the limits of this process's control groups.
+
+    Args:
+        kind: ``memory`` or ``cpu``.
+        own: Where Linux tells the groups of this process.
+        groups: Where it tells their limits.
+
+    Yields:
+        Of each group, and of those above it, the folder, and whether it is of the first version.
+    """
+    for line in _read(own).splitlines():
+        _, kinds, name = line.split(":", 2) if line.count(":") >= 2 else ("", "nothing", "")
+        if kinds and kind not in kinds.split(","):
             continue
-        root = groups / "memory" if kinds else groups
+        root = groups / kind if kinds else groups
         # in a container the name may be the host's; then the root is the container's own
-        for place in (root / name.lstrip("/"), *(root / name.lstrip("/")).parents):
-            if not place.is_relative_to(root):
+        place = root / name.lstrip("/")
+        for folder in (place, *place.parents):
+            yield folder, bool(kinds)
+            if folder == root:
                 break
-            with suppress(OSError, ValueError, KeyError):  # "max" is no number, and no limit
-                names = ("limit_in_bytes", "usage_in_bytes") if kinds else ("max", "current")
-                limit, usage = (int((place / f"memory.{each}").read_text()) for each in names)
-                pairs = dict(map(str.split, (place / "memory.stat").read_text().splitlines()))
-                # pages of files that can be dropped count as used
-                cached = int(pairs["total_inactive_file" if kinds else "inactive_file"])
-                yield max(0, limit - usage + cached)
 
 
 PROBED = 0.05
@@ -273,6 +288,68 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))
     return all(library.mallopt(name, value) for name, value in settings)
+
+
+def limit_threads() -> None:
+    """Have PyTorch use no more threads than there are processor cores for this process.
+
+    Threads on the two halves of one core get in each other's way, and those beyond a container's
+    share wait for each other: both make training slower. OMP_NUM_THREADS has the last word.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and (most := count_cores()) < torch.get_num_threads():
+        torch.set_num_threads(most)
+
+
+def count_cores(
+    facts: Path | None = None, *, own: Path = OWN_GROUPS, groups: Path = CONTROL_GROUPS
+) -> int:
+    """Return how many cores of the processor this process may use, two halves counted as one.
+
+    Args:
+        facts: Where Linux tells which halves make a core.
+        own: Where it tells the control groups of this process.
+        groups: Where it tells their limits, such as a container's share of the processor.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
+    else:  # neither macOS nor Windows has it
+        allowed = {*range(os.cpu_count() or 1)}
+    cores = _cores_of(allowed, facts or PROCESSOR_FACTS)
+    share = min(_shares_of_groups(own, groups), default=math.inf)
+    return max(1, min(cores, math.ceil(share) if share < cores else cores))
+
+
+def _cores_of(allowed: Collection[int], facts: Path) -> int:
+    """Count the cores that processors lie on; each is one where that is not told."""
+    cores: dict[int, tuple[str, ...]] = {}
+    for block in _read(facts).split("\n\n"):
+        fields = {
+            name.strip(): value.strip()
+            for name, _, value in (line.partition(":") for line in block.splitlines())
+        }
+        number, core = fields.get("processor", ""), fields.get("core id")
+        if number.isdigit() and core is not None:
+            cores[int(number)] = (fields.get("physical id", ""), core)
+    return len({cores.get(number, (str(number),)) for number in allowed})
+
+
+def _shares_of_groups(own: Path, groups: Path) -> Iterator[float]:
+    """Give the processors that the groups of this process may use."""
+    for place, is_old in _groups_of("cpu", own, groups):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_old else ("cpu.max",)
+        quota, *rest = " ".join(_read(place / name).strip() for name in names).split() or [""]
+        # -1 and "max": no limit
+        if rest and quota.isdigit() and rest[0].isdigit() and int(rest[0]):
+            yield int(quota) / int(rest[0])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def leave_out_compiler() -> None:

@@ -22,17 +22,13 @@ from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
 from notan.modelfile.preprocess import RGB_CHANNELS, Preprocessor
 from notan.models.base import Encoder, encoder_of, stride_of
-from notan.models.blocks import guard_convolutions
 from notan.models.own import require_contract, trial_sizes
-from notan.runtime import (
-    Precision,
-    choose_precision,
-    choose_workers,
-    describe_hardware,
-    find_device,
-    keep_freed_memory,
-    leave_out_compiler,
-    seed_everything,
+from notan.runtime import Precision, choose_workers, describe_hardware
+from notan.training.computing import (
+    avoid_faults,
+    begin_computing,
+    confirm_precision,
+    precision_of_state,
 )
 from notan.training.fine_tuning import (
     HASHES,
@@ -160,6 +156,7 @@ class TrainingSetup(Setup):
         card = self.data_card
         return {
             "run": run_to_toml(self.run),
+            "precision": precision_of_state(self.optimization.precision),
             "images": [card.training_fingerprint, card.validation_fingerprint],
             "teacher": self.teacher and self.teacher.identity,
             "unlabelled": card.unlabelled_fingerprint,
@@ -235,6 +232,10 @@ def prepare(
     )
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     avoid_faults(network, device)
+    if run.train.precision == "auto" and device.type == "cpu":
+        images = min(run.train.batch_size, len(training))
+        shape = (images, preprocessor.channels, *trial_sizes(preprocessor)[0])
+        precision = confirm_precision(precision, network, shape, state)
     _require_statistics(run, preprocessor, training)
     unlabelled = open_unlabelled(
         run, preprocessor, validation, own_source=layout == OWN, workers=workers
@@ -309,27 +310,6 @@ def _build_network(run: Run, own: OwnParts, channels: int) -> tuple[nn.Module, F
     """Return a network for images of so many channels, and what of it is frozen when."""
     network = build_network(run.model, own, channels)
     return network, build_freezing(run.train, network, own_model=own.model is not None)
-
-
-def begin_computing(device: str, settings: Train, *, seed: int) -> Precision:
-    """Seed every random generator, and return the device and arithmetic of a training.
-
-    Raises:
-        ConfigError: There is no such device, or it lacks the arithmetic.
-    """
-    precision = choose_precision(settings.precision, find_device(device))
-    seed_everything(seed, deterministic=settings.deterministic)
-    if precision.device.type == "cpu":
-        keep_freed_memory()
-        leave_out_compiler()
-    return precision
-
-
-def avoid_faults(network: nn.Module, device: torch.device) -> None:
-    """Have a network learn past a fault of oneDNN, which computes on a processor."""
-    if device.type == "cpu" and (guarded := guard_convolutions(network)):
-        layers = "1 layer" if guarded == 1 else f"{guarded} layers"
-        logger.info("%s: computed in another way, past a fault of oneDNN", layers)
 
 
 def build_preprocessor(

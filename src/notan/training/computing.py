@@ -1,0 +1,124 @@
+"""How a training computes: device and arithmetic, threads, and what of PyTorch is kept away."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from notan.models.blocks import guard_convolutions
+from notan.runtime import (
+    Precision,
+    choose_precision,
+    find_device,
+    has_quick_bf16,
+    keep_freed_memory,
+    leave_out_compiler,
+    limit_threads,
+    seed_everything,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from notan.config import Train
+
+logger = logging.getLogger("notan")
+
+WORTH_IT = 1.2
+"""How many times as fast bf16 must be to be taken: it costs some precision."""
+
+MOST_SECONDS = 2.0
+"""That the measurement of it takes, where one image is not slower than that already."""
+
+TURNS = 2
+"""Steps in each arithmetic that are timed, after one that is not; the quicker one counts."""
+
+
+def begin_computing(device: str, settings: Train, *, seed: int) -> Precision:
+    """Seed every random generator, and return the device and arithmetic of a training.
+
+    Raises:
+        ConfigError: There is no such device, or it lacks the arithmetic.
+    """
+    precision = choose_precision(settings.precision, find_device(device))
+    seed_everything(seed, deterministic=settings.deterministic)
+    if precision.device.type == "cpu":
+        keep_freed_memory()
+        leave_out_compiler()
+        limit_threads()
+        # numbers below 1e-38 take a hundred times as long as others, and change nothing
+        torch.set_flush_denormal(True)
+    return precision
+
+
+def avoid_faults(network: nn.Module, device: torch.device) -> None:
+    """Have a network learn past a fault of oneDNN, which computes on a processor."""
+    if device.type == "cpu" and (guarded := guard_convolutions(network)):
+        layers = "1 layer" if guarded == 1 else f"{guarded} layers"
+        logger.info("%s: computed in another way, past a fault of oneDNN", layers)
+
+
+def precision_of_state(precision: Precision) -> dict[str, str]:
+    """Return what a state keeps of an arithmetic."""
+    dtype = str(precision.dtype).removeprefix("torch.")
+    return {"device": precision.device.type, "dtype": dtype, "why": precision.why}
+
+
+def confirm_precision(
+    precision: Precision,
+    network: nn.Module,
+    shape: tuple[int, int, int, int],
+    state: Mapping[str, Any] | None,
+) -> Precision:
+    """Return the arithmetic of a training on a processor to which the choice was left.
+
+    A measurement may come out otherwise the next time, so a training that goes on computes as it
+    began.
+
+    Args:
+        precision: The choice that is safe.
+        network: What will be trained, on the processor; it stays as it is.
+        shape: Of a batch: (images, channels, height, width).
+        state: What the training goes on from; None: it begins.
+    """
+    if state is not None:
+        kept = state.get("precision")
+        if not kept or kept["device"] != precision.device.type:
+            return precision
+        return Precision(precision.device, getattr(torch, kept["dtype"]), kept["why"])
+    if not has_quick_bf16():
+        return precision
+    gain = measure_gain(network, shape)
+    why = f"measured {gain:.1f} times as fast as float32"
+    if gain >= WORTH_IT:
+        return Precision(precision.device, torch.bfloat16, why)
+    return Precision(precision.device, torch.float32, f"bfloat16 {why}")
+
+
+def measure_gain(network: nn.Module, shape: tuple[int, int, int, int]) -> float:
+    """Return how many times as fast in bf16 as in float32 a network goes forward and backward."""
+    twin = copy.deepcopy(network).train()
+    with torch.random.fork_rng(devices=[]):
+
+        def step(images: int, dtype: torch.dtype) -> float:
+            batch = torch.rand(images, *shape[1:]).to(memory_format=torch.channels_last)
+            began = time.perf_counter()
+            with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+                answer = twin(batch)
+            answer.float().mean().backward()
+            return time.perf_counter() - began
+
+        seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+        one = sum(step(1, dtype) for dtype in seconds)
+        images = max(1, min(shape[0], int(MOST_SECONDS / ((2 + TURNS) * one))))
+        for turn in range(1 + TURNS):
+            for dtype, found in seconds.items():
+                took = step(images, dtype)
+                found += [took] if turn else []  # the first of a kind takes longer
+        return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])

@@ -1,0 +1,121 @@
+"""How a training computes on a processor: the arithmetic is measured once and kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from notan.errors import StoppedBySignal
+from notan.modelfile.card import read_card
+from notan.models.unet import UNet
+from notan.training import computing
+from notan.training.build import prepare
+from notan.training.computing import measure_gain
+from notan.training.trainer import Trainer
+from runs import (
+    TRAINING,
+    VALIDATION,
+    ask_to_stop,
+    before_step,
+    last_state,
+    resume_own,
+    tiny,
+    train_own,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIKELY, UNLIKELY = 1.7, 1.1
+
+
+@pytest.fixture
+def gains(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What measurements will find on a processor that says it computes in bf16."""
+    gains: list[float] = []
+    monkeypatch.setattr(computing, "has_quick_bf16", lambda: True)
+    monkeypatch.setattr(computing, "measure_gain", lambda *_: gains.pop(0))
+    return gains
+
+
+def arithmetic(**flags: Any) -> tuple[torch.dtype, str]:
+    setup = prepare(tiny(**flags), training=TRAINING, validation=VALIDATION)
+    precision = setup.optimization.precision
+    return precision.dtype, precision.why
+
+
+def test_bf16_is_taken_where_it_is_measured_to_be_worth_it(gains: list[float]) -> None:
+    gains += [LIKELY, UNLIKELY]
+    assert arithmetic() == (torch.bfloat16, "measured 1.7 times as fast as float32")
+    assert arithmetic() == (torch.float32, "bfloat16 measured 1.1 times as fast as float32")
+
+
+@pytest.mark.usefixtures("gains")  # that are none: to measure would fail
+@pytest.mark.parametrize("asked", ["fp32", "bf16"])
+def test_what_is_asked_for_is_not_measured(asked: str) -> None:
+    assert arithmetic(train__precision=asked)[1] == "as asked for"
+
+
+def test_a_processor_without_bf16_is_not_asked(
+    gains: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(computing, "has_quick_bf16", lambda: False)
+    assert arithmetic() == (torch.float32, "the safe choice on cpu")
+    assert gains == []
+
+
+@pytest.mark.parametrize(("first", "then"), [(LIKELY, UNLIKELY), (UNLIKELY, LIKELY)])
+def test_a_run_that_goes_on_computes_as_it_began(
+    tmp_path: Path,
+    gains: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    first: float,
+    then: float,
+) -> None:
+    gains += [first, then]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "after_step", before_step(2, ask_to_stop))
+        with pytest.raises(StoppedBySignal):
+            train_own(tiny(train__epochs=3), tmp_path / "run")
+    kept = last_state(tmp_path / "run")["precision"]
+    resume_own(tmp_path / "run")
+    assert gains == [then]
+    assert last_state(tmp_path / "run")["precision"] == kept
+    card = read_card(tmp_path / "run" / "best.safetensors")
+    assert card.precision == f"{kept['dtype']} ({kept['why']})"
+
+
+def test_a_state_of_before_computes_in_fp32_as_it_did(gains: list[float]) -> None:
+    setup = prepare(tiny(), training=TRAINING, validation=VALIDATION, state={})
+    assert setup.optimization.precision.dtype is torch.float32
+    assert gains == []
+
+
+def test_a_measurement_leaves_network_and_random_numbers_as_they_were() -> None:
+    torch.manual_seed(3)
+    network = nn.Sequential(UNet(width=2), nn.Dropout(0.5)).eval()
+    before = {name: each.clone() for name, each in network.state_dict().items()}
+    drawn = torch.get_rng_state()
+    assert measure_gain(network, (2, 3, 32, 32)) > 0
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not network.training
+    assert all(weight.grad is None for weight in network.parameters())
+    for name, each in network.state_dict().items():
+        assert torch.equal(each, before[name])
+
+
+def test_small_numbers_are_nothing_while_a_network_is_trained_and_numbers_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def smallest() -> float:
+        return float(torch.tensor([1e-30]) * torch.tensor([1e-10]))
+
+    seen: list[float] = []
+    note = before_step(2, lambda _: seen.append(smallest()))
+    monkeypatch.setattr(Trainer, "after_step", note)
+    train_own(tiny(), tmp_path / "run")
+    assert seen == [0.0]
+    assert smallest() > 0
