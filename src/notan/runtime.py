@@ -258,7 +258,7 @@ def _groups_of(kind: str, own: Path, groups: Path) -> Iterator[tuple[Path, bool]
                 break
 
 
-PROBED = 0.05
+PROBED = 0.1
 """Seconds of a processor that ``how_busy`` takes, many of the slices that a system deals out."""
 
 

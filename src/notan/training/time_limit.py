@@ -41,9 +41,9 @@ FIRST_STEPS = 4
 REPORTING = 0.6
 """Time that a report takes to score images, over the time that the choice on them takes."""
 
-MOST_FOR_REPORT, MOST_FOR_CHOICE = 0.5, 0.75
-"""Shares of the time left after the start: an end that takes more goes without the report, or
-without the choice of threshold too."""
+MOST_FOR_REPORT, MOST_FOR_CHOICE = 0.2, 0.75
+"""Shares of the time left after the start: an end that takes more goes without the report, which
+can be written later, or without the choice of threshold too."""
 
 
 @dataclass(frozen=True)
