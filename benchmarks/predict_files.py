@@ -99,18 +99,18 @@ def ways(
         for size in sorted({*BATCHES, chosen})
     }
     files = {
-        f"files to files, batch {size}, {threads} threads": functools.partial(
+        f"files to files, batch {size}, threads {threads}": functools.partial(
             files_to_files, predictor, found, size, threads
         )
         for size in sorted({*BATCHES, chosen})
     }
     old = {
-        f"files to files, batch 1, {OLD_THREADS} threads": functools.partial(
+        f"files to files, batch 1, threads {OLD_THREADS}": functools.partial(
             files_to_files, predictor, found, 1, OLD_THREADS
         )
     }
     without = {
-        f"files to files, no network, {number} threads": functools.partial(
+        f"files to files, no network, threads {number}": functools.partial(
             files_to_files, free, found, 32, number
         )
         for number in sorted({1, OLD_THREADS, all_cores})
