@@ -39,7 +39,7 @@ BESIDES = {"alone": 0, "busy": 1}
 def neighbours(cores: Sequence[int], each: int) -> Iterator[None]:
     """Keep cores busy with so many processes each."""
     with contextlib.ExitStack() as stack:
-        for core in cores * each:
+        for core in [*cores] * each:
             command = [sys.executable, "-c", BUSY]
             process = stack.enter_context(subprocess.Popen(command))  # noqa: S603 - our own words
             stack.callback(process.kill)

@@ -306,8 +306,9 @@ def label_components(
         it touches the left or right edge, the upper edge, the lower edge.
     """
     # half the time of cv2.connectedComponentsWithStats
-    number, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=connectivity)
-    area = np.bincount(labels.ravel(), minlength=number)
+    number, found = cv2.connectedComponents(mask.astype(np.uint8), connectivity=connectivity)
+    labels = np.asarray(found, np.int32)
+    area = np.bincount(labels.ravel(), minlength=number).astype(np.int64)
     area[0] = 0
 
     def on(line: npt.NDArray[np.int32]) -> Mask:

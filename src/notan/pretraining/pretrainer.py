@@ -33,10 +33,11 @@ from notan.run_folder import HISTORY, INCIDENTS, STATES, RunFolder, refuse_chang
 from notan.runtime import choose_workers
 from notan.training.build import (
     Setup,
+    avoid_faults,
+    begin_computing,
     build_optimization,
     build_preprocessor,
 )
-from notan.training.computing import avoid_faults, begin_computing
 from notan.training.fine_tuning import HASHES, EncoderStart, Freezing, start_encoder
 from notan.training.log import append_line, keep_lines
 from notan.training.loop import Loop

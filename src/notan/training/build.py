@@ -24,12 +24,9 @@ from notan.modelfile.preprocess import RGB_CHANNELS, Preprocessor
 from notan.models.base import Encoder, encoder_of, stride_of
 from notan.models.own import require_contract, trial_sizes
 from notan.runtime import Precision, choose_workers, describe_hardware
-from notan.training.computing import (
-    avoid_faults,
-    begin_computing,
-    confirm_precision,
-    precision_of_state,
-)
+from notan.training.computing import avoid_faults as avoid_faults
+from notan.training.computing import begin_computing as begin_computing
+from notan.training.computing import confirm_precision, precision_of_state
 from notan.training.fine_tuning import (
     HASHES,
     EncoderStart,
