@@ -108,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         data = repeated(asked.data, asked.images, Path(place)) if asked.images else asked.data
         rows = [row_of(name, words, asked, data) for name, words in networks.items()]
-    images = f"{asked.images} images, repeated from" if asked.images else "the images of"
+    images = f"{asked.images} images, repeated from" if asked.images else "The images of"
     name = f"-{asked.recipe.stem}" if asked.recipe else ""
     write_results(
         f"epoch{name}-{best_device().type}",
