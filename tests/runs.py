@@ -377,7 +377,7 @@ def _be_the_child(question: dict[str, Any]) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     add_little()
-    notan.cli.train._report = no_report  # type: ignore[assignment]
+    notan.cli.train._report = no_report
     cv2.setNumThreads(1)  # a fork loses threads, and then waits for them
     with tempfile.TemporaryDirectory() as folder:
         train_own(tiny(), Path(folder) / "run")  # what the first step loads, no fork has to

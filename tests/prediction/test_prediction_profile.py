@@ -26,7 +26,7 @@ from notan.prediction.profile import (
     READING,
     RESTORING,
     WRITING,
-    Measured,
+    Repeated,
     Stages,
     profile_prediction,
 )
@@ -111,7 +111,7 @@ def test_the_heaviest_format_is_named(found: list[Found], monkeypatch: pytest.Mo
 
 
 def test_each_stage_has_a_remedy_of_its_own() -> None:
-    same = Measured(0.01, 0.01, 0.01)
+    same = Repeated(0.01, 0.01, 0.01)
     sentences = []
     for kind in (READING, PREPARING, NETWORK, RESTORING, WRITING):
         work = {

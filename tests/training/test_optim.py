@@ -143,7 +143,7 @@ def test_adamw_asks_its_closure_with_gradients() -> None:
     def loss() -> float:
         with torch.enable_grad():
             value = (weight**2).sum()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         return value.item()
 
     assert optimizer.step(loss) == 3

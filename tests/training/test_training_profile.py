@@ -19,7 +19,7 @@ from torch import nn
 from notan.cli.main import main
 from notan.config import load_run
 from notan.errors import DataError, StoppedBySignal
-from notan.prediction.profile import Measured, repeat
+from notan.prediction.profile import Repeated, repeat
 from notan.training import trace
 from notan.training.profile import ALONE, DATA, RESIDENT, TOGETHER, StepFindings, report
 from notan.training.steps import train_step
@@ -216,7 +216,7 @@ def test_of_a_time_limit_each_measurement_takes_a_hundredth(
     asked: list[float] = []
     monkeypatch.setattr("notan.training.profile.SECONDS", 5.0)
 
-    def noted(action: Any, seconds: float, *rest: Any) -> Measured:
+    def noted(action: Any, seconds: float, *rest: Any) -> Repeated:
         asked.append(seconds)
         return repeat(action, 0.01, *rest)
 
@@ -247,7 +247,7 @@ def test_nothing_is_profiled_where_nothing_is_trained(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_twice_is_the_mean_of_both() -> None:
-    assert Measured(1.0, 0.5, 2.0).beside(Measured(3.0, 1.0, 4.0)) == (2.0, 0.5, 4.0)
+    assert Repeated(1.0, 0.5, 2.0).beside(Repeated(3.0, 1.0, 4.0)) == (2.0, 0.5, 4.0)
 
 
 def test_a_slow_action_is_measured_once_and_a_quick_one_often() -> None:
@@ -290,7 +290,7 @@ def made_up(together: float, alone: float, **shares: float) -> StepFindings:
     """StepFindings of steps of 0.1 s on a resident batch of three images."""
     timings = {TOGETHER: together, RESIDENT: 0.1, ALONE: alone}
     return StepFindings(
-        {name: Measured(each, each, each) for name, each in timings.items()},
+        {name: Repeated(each, each, each) for name, each in timings.items()},
         images=3.0,
         reading=0.001,
         shares={FORWARD: 1 - sum(shares.values()), **shares},
@@ -334,7 +334,7 @@ def test_what_there_is_to_gain_is_what_the_step_alone_reaches(setup: TrainingSet
     sentence = report(setup, made_up(0.2, 0.1)).bottleneck
     assert sentence.endswith("Without it 30 images a second, not 15.")
     mixed = replace(made_up(0.1, 0.1), reading=0.02)
-    slow = replace(mixed, timings={**mixed.timings, TOGETHER: Measured(0.2, 0.2, 0.2)})
+    slow = replace(mixed, timings={**mixed.timings, TOGETHER: Repeated(0.2, 0.2, 0.2)})
     assert "60% of the time of an image is reading" in report(setup, slow).bottleneck
 
 

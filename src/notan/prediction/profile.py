@@ -44,7 +44,7 @@ SAMPLE = 64
 """Files, or fewer, that a prediction is profiled on; those of a small sample differ too much."""
 
 
-class Measured(NamedTuple):
+class Repeated(NamedTuple):
     """Seconds that one thing takes, measured several times.
 
     Attributes:
@@ -57,19 +57,19 @@ class Measured(NamedTuple):
     least: float
     most: float
 
-    def divided(self, by: float) -> Measured:
+    def divided(self, by: float) -> Repeated:
         """Return the share of one of so many things done at once."""
-        return Measured(self.seconds / by, self.least / by, self.most / by)
+        return Repeated(self.seconds / by, self.least / by, self.most / by)
 
-    def beside(self, other: Measured) -> Measured:
+    def beside(self, other: Repeated) -> Repeated:
         """Return what it was on average at both times that it was measured."""
         middle = (self.seconds + other.seconds) / 2
-        return Measured(middle, min(self.least, other.least), max(self.most, other.most))
+        return Repeated(middle, min(self.least, other.least), max(self.most, other.most))
 
 
 def repeat(
     action: Callable[[], object], seconds: float, settle: Callable[[], object] = lambda: None
-) -> Measured:
+) -> Repeated:
     """Measure an action again and again, after one call that does not count.
 
     Args:
@@ -92,7 +92,7 @@ def repeat(
         if len(times) == 1:
             count = max(1, int(seconds / CHUNKS / max(times[0], 1e-6)))
     times = times[1:] or times  # the first, alone, was for choosing how many at once
-    return Measured(median(times), min(times), max(times))
+    return Repeated(median(times), min(times), max(times))
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Profile:
     title: str
     unit: str
     images: float
-    timings: Mapping[str, Measured]
+    timings: Mapping[str, Repeated]
     shares: Mapping[str, float]
     bottleneck: str
     notes: Sequence[str] = ()
@@ -194,9 +194,9 @@ class Stages:
 
     work: Mapping[str, float]
     writing: Mapping[str, float]
-    network: Measured
-    together: Measured | None
-    files: Measured
+    network: Repeated
+    together: Repeated | None
+    files: Repeated
     images: int
 
 
@@ -328,7 +328,7 @@ def _files_to_files(
     formats: Sequence[str],
     batch_size: int,
     folder: Path,
-) -> Measured:
+) -> Repeated:
     """Measure the command's own way over the sample, twice."""
     times = []
     for turn in ("first", "second"):
@@ -339,11 +339,11 @@ def _files_to_files(
         Pipeline(predictor, writers, table, batch_size=batch_size).run(items())
         writers.close()
         times.append(time.perf_counter() - began)
-    return Measured(median(times), min(times), max(times))
+    return Repeated(median(times), min(times), max(times))
 
 
 def _report(predictor: Predictor, stages: Stages, batch_size: int) -> Profile:
-    once = {name: Measured(each, each, each) for name, each in stages.work.items()}
+    once = {name: Repeated(each, each, each) for name, each in stages.work.items()}
     whole = sum(stages.work.values())
     timings = {
         FILES: stages.files,
@@ -357,7 +357,7 @@ def _report(predictor: Predictor, stages: Stages, batch_size: int) -> Profile:
     }
     formats = ", ".join(f"{name} {1e3 * each:.3g} ms" for name, each in stages.writing.items())
     notes = [
-        f"Measured on {stages.images} images; each stage by itself in one thread, and files to "
+        f"Repeated on {stages.images} images; each stage by itself in one thread, and files to "
         "files with all of them beside each other.",
         f"Encoding and writing an image: {formats}.",
         f"Files to files it takes {stages.files.seconds / max(stages.network.seconds, 1e-9):.3g} "

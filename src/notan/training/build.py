@@ -222,11 +222,7 @@ def prepare(
     if reading.channels != channels and not own_model:
         network, freezing = _build_network(run, own, reading.channels)
     preprocessor = build_preprocessor(run.preprocess, network, reading, training)
-    start = (
-        start_encoder(network, run, own_model=own_model)
-        if state is None
-        else EncoderStart.from_state(state.get("encoder_start"))
-    )
+    start = _start_of(network, run, state, own_model=own_model)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     avoid_faults(network, device)
     if run.train.precision == "auto" and device.type == "cpu":
@@ -251,7 +247,7 @@ def prepare(
     average = average_weights(network, decay) if decay is not None else None
     batches = load_batches(
         *(run, device, preprocessor, training, validation),
-        workers=choose_workers(run.data.workers, device),
+        workers=workers,
         transform=own.transform,
         unlabelled=unlabelled,
         decode_once=run.data.cache != "off",
@@ -278,15 +274,29 @@ def prepare(
         average=average,
         teacher=teacher,
         start=start,
-        consistency=build_consistency(
-            precision,
-            teacher.answer if teacher else None,
-            average,
-            weight=run.loss.consistency,
-            ramp_steps=run.train.consistency_steps,
-        )
-        if unlabelled
-        else None,
+        consistency=_consistency(run, precision, teacher, average) if unlabelled else None,
+    )
+
+
+def _start_of(
+    network: nn.Module, run: Run, state: Mapping[str, Any] | None, *, own_model: bool
+) -> EncoderStart | None:
+    """Give an encoder what it begins with, or say what it began with, where that is in a state."""
+    if state is None:
+        return start_encoder(network, run, own_model=own_model)
+    return EncoderStart.from_state(state.get("encoder_start"))
+
+
+def _consistency(
+    run: Run, precision: Precision, teacher: Teacher | None, average: WeightAverage | None
+) -> Consistency:
+    """Return what is learned from images without masks."""
+    return build_consistency(
+        precision,
+        teacher.answer if teacher else None,
+        average,
+        weight=run.loss.consistency,
+        ramp_steps=run.train.consistency_steps,
     )
 
 

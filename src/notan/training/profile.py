@@ -16,7 +16,7 @@ import os
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch.profiler import record_function
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from notan.config import Data
 from notan.errors import DivergedError
-from notan.prediction.profile import SECONDS, Measured, Profile, repeat
+from notan.prediction.profile import SECONDS, Profile, Repeated, repeat
 from notan.runtime import MOST_WORKERS, describe_hardware, has_quick_bf16
 from notan.training.compiling import Stepper
 from notan.training.loop import steps_ahead
@@ -44,15 +44,16 @@ from notan.training.trace import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from notan.data.batches import Batch
     from notan.data.loading import Batches
     from notan.losses import LossValue
     from notan.training.build import TrainingSetup
-    from notan.training.trainer import Trainer
+    from notan.training.loop import Loop
+    from notan.training.validation import Validation
     from notan.types import Images
 
 logger = logging.getLogger("notan")
@@ -78,6 +79,10 @@ TOGETHER, RESIDENT, ALONE = (
 )
 
 
+Score: TypeAlias = "Callable[[nn.Module, Iterable[Batch]], Validation]"
+"""Scores a network on batches of validation images."""
+
+
 class _StopError(Exception):
     """A signal came: the measuring ends."""
 
@@ -97,7 +102,7 @@ class StepFindings:
         validation: Seconds of the validation of an epoch; None: the network gave NaN.
     """
 
-    timings: Mapping[str, Measured]
+    timings: Mapping[str, Repeated]
     images: float
     reading: float
     shares: Mapping[str, float]
@@ -114,20 +119,22 @@ class StepFindings:
         return {**shares, DATA: 1 - resident}
 
 
-def profile_training(loop: Trainer) -> None:
+def profile_training(loop: Loop, setup: TrainingSetup, score: Score) -> None:
     """Profile the steps of a training that is about to begin or to go on, and put all back.
 
     The page is logged, and kept in the run folder.
 
     Args:
         loop: Of which nothing is changed.
+        setup: Its own.
+        score: Scores a network on batches of validation images.
 
     Raises:
         NotanError: An image cannot be read.
         StorageError: The page could not be written.
         StoppedBySignal: Ctrl-C or SIGTERM came; the state, as it was before, is saved.
     """
-    setup, epoch = loop.setup, loop.progress.epoch
+    epoch = loop.progress.epoch
     tree = capture(setup, loop.progress)
     tree["optimizer"] = copy.deepcopy(tree["optimizer"])  # the state's are no copies
     buffers = [(buffer, buffer.clone()) for buffer in setup.model.buffers()]  # not all are in it
@@ -138,7 +145,7 @@ def profile_training(loop: Trainer) -> None:
     try:
         with contextlib.suppress(_StopError), setup.optimization.freezing.during(epoch):
             setup.optimization.freezing.set_mode(setup.model)
-            findings = _measure(loop, *loaders)
+            findings = _measure(loop, setup, score, *loaders)
     finally:
         for loader in loaders:
             loader.close()
@@ -153,12 +160,13 @@ def profile_training(loop: Trainer) -> None:
         logger.info("%s", page.in_words())
 
 
-def _measure(loop: Trainer, loader: Batches, validation: Batches) -> StepFindings:
-    setup = loop.setup
+def _measure(
+    loop: Loop, setup: TrainingSetup, score: Score, loader: Batches, validation: Batches
+) -> StepFindings:
     device = setup.device
     limit = loop.settings.time_limit_seconds
     seconds = min(SECONDS, OF_THE_LIMIT * limit) if limit else SECONDS
-    step = _make_step(loop)
+    step = _make_step(loop, setup)
 
     def settle() -> None:
         synchronize(device)
@@ -183,16 +191,16 @@ def _measure(loop: Trainer, loader: Batches, validation: Batches) -> StepFinding
         dict(reads.places.most_common()),
         float(counter.get_total_flops()),
         measure_matrix_rate(device, setup.optimization.precision.dtype, seconds / 4),
-        _seconds_of_validation(loop, validation, seconds / 2),
+        _seconds_of_validation(setup, score, validation, seconds / 2),
     )
 
 
-def _make_step(loop: Trainer) -> Callable[[Batch], None]:
+def _make_step(loop: Loop, setup: TrainingSetup) -> Callable[[Batch], None]:
     """Return what takes a step as the training does, but for what is written into its folder.
 
     It is not compiled, and goes on whatever the guard would say.
     """
-    setup, means = loop.setup, AverageMeter()
+    means = AverageMeter()
     ahead = steps_ahead(setup.device)
     begun = deque[StepValues]()
 
@@ -254,9 +262,11 @@ def _seconds_of_reading(setup: TrainingSetup, seconds: float) -> float:
     return (time.perf_counter() - began) / done
 
 
-def _seconds_of_validation(loop: Trainer, loader: Batches, seconds: float) -> float | None:
+def _seconds_of_validation(
+    setup: TrainingSetup, score: Score, loader: Batches, seconds: float
+) -> float | None:
     """Return what a whole validation takes, going by its first batches; None: it gave NaN."""
-    setup, seen = loop.setup, 0
+    seen = 0
     began = time.perf_counter()
 
     def few() -> Iterator[Batch]:
@@ -268,7 +278,7 @@ def _seconds_of_validation(loop: Trainer, loader: Batches, seconds: float) -> fl
                 return
 
     try:
-        loop.score(setup.model, few())
+        score(setup.model, few())
     except DivergedError:
         return None
     models = 2 if setup.average else 1

@@ -228,7 +228,7 @@ class Trainer(Loop):
         """Say what the steps wait for; of a time limit it takes a part."""
         from notan.training.profile import profile_training  # it loads what no training wants
 
-        profile_training(self)
+        profile_training(self, self.setup, self.score)
 
     def _plan(self) -> None:
         """Divide the time limit, where there is one: find out what the end will take."""
