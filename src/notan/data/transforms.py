@@ -121,7 +121,7 @@ class Geometry(Transform[Matrix]):
         output = self.fit(sample.size)
 
         def warp_mask(mask: Mask) -> Mask:
-            levels = resize(mask.astype(np.uint8) * np.uint8(255), small)
+            levels = resize(mask.view(np.uint8) * np.uint8(255), small)
             return _warp(levels, matrix, output) >= 128
 
         return Sample(
@@ -150,7 +150,8 @@ class BrightnessContrast(Transform["tuple[float, float] | None"]):
         """Scale and offset every grey level; clipped to 0..255."""
         if draw is None:
             return sample
-        return dataclasses.replace(sample, image=light_table(*draw)[sample.image])
+        image: Image8 = np.asarray(cv2.LUT(sample.image, light_table(*draw)))
+        return dataclasses.replace(sample, image=image.reshape(sample.image.shape))
 
 
 def light_table(contrast: float, brightness: float) -> Image8:

@@ -170,13 +170,16 @@ class Preprocessor(Section):
         placement = self.place((mask.shape[0], mask.shape[1]))
         resized = resize_mask(mask, placement.resized)
         below, right = (p - r for p, r in zip(placement.padded, placement.resized, strict=True))
-        return np.pad(resized, ((0, below), (0, right)))
+        return np.pad(resized, ((0, below), (0, right))) if below or right else resized
 
     def normalize(self, image: Image8) -> ModelInput:
         """Scale uint8 (height, width, channels) to mean 0, variance 1, channels first."""
         scale, shift = self.scale_and_shift()
         levels = np.arange(256, dtype=np.uint8)[:, None] * scale + shift  # all that a pixel can be
-        return np.stack([cv2.LUT(image[..., c], levels[:, c]) for c in range(image.shape[2])])
+        normalized = np.empty((image.shape[2], *image.shape[:2]), np.float32)
+        for channel, plane in enumerate(normalized):  # a stack of new ones takes six times as long
+            cv2.LUT(image[..., channel], levels[:, channel], plane)
+        return normalized
 
     def scale_and_shift(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return, for each channel, what grey levels are multiplied by and what is added then."""
@@ -233,4 +236,6 @@ def resize_mask(mask: Mask, size: Size) -> Mask:
 def pad(image: npt.NDArray[Pixel], size: Size) -> npt.NDArray[Pixel]:
     """Repeat the last row and column of (height, width, channels) up to the size asked for."""
     below, right = size[0] - image.shape[0], size[1] - image.shape[1]
+    if not (below or right):
+        return image
     return np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")
