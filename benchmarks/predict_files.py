@@ -22,12 +22,13 @@ import numpy as np
 import notan
 from notan.io.images import read_image
 from notan.prediction.batches import Batches
-from notan.prediction.flow import choose_threads, usable_cores
+from notan.prediction.flow import choose_threads
 from notan.prediction.formats import Writers
 from notan.prediction.inputs import find_inputs, items_of
 from notan.prediction.pipeline import Pipeline
 from notan.prediction.predictor import Predictor
 from notan.prediction.table import PredictionTable
+from notan.runtime import count_cores
 from results import spread, take_turns, timed, write_results
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def ways(
     """Return what is measured, by its name."""
     chosen = predictor.choose_batch_size()
     free = Predictor(no_network, predictor.preprocessor)
-    threads = choose_threads(usable_cores(), leaves_processor_free=predictor.leaves_processor_free)
-    all_cores = choose_threads(usable_cores(), leaves_processor_free=True)
+    threads = choose_threads(count_cores(), leaves_processor_free=predictor.leaves_processor_free)
+    all_cores = choose_threads(count_cores(), leaves_processor_free=True)
     alone = {
         f"network alone, batch {size}": functools.partial(network_alone, predictor, inputs, size)
         for size in sorted({*BATCHES, chosen})
@@ -145,7 +146,7 @@ def main() -> None:
         rows,
         [
             differences(predictor, inputs),
-            f"Chosen here: a batch of {predictor.choose_batch_size()}; {usable_cores()} cores.",
+            f"Chosen here: a batch of {predictor.choose_batch_size()}; {count_cores()} cores.",
         ],
     )
 

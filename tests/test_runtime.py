@@ -183,7 +183,7 @@ def test_imitated_bf16_is_warned_of(
         (None, CPU, 64, 0),
         (None, CUDA, 64, 8),
         (None, CUDA, 2, 2),
-        (None, CUDA, None, 1),
+        (None, CUDA, 1, 1),
         (3, CPU, 64, 3),
         (0, CUDA, 64, 0),
     ],
@@ -192,10 +192,10 @@ def test_workers_are_as_asked_else_none_on_a_cpu_and_up_to_eight_beside_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
     wanted: int | None,
     device: torch.device,
-    cores: int | None,
+    cores: int,
     workers: int,
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr(runtime, "count_cores", lambda: cores)
     assert choose_workers(wanted, device) == workers
 
 

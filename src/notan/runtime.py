@@ -188,7 +188,7 @@ def choose_workers(wanted: int | None, device: torch.device) -> int:
     """Choose how many processes read images: None means none on a CPU, else up to 8."""
     if wanted is not None:
         return wanted
-    return 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+    return 0 if device.type == "cpu" else min(MOST_WORKERS, count_cores())
 
 
 def free_memory(

@@ -25,15 +25,15 @@ MANY = 400
 SLOW = """
 import signal, sys, time
 from notan.cli.main import main
-from notan.prediction.predictor import Predictor
+from notan.prediction import batches
 
-whole = Predictor._predict_batch
+whole = batches.begin
 
 def slow(*arguments):
     time.sleep(0.05)
     return whole(*arguments)
 
-Predictor._predict_batch = slow
+batches.begin = slow
 # the tests themselves may run under nohup, which is inherited
 ignored = sys.argv[1] == "nohup"
 signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)

@@ -320,7 +320,7 @@ def test_the_largest_share_that_has_a_remedy_is_named(
     named: str,
     remedy: str,
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("notan.training.profile.count_cores", lambda: 8)
     monkeypatch.setattr("notan.training.profile.has_quick_bf16", lambda: False)
     page = report(setup, findings)
     assert page.bottleneck.startswith(f"Bottleneck: {named}")

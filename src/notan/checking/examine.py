@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +17,7 @@ from notan.checking.reading import UNLISTED, SampleReader, collect, read_choices
 from notan.config import Data
 from notan.data.folders import find_layout
 from notan.errors import DataError
+from notan.runtime import count_cores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +90,7 @@ def examine(folder: Path, data: Data = AS_IT_STANDS, *, progress: bool = True) -
 
 
 def _read_all(entries: Sequence[Entry], reader: SampleReader, *, progress: bool) -> list[Facts]:
-    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    threads = min(MOST_THREADS, count_cores())
     with ThreadPoolExecutor(threads) as pool:
         work = pool.map(reader.read, entries)
         bar = tqdm(

@@ -8,7 +8,6 @@ nothing varies them.
 from __future__ import annotations
 
 import copy
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -27,6 +26,7 @@ from notan.data.transforms import (
 from notan.data.warp import FOREGROUND, Extent, Frame, Warped, Whole, warp
 from notan.errors import DataError
 from notan.modelfile.preprocess import resize, resize_mask
+from notan.runtime import count_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,7 +106,7 @@ class DeviceSamples:
         self.sizes = [preprocessor.fit(size) if resized else size for size in sizes]
         *self._places, total = accumulate((h * w for h, w in self.sizes), initial=0)
         self.pixels = self._empty(total, preprocessor.channels + 1)
-        numbers, threads = range(len(self.names)), min(MOST_THREADS, os.cpu_count() or 1)
+        numbers, threads = range(len(self.names)), min(MOST_THREADS, count_cores())
         self.ignores = any(in_threads(self._put, numbers, "decoding images", threads=threads))
 
     def _empty(self, *shape: int) -> Tensor:

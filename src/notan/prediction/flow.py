@@ -10,7 +10,6 @@ weigh as much as ten thousand others.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 
 from notan.errors import DataError, ShapeError
 from notan.prediction.batches import Batches
+from notan.runtime import count_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -53,13 +53,6 @@ PATIENCE = 4
 FEWEST_THREADS, CORES_A_THREAD = 2, 4
 """Where the network runs on the processor it needs the cores itself: a thread for so many of them
 reads, and one finishes."""
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def choose_threads(cores: int, *, leaves_processor_free: bool) -> int:
@@ -216,7 +209,7 @@ class Flow(Generic[T, R]):
         self._budget = budget
         self._images = images
         self._threads = threads or choose_threads(
-            usable_cores(), leaves_processor_free=predictor.leaves_processor_free
+            count_cores(), leaves_processor_free=predictor.leaves_processor_free
         )
         self._slots: deque[_Slot[T, R]] = deque()
         self._waiting: dict[Size, list[tuple[_Way[T, R], ModelInput]]] = {}

@@ -12,7 +12,6 @@ import contextlib
 import copy
 import itertools
 import logging
-import os
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from notan.config import Data
 from notan.errors import DivergedError
 from notan.prediction.profile import SECONDS, Profile, Repeated, repeat
-from notan.runtime import MOST_WORKERS, describe_hardware, has_quick_bf16
+from notan.runtime import MOST_WORKERS, count_cores, describe_hardware, has_quick_bf16
 from notan.training.compiling import Stepper
 from notan.training.loop import steps_ahead
 from notan.training.spikes import SpikeDetector
@@ -371,7 +370,7 @@ def _less(setup: TrainingSetup) -> str:
 
 def _remedy_for_data(setup: TrainingSetup, findings: StepFindings) -> str:
     """Say how images come sooner."""
-    workers, cores = setup.training_batches.workers, os.cpu_count() or 1
+    workers, cores = setup.training_batches.workers, count_cores()
     image = findings.timings[ALONE].seconds / findings.images * max(1, workers)
     reading = min(1.0, findings.reading / image)
     most = min(MOST_WORKERS, cores)
