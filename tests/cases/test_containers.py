@@ -19,7 +19,7 @@ from notan.cli.main import main
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import DataError, OutOfMemoryError, StorageError
 from notan.io.images import read_image
-from runs import PATIENCE
+from runs import PATIENCE, no_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,7 +98,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("model") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("notan.cli.train._report", lambda *_: None)
+        patch.setattr("notan.cli.train._report", no_report)
         main(["train", *map(str, ("--data-path", data, "--out", out, *TINY))])
     return out / "best.safetensors"
 

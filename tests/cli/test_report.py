@@ -11,6 +11,7 @@ import pytest
 
 from notan.cli.main import main
 from notan.errors import DataError
+from runs import no_report
 
 QUICK = ("--image-size", "16", "--epochs", "1", "--batch-size", "8", "--device", "cpu")
 TINY = ("model.width=2", "train.tensorboard=false")
@@ -86,7 +87,7 @@ def test_another_run_in_the_same_folder_leaves_no_older_report(
     drawn_folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main(["report", str(run)])
-    monkeypatch.setattr("notan.cli.train._report", lambda *_: None)
+    monkeypatch.setattr("notan.cli.train._report", no_report)
     words = ["train", "--data-path", str(drawn_folder), "--out", str(run), "--overwrite"]
     main([*words, *QUICK, *TINY])
     assert not [path for path in run.iterdir() if path.name.startswith("report")]
