@@ -110,7 +110,6 @@ def predict(
     from notan.prediction.formats import Writers
     from notan.prediction.inputs import find_inputs, refuse_outputs_over_inputs
     from notan.prediction.pipeline import Pipeline
-    from notan.prediction.profile import profile_prediction
     from notan.prediction.table import PredictionTable
     from notan.prediction.tiles import make_tiling
 
@@ -127,6 +126,8 @@ def predict(
     table = PredictionTable.begin(out, _settings(predictor), resume=resume)
     batch_size = predictor.choose_batch_size(machine.batch_size)
     if profile:
+        from notan.prediction.profile import profile_prediction
+
         page = profile_prediction(
             *(predictor, found, writers.names),
             batch_size=batch_size,
