@@ -118,7 +118,11 @@ class PointwiseConv2d(nn.Conv2d):
 def _is_faulty(layer: nn.Conv2d) -> bool:
     """Say whether oneDNN may find the gradient of a layer's weights beside its memory."""
     is_pointwise = layer.kernel_size == (1, 1) and layer.groups == 1
-    return is_pointwise and max(layer.stride) > 1 and layer.in_channels < REGISTER
+    steps: object = (
+        layer.stride
+    )  # a class of the user's may call something else so: the network's own
+    skips = isinstance(steps, tuple) and max(steps) > 1
+    return is_pointwise and skips and layer.in_channels < REGISTER
 
 
 def _learns(layer: nn.Conv2d) -> bool:

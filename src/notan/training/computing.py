@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import time
@@ -22,7 +23,7 @@ from notan.runtime import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -52,9 +53,21 @@ def begin_computing(device: str, settings: Train, *, seed: int) -> Precision:
         keep_freed_memory()
         leave_out_compiler()
         limit_threads()
-        # numbers below 1e-38 take a hundred times as long as others, and change nothing
-        torch.set_flush_denormal(True)
     return precision
+
+
+@contextlib.contextmanager
+def flushing_denormals() -> Iterator[None]:
+    """Compute with zero in place of numbers below 1e-38, as far as this thread does.
+
+    They take a processor a hundred times as long as others, and change nothing. The rest of the
+    process has not asked for it.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def avoid_faults(network: nn.Module, device: torch.device) -> None:

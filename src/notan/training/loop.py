@@ -14,6 +14,7 @@ from tqdm import tqdm
 from notan.errors import DivergedError, StoppedBySignal
 from notan.run_folder import STATES
 from notan.training.compiling import Stepper, make_stepper
+from notan.training.computing import flushing_denormals
 from notan.training.guard import LossGuard
 from notan.training.state import Progress, StateFolder, capture, restore
 from notan.training.steps import ADVICE
@@ -162,7 +163,7 @@ class Loop:
         """
         freezing, progress = self.setup.optimization.freezing, self.progress
         if not (self.time_limit and self.time_limit.is_over):
-            with self._progress_bar() as bar, freezing.during(progress.epoch):
+            with self._progress_bar() as bar, freezing.during(progress.epoch), flushing_denormals():
                 freezing.set_mode(self.setup.model)
                 for batch in bar:
                     self._begin_step(batch)

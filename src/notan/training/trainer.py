@@ -210,7 +210,6 @@ class Trainer(Loop):
         finally:
             setup.training_batches.close()
             setup.validation_batches.close()
-            torch.set_flush_denormal(False)  # the rest of the process has not asked for it
         left = time_limit.left if time_limit else None
         fits = time_limit.fits_report() if time_limit else True
         result = TrainResult(self.folder / BEST, dice, best.epoch, left, fits)
