@@ -312,6 +312,25 @@ def test_a_capture_that_fails_costs_a_line(
     assert stepper(batch).read()[0]
 
 
+def test_a_second_batch_size_that_cannot_be_captured_is_trained_as_it_is(
+    tmp_path: Path,
+    recorded: Recorded,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def once(graphs: GraphStepper, step: Callable[[], StepValues]) -> object:
+        if recorded.captures:
+            raise RuntimeError("out of memory")
+        return recorded(graphs, step)
+
+    monkeypatch.setattr(GraphStepper, "record", once)
+    run = tiny(train__epochs=3)
+    train_own(run, tmp_path / "replayed", training=SEVEN)
+    plainly(run, tmp_path / "plain", training=SEVEN)
+    assert caplog.text.count("cannot be captured as CUDA graphs (RuntimeError: out of memory)") == 1
+    assert losses_in(tmp_path / "replayed") == pytest.approx(losses_in(tmp_path / "plain"), 1e-5)
+
+
 @pytest.mark.parametrize("quicker", [True, False])
 def test_a_graph_is_taken_where_it_is_quicker(
     *, quicker: bool, recorded: Recorded, monkeypatch: pytest.MonkeyPatch

@@ -53,6 +53,8 @@ COMPILING_SECONDS = 60.0
 GAIN = 0.25
 """Share of a step's time that compiling saves on a GPU at least, by what others measured."""
 
+REFUSED = "steps cannot be captured as CUDA graphs (%s): going on without"
+
 WARM_UP, TIMED = 3, 5
 """Steps before a capture, and of a timing; they change nothing."""
 
@@ -241,9 +243,7 @@ def captured(plain: Stepper, batch: Batch) -> Stepper | GraphStepper:
             graphs.prepare(batch)
             replayed = seconds_a_step(graphs, batch, plain.setup.device)
     except Exception as error:  # noqa: BLE001 - whatever CUDA raises
-        logger.warning(
-            "steps cannot be captured as CUDA graphs (%s): going on without", _in_a_line(error)
-        )
+        logger.warning(REFUSED, _in_a_line(error))
         return plain
     logger.info("a step takes %.1f ms, as a CUDA graph %.1f ms", 1000 * as_it_is, 1000 * replayed)
     return graphs if replayed < as_it_is else plain
@@ -276,6 +276,7 @@ class GraphStepper:
         self.plain = plain
         self.setup = plain.setup
         self._graphs: dict[object, Graph] = {}
+        self._refused: set[object] = set()
         self._pool: Any = None
 
     @property
@@ -286,9 +287,15 @@ class GraphStepper:
     def __call__(self, batch: Batch) -> StepValues:
         """Have the device take a step on a batch; a shape that is new is captured first."""
         key = self.plain.shape_of(batch)
-        if key not in self._graphs:
-            with self.plain.trying():
-                self.prepare(batch)
+        if key not in self._graphs and key not in self._refused:
+            try:
+                with self.plain.trying():
+                    self.prepare(batch)
+            except Exception as error:  # noqa: BLE001 - whatever CUDA raises
+                self._refused.add(key)
+                logger.warning(REFUSED, _in_a_line(error))
+        if key in self._refused:
+            return self.plain(batch)
         graph = self._graphs[key]
         for place, tensor in zip(graph.inputs, tensors_of(batch), strict=True):
             place.copy_(tensor, non_blocking=True)
