@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from notan.config import Data, load_run
+from notan.config import load_run
 from notan.data.folders import open_split
 from notan.training.build import prepare
 from results import spread, take_turns, timed, version_of, write_results
@@ -44,12 +44,7 @@ def settings(asked: argparse.Namespace, cache: str) -> dict[str, object]:
         "model.width": 2,
         "train.batch_size": asked.batch,
     }
-    return given | ({"data.cache": cache} if has_cache() else {})
-
-
-def has_cache() -> bool:
-    """Say whether this notan keeps decoded images."""
-    return "cache" in Data.model_fields
+    return given | {"data.cache": cache}
 
 
 def ours(asked: argparse.Namespace, cache: str) -> Way:
@@ -177,9 +172,10 @@ def main() -> None:
         (asked.data / "images" / f"{stem}.jpg", asked.data / "annotations/trimaps" / f"{stem}.png")
         for stem in stems
     ]
-    ways: dict[str, Way] = {"notan, each file decoded in each epoch": ours(asked, "off")}
-    if has_cache():
-        ways["notan, decoded once (data.cache=memory)"] = ours(asked, "memory")
+    ways: dict[str, Way] = {
+        "notan, each file decoded in each epoch": ours(asked, "off"),
+        "notan, decoded once (data.cache=memory)": ours(asked, "memory"),
+    }
     missing = []
     peers: dict[str, Callable[..., Way]] = {
         "albumentations": albumentations_way,

@@ -21,7 +21,6 @@ import torch
 from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from notan.config import Data
 from notan.errors import DivergedError
 from notan.prediction.profile import SECONDS, Profile, Repeated, repeat
 from notan.runtime import MOST_WORKERS, count_cores, describe_hardware, has_quick_bf16
@@ -376,7 +375,7 @@ def _remedy_for_data(setup: TrainingSetup, findings: StepFindings) -> str:
     most = min(MOST_WORKERS, cores)
     what = f"{reading:.0%} of the time of an image is reading its files, the rest augmentation"
     remedies = []
-    if reading >= 0.5 and "cache" in Data.model_fields:
+    if reading >= 0.5 and setup.run.data.cache == "off":
         remedies.append("keep them decoded with data.cache")
     if workers < most:
         remedies.append(f"read them in {most} processes with data.workers={most}")
