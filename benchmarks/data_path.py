@@ -4,7 +4,9 @@ Run by hand: OMP_NUM_THREADS=1 python benchmarks/data_path.py oxford-iiit-pet
 Every way reads the same files (Oxford-IIIT Pet layout), varies image and mask by the same kind of
 augmentation (flip, zoom, shift, rotation, resized crop, brightness and contrast, and holes where
 the library has them), and ends with normalised float32 tensors at --size, in this one process. They
-take turns of --images images. "Cached" is data.cache: what was decoded once stays decoded.
+take turns of --images images. "Cached" is data.cache: what was decoded once stays decoded. Two rows
+show the limit: what OpenCV takes for the area means and warps alone, and for decoding alone, which
+no code around them can do without.
 Albumentations and torchvision are asked for by this comparison alone.
 """
 
@@ -22,6 +24,7 @@ from PIL import Image
 
 from notan.config import load_run
 from notan.data.folders import open_split
+from notan.data.transforms import build_geometry
 from notan.training.build import prepare
 from results import spread, take_turns, timed, version_of, write_results
 
@@ -58,6 +61,23 @@ def ours(asked: argparse.Namespace, cache: str) -> Way:
             assert batch.images.shape[1] == 3  # noqa: S101
 
     return read
+
+
+def warps_alone(asked: argparse.Namespace) -> Way:
+    """Return what warps the decoded images and masks of an epoch, and does nothing else."""
+    run = load_run(flags=settings(asked, "off"))
+    source = open_split(run.data, "train", seed=0)
+    samples = [source[index] for index in range(asked.images)]
+    geometry = build_geometry(run.augment, prepare(run).preprocessor.fit)
+    rng = np.random.default_rng(0)
+    drawn = [geometry.draw(rng, sample.size) for sample in samples]
+    return lambda: [geometry.apply(*pair) for pair in zip(samples, drawn, strict=True)]
+
+
+def decoding_alone(files: list[tuple[Path, Path]]) -> Way:
+    """Return what has OpenCV decode the files of an epoch, and does nothing else."""
+    read: Any = cv2.imread
+    return lambda: [read(str(file), cv2.IMREAD_UNCHANGED) for pair in files for file in pair]
 
 
 def albumentations_way(asked: argparse.Namespace, files: list[tuple[Path, Path]]) -> Way:
@@ -175,6 +195,8 @@ def main() -> None:
     ways: dict[str, Way] = {
         "notan, each file decoded in each epoch": ours(asked, "off"),
         "notan, decoded once (data.cache=memory)": ours(asked, "memory"),
+        "the limit: OpenCV's area means and warps alone": warps_alone(asked),
+        "the limit: OpenCV's decoding alone": decoding_alone(files),
     }
     missing = []
     peers: dict[str, Callable[..., Way]] = {

@@ -4,7 +4,9 @@ Run by hand: OMP_NUM_THREADS=2 python benchmarks/step.py
 The ways: the loop of the report that the recipes repeat (float32, channels first, BCE and Dice,
 Adam, the loss read after each step); the same as one would write it today (AdamW, nothing read);
 the U-Net of segmentation_models_pytorch in a plain recipe (channels last, bf16 where the machine
-has it); and notan's step with its own settings. They take turns. On a GPU the sizes are those of a
+has it); and notan's step with its own settings. They take turns. The last column is the limit: the
+multiplications and additions of the network's step, over what a large matrix product in float32
+reaches on the same threads. On a GPU the sizes are those of a
 training; on a processor they are small, so that a round takes a minute or two: each row says which.
 """
 
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from data_path import import_beside_cpu_torch
 from notan.config import Model, load_run
@@ -171,6 +174,24 @@ def main() -> None:
     )
 
 
+SIDE_OF_PRODUCT = 2048
+
+
+def measure_peak() -> float:
+    """Return the operations a second of a matrix product in float32, the best of five."""
+    left, right = torch.rand(2, SIDE_OF_PRODUCT, SIDE_OF_PRODUCT, device=DEVICE)
+    multiply = timed(lambda: left @ right)
+    return 2 * SIDE_OF_PRODUCT**3 / min(multiply() for _ in range(5))
+
+
+def operations_of(settings: dict[str, Any], batch: int, side: int) -> int:
+    """Return the operations of a step of a network: a multiplication and an addition are two."""
+    network = build_model(Model(**settings)).train()
+    with FlopCounterMode(display=False) as counted:
+        network(torch.rand(batch, 3, side, side)).mean().backward()
+    return int(counted.get_total_flops())
+
+
 def rows_of(name: str, folder: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the rows of one network."""
     ways = ways_of(name, folder, asked.batch, asked.size)
@@ -181,6 +202,8 @@ def rows_of(name: str, folder: Path, asked: argparse.Namespace) -> list[dict[str
 
     turns = {way: timed(several(step)) for way, step in steps.items()}
     found = take_turns(turns, rounds=asked.rounds)
+    operations = operations_of(NETWORKS[name], asked.batch, asked.size) * asked.steps
+    peak = measure_peak()
     rows = []
     for way, step in ways.items():
         row: dict[str, Any] = {"network": name, "way": way, "batch": asked.batch}
@@ -191,6 +214,8 @@ def rows_of(name: str, folder: Path, asked: argparse.Namespace) -> list[dict[str
         row["images a second"] = spread(found[way]).per_second(asked.steps * asked.batch)
         pairs = zip(found["a plain loop"], found[way], strict=True)
         row["times the plain loop"] = spread([one / own for one, own in pairs])
+        if not way.startswith("SMP"):  # its network has fewer operations
+            row["of a matrix product's rate"] = operations / min(found[way]) / peak
         rows.append(row)
     return rows
 

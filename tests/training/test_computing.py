@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from notan.config import Model
 from notan.errors import StoppedBySignal
 from notan.modelfile.card import read_card
+from notan.models.build import build_model
 from notan.models.unet import UNet
+from notan.runtime import Precision
 from notan.training import computing
 from notan.training.build import prepare
-from notan.training.computing import measure_gain
+from notan.training.computing import lay_out, measure_gain
 from notan.training.trainer import Trainer
 from runs import (
     TRAINING,
@@ -119,3 +122,36 @@ def test_small_numbers_are_nothing_while_a_network_is_trained_and_numbers_afterw
     train_own(tiny(), tmp_path / "run")
     assert seen == [0.0]
     assert smallest() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "last"),
+    [
+        (Model(width=16), torch.float32, True),
+        (Model(width=32), torch.float32, False),
+        (Model(width=32), torch.bfloat16, True),
+        (Model(encoder="resnet34", width=8), torch.float32, False),
+        (Model(encoder="efficientnet_lite0", width=8), torch.float32, True),
+    ],
+)
+def test_wide_dense_networks_lie_as_planes_on_a_processor_and_all_others_channels_last(
+    settings: Model, dtype: torch.dtype, *, last: bool
+) -> None:
+    network = build_model(settings)
+    lay_out(network, Precision(torch.device("cpu"), dtype, ""))
+    weights = [each.weight for each in network.modules() if isinstance(each, nn.Conv2d)]
+    told = [weight for weight in weights if weight.shape[1] > 1 and weight.shape[2] > 1]
+    assert told
+    layout = torch.channels_last if last else torch.contiguous_format
+    assert all(weight.is_contiguous(memory_format=layout) for weight in told)
+
+
+def test_what_is_no_network_of_convolutions_is_laid_out_too() -> None:
+    lay_out(nn.Linear(3, 1), Precision(torch.device("cpu"), torch.float32, ""))
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_the_weights_alone_decide_how_a_batch_is_computed(*, last: bool) -> None:
+    layout = torch.channels_last if last else torch.contiguous_format
+    layer = nn.Conv2d(3, 8, 3).to(memory_format=layout)  # type: ignore[call-overload]
+    assert layer(torch.rand(2, 3, 9, 9)).is_contiguous(memory_format=layout)

@@ -37,6 +37,7 @@ from notan.training.build import (
     begin_computing,
     build_optimization,
     build_preprocessor,
+    lay_out,
 )
 from notan.training.fine_tuning import HASHES, EncoderStart, Freezing, start_encoder
 from notan.training.log import append_line, keep_lines
@@ -159,8 +160,9 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
         start = start_encoder(network, run, own_model=False)
     else:
         start = EncoderStart.from_state(state["encoder_start"])
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(device)
     avoid_faults(network, device)
+    lay_out(network, precision)
     crop = Augment(
         scale_probability=0.0,
         affine_scale=0.0,

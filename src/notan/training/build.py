@@ -27,6 +27,7 @@ from notan.runtime import Precision, choose_workers, describe_hardware
 from notan.training.computing import avoid_faults as avoid_faults
 from notan.training.computing import begin_computing as begin_computing
 from notan.training.computing import confirm_precision, precision_of_state
+from notan.training.computing import lay_out as lay_out
 from notan.training.fine_tuning import (
     HASHES,
     EncoderStart,
@@ -223,12 +224,13 @@ def prepare(
         network, freezing = _build_network(run, own, reading.channels)
     preprocessor = build_preprocessor(run.preprocess, network, reading, training)
     start = _start_of(network, run, state, own_model=own_model)
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(device)
     avoid_faults(network, device)
     if run.train.precision == "auto" and device.type == "cpu":
         images = min(run.train.batch_size, len(training))
         shape = (images, preprocessor.channels, *trial_sizes(preprocessor)[0])
         precision = confirm_precision(precision, network, shape, state)
+    lay_out(network, precision)
     _require_statistics(run, preprocessor, training)
     unlabelled = open_unlabelled(
         run, preprocessor, validation, own_source=layout == OWN, workers=workers

@@ -59,9 +59,7 @@ class Teacher:
 
     def mark(self, batch: Batch) -> Batch:
         """Return a batch with the teacher's answers as its soft targets, on its device."""
-        images = batch.images.to(
-            self.precision.device, memory_format=torch.channels_last, non_blocking=True
-        )
+        images = batch.images.to(self.precision.device, non_blocking=True)
         return batch._replace(images=images, soft=self.answer(images))
 
     def answer(self, images: Images) -> Probabilities:
@@ -236,9 +234,7 @@ class Consistency:
         unlabelled = batch.unlabelled
         if unlabelled is None:
             return batch
-        plain = unlabelled.plain.to(
-            self.precision.device, memory_format=torch.channels_last, non_blocking=True
-        )
+        plain = unlabelled.plain.to(self.precision.device, non_blocking=True)
         answered = unlabelled._replace(answers=self.answer(plain), weight=self.weight_at(step))
         return batch._replace(unlabelled=answered)
 

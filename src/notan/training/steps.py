@@ -188,9 +188,9 @@ def compute_loss(
     and the running statistics, which predict, would be those of neither.
     """
     device, unlabelled = precision.device, batch.unlabelled
-    images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    images = batch.images.to(device, non_blocking=True)
     if unlabelled is not None:
-        varied = unlabelled.varied.to(device, memory_format=torch.channels_last, non_blocking=True)
+        varied = unlabelled.varied.to(device, non_blocking=True)
         images = torch.cat([images, varied])
     targets = batch.targets.to(device, non_blocking=True)
     valid = batch.valid.to(device, non_blocking=True)

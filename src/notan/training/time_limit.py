@@ -201,7 +201,7 @@ class TimeLimit:
     def fits_report(self) -> bool:
         """Whether a report that begins now ends within the time limit."""
         self._busy = how_busy()
-        return self.left >= self._reporting + self._leaving
+        return self.left >= MARGIN * (self._reporting + self._leaving)
 
     def require_time(self) -> None:
         """Let what is not needed end where the time limit does.

@@ -207,7 +207,7 @@ class DeviceScoring:
     @torch.inference_mode()
     def _score(self, model: nn.Module, batch: Batch, loss: Criterion, done: _Pass) -> None:
         device = self._device
-        images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        images = batch.images.to(device, non_blocking=True)
         logits = model(images).float()
         targets = batch.targets.to(device, non_blocking=True)
         value = loss(logits, targets, batch.valid.to(device, non_blocking=True), None)
