@@ -32,8 +32,8 @@ def run(script: Path, seed: int, words: list[str], *, bf16: bool) -> dict[str, A
         The Dice of each test image by its name, and what the training took.
     """
     seed_torch, seed_numpy = torch.manual_seed, np.random.default_rng
-    torch.manual_seed = lambda _: seed_torch(seed)
-    np.random.default_rng = lambda *_: seed_numpy(seed)  # type: ignore[assignment]
+    torch.manual_seed = lambda _: seed_torch(seed)  # type: ignore[assignment]
+    np.random.default_rng = lambda *_: seed_numpy(seed)
     if not bf16:
         torch.autocast = lambda *_, **__: contextlib.nullcontext()  # type: ignore[assignment,misc]
     sys.path.insert(0, str(script.parent))

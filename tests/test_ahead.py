@@ -83,7 +83,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     stand_in = StandIn()
     monkeypatch.setattr(ahead, "spend", stand_in)
     monkeypatch.setattr(ahead, "check_yardstick", lambda _: None)
-    monkeypatch.setattr(ahead.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     for name in ("nuclei", "camvid-road"):
         (tmp_path / name).mkdir()
