@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 import ahead
 import results
@@ -156,6 +157,14 @@ def test_a_stop_loses_the_running_one_alone(
     runs.stop_at = 1000
     bench(tmp_path)
     assert runs.seen[2:] == ["ours-nuclei-1m-1t-s0"]
+
+
+def test_what_another_process_runs_is_left_to_it(tmp_path: Path, runs: StandIn) -> None:
+    (tmp_path / "work").mkdir()
+    with FileLock(tmp_path / "work" / "yardstick-nuclei-1m-1t-s0.lock"):
+        bench(tmp_path)
+    assert runs.seen == ["ours-nuclei-1m-1t-s0"]
+    assert [row["variant"] for row in rows(tmp_path)] == [OURS]
 
 
 def test_a_run_that_fails_does_not_keep_the_others(
