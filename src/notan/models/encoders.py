@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from notan.errors import ConfigError, nearest
-from notan.models.efficientnet_lite0 import EfficientNetLite0Encoder
+from notan.models.efficientnet_lite import SCALES, EfficientNetLiteEncoder
 from notan.models.resnet34 import ResNet34Encoder
 from notan.models.timm_encoder import TimmEncoder, is_timm
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 ENCODERS: Mapping[str, Callable[..., Encoder]] = {
     "resnet34": ResNet34Encoder,
-    "efficientnet_lite0": EfficientNetLite0Encoder,
+    **{name: partial(EfficientNetLiteEncoder, scale) for name, scale in SCALES.items()},
 }
 
 

@@ -79,7 +79,7 @@ class UNet(SegmentationModel):
         """Build the network.
 
         Args:
-            encoder: ``resnet34``, ``efficientnet_lite0``, ``timm:NAME`` or a module of your own;
+            encoder: ``resnet34``, ``efficientnet_lite0`` (1, 2), ``timm:NAME`` or your own module;
                 None: the double convolutions of the U-Net.
             width: Channels at the image's size; times the stride at each level below. None: 64,
                 or 16 on another encoder.

@@ -1,12 +1,13 @@
-"""The EfficientNet-Lite0 encoder: small, and made of what processors and int8 do well.
+"""EfficientNet-Lite encoders: small, and made of what processors and int8 do well.
 
-Source: Tan and Le 2019, arXiv:1905.11946; the Lite variant (no squeeze-and-excitation, ReLU6) by
+Source: Tan and Le 2019, arXiv:1905.11946; the Lite variants (no squeeze-and-excitation, ReLU6) by
 Liu 2020, https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. Written
 anew, without the classifier and the stage that feeds it; no stochastic depth.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
@@ -15,12 +16,14 @@ from notan.models.base import Encoder
 from notan.models.blocks import DepthwiseConv2d
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from notan.types import Images
 
 STEM_CHANNELS = 32
 
 
-class _Stage(NamedTuple):
+class Stage(NamedTuple):
     """Blocks of one kind, of which the first changes the size."""
 
     blocks: int
@@ -31,15 +34,52 @@ class _Stage(NamedTuple):
 
 
 STAGES = (
-    _Stage(1, 16, 1, 3, 1),
-    _Stage(2, 24, 6, 3, 2),
-    _Stage(2, 40, 6, 5, 2),
-    _Stage(3, 80, 6, 3, 2),
-    _Stage(3, 112, 6, 5, 1),
-    _Stage(4, 192, 6, 5, 2),
+    Stage(1, 16, 1, 3, 1),
+    Stage(2, 24, 6, 3, 2),
+    Stage(2, 40, 6, 5, 2),
+    Stage(3, 80, 6, 3, 2),
+    Stage(3, 112, 6, 5, 1),
+    Stage(4, 192, 6, 5, 2),
 )
-"""Table 1 of the paper without its last row, which widens 192 channels to 320 for the classifier: a
-fifth of all weights, of no use to a decoder."""
+"""Of Lite0: table 1 of the paper without its last row, which widens 192 channels to 320 for the
+classifier: a fifth of all weights, of no use to a decoder."""
+
+
+class Scale(NamedTuple):
+    """How much larger than Lite0 an encoder is.
+
+    Attributes:
+        width: Factor of the channels, but for the stem's.
+        depth: Factor of the blocks in a stage, but for the first stage's.
+    """
+
+    width: float
+    depth: float
+
+
+SCALES: Mapping[str, Scale] = {
+    "efficientnet_lite0": Scale(1.0, 1.0),
+    "efficientnet_lite1": Scale(1.0, 1.1),
+    "efficientnet_lite2": Scale(1.1, 1.2),
+}
+"""What ``model.encoder`` calls an encoder -> its scale, of those whose weights a package holds."""
+
+MULTIPLE = 8
+"""Channels are whole multiples of it, which processors like."""
+
+
+def scale_stages(scale: Scale) -> tuple[Stage, ...]:
+    """Return the stages of one of the family.
+
+    Source: Liu 2020, as above: unlike in the paper's larger networks, the stem and the number of
+        blocks in the first stage stay as they are.
+    """
+    first, *rest = (
+        stage._replace(channels=MULTIPLE * round(stage.channels * scale.width / MULTIPLE))
+        for stage in STAGES
+    )
+    return first, *(stage._replace(blocks=math.ceil(stage.blocks * scale.depth)) for stage in rest)
+
 
 HANDED_OUT = (0, 1, 2, 4, 5)
 """Stages whose output is the last of its size: strides 2, 4, 8, 16, 32."""
@@ -87,7 +127,7 @@ class InvertedResidual(nn.Module):
     Source: Sandler et al. 2018, MobileNetV2, arXiv:1801.04381.
     """
 
-    def __init__(self, inputs: int, stage: _Stage, *, stride: int) -> None:
+    def __init__(self, inputs: int, stage: Stage, *, stride: int) -> None:
         super().__init__()
         inner = inputs * stage.expansion
         self.expand = ConvNorm(inputs, inner, 1) if stage.expansion > 1 else None
@@ -102,23 +142,26 @@ class InvertedResidual(nn.Module):
         return result + features if self.adds else result
 
 
-class EfficientNetLite0Encoder(Encoder):
-    """EfficientNet-Lite0 without its classifier: features at strides 2, 4, 8, 16, 32.
+class EfficientNetLiteEncoder(Encoder):
+    """An EfficientNet-Lite without its classifier: features at strides 2, 4, 8, 16, 32.
 
-    2.4 million parameters.
+    Args:
+        scale: Which one; Lite0, Lite1 and Lite2 have 2.4, 3.1 and 3.6 million parameters.
+        inputs: Channels of the images.
     """
 
     mean = (127 / 255,) * 3
     std = (128 / 255,) * 3
 
-    def __init__(self, *, inputs: int = 3) -> None:
+    def __init__(self, scale: Scale, *, inputs: int = 3) -> None:
         super().__init__()
-        self.channels = tuple(STAGES[number].channels for number in HANDED_OUT)
+        stages = scale_stages(scale)
+        self.channels = tuple(stages[number].channels for number in HANDED_OUT)
         self.strides = (2, 4, 8, 16, 32)
         self.stem = ConvNorm(inputs, STEM_CHANNELS, 3, stride=2)
         width = STEM_CHANNELS
         parts: list[nn.Sequential] = []
-        for stage in STAGES:
+        for stage in stages:
             first = InvertedResidual(width, stage, stride=stage.stride)
             width = stage.channels
             rest = (InvertedResidual(width, stage, stride=1) for _ in range(stage.blocks - 1))
