@@ -90,6 +90,18 @@ def test_any_encoder_with_installed_weights_that_was_asked_for_begins_with_them(
     assert load_run(flags=choice.settings).train.layer_lr_decay == usual["train.layer_lr_decay"]
 
 
+@pytest.mark.parametrize("machine", [MACHINE, replace(MACHINE, quick_bf16=True)])
+def test_each_larger_encoder_takes_longer_and_the_resnet_is_not_taken_for_it(
+    machine: Machine,
+) -> None:
+    seconds = [
+        seconds_for(Case(IMAGES, machine, {"model.encoder": name, "model.width": 8}), (256, 256))
+        for name in PACKAGED
+    ]
+    assert seconds == sorted(set(seconds))
+    assert seconds[-1] < 2 * seconds[0]
+
+
 def test_an_encoder_that_was_asked_for_without_its_weights_says_what_is_missing() -> None:
     machine = replace(MACHINE, published_weights=frozenset({"efficientnet_lite0"}))
     asked = {"model.encoder": "efficientnet_lite2"}
