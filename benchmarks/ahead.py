@@ -250,7 +250,7 @@ def read_ours(folder: Path) -> dict[str, Any]:
     steps = max(int(path.stem) for path in states.glob("[0-9]*.safetensors"))
     shutil.rmtree(states)  # for going on with the training, which nobody will; the largest part
     return {
-        "dice": {Path(image.name).stem: image.dice for image in score.images},
+        "dice": {image.name: image.dice for image in score.images},
         "steps": steps,
         "epochs": len(lines),
     }

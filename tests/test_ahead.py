@@ -34,7 +34,7 @@ def score_with(names: Sequence[str], dice: Sequence[float]) -> Score:
     hits = [round(100 * each) for each in dice]
     score = score_of(*(Counts(hit, 100 - hit, 100 - hit, 5) for hit in hits))
     images = zip(score.images, names, strict=True)
-    named = tuple(image.model_copy(update={"name": f"{name}.png"}) for image, name in images)
+    named = tuple(image.model_copy(update={"name": name}) for image, name in images)
     return score.model_copy(update={"images": named})
 
 
