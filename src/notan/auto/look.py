@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from statistics import median, median_low
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -23,11 +23,13 @@ from notan.data.survey import read_as_a_whole
 from notan.io.images import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from notan.config import Data
     from notan.data.samples import FileSource, Sample
     from notan.types import Mask, Size
+
+    StepSeconds: TypeAlias = Callable[[str, str | None, int], float]
 
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """What is wider than the last counts as that wide."""
@@ -302,14 +304,15 @@ class Machine:
         device: ``cpu``, ``cuda`` or ``mps``.
         threads: Of the processor, that a network may use.
         memory_bytes: Free at present, the GPU's on ``cuda``; None where it cannot be told.
-        quick_bf16: Whether a processor computes in bf16 natively.
+        seconds: From a network's ``model.name``, ``model.encoder`` and ``model.width`` to the
+            seconds of a training step for each image of 256x256, as measured there.
         published_weights: Encoders whose published weights are installed.
     """
 
     device: str
     threads: int
     memory_bytes: int | None
-    quick_bf16: bool
+    seconds: StepSeconds
     published_weights: frozenset[str]
 
     def in_words(self) -> str:
@@ -319,11 +322,12 @@ class Machine:
         return f"{self.device}, {threads}, free memory {memory}"
 
 
-def look_at_machine(device: str) -> Machine:
+def look_at_machine(device: str, seconds: StepSeconds) -> Machine:
     """Look at what there is.
 
     Args:
         device: As ``Run.device``: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        seconds: As in a Machine.
 
     Raises:
         ConfigError: There is no such device.
@@ -331,7 +335,7 @@ def look_at_machine(device: str) -> Machine:
     import torch
 
     from notan.models.encoder_weights import installed_weights
-    from notan.runtime import find_device, free_memory, has_quick_bf16
+    from notan.runtime import find_device, free_memory
 
     found = find_device(device)
     memory = torch.cuda.mem_get_info(found)[0] if found.type == "cuda" else free_memory()
@@ -339,6 +343,6 @@ def look_at_machine(device: str) -> Machine:
         device=found.type,
         threads=torch.get_num_threads(),
         memory_bytes=memory,
-        quick_bf16=found.type == "cpu" and bool(has_quick_bf16()),
+        seconds=seconds,
         published_weights=installed_weights(),
     )

@@ -93,12 +93,18 @@ def suggest(
         ConfigError: No data folder was given, or a setting does not exist or fit.
         DataError: The data are missing or unreadable, or every mask is empty or all foreground.
     """
+    from notan.auto.measure import StepTimer  # brings torch
+
     wanted = load_run(flags=flags, overrides=overrides)
-    machine = look_at_machine(wanted.device)
+    timer = StepTimer(wanted)
+    machine = look_at_machine(wanted.device, timer)
     time_limit = wanted.train.time_limit_seconds
     images = take_fingerprint(wanted.data, seed=wanted.seed, time_limit=time_limit)
     choice = choose(images, machine, asked_settings(flags=flags, overrides=overrides))
-    seen = (f"The data: {images.in_words()}.", f"The machine: {machine.in_words()}.")
+    seen = (
+        f"The data: {images.in_words()}.",
+        f"The machine: {machine.in_words()}; {timer.in_words()}.",
+    )
     header = (
         f"Chosen by notan {__version__}, train --auto. Change what you like, and train it with:",
         "notan train --recipe THIS_FILE",
