@@ -51,10 +51,10 @@ def seconds_a_step(tricks: list[str], size: int, batch: int, *, bf16: bool, step
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     targets = (torch.rand(batch, 1, size, size) > 0.5).float()
     times = list[float]()
-    with freezing.during(1):
+    with freezing.during_steps():
         for _ in range(2 + steps):
             start = time.perf_counter()
-            freezing.set_mode(model)
+            freezing.set_mode(model, frozen=False)
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = model(images)

@@ -218,6 +218,24 @@ def test_a_pretrained_encoder_stays_as_it_came_for_the_first_epochs(
     assert "train.freeze_epochs" not in decide(machine=scratch, asked={"train.epochs": epochs})
 
 
+def test_under_a_time_limit_it_stays_so_for_a_share_of_the_time() -> None:
+    asked: dict[str, Any] = {"train.time_limit_seconds": 300.0}
+    settings = decide(asked=asked)
+    assert 0 < settings["train.freeze_fraction"] <= 0.15
+    assert "train.freeze_epochs" not in settings
+    longer = decide(asked={"train.time_limit_seconds": 36000.0})
+    assert longer["train.freeze_fraction"] < settings["train.freeze_fraction"]
+    for other in ({"train.freeze_epochs": 0}, {"train.freeze_fraction": 0.5}):
+        freezing = {name for name in decide(asked={**asked, **other}) if "freeze" in name}
+        assert freezing == {*other}
+
+
+def test_the_average_looks_back_on_a_tenth_of_the_steps_however_many_there_are() -> None:
+    decay = decide()["train.ema_decay"]
+    assert all(steps / (steps + 10) < decay for steps in (10, 1000, 50_000))
+    assert decide(asked={"train.time_limit_seconds": 60.0})["train.ema_decay"] == decay
+
+
 def test_few_images_are_seen_more_often() -> None:
     epochs = [decide(training=count)["train.epochs"] for count in (10, 100, 1000, 100_000)]
     assert epochs == sorted(epochs, reverse=True)

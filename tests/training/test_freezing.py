@@ -72,6 +72,24 @@ def test_the_encoder_stays_bit_for_bit_while_it_is_frozen_and_learns_after(
     assert all(weight.requires_grad for weight in model.parameters())
 
 
+def test_a_share_of_the_training_ends_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "notan")
+    model = fresh_unet()
+    came, changed = encoder_state(model), list[set[str]]()
+    look: Callable[[Trainer], None] = lambda _: changed.append(  # noqa: E731
+        differing(came, encoder_state(model))
+    )
+    monkeypatch.setattr(Trainer, "after_step", watched(look))
+    run = two_stages(train__freeze_epochs=0, train__freeze_fraction=0.3)
+    train_own(run, tmp_path / "run", model=model)
+    assert changed[:3] == [set()] * 3  # of 8 steps; 2 are an epoch
+    assert changed[3:] == [set(came)] * 5
+    assert "encoder: as it came for 0.3 of the training" in caplog.text
+    assert caplog.text.count("epoch 2: from here on the encoder learns too") == 1
+
+
 def test_a_frozen_encoder_gets_no_gradients_and_the_norm_is_of_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +227,7 @@ def test_one_frozen_stage_is_one_stage_in_words() -> None:
     "setting",
     [
         {"train__freeze_epochs": 1},
+        {"train__freeze_fraction": 0.1},
         {"train__frozen_stages": 1},
         {"train__encoder_lr_multiplier": 0.5},
         {"train__layer_lr_decay": 0.5},
@@ -230,6 +249,7 @@ def test_a_network_without_an_encoder_is_refused(
     "setting",
     [
         {"train__freeze_epochs": 1},
+        {"train__freeze_fraction": 0.1},
         {"train__frozen_stages": 1},
         {"train__freeze_encoder_batchnorm": True},
     ],
@@ -255,9 +275,12 @@ class Bare(nn.Module):
         return logits
 
 
-def test_a_network_that_is_all_encoder_cannot_be_frozen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", [{"train__freeze_epochs": 1}, {"train__freeze_fraction": 0.1}])
+def test_a_network_that_is_all_encoder_cannot_be_frozen(
+    tmp_path: Path, setting: dict[str, object]
+) -> None:
     with pytest.raises(ConfigError, match="Bare has no weights beside its encoder's"):
-        train_own(tiny(train__freeze_epochs=1), tmp_path / "run", model=Bare())
+        train_own(tiny(**setting), tmp_path / "run", model=Bare())
 
 
 def test_the_published_encoder_is_frozen_and_then_learns(tmp_path: Path) -> None:
@@ -319,6 +342,8 @@ def test_images_without_masks_leave_a_frozen_encoder_alone_too(
     [
         ("train.freeze_epochs=-1", "greater than or equal to 0"),
         ("train.freeze_epochs=half", "valid integer"),
+        ("train.freeze_fraction=1", "less than 1"),
+        ("train.freeze_fraction=-0.1", "greater than or equal to 0"),
         ("train.frozen_stages=-1", "greater than or equal to 0"),
         ("train.encoder_lr_multiplier=0", "greater than 0"),
         ("train.encoder_lr_multiplier=3", "less than or equal to 1"),

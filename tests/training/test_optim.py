@@ -10,7 +10,7 @@ import torch
 from notan.config import Train
 from notan.errors import ConfigError, StoppedBySignal
 from notan.training.build import prepare
-from notan.training.optim import AdamW, Schedule, build_optimizer, parameter_groups
+from notan.training.optim import AdamW, Schedule, Throughput, build_optimizer, parameter_groups
 from notan.training.own import OwnParts
 from notan.training.state import restore
 from notan.training.trainer import Trainer
@@ -49,6 +49,7 @@ def test_the_rate_falls_from_the_coarsest_stage_to_the_finest() -> None:
         (Train(), 1),
         (Train(freeze_encoder_batchnorm=True), 1),
         (Train(freeze_epochs=1), 2),
+        (Train(freeze_fraction=0.1), 2),
         (Train(encoder_lr_multiplier=0.5), 2),
         (Train(layer_lr_decay=0.5), 5),  # at a rate of 1 the coarsest stage and the rest are one
         (Train(freeze_epochs=1, layer_lr_decay=0.5), 6),
@@ -110,9 +111,23 @@ def test_a_late_encoder_warms_up_when_it_starts_and_the_rest_does_not_again() ->
     for epochs, share in ((4, 0.01), (5, 0.5), (6, 1), (10, 1)):
         encoder, rest = rates_after(settings, epochs * EPOCH_STEPS)
         assert encoder == pytest.approx(share * rest)
+    at_once = settings.model_copy(update={"warmup_epochs": 0.0})
+    for epochs in (0, 4):
+        encoder, rest = rates_after(at_once, epochs * EPOCH_STEPS)
+        assert encoder == rest
     alike = Train(schedule="cosine", epochs=20, encoder_lr_multiplier=0.5, warmup_epochs=2)
     encoder, rest = rates_after(alike, 1)
     assert encoder == pytest.approx(0.5 * rest), "from the start both warm up at once"
+
+
+def test_a_late_encoder_warms_up_over_a_tenth_of_a_time_limit_at_most() -> None:
+    settings = Train(schedule="cosine", epochs=20, freeze_epochs=1, time_limit_seconds=60)
+    optimizer = build_optimizer(fresh_unet(), settings)
+    schedule = Schedule(optimizer, settings, 20)
+    schedule.pace, schedule.steps = Throughput(20, 20.0, 20.0, 1.0), 22  # of 40 steps, 2 epochs
+    schedule.apply()
+    encoder, rest = (group["lr"] for group in optimizer.param_groups)
+    assert encoder == pytest.approx(rest / 2)
 
 
 @pytest.mark.parametrize("model", ["unet", "attention_unet", "resnet34_unet"])

@@ -25,7 +25,7 @@ from notan.training.build import prepare
 from notan.training.optim import Schedule, cosine_factor
 from notan.training.time_limit import Overhead, Rehearsal
 from notan.training.trainer import UNDECIDED, Trainer, decide, rehearse
-from runs import VALIDATION, Crash, Drawn, Own, fate, history, last_state, tiny
+from runs import VALIDATION, Crash, Drawn, Own, fate, fresh_unet, history, last_state, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +47,7 @@ class Clock:
         now: What ``time.monotonic`` says.
         rehearsed: What the end is expected to take; None: half the choice for a validation.
         rates: The learning rate of every step, over the highest.
+        frozen: Of every step, whether the encoder stays as it came.
         busy: How many times as long everything takes as on a quiet machine.
         stop_at: The step after which SIGTERM comes.
         slow_from: The step from which on a step takes as long as three.
@@ -56,6 +57,7 @@ class Clock:
         self.now, self.validating, self.choosing = BEGAN, validating, choosing
         self.rehearsed: Rehearsal | None = None
         self.rates: list[float] = []
+        self.frozen: list[bool] = []
         self.stop_at, self.slow_from, self.busy = 0, 10**9, 1.0
 
     def monotonic(self) -> float:
@@ -82,7 +84,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     advance, validations = Schedule.advance, Trainer._validations
 
     def advancing(schedule: Schedule) -> None:
-        clock.rates.append(schedule.optimizer.param_groups[0]["lr"] / RATE)
+        clock.rates.append(schedule.optimizer.param_groups[-1]["lr"] / RATE)
+        clock.frozen.append(schedule.freezes)
         advance(schedule)
 
     def validating(trainer: Trainer) -> Iterator[Any]:
@@ -175,6 +178,7 @@ def test_it_is_said_once_how_many_steps_fit_and_at_the_end_what_was_used(
         run_it(limited(12), tmp_path / "run")
     assert caplog.text.count("a time limit of 12 s: 4 s are spent, about 0 s are kept") == 1
     assert "about 12 steps fit between them, 3.0 epochs" in caplog.text
+    assert caplog.text.count("a validation takes 0.0 s: one after every epoch, 0% of the time") == 1
     assert "12 of 12 seconds are used" in caplog.text
 
 
@@ -196,23 +200,82 @@ def test_an_epoch_that_is_longer_than_the_time_limit_ends_within_it(tmp_path: Pa
     assert "validation/dice" in line
 
 
-def test_validations_take_a_fifth_of_the_time_and_the_last_is_made_all_the_same(
+def test_validations_take_a_thirteenth_of_the_time_and_the_last_is_made_all_the_same(
     tmp_path: Path, clock: Clock
 ) -> None:
     clock.validating, clock.choosing, clock.rehearsed = 3.0, 3.0, Rehearsal(0.0, 0.0)
-    lines = history(run_it(limited(49), tmp_path / "run"))
+    lines = history(run_it(limited(100), tmp_path / "run"))
     validated = [line["epoch"] for line in lines if "validation/dice" in line]
-    assert validated[:3] == [1, 4, 7]  # expected to take nothing; then 12 s, 3 epochs, lie between
+    assert validated[:3] == [1, 10, 19]  # expected to take nothing; then 36 s, 9 epochs, between
     assert validated[3:] == [lines[-1]["epoch"]]
-    assert 49 - 0.2 * 6 - 2 <= clock.now - BEGAN <= 49
+    assert 100 - 0.2 * 6 - 2 <= clock.now - BEGAN <= 100
+
+
+def test_the_first_validation_is_early(tmp_path: Path, clock: Clock) -> None:
+    clock.validating, clock.choosing = 2.0, 4.0
+    lines = history(run_it(limited(60), tmp_path / "run"))
+    validated = [line["epoch"] for line in lines if "validation/dice" in line]
+    assert validated[:2] == [2, 8]  # after 8 s, then 24 s
+
+
+def test_it_is_said_how_often_there_is_a_validation(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock.validating, clock.choosing = 1.0, 2.0
+    with caplog.at_level(logging.INFO, logger="notan"):
+        run_it(limited(20), tmp_path / "run")
+    words = "a validation takes 1.0 s: one after every 3 epochs, 8% of the time, and at the end"
+    assert caplog.text.count(words) == 1
+
+
+def thawed_after(clock: Clock) -> int:
+    """Return the steps in which the encoder stayed as it came: the first, and none after them."""
+    steps = clock.frozen.count(True)
+    assert clock.frozen == [True] * steps + [False] * (len(clock.frozen) - steps)
+    return steps
+
+
+def test_the_encoder_learns_when_its_share_of_the_time_is_over_in_the_middle_of_an_epoch(
+    tmp_path: Path, clock: Clock
+) -> None:
+    run_it(limited(40, train__freeze_fraction=0.25), tmp_path / "run", model=fresh_unet())
+    assert len(clock.frozen) == 40
+    assert thawed_after(clock) == 10
+    assert clock.rates[10] > 0.8, "the rest does not warm up again"
+
+
+def test_a_machine_that_slows_down_keeps_the_encoder_frozen_for_no_longer(
+    tmp_path: Path, clock: Clock
+) -> None:
+    clock.slow_from = 5
+    run_it(limited(40, train__freeze_fraction=0.25), tmp_path / "run", model=fresh_unet())
+    assert len(clock.frozen) == 16
+    assert 6 <= thawed_after(clock) <= 7  # after 10 s: 4 steps of one and 2 of three
+
+
+@pytest.mark.parametrize("stop_at", [2, 7, 8, 9])
+def test_a_run_stopped_beside_the_thaw_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, clock: Clock, stop_at: int
+) -> None:
+    run = limited(18, train__freeze_fraction=0.4, train__ema_decay=0.9999)
+    run_it(run, tmp_path / "whole", model=fresh_unet())
+    frozen, whole = clock.frozen, fate(tmp_path / "whole")
+    assert thawed_after(clock) == 8
+    clock.now, clock.frozen, clock.stop_at = BEGAN, [], stop_at
+    with pytest.raises(StoppedBySignal):
+        run_it(run, tmp_path / "stopped", model=fresh_unet())
+    clock.now += 5000  # while nothing runs
+    go_on(tmp_path / "stopped", model=fresh_unet())
+    assert clock.frozen == frozen
+    assert fate(tmp_path / "stopped") == whole
 
 
 def test_patience_counts_where_there_was_a_validation(tmp_path: Path, clock: Clock) -> None:
     clock.validating = 3.0
     never_better = Own(scale=0.0)
-    result = run_it(limited(45, train__patience=1), tmp_path / "run", model=never_better)
+    result = run_it(limited(60, train__patience=1), tmp_path / "run", model=never_better)
     lines = history(result)
-    assert [line["epoch"] for line in lines if "validation/dice" in line] == [1, 4]
+    assert [line["epoch"] for line in lines if "validation/dice" in line] == [1, 10]
 
 
 def test_epochs_are_an_upper_limit_and_the_rate_comes_down_by_it(

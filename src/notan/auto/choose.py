@@ -298,10 +298,9 @@ ENCODER_RATE, LAYER_DECAY = 0.15, 0.7
 PIXEL_WEIGHT = 0.2
 """Of the cross-entropy of the pixels, beside the Dice of the image."""
 
-AVERAGED_SHARE = 0.2
-"""Of the steps, what the moving average looks back on."""
-
-LEAST_DECAY, MOST_DECAY = 0.9, 0.995
+AVERAGE_DECAY = 0.9999
+"""Of the moving average of the weights: with fewer than 100,000 steps it looks back on a tenth of
+those so far, whatever the machine's speed; see ``WeightAverage``."""
 
 
 def validation(case: Case) -> Iterator[ChosenSetting]:
@@ -364,14 +363,17 @@ def learning_rate(case: Case) -> Iterator[ChosenSetting]:
 
 def freezing(case: Case) -> Iterator[ChosenSetting]:
     """Leave a pretrained encoder as it came, until what reads it has learned to."""
-    frozen = min(MOST_FROZEN, int(FROZEN_SHARE * _expected_epochs(case)))
-    if _is_pretrained(case) and frozen:
-        yield ChosenSetting(
-            "train.freeze_epochs",
-            frozen,
-            "at first the encoder stays as it came and the rest learns to read it; these epochs "
-            "are quicker, too",
-        )
+    asked = {"train.freeze_epochs", "train.freeze_fraction"} & case.settings.keys()
+    if asked or not _is_pretrained(case):
+        return
+    epochs, why = _expected_epochs(case), "the encoder stays as it came and the rest learns to read"
+    if case.get("train.time_limit_seconds") is not None:
+        fraction = round(min(FROZEN_SHARE, MOST_FROZEN / epochs), 3)
+        why = f"for this share of the time {why} it"
+        yield ChosenSetting("train.freeze_fraction", fraction, why)
+    elif frozen := min(MOST_FROZEN, int(FROZEN_SHARE * epochs)):
+        why = f"at first {why} it; these epochs are quicker, too"
+        yield ChosenSetting("train.freeze_epochs", frozen, why)
 
 
 def slow_encoder(case: Case) -> Iterator[ChosenSetting]:
@@ -390,16 +392,13 @@ def _is_pretrained(case: Case) -> bool:
 
 
 def average(case: Case) -> Iterator[ChosenSetting]:
-    """Average the weights over the last fifth of the steps, or two hundred of them."""
-    passes = _expected_epochs(case) * case.images.training
-    steps = max(1.0, passes / case.get("train.batch_size"))
-    decay = 1 - 1 / max(1.0, AVERAGED_SHARE * steps)
-    decay = round(min(max(LEAST_DECAY, decay), MOST_DECAY), 3)
+    """Average the weights over the last tenth of the steps, however many there will be."""
+    del case
     yield ChosenSetting(
         "train.ema_decay",
-        decay,
-        f"the mean of the weights over some {round(1 / (1 - decay))} steps is steadier than the "
-        "last ones; whichever scores better is kept",
+        AVERAGE_DECAY,
+        "the mean of the weights over the last tenth of the steps is steadier than the last ones; "
+        "whichever scores better is kept",
     )
 
 

@@ -291,7 +291,8 @@ class Train(Section):
     """Largest norm of the gradient over all weights; None: no clipping."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Decay of an exponential moving average (EMA) of the weights; whichever scores better is
-    saved. Default 0.99 with ``unlabelled``, as the EMA labels those images; None: no EMA."""
+    saved. It never looks back on more than a tenth of the steps so far. Default 0.99 with
+    ``unlabelled``, as the EMA labels those images; None: no EMA."""
     pretrained: bool = False
     """Start the encoder from its published weights; False: from scratch."""
     encoder_weights: SystemPath | None = None
@@ -299,6 +300,9 @@ class Train(Section):
     PyTorch, what ``save_encoder`` wrote, or a checkpoint of notan's with the same encoder."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the start in which the encoder is frozen and only the decoder learns."""
+    freeze_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Likewise, until this share of the training is over: of the time for steps where there is a
+    time limit, in the middle of an epoch too; else of all steps."""
     frozen_stages: Annotated[int, Field(ge=0)] = 0
     """So many of the encoder's stages, the finest first, are frozen throughout. They detect edges
     and colours already, and their backward pass takes the most time."""
@@ -396,8 +400,14 @@ class PretrainTrain(Train):
     @model_validator(mode="after")
     def _has_meaning(self) -> PretrainTrain:
         for name in (
-            *("patience", "time_limit_seconds", "ema_decay", "freeze_epochs", "frozen_stages"),
-            *("freeze_encoder_batchnorm", "teacher", "unlabelled", "consistency_steps"),
+            *("patience", "time_limit_seconds", "ema_decay", "freeze_epochs", "freeze_fraction"),
+            *(
+                "frozen_stages",
+                "freeze_encoder_batchnorm",
+                "teacher",
+                "unlabelled",
+                "consistency_steps",
+            ),
             *("detect_anomaly", "log_images", "tensorboard"),
         ):
             if getattr(self, name) != Train.model_fields[name].default:

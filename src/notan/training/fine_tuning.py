@@ -232,7 +232,7 @@ def _named(file: WeightsFile) -> str:
     return f"({file.path.name}, SHA-256 {file.sha256[:12]})"
 
 
-FREEZING = ("freeze_epochs", "frozen_stages", "freeze_encoder_batchnorm")
+FREEZING = ("freeze_epochs", "freeze_fraction", "frozen_stages", "freeze_encoder_batchnorm")
 """Settings that keep what the encoder came with."""
 
 BY_STAGE = ("frozen_stages", "layer_lr_decay")
@@ -244,58 +244,38 @@ SETTINGS = (*FREEZING, "encoder_lr_multiplier", "layer_lr_decay")
 
 @dataclass
 class Freezing:
-    """Says what of a network's encoder learns, as a function of the epoch and nothing else.
+    """Keeps what of a network's encoder does not learn as it came; the schedule says until when.
 
     Attributes:
         encoder: None where nothing is ever frozen.
         epochs: So many from the start leave all of the encoder as it came, batch norm's statistics
             too.
-        stages: So many of its stages, the finest first, stay so in the epochs after them as well.
+        fraction: Likewise, the share of the training that does.
+        stages: So many of its stages, the finest first, stay so after that as well.
         statistics: Whether batch norm's statistics stay in all of it.
-        frozen: Whether this is one of the epochs that leave all of it as it came.
+        frozen: Whether the steps of now leave all of it as it came; None: there are none now.
     """
 
     encoder: Encoder | None = None
     epochs: int = 0
+    fraction: float = field(default=0.0, kw_only=True)
     stages: int = field(default=0, kw_only=True)
     statistics: bool = field(default=False, kw_only=True)
-    frozen: bool = field(default=False, init=False)
+    frozen: bool | None = field(default=None, init=False)
+    _held: list[nn.Parameter] = field(default_factory=list, init=False)
 
     @contextlib.contextmanager
-    def during(self, epoch: int) -> Iterator[None]:
-        """Freeze what of the encoder is to stay as it came in an epoch, and free it after it.
-
-        Args:
-            epoch: Counted from 1.
-
-        Weights without gradients are left alone by the optimizer, weight decay included, and cost
-        no time going backwards. Those that the user froze are not touched.
-        """
-        self.frozen = self.encoder is not None and epoch <= self.epochs
-        if self.encoder is not None and epoch == self.epochs + 1 > 1:
-            logger.info("epoch %d: from here on the encoder learns too", epoch)
-        weights = [
-            weight
-            for module in self._held()
-            for weight in module.parameters()
-            if weight.requires_grad
-        ]
-        for weight in weights:
-            weight.requires_grad = False
+    def during_steps(self) -> Iterator[None]:
+        """Free at the end what ``set_mode`` has frozen."""
         try:
             yield
         finally:
-            self.frozen = False
-            for weight in weights:
-                weight.requires_grad = True
+            self._release()
 
-    def _held(self) -> list[nn.Module]:
-        """Return the modules that are to stay as they came now."""
-        if self.encoder is None:
-            return []
-        if self.frozen:
-            return [self.encoder]
-        return [module for stage in self.encoder.stages()[: self.stages] for module in stage]
+    def _release(self) -> None:
+        for weight in self._held:
+            weight.requires_grad = True
+        self._held, self.frozen = [], None
 
     def warn_of_end(self, epochs: float) -> None:
         """Say so where a training ends, after so many epochs, before the encoder has learned."""
@@ -307,20 +287,38 @@ class Freezing:
                 *(self.epochs, epochs),
             )
 
-    def set_mode(self, model: nn.Module) -> None:
-        """Put a network into training mode, but for what is frozen."""
+    def set_mode(self, model: nn.Module, *, frozen: bool) -> None:
+        """Put a network into training mode for the steps to come, but for what is frozen.
+
+        Weights without gradients are left alone by the optimizer, weight decay included, and cost
+        no time going backwards. Those that the user froze are not touched.
+
+        Args:
+            model: The network; left alone where the step before was of the same kind.
+            frozen: Whether all of the encoder stays as it came.
+        """
+        if frozen == self.frozen:
+            return
+        self._release()
+        self.frozen = frozen
         model.train()
         if self.encoder is None:
             return
-        for module in self._held():
+        fine = (module for stage in self.encoder.stages()[: self.stages] for module in stage)
+        for module in [self.encoder] if frozen else fine:
             module.eval()
+            self._held += [weight for weight in module.parameters() if weight.requires_grad]
+        for weight in self._held:
+            weight.requires_grad = False
         if self.statistics:
             for module in self.encoder.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
 
     def __str__(self) -> str:
-        parts = [f"as it came for {self.epochs} epochs"] if self.epochs else []
+        long = [f"{self.epochs} epochs"] if self.epochs else []
+        long += [f"{self.fraction:.3g} of the training"] if self.fraction else []
+        parts = [f"as it came for {' and '.join(long)}"] if long else []
         if self.stages:
             many = f"{self.stages} finest stages as they"
             parts += [f"its {many if self.stages > 1 else 'finest stage as it'} came"]
@@ -359,15 +357,16 @@ def build_freezing(settings: Train, network: nn.Module, *, own_model: bool) -> F
             "so; start it from published ones (--encoder efficientnet_lite0 --pretrained) or a "
             "file's (train.encoder_weights), or leave the setting out"
         )
-    if settings.freeze_epochs and _is_all(encoder, network):
+    if (settings.freeze_epochs or settings.freeze_fraction) and _is_all(encoder, network):
         raise ConfigError(
             f"{what}: {type(network).__name__} has no weights beside its encoder's, so nothing "
-            "would learn while that is frozen; leave train.freeze_epochs out"
+            "would learn while that is frozen; leave the setting out"
         )
     _require_stages(encoder, _changed(settings, BY_STAGE), settings.frozen_stages)
     freezing = Freezing(
         encoder,
         settings.freeze_epochs,
+        fraction=settings.freeze_fraction,
         stages=settings.frozen_stages,
         statistics=settings.freeze_encoder_batchnorm,
     )

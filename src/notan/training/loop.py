@@ -163,8 +163,7 @@ class Loop:
         """
         freezing, progress = self.setup.optimization.freezing, self.progress
         if not (self.time_limit and self.time_limit.is_over):
-            with self._progress_bar() as bar, freezing.during(progress.epoch), flushing_denormals():
-                freezing.set_mode(self.setup.model)
+            with self._progress_bar() as bar, freezing.during_steps(), flushing_denormals():
                 for batch in bar:
                     self._begin_step(batch)
                     ahead = 0 if self._something_is_due() else self._ahead
@@ -191,6 +190,9 @@ class Loop:
     def _begin_step(self, batch: Batch) -> None:
         """Have the device take a step, without waiting for it."""
         schedule = self.setup.optimization.schedule
+        self.setup.optimization.freezing.set_mode(self.setup.model, frozen=schedule.freezes)
+        if 0 < schedule.steps / schedule.steps_per_epoch == schedule.starts:
+            logger.info("epoch %d: from here on the encoder learns too", self.progress.epoch)
         answered = self.answered(batch, schedule.steps)
         if self._take_step is None:
             self._take_step = self._prepare_steps(answered)
@@ -261,6 +263,7 @@ class Loop:
         progress = self.progress
         if self.time_limit and self.time_limit.after_step():
             logger.info("%s", self.time_limit.in_words())
+            logger.info("%s", self.time_limit.validations_in_words())
             self.setup.optimization.freezing.warn_of_end(self.time_limit.epochs)
         progress.batch += 1
         progress.step += 1

@@ -90,27 +90,28 @@ def parameter_groups(model: nn.Module, settings: Train) -> list[dict[str, Any]]:
     """Divide a network's weights by how fast they learn, and from when on.
 
     Returns:
-        Groups, each with its ``params``, the ``factor`` of its learning rate, and the epochs before
-        it ``starts`` to learn; one where the settings treat no encoder apart. They keep the order
+        Groups, each with its ``params``, the ``factor`` of its learning rate, and whether it begins
+        ``late`` to learn; one where the settings treat no encoder apart. They keep the order
         of the network's weights, by which a state knows whose moments are whose, so that a run may
         go on with other rates.
     """
     encoder = encoder_of(model)
-    pace: dict[nn.Parameter, tuple[float, int]] = {}
+    late = bool(settings.freeze_epochs or settings.freeze_fraction)
+    pace: dict[nn.Parameter, tuple[float, bool]] = {}
     for depth, stage in enumerate(reversed(encoder.stages() if encoder else [])):
         factor = settings.encoder_lr_multiplier * settings.layer_lr_decay**depth
         for module in stage:
-            pace |= dict.fromkeys(module.parameters(), (factor, settings.freeze_epochs))
+            pace |= dict.fromkeys(module.parameters(), (factor, late))
     return [
-        {"params": list(weights), "factor": factor, "starts": starts}
-        for (factor, starts), weights in groupby(
-            model.parameters(), key=lambda weight: pace.get(weight, (1.0, 0))
+        {"params": list(weights), "factor": factor, "late": late}
+        for (factor, late), weights in groupby(
+            model.parameters(), key=lambda weight: pace.get(weight, (1.0, False))
         )
     ]
 
 
 LONGEST_WARMUP = 0.1
-"""Share of a training with a time limit that the warm-up may take."""
+"""Share of a training with a time limit that a warm-up may take."""
 
 
 class Schedule:
@@ -121,6 +122,8 @@ class Schedule:
         steps: Batches since the start of the run, used or skipped.
         pace: How many steps there will be, where a time limit decides; None: the settings'
             epochs do.
+        thawed: Epochs, with fractions, after which ``freeze_fraction`` of the training was over;
+            None: it is not yet. Once known it stays, whatever the speed becomes.
     """
 
     def __init__(
@@ -149,11 +152,15 @@ class Schedule:
         self.lowered = 1.0
         self.steps = 0
         self.pace: Throughput | None = None
+        self.thawed: float | None = None
         self.apply()
 
     def advance(self) -> None:
         """Go on to the next step."""
         self.steps += 1
+        fraction = self.settings.freeze_fraction
+        if fraction and self.thawed is None and self.share >= fraction:
+            self.thawed = self.steps / self.steps_per_epoch
         self.apply()
 
     def go_back(self, steps: int) -> None:
@@ -174,14 +181,45 @@ class Schedule:
         """
         rate, epochs_done = self.present_rate, self.steps / self.steps_per_epoch
         for group in self.optimizer.param_groups:
-            since = epochs_done - group["starts"]
-            late = group["starts"] and self.own is None
-            warm = warm_up(self.settings, since) if late else 1.0
+            late = group["late"] and self.own is None
+            warm = self._warm_up(epochs_done - self.starts) if late else 1.0
             learning_rate = rate * group["factor"] * warm
             if isinstance(group["lr"], torch.Tensor):  # a captured step knows it by its place
                 group["lr"].fill_(learning_rate)
             else:
                 group["lr"] = learning_rate
+
+    @property
+    def share(self) -> float:
+        """The share (0..1) that is over: of the time where a limit decides, else of the steps."""
+        if self.pace is None:
+            return self.steps / (self.settings.epochs * self.steps_per_epoch)
+        return self.pace.share(self.steps)
+
+    @property
+    def starts(self) -> float:
+        """Epochs before what starts late learns; infinity where that is not yet known."""
+        if self.settings.freeze_fraction and self.thawed is None:
+            return math.inf
+        return max(self.settings.freeze_epochs, self.thawed or 0.0)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether what starts late does not learn at the next step."""
+        return self.steps / self.steps_per_epoch < self.starts
+
+    def _warm_up(self, epochs_done: float) -> float:
+        """Return the share of its rate that something has after so many epochs of learning.
+
+        It rises from near 0 over ``warmup_epochs`` where the schedule is ``cosine``, the only one
+        that warms up.
+        """
+        warmup = min(self.settings.warmup_epochs, self.settings.epochs)
+        if self.pace:
+            warmup = min(warmup, LONGEST_WARMUP * self.pace.steps / self.steps_per_epoch)
+        if self.settings.schedule == "exponential" or epochs_done >= warmup or not warmup:
+            return 1.0
+        return max(epochs_done / warmup, 0.01)
 
     @property
     def present_rate(self) -> float:
@@ -221,18 +259,6 @@ def cosine_factor(done: float, whole: float, warmup: float) -> float:
         return max(done / warmup, 0.01)
     remaining = max(whole - warmup, 1e-9)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / remaining)))
-
-
-def warm_up(settings: Train, epochs_done: float) -> float:
-    """Return the share of its learning rate that something has after so many epochs of learning.
-
-    It rises from near 0 over ``warmup_epochs`` where the schedule is ``cosine``, the only one that
-    warms up.
-    """
-    warmup = min(settings.warmup_epochs, settings.epochs)
-    if settings.schedule == "exponential" or epochs_done >= warmup:
-        return 1.0
-    return max(epochs_done / warmup, 0.01)
 
 
 class WeightAverage(AveragedModel):
@@ -276,7 +302,8 @@ def average_weights(model: nn.Module, decay: float) -> WeightAverage:
     Args:
         model: The one that is trained; the average starts from its present weights.
         decay: The share of the average that is kept at each step, below 1; 0.99 looks back over
-            about 100 steps. In the first steps it is less, so that the random start is soon
-            forgotten.
+            about 100 steps, and never over more than a tenth of the steps so far: the random start
+            is soon forgotten, and of a training whose steps nobody can foresee, as under a time
+            limit, a decay near 1 averages the last tenth, however many steps fit.
     """
     return WeightAverage(model, decay).eval().requires_grad_(requires_grad=False)

@@ -299,7 +299,7 @@ def _mark_groups(optimizer: torch.optim.Optimizer) -> float:
             )
     peak = float(groups[0]["lr"])
     for group in groups:
-        group.update(factor=float(group["lr"]) / peak, starts=0)
+        group.update(factor=float(group["lr"]) / peak, late=False)
         try:
             json.dumps(
                 {key: value for key, value in group.items() if key != "params"}, default=_plain

@@ -141,8 +141,9 @@ def profile_training(loop: Loop, setup: TrainingSetup, score: Score) -> None:
     findings = None
     logger.info("profiling the steps of this training, which it does not change")
     try:
-        with contextlib.suppress(_StopError), setup.optimization.freezing.during(epoch):
-            setup.optimization.freezing.set_mode(setup.model)
+        optimization = setup.optimization
+        with contextlib.suppress(_StopError), optimization.freezing.during_steps():
+            optimization.freezing.set_mode(setup.model, frozen=optimization.schedule.freezes)
             findings = _measure(loop, setup, score, *loaders)
     finally:
         for loader in loaders:

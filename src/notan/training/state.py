@@ -143,7 +143,7 @@ def restore_groups(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     Of notan's own, the settings say it, which a resume may change.
     """
     for group, kept in zip(optimizer.param_groups, state["param_groups"], strict=True):
-        for name in kept.keys() - {"params", "lr", "factor", "starts"}:
+        for name in kept.keys() - {"params", "lr", "factor", "late"}:
             was_tuple = isinstance(group.get(name), tuple)
             group[name] = tuple(kept[name]) if was_tuple else kept[name]
 
@@ -260,7 +260,11 @@ def capture(setup: Setup, progress: Progress) -> dict[str, Any]:
         **weights_of(setup),
         "optimizer": optimization.optimizer.state_dict(),
         "optimizer_class": type(optimization.optimizer).__name__,
-        "schedule": {"lowered": schedule.lowered, "steps": schedule.steps},
+        "schedule": {
+            "lowered": schedule.lowered,
+            "steps": schedule.steps,
+            "thawed": schedule.thawed,
+        },
         "scaler": optimization.scaler.state_dict(),
         "random": random_states(),
     }
@@ -308,6 +312,7 @@ def restore(setup: Setup, tree: dict[str, Any]) -> Progress:
     optimization.scaler.load_state_dict(tree["scaler"])
     schedule = optimization.schedule
     schedule.lowered, schedule.steps = tree["schedule"]["lowered"], tree["schedule"]["steps"]
+    schedule.thawed = tree["schedule"].get("thawed")  # not in states of earlier versions
     schedule.apply()
     restore_random_states(tree["random"])
     fields = tree["progress"]
