@@ -23,6 +23,7 @@ from notan.training.computing import (
     begin_computing,
     confirm_precision,
     flushing_denormals,
+    lay_out,
 )
 from notan.training.fine_tuning import Freezing
 from notan.training.state import random_states, restore_random_states
@@ -137,11 +138,12 @@ class StepTimer:
         run, precision = self._run, self._precision
         device, channels = precision.device, run.data.channels or RGB_CHANNELS
         network = build_model(run.model.model_copy(update=trial._asdict()), channels)
-        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(device)
         avoid_faults(network, device)
         if run.train.precision == "auto" and device.type == "cpu":
             shape = (1, channels, USUAL_SIDE, USUAL_SIDE)
             precision = confirm_precision(precision, network, shape, None)
+        lay_out(network, precision)
         # what is trained and how fast changes nothing in how long it takes
         optimization = build_optimization(type(run.train)(), network, precision, 1, Freezing())
         loss = Loss({"bce": 1.0, "dice": 1.0})
