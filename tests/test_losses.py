@@ -11,10 +11,25 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
+from notan import losses as losses_module
 from notan.errors import ConfigError, ShapeError
-from notan.losses import LOSSES, Loss, LossTerm, bce, dice, focal, lovasz, tversky
+from notan.losses import (
+    BESIDE_OTHERS,
+    LOSSES,
+    Loss,
+    LossTerm,
+    bce,
+    boundary,
+    cldice,
+    dice,
+    focal,
+    lovasz,
+    squared_distances_on_device,
+    tversky,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -138,7 +153,73 @@ REFERENCES: dict[str, tuple[LossTerm, Callable[[list[RGBImage]], float]]] = {
 }
 
 
+CROSS = ndimage.generate_binary_structure(2, 1)
+SQUARE = np.ones((3, 3), dtype=bool)
+
+
+def planes(batch: Batch) -> list[tuple[Array, Array, Array]]:
+    """Logits, targets and valid pixels of each image that has a valid one, (h, w), float64."""
+    parts = [tensor[:, 0].double().numpy() for tensor in batch]
+    return [(x, t, v) for x, t, v in zip(*parts, strict=True) if v.any()]
+
+
+def reference_skeleton(plane: Array, valid: Array, iterations: int) -> Array:
+    """Shit et al., algorithm 1, with SciPy's filters: what is ignored is neutral in both."""
+
+    def eroded(image: Array) -> Array:
+        inside = np.where(valid > 0, image, np.inf)
+        found = ndimage.grey_erosion(inside, footprint=CROSS, mode="constant", cval=np.inf)
+        return np.asarray(found)
+
+    def opened(image: Array) -> Array:
+        inside = np.where(valid > 0, eroded(image), -np.inf)
+        found = ndimage.grey_dilation(inside, footprint=SQUARE, mode="constant", cval=-np.inf)
+        return np.asarray(found)
+
+    skeleton = np.where(valid > 0, np.maximum(plane - opened(plane), 0), 0)
+    for _ in range(iterations):
+        plane = eroded(plane)
+        lost = np.where(valid > 0, np.maximum(plane - opened(plane), 0), 0)
+        skeleton = skeleton + (1 - skeleton) * lost
+    return np.asarray(skeleton)
+
+
+def reference_cldice(batch: Batch, iterations: int, smooth: float) -> float:
+    losses = []
+    for x, t, v in planes(batch):
+        p, truth = sigmoid(x) * v, t * v
+        found, true = (reference_skeleton(plane, v, iterations) for plane in (p, truth))
+        precision = ((found * truth).sum() + smooth) / (found.sum() + smooth)
+        sensitivity = ((true * p).sum() + smooth) / (true.sum() + smooth)
+        losses.append(1 - 2 * precision * sensitivity / (precision + sensitivity))
+    return float(np.mean(losses))
+
+
+def reference_boundary(batch: Batch) -> float:
+    """Kervadec et al.: the mean of probability x signed distance, less that of the truth itself."""
+    costs = []
+    for x, t, v in planes(batch):
+        inside, outside = (t == 1) & (v > 0), (t == 0) & (v > 0)
+        signed = np.zeros_like(x)
+        if inside.any() and outside.any():
+            signed += ndimage.distance_transform_edt(~inside) * outside
+            signed -= (ndimage.distance_transform_edt(~outside) - 1) * inside
+        costs.append((signed * (sigmoid(x) - t))[v > 0])
+    return float(np.concatenate(costs).mean())
+
+
+BESIDE_REFERENCES: dict[str, tuple[LossTerm, Callable[[Batch], float]]] = {
+    "cldice": (cldice, partial(reference_cldice, iterations=3, smooth=1.0)),
+    "cldice, 1 iteration and smooth 0.1": (
+        partial(cldice, iterations=1, smooth=0.1),
+        partial(reference_cldice, iterations=1, smooth=0.1),
+    ),
+    "boundary": (boundary, reference_boundary),
+}
+
 every_loss = pytest.mark.parametrize("term", LOSSES.values(), ids=LOSSES.keys())
+lonely = {name: term for name, term in LOSSES.items() if name not in BESIDE_OTHERS}
+every_loss_that_stands_alone = pytest.mark.parametrize("term", lonely.values(), ids=lonely.keys())
 every_mask = pytest.mark.parametrize("kind", ["random", "empty", "full", "one pixel"])
 every_ignored_area = pytest.mark.parametrize("ignored", ["none", "some", "one whole image"])
 
@@ -158,6 +239,42 @@ def test_a_loss_agrees_with_its_reference(name: str, kind: str, ignored: str) ->
     assert float(term(*batch)) == pytest.approx(expected, rel=1e-5, abs=1e-7)
     in_double = term(batch.logits.double(), batch.targets, batch.valid)
     assert float(in_double) == pytest.approx(expected, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", BESIDE_REFERENCES)
+@every_mask
+@every_ignored_area
+def test_a_loss_of_forms_agrees_with_its_reference(name: str, kind: str, ignored: str) -> None:
+    term, reference = BESIDE_REFERENCES[name]
+    batch = make_batch(kind, ignored)
+    expected = reference(batch)
+    assert float(term(*batch)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    in_double = term(batch.logits.double(), batch.targets, batch.valid)
+    assert float(in_double) == pytest.approx(expected, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", BESIDE_OTHERS)
+def test_ignored_padding_is_as_if_it_were_not_there(name: str) -> None:
+    batch = make_batch("random", "none")
+    padded = Batch(*(torch.nn.functional.pad(tensor, (3, 1, 0, 5)) for tensor in batch))
+    padded = padded._replace(logits=padded.logits.masked_fill(padded.valid == 0, 9.0))
+    torch.testing.assert_close(LOSSES[name](*padded), LOSSES[name](*batch))
+    inner = gradient(LOSSES[name], *padded)[..., :-5, 3:-1]
+    torch.testing.assert_close(inner, gradient(LOSSES[name], *batch))
+
+
+def test_the_boundary_loss_is_the_same_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch()
+    expected = boundary(*batch)
+    monkeypatch.setattr(losses_module, "_squared_distances", squared_distances_on_device)
+    assert boundary(*batch) == expected
+
+
+@pytest.mark.parametrize("name", BESIDE_OTHERS)
+def test_a_loss_that_must_not_stand_alone_is_refused_alone(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} alone .*another loss a weight too.*dice = 1.0"):
+        Loss({name: 1.0, "bce": 0.0})
+    assert list(Loss({name: 1.0, "dice": 0.1})(*make_batch()).terms) == [name, "dice"]
 
 
 def test_lovasz_equals_the_jaccard_loss_where_every_hinge_error_is_0_or_1() -> None:
@@ -225,7 +342,7 @@ def test_every_loss_is_a_finite_scalar_of_at_least_0(term: LossTerm, kind: str) 
     assert loss >= 0
 
 
-@every_loss
+@every_loss_that_stands_alone
 @every_mask
 def test_every_loss_sends_a_gradient_to_the_logits(term: LossTerm, kind: str) -> None:
     pushed = gradient(term, *make_batch(kind))
@@ -233,7 +350,7 @@ def test_every_loss_sends_a_gradient_to_the_logits(term: LossTerm, kind: str) ->
     assert pushed.abs().sum() > 0
 
 
-@every_loss
+@every_loss_that_stands_alone
 @every_mask
 def test_every_loss_falls_as_the_prediction_improves(term: LossTerm, kind: str) -> None:
     batch = make_batch(kind)
@@ -314,10 +431,10 @@ def test_half_precision_logits_are_computed_in_float32(term: LossTerm) -> None:
     assert gradient(term, half, targets, valid).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", [*REFERENCES, *BESIDE_REFERENCES])
 @every_mask
 def test_gradients_agree_with_finite_differences(name: str, kind: str) -> None:
-    term, _ = REFERENCES[name]
+    term = {**REFERENCES, **BESIDE_REFERENCES}[name][0]
     logits, targets, valid = (tensor[:2, :, :4, :3].double() for tensor in make_batch(kind))
     assert torch.autograd.gradcheck(
         lambda x: term(x, targets, valid), (logits.clone().requires_grad_(),)
@@ -364,10 +481,13 @@ def test_a_term_of_weight_0_is_not_computed() -> None:
 
 def test_settings_reach_their_terms() -> None:
     batch = make_batch()
-    weights = {"focal": 1.0, "tversky": 1.0}
-    terms = Loss(weights, focal_gamma=1.0, tversky_alpha=0.1, tversky_beta=0.9)(*batch).terms
+    weights = {"focal": 1.0, "tversky": 1.0, "cldice": 1.0}
+    settings = {"focal_gamma": 1.0, "tversky_alpha": 0.1, "tversky_beta": 0.9}
+    terms = Loss(weights, **settings, cldice_iterations=1)(*batch).terms
     torch.testing.assert_close(terms["focal"], focal(*batch, gamma=1.0))
     torch.testing.assert_close(terms["tversky"], tversky(*batch, alpha=0.1, beta=0.9))
+    torch.testing.assert_close(terms["cldice"], cldice(*batch, iterations=1))
+    assert terms["cldice"] != cldice(*batch)
 
 
 def test_a_loss_keeps_its_own_copy_of_the_weights() -> None:

@@ -256,6 +256,18 @@ def test_every_loss_trains_on_its_own(tmp_path: Path, name: str) -> None:
     assert np.isfinite(history(result)[0]["train/loss"])
 
 
+@pytest.mark.parametrize("name", ["cldice", "boundary"])
+def test_a_loss_of_forms_trains_beside_another_and_is_refused_alone(
+    tmp_path: Path, name: str
+) -> None:
+    both = {f"loss.{name}": 0.5, "loss.bce": 0.0}
+    result = train_own(load_run(flags={**TINY, **both}), tmp_path / "run")
+    assert np.isfinite(history(result)[0][f"train/{name}"])
+    with pytest.raises(ConfigError, match=f"{name} alone"):
+        train_own(load_run(flags={**TINY, **both, "loss.dice": 0.0}), tmp_path / "alone")
+    assert not (tmp_path / "alone").exists()
+
+
 def test_fp16_on_a_cpu_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not on a CPU"):
         train_own(tiny(train__precision="fp16", device="cpu"), tmp_path / "run")

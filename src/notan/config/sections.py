@@ -240,6 +240,10 @@ class LossTerms(Section):
     focal: Weight = 0.0
     tversky: Weight = 0.0
     lovasz: Weight = 0.0
+    cldice: Weight = 0.0
+    """For thin structures, beside another term; 0.5 is what its authors give it at most."""
+    boundary: Weight = 0.0
+    """Errors by their distance to the boundary in pixels, beside another term; begin with 0.01."""
     teacher: Weight = 1.0
     """Weight of the teacher's probabilities, where ``train.teacher`` names one."""
     consistency: Weight = 1.0
@@ -248,11 +252,14 @@ class LossTerms(Section):
     focal_gamma: Weight = 2.0
     tversky_alpha: Weight = 0.3
     tversky_beta: Weight = 0.7
+    cldice_iterations: Annotated[int, Field(ge=1)] = 3
+    """Half as many as the widest structure is pixels wide at the size that is trained at; what is
+    wider than twice that and 2 has no skeleton, and clDice says nothing of it."""
 
     @property
     def weights(self) -> dict[str, float]:
         """The terms whose weight is above 0, with their weights."""
-        names = ("bce", "dice", "focal", "tversky", "lovasz")
+        names = ("bce", "dice", "focal", "tversky", "lovasz", "cldice", "boundary")
         return {name: weight for name in names if (weight := float(getattr(self, name))) > 0}
 
 

@@ -423,6 +423,7 @@ def _build_loss(run: Run, own: OwnParts, *, taught: bool) -> Loss | Objective:
         focal_gamma=settings.focal_gamma,
         tversky_alpha=settings.tversky_alpha,
         tversky_beta=settings.tversky_beta,
+        cldice_iterations=settings.cldice_iterations,
         teacher=settings.teacher if taught else 0.0,
     )
 
