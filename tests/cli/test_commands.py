@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -19,6 +20,7 @@ from notan.cli import demo as demo_command
 from notan.cli.main import COMMANDS, main
 from notan.config import Data, Run, load_run
 from notan.data.folders import open_split
+from notan.data.synthetic import DrawnSource
 from notan.metrics import Tolerance
 from notan.modelfile.card import read_card
 from notan.training import train as run_training
@@ -52,7 +54,7 @@ FLAGS = {
     "report": "data-path split model-class device out",
     "check": f"data-path strict layout model model-class folds epochs out {READING}",
     "download": "out",
-    "demo": "out seed",
+    "demo": "out kind seed",
 }
 TINY = ("model.width=2", "train.tensorboard=false")
 QUICK = ("--image-size", "16", "--epochs", "1", "--batch-size", "8")
@@ -326,14 +328,11 @@ def test_the_tolerance_that_the_help_shows_is_the_one_that_is_used(
 
 
 def shrink_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (
-        ("PARTS", {"train": 8, "val": 2, "test": 6}),
-        ("DRAWN_SIDE", 24),
-        ("IMAGE_SIZE", 16),
-        ("EPOCHS", 1),
-        ("SETTINGS", TINY),
-    ):
-        monkeypatch.setattr(demo_command, name, value)
+    for kind, show in demo_command.SHOWS.items():
+        beside = tuple(word for word in show.settings if word.startswith("loss."))
+        parts = {"train": 8, "val": 2, "test": 6}
+        tiny = demo_command.Show(parts, 24, 16, 1, (*TINY, *beside))
+        monkeypatch.setitem(demo_command.SHOWS, kind, tiny)  # type: ignore[arg-type]
 
 
 def test_the_demo_goes_the_whole_way(
@@ -352,6 +351,28 @@ def test_the_demo_goes_the_whole_way(
     with Image.open(tmp_path / "demo" / "overview.png") as sheet:
         assert sheet.size == (6 * 24 + 5 * 4, 24)
     assert read(tmp_path / "demo" / "run").seed == 4
+
+
+def test_the_demo_draws_cracks_and_learns_them_with_cldice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shrink_demo(monkeypatch)
+    main(["demo", "--out", str(tmp_path / "demo"), "--kind", "cracks"])
+    assert "Mean Dice Score: " in capsys.readouterr().out
+    assert read(tmp_path / "demo" / "run").loss.cldice == 0.5
+    drawn = DrawnSource(1, size=(24, 24), kind="cracks")[0]
+    with Image.open(tmp_path / "demo" / "data" / "train" / "masks" / "drawn-0000.png") as mask:
+        assert np.array_equal(np.asarray(mask) > 0, drawn.mask)
+
+
+def test_the_demo_draws_only_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--kind", "crack"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "--kind" in said
+    assert "shapes" in said
+    assert "cracks" in said
 
 
 def test_the_commands_that_the_demo_prints_work(

@@ -126,6 +126,86 @@ def test_foreground_and_background_use_the_same_range_of_colours() -> None:
     np.testing.assert_allclose(foreground.std(axis=0), background.std(axis=0), rtol=0.35)
 
 
+def cracks(count: int, side: int = 96) -> list[Sample]:
+    return list(DrawnSource(count, size=(side, side), kind="cracks"))
+
+
+def test_cracks_are_the_same_pixels_for_the_same_seed_and_no_shapes() -> None:
+    one, other = cracks(2), cracks(2)
+    for left, right in zip(one, other, strict=True):
+        np.testing.assert_array_equal(left.image, right.image)
+        np.testing.assert_array_equal(left.mask, right.mask)
+    assert not np.array_equal(one[0].image, DrawnSource(1, size=(96, 96))[0].image)
+    assert not np.array_equal(one[0].mask, one[1].mask)
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(8, 97), width=st.integers(8, 97), seed=st.integers(0, 2**40))
+def test_cracks_of_any_size_have_a_mask_of_that_size(height: int, width: int, seed: int) -> None:
+    sample = DrawnSource(1, size=(height, width), seed=seed, kind="cracks")[0]
+    assert sample.image.shape == (height, width, 3)
+    assert sample.image.dtype == np.uint8
+    assert sample.mask.shape == (height, width)
+    assert sample.mask.dtype == np.bool_
+
+
+def test_cracks_are_thin_lines_of_1_to_4_pixels_in_nearly_every_image() -> None:
+    masks = [sample.mask for sample in cracks(60, 128)]
+    assert 1 <= sum(not mask.any() for mask in masks) <= 10
+    assert 0.01 < np.mean(masks) < 0.08
+    # only where cracks cross or leave one another is anything wider than 4 pixels
+    square = np.ones((5, 5), dtype=np.uint8)
+    wider = [cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, square) for mask in masks]
+    assert np.sum(wider) < 0.1 * np.sum(masks)
+    widths = {int(brush) for brush in np.unique(np.concatenate([runs(mask) for mask in masks]))}
+    assert {1, 2, 3, 4} <= widths
+
+
+def runs(mask: Mask) -> list[int]:
+    """How many foreground pixels lie side by side, in each row."""
+    ends = np.flatnonzero(np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(int).ravel()))
+    return [int(length) for length in ends[1::2] - ends[::2]]
+
+
+def test_each_crack_hangs_together() -> None:
+    """At most three walks an image, each with its branches, whatever leaves the image between."""
+    for sample in cracks(20, 128):
+        pieces, _, sizes, _ = cv2.connectedComponentsWithStats(sample.mask.astype(np.uint8))
+        assert pieces - 1 <= 12
+        if pieces > 1:
+            assert sizes[1:, cv2.CC_STAT_AREA].max() > 20
+
+
+def test_cracks_are_darker_than_what_is_beside_them_but_hardly_than_the_grain() -> None:
+    contrasts, grains = [], []
+    for sample in cracks(40, 128):
+        grey = sample.image.mean(axis=2)
+        near, far = (
+            cv2.dilate(sample.mask.astype(np.uint8), np.ones((side, side))) > 0 for side in (3, 9)
+        )
+        beside = far & ~near
+        if sample.mask.any():
+            contrasts.append(grey[beside].mean() - grey[sample.mask].mean())
+            grains.append(grey[beside].std())
+    assert min(contrasts) > 5
+    assert np.mean(contrasts) < 2.5 * np.mean(grains)
+
+
+def test_no_grey_threshold_finds_cracks() -> None:
+    best = [
+        max(dice(grey <= threshold, sample.mask) for threshold in range(0, 256, 4))
+        for sample in cracks(40, 128)
+        if sample.mask.any()
+        for grey in [sample.image.mean(axis=2)]
+    ]
+    assert np.mean(best) < 0.5
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"no kind 'crack'; did you mean 'cracks'\?.*shapes and"):
+        DrawnSource(1, kind="crack")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -4,18 +4,21 @@ The images are made so that neither a colour nor a shade gives the foreground aw
 take their colours from one palette, the background is littered with strokes in the foreground's
 colour, and the foreground's pattern in turn borrows from the background. What tells them apart is
 form and relief.
+
+Cracks are the other kind: branching lines, 1 to 4 pixels wide and hardly darker than the grain of
+the pavement that they run through.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from notan.data.samples import Sample, Source
-from notan.errors import ConfigError, DataError
+from notan.errors import ConfigError, DataError, nearest
 from notan.io.write import write_bytes
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ Colours = npt.NDArray[np.float32]
 """(..., 3), RGB, 0..255."""
 
 Pixels = npt.NDArray[np.integer | np.floating]  # as OpenCV declares what it returns
+
+Kind = Literal["shapes", "cracks"]
+"""What is drawn."""
 
 MINIMUM_SIDE = 8
 EMPTY_SHARE = 0.05
@@ -54,6 +60,7 @@ PALETTE: Colours = np.array(
     ],
     dtype=np.float32,
 )
+WIDEST_CRACK = 4  # pixels
 NEAREST_PAIR = 75.0  # colours closer in RGB make foregrounds that people cannot see either
 
 
@@ -83,9 +90,10 @@ class DrawnSource(Source):
         size: (height, width) in pixels, each at least 8.
         seed: Which row of images, 0 or more.
         first: The index of the first image in its row, 0 or more; it is part of the name.
+        kind: ``shapes`` or ``cracks``.
 
     Raises:
-        ConfigError: A number is below its least value.
+        ConfigError: A number is below its least value, or there is no such kind.
 
     Example:
         >>> train = DrawnSource(200, size=(64, 64))
@@ -95,8 +103,20 @@ class DrawnSource(Source):
     """
 
     def __init__(
-        self, count: int, *, size: Size = (128, 128), seed: int = 0, first: int = 0
+        self,
+        count: int,
+        *,
+        size: Size = (128, 128),
+        seed: int = 0,
+        first: int = 0,
+        kind: Kind = "shapes",
     ) -> None:
+        if kind not in get_args(Kind):
+            kinds = get_args(Kind)
+            raise ConfigError(
+                f"drawn images: there is no kind '{kind}'{nearest(kind, kinds)}; "
+                f"the kinds are {' and '.join(kinds)}"
+            )
         for name, value, least in (
             ("count", count, 1),
             ("height", size[0], MINIMUM_SIDE),
@@ -108,6 +128,7 @@ class DrawnSource(Source):
                 raise ConfigError(f"drawn images: {name} is {value}; give {least} or more")
         self.size = size
         self.seed = seed
+        self.kind = kind
         self._indices = range(first, first + count)
 
     @property
@@ -125,7 +146,8 @@ class DrawnSource(Source):
             IndexError: There is no such sample.
         """
         place = self._indices[index]
-        image, mask = _draw(np.random.default_rng((self.seed, place)), self.size)
+        draw = _draw_cracks if self.kind == "cracks" else _draw
+        image, mask = draw(np.random.default_rng((self.seed, place)), self.size)
         return Sample(_name(place), image, mask)
 
 
@@ -345,6 +367,95 @@ def _photograph(rng: np.random.Generator, canvas: Colours, grid: PixelGrid) -> R
     exposed = canvas * (1 + fall[..., None]) + grain[..., None]
     image: RGBImage = np.clip(exposed, 0, 255).astype(np.uint8)
     return image
+
+
+def _draw_cracks(rng: np.random.Generator, size: Size) -> tuple[RGBImage, Mask]:
+    """Draw a pavement, then cracks a little darker than it is, then light and grain over both."""
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+    grid = PixelGrid(x, y, min(size))
+    tone = rng.uniform(95, 165) + rng.normal(0, 5, size=3).astype(np.float32)
+    stains = 7 * _clouds(rng, size, 4) + 4 * _clouds(rng, size, 12)
+    stones = cv2.GaussianBlur(rng.normal(0, 1, size).astype(np.float32), (0, 0), 0.8)
+    grains = stains + np.float32(rng.uniform(14, 22)) * stones
+    canvas = tone.astype(np.float32) + grains[..., None]
+    canvas = _scratches(rng, canvas, grid)
+
+    mask: Mask = np.zeros(size, dtype=np.bool_)
+    for _ in range(0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, 4))):
+        start = rng.uniform((0, 0), (size[1], size[0]))
+        inwards = np.array([size[1] / 2, size[0] / 2]) - start
+        heading = float(np.arctan2(inwards[1], inwards[0])) + rng.normal(0, 0.4)
+        width = rng.uniform(1.5, WIDEST_CRACK + 0.5)
+        _crack(rng, mask, start, heading, grid.short * rng.uniform(0.5, 1.2), width, branches=2)
+    depth = np.float32(rng.uniform(16, 30)) * np.clip(1 + 0.3 * _clouds(rng, size, 6), 0.4, 1.3)
+    shade = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.5) * depth
+    return _photograph(rng, canvas - shade[..., None], grid), mask
+
+
+def _scratches(rng: np.random.Generator, canvas: Colours, grid: PixelGrid) -> Colours:
+    """Lay short straight strokes and wide soft bands over a pavement: lines that are no cracks."""
+    strokes: Plane = np.zeros(grid.x.shape, dtype=np.float32)
+    for _ in range(rng.integers(3, 9)):
+        start = rng.uniform((0, 0), grid.x.shape[::-1])
+        reach = grid.short * rng.uniform(0.03, 0.1) * _unit(rng.uniform(0, 2 * np.pi, size=1))[0]
+        ends = _fixed_point(np.stack([start, start + reach]))
+        tone = float(rng.choice([-1, 1]) * rng.uniform(14, 26))
+        cv2.polylines(strokes, [ends], False, tone, int(rng.integers(1, 4)), shift=SUBPIXEL_BITS)
+    band = _along(grid, rng.uniform(0, np.pi)) - np.float32(rng.uniform(-0.4, 0.4))
+    trace = np.exp(-((band / np.float32(rng.uniform(0.04, 0.1))) ** 2))
+    laid: Colours = canvas + cv2.GaussianBlur(strokes, (0, 0), 0.5)[..., None]
+    return laid - np.float32(rng.uniform(0, 16)) * trace[..., None]
+
+
+def _crack(
+    rng: np.random.Generator,
+    mask: Mask,
+    start: npt.NDArray[np.float64],
+    heading: float,
+    length: float,
+    width: float,
+    *,
+    branches: int,
+) -> None:
+    """Mark a random walk in a mask, and the thinner walks that leave it.
+
+    Args:
+        rng: Where it goes.
+        mask: Marked in place; what runs out of it is not seen.
+        start: (x, y) in pixels.
+        heading: Where to at first, in radians.
+        length: In pixels.
+        width: In pixels, about; nowhere outside of 1 to WIDEST_CRACK.
+        branches: How many times more a branch may have branches.
+    """
+    steps = max(2, round(length / 4))
+    turns = rng.normal(0, 0.45, size=steps)
+    # drawn back to where it was heading, or it would curl up
+    headings = heading + np.convolve(turns, 0.8 ** np.arange(6))[:steps]
+    corners = np.vstack([start, start + 4 * np.cumsum(_unit(headings), axis=0)])
+    places = np.arange(0, steps, 0.1)  # closer than half a pixel: no gap
+    path = np.stack([np.interp(places, np.arange(steps + 1), side) for side in corners.T], axis=1)
+    wobble = np.interp(places, np.arange(steps), rng.normal(0, 0.4, size=steps))
+    widths = np.clip(np.round(width + wobble - 0.8 * places / steps), 1, WIDEST_CRACK)
+    for brush in range(1, WIDEST_CRACK + 1):
+        _dab(mask, path[widths == brush], brush)
+    for at in range(2, steps - 1):
+        if branches and rng.random() < 0.06:
+            away = headings[at] + rng.choice([-1, 1]) * rng.uniform(0.5, 1.2)
+            rest = length * (1 - at / steps) * rng.uniform(0.4, 0.9)
+            _crack(rng, mask, corners[at], away, rest, width - 1, branches=branches - 1)
+
+
+def _dab(mask: Mask, path: npt.NDArray[np.float64], brush: int) -> None:
+    """Mark a round dab of so many pixels across at each point of a path."""
+    middle = (brush - 1) / 2
+    corner = np.round(path - middle).astype(np.int64)
+    for row in range(brush):
+        for column in range(brush):
+            if (row - middle) ** 2 + (column - middle) ** 2 <= brush**2 / 4:
+                x, y = corner.T + np.array([[column], [row]])
+                seen = (x >= 0) & (y >= 0) & (x < mask.shape[1]) & (y < mask.shape[0])
+                mask[y[seen], x[seen]] = True
 
 
 def _along(grid: PixelGrid, angle: float) -> Plane:
