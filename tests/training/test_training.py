@@ -262,7 +262,7 @@ def test_a_loss_of_forms_trains_beside_another_and_is_refused_alone(
 ) -> None:
     both = {f"loss.{name}": 0.5, "loss.bce": 0.0}
     result = train_own(load_run(flags={**TINY, **both}), tmp_path / "run")
-    assert np.isfinite(history(result)[0][f"train/{name}"])
+    assert np.isfinite(history(result)[0][f"train/{name}_loss"])
     with pytest.raises(ConfigError, match=f"{name} alone"):
         train_own(load_run(flags={**TINY, **both, "loss.dice": 0.0}), tmp_path / "alone")
     assert not (tmp_path / "alone").exists()
