@@ -403,8 +403,9 @@ def _scratches(rng: np.random.Generator, canvas: Colours, grid: PixelGrid) -> Co
         cv2.polylines(strokes, [ends], False, tone, int(rng.integers(1, 4)), shift=SUBPIXEL_BITS)
     band = _along(grid, rng.uniform(0, np.pi)) - np.float32(rng.uniform(-0.4, 0.4))
     trace = np.exp(-((band / np.float32(rng.uniform(0.04, 0.1))) ** 2))
-    laid: Colours = canvas + cv2.GaussianBlur(strokes, (0, 0), 0.5)[..., None]
-    return laid - np.float32(rng.uniform(0, 16)) * trace[..., None]
+    shade = cv2.GaussianBlur(strokes, (0, 0), 0.5) - np.float32(rng.uniform(0, 16)) * trace
+    laid: Colours = canvas + shade[..., None]
+    return laid
 
 
 def _crack(
