@@ -332,7 +332,7 @@ def shrink_demo(monkeypatch: pytest.MonkeyPatch) -> None:
         beside = tuple(word for word in show.settings if word.startswith("loss."))
         parts = {"train": 8, "val": 2, "test": 6}
         tiny = demo_command.Show(parts, 24, 16, 1, (*TINY, *beside))
-        monkeypatch.setitem(demo_command.SHOWS, kind, tiny)  # type: ignore[arg-type]
+        monkeypatch.setitem(demo_command.SHOWS, kind, tiny)
 
 
 def test_the_demo_goes_the_whole_way(
