@@ -186,7 +186,7 @@ def make_ensemble(
     decided = {
         "postprocessing": choice.postprocessing,
         "choices": (reason, *unknown, *choice.reasons),
-        "scores": {"dice": choice.dice, "iou": choice.iou, "plain_dice": choice.plain_dice},
+        "scores": choice.scores(),
     }
     card = card.model_copy(update=decided)
     save_checkpoint(out, Checkpoint(card, states))

@@ -2,31 +2,36 @@
 
 Two passes over the images, which are predicted once where there is room to keep what came of it.
 The first fits the calibration and the threshold; the second tries the Dice-optimal threshold of
-each image and rules for components and holes, and keeps them only where they help beyond noise.
+each image and rules for components and holes. Each is measured on images that it was not chosen
+on, and taken only where it helps there by more than noise: a network's own probabilities, cut at
+0.5, stand until then.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from notan.data.survey import several_objects_fraction
 from notan.metrics.counts import Counts
-from notan.metrics.statistics import CONFIDENCE, compare_paired
-from notan.modelfile.postprocess import Postprocessing, expected_dice_of_each, logit
+from notan.metrics.statistics import CONFIDENCE
+from notan.modelfile.postprocess import Postprocessing, expected_dice_of_each, logit, sigmoid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
 
     from notan.data.samples import Sample, Source
     from notan.prediction.predictor import Predictor
     from notan.types import Probability
+
+    Real = npt.NDArray[np.float64]
+    Rows = npt.NDArray[np.bool_]
 
 PLAIN = 0.5
 FEWEST = 5
@@ -35,18 +40,25 @@ FEWEST = 5
 FEWEST_TO_TRY = 10
 """Images without which nothing but calibration and threshold is tried."""
 
-LEVELS = 4096
-THRESHOLDS = np.arange(5, 96) / 100
-AS_GOOD = 0.001
-"""Thresholds that score so close to the best are one plateau; its middle is taken."""
+FOLDS = 10
+"""Parts that are left out in turn; up to as many images, each is one of its own."""
+
+STEP, LARGEST = 1 / 16, 16.0
+"""Width of the bins of logits, and where they end: a probability in float32 goes no further."""
+
+LOGITS = np.arange(-LARGEST, LARGEST, STEP)
+"""Where the bins begin; a threshold that is one of them cuts exactly."""
+
+THRESHOLDS = slice(int((LARGEST - 4.5) / STEP), int((LARGEST + 4.5) / STEP) + 1)
+"""The bins that may be chosen to cut at: probabilities of 0.011 to 0.989, the plain one inside."""
+
+UNCUT = int(4.5 / STEP)
+"""The plain threshold among them."""
 
 MOST_KEPT = 256 * 2**20
 """Bytes of images, masks and maps that are kept for the second pass."""
 
-PIXELS = 2000
-"""Of each image, drawn at random, to fit the calibration on."""
-
-TEMPERATURES, BIASES = (0.25, 8.0), (-5.0, 5.0)
+SCALES, BIASES = (1 / 8, 4.0), (-5.0, 5.0)
 """Bounds, for a network that validation finds no fault with would otherwise become certain."""
 
 OFTEN = 0.1
@@ -70,13 +82,15 @@ COMPONENT_RULES: tuple[dict[str, float | bool], ...] = (
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and what it is worth on the images that it was chosen on.
+    """What was chosen, and what it is worth.
 
     Attributes:
         postprocessing: The rule.
         dice: Mean with the rule; flattering, because it was chosen on these images.
         iou: Likewise.
         plain_dice: Mean with a threshold of 0.5 and nothing else.
+        held_out_dice: ``plain_dice``, and what each part of the rule gained on images that were
+            left out when it was chosen: what to expect of the rule.
         reasons: One line for each part: what was tried, what was kept and why.
     """
 
@@ -84,7 +98,13 @@ class Choice:
     dice: float
     iou: float
     plain_dice: float
+    held_out_dice: float
     reasons: tuple[str, ...]
+
+    def scores(self) -> dict[str, float]:
+        """Return the scores as a card keeps them."""
+        names = ("dice", "iou", "plain_dice", "held_out_dice")
+        return {name: getattr(self, name) for name in names}
 
 
 def choose_postprocessing(
@@ -106,10 +126,10 @@ def choose_postprocessing(
         batch_size: Images to predict at once.
         between: Called between images; what it raises ends the choice.
 
-    Source: temperature and bias by maximum likelihood, Platt 1999; the Dice-optimal threshold, Dai
-        and Li 2023, arXiv:2206.13086. What is tried beyond one threshold is kept only where the
-        bootstrap interval of its gain lies above 0, widened by Bonferroni's correction for the
-        number of things tried.
+    Source: temperature and bias by maximum likelihood, Platt 1999, shrunk by Takeuchi's criterion;
+        the threshold by the rule of one standard error, Breiman, Friedman, Olshen and Stone 1984;
+        the Dice-optimal threshold, Dai and Li 2023, arXiv:2206.13086. An image counts as one
+        observation, however many pixels it has: those are not independent of each other.
     """
     plain = predictor.with_postprocessing(Postprocessing())
 
@@ -122,7 +142,7 @@ def choose_postprocessing(
     for sample, probability in _counted(predictions(), len(source)):
         pixels.see(sample, probability)
         kept.add(sample, probability)
-    postprocessing, reasons = pixels.choose()
+    postprocessing, reasons, gained = pixels.choose()
     few = len(source) < FEWEST_TO_TRY
     several = 0.0 if few else several_objects_fraction(training or source)
     rules = _Rules(postprocessing, several_objects=several)
@@ -135,15 +155,18 @@ def choose_postprocessing(
         reasons.append(f"{len(source)} images are too few to try other postprocessing")
     else:
         reasons.extend(rules.choose())
+        gained += rules.gained
     chosen = rules.chosen
     counts, expected = rules.counts[chosen], rules.expected[chosen]
     unsure = round(float(np.quantile(expected, UNSURE_FRACTION)), 4)
     unsure_below = unsure if pixels.hold_both_classes else None
+    plain_dice = fmean(pixels.dice()[:, UNCUT].tolist())
     return Choice(
         chosen.model_copy(update={"review_below": unsure_below}),
         dice=fmean(count.dice for count in counts),
         iou=fmean(count.iou for count in counts),
-        plain_dice=pixels.mean_dice(PLAIN),
+        plain_dice=plain_dice,
+        held_out_dice=plain_dice + gained,
         reasons=tuple(reasons),
     )
 
@@ -175,84 +198,204 @@ class _Kept:
             self.pairs.clear()
 
 
+Setting = TypeVar("Setting")
+
+
+class _Judged(NamedTuple, Generic[Setting]):
+    """A choice, and what it is worth on images that were left out of it.
+
+    Attributes:
+        setting: Chosen on all images.
+        gain: Mean over images, each by what others chose.
+        noise: Half the interval that the gain has by Student's distribution of the images.
+        taken: Whether the gain exceeds it, and the setting is better on the images that chose it.
+    """
+
+    setting: Setting
+    gain: float
+    noise: float
+    taken: bool
+
+    def in_words(self, what: str, measure: str, setting: str) -> str:
+        """Say what was tried, whether it was taken, and what it is worth."""
+        taken = "taken" if self.taken else "not taken"
+        worth = f"{self.gain:+.4f} ± {self.noise:.4f}"
+        return f"{what}: {taken}, {measure} {worth} on images left out ({setting})"
+
+
+def _judge(
+    number: int, choose: Callable[[Rows], Setting], gains: Callable[[Setting], Real]
+) -> _Judged[Setting]:
+    """Choose a setting, and say whether it is better than what stands by more than noise.
+
+    Args:
+        number: Of images.
+        choose: Chooses by some of them, all that is to be chosen: what it gains is measured on
+            the others.
+        gains: What a setting gains on each image, over the choice that stands.
+    """
+    from scipy.special import stdtrit  # Student's quantile, in a tenth of SciPy's statistics
+
+    folds = np.arange(number) % FOLDS
+    left_out = np.empty(number)
+    for fold in range(min(FOLDS, number)):
+        out = folds == fold
+        left_out[out] = gains(choose(~out))[out]
+    gain = float(left_out.mean())
+    noise = float(stdtrit(number - 1, (1 + CONFIDENCE) / 2) * _standard_error(left_out))
+    setting = choose(np.ones(number, np.bool_))
+    return _Judged(setting, gain, noise, gain > noise and float(gains(setting).mean()) > 0)
+
+
+def _standard_error(values: Real) -> Real:
+    """Return that of the means over the first axis, which are of images."""
+    error: Real = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    return error
+
+
 class _Pixels:
-    """Every image's histogram of the network's own probabilities, and some of its pixels."""
+    """How many background and foreground pixels of each image have which logit."""
 
     def __init__(self) -> None:
-        self.tables: list[npt.NDArray[np.int64]] = []
-        self.logits: list[npt.NDArray[np.float64]] = []
-        self.foreground: list[npt.NDArray[np.bool_]] = []
+        self.counts: list[npt.NDArray[np.int64]] = []
 
     def see(self, sample: Sample, probability: Probability) -> None:
         counted = np.ones(sample.size, np.bool_) if sample.ignore is None else ~sample.ignore
-        chance, foreground = probability[counted], sample.mask[counted]
-        levels = np.minimum((chance * np.float32(LEVELS)).astype(np.int64), LEVELS - 1)
-        both = np.bincount(levels + LEVELS * foreground, minlength=2 * LEVELS).reshape(2, LEVELS)
-        # how many pixels of background and of foreground would be called foreground from each
-        # level up
-        self.tables.append(both[:, ::-1].cumsum(axis=1)[:, ::-1])
-        some = np.random.default_rng(len(self.tables)).integers(0, chance.size, PIXELS)
-        if chance.size:
-            self.logits.append(logit(chance[some]).astype(np.float64))
-            self.foreground.append(foreground[some])
+        logits, foreground = logit(probability[counted]), sample.mask[counted]
+        bins = np.floor((logits + np.float32(LARGEST)) / np.float32(STEP)).astype(np.int64)
+        bins = np.clip(bins, 0, len(LOGITS) - 1) + len(LOGITS) * foreground
+        both = np.bincount(bins, minlength=2 * len(LOGITS))
+        self.counts.append(both.reshape(2, len(LOGITS)))
 
-    def choose(self) -> tuple[Postprocessing, list[str]]:
-        """Return the calibration and the threshold, and what they do."""
-        if len(self.tables) < FEWEST:
-            few = f"{len(self.tables)} validation images are too few to choose on"
-            return Postprocessing(), [f"{few}: threshold {PLAIN:g}"]
+    def choose(self) -> tuple[Postprocessing, list[str], float]:
+        """Return the calibration and the threshold, what they do, and the mean Dice they gain."""
+        number = len(self.counts)
+        if number < FEWEST:
+            few = f"{number} validation images are too few to choose on"
+            return Postprocessing(), [f"{few}: threshold {PLAIN:g}"], 0.0
         if not self.hold_both_classes:
-            return Postprocessing(), ["no calibration: the validation masks hold one class only"]
-        temperature, bias, why = self.calibration()
-        threshold, dice = self.threshold(temperature, bias)
-        gain = f"mean Dice {self.mean_dice(PLAIN):.4f} -> {dice:.4f}"
-        postprocessing = Postprocessing(temperature=temperature, bias=bias, threshold=threshold)
-        return postprocessing, [why, f"threshold {threshold:g}: {gain}"]
+            one = "no calibration: the validation masks hold one class only"
+            return Postprocessing(), [one], 0.0
+        likelihood, dice = _Likelihood(np.stack(self.counts)), self.dice()
+        calibration = _judge(number, likelihood.fit, likelihood.gains)
+        scale, bias = calibration.setting
+        fitted = Postprocessing(temperature=round(1 / scale, 3), bias=round(bias, 3))
+        moved = float(fitted.calibrate(_probability(UNCUT))[0])
+        words = f"temperature {fitted.temperature:g}, bias {fitted.bias:g}; 0.5 becomes {moved:.2f}"
+        measure = "mean log-likelihood of a pixel"
+        reasons = [calibration.in_words("calibration", measure, words)]
+        cut = _judge(number, lambda rows: _cut(dice[rows]), lambda at: dice[:, at] - dice[:, UNCUT])
+        own = _probability(cut.setting)
+        words = f"where the network's own probability is {float(own[0]):.2f}"
+        reasons.append(cut.in_words("threshold", "mean Dice", words))
+        chosen = fitted if calibration.taken else Postprocessing()
+        # calibration moves no pixel to the other class: what is cut at moves with it
+        at = chosen.calibrate(own if cut.taken else _probability(UNCUT))
+        chosen = chosen.model_copy(update={"threshold": float(at[0])})
+        return chosen, reasons, cut.gain if cut.taken else 0.0
 
     @property
     def hold_both_classes(self) -> bool:
         """Whether there is any pixel of each class, those aside that do not count."""
-        return bool(np.sum([table[:, 0] for table in self.tables], axis=0).all())
+        return bool(np.sum(self.counts, axis=(0, 2)).all())
 
-    def mean_dice(self, threshold: float) -> float:
-        """Return the mean Dice at a threshold of the network's own probability."""
-        level = min(round(threshold * LEVELS), LEVELS - 1)
-        return fmean(_dice(table, level) for table in self.tables)
+    def dice(self) -> Real:
+        """Return the Dice of each image, cut at each of ``THRESHOLDS``: (images, thresholds)."""
+        called = np.stack(self.counts)[:, :, ::-1].cumsum(axis=2)[:, :, ::-1]
+        whole = called[:, :, THRESHOLDS].sum(axis=1) + called[:, 1, :1]
+        shared: Real = 2 * called[:, 1, THRESHOLDS] / np.maximum(whole, 1)
+        return np.where(whole, shared, 1.0)
 
-    def threshold(self, temperature: float, bias: float) -> tuple[float, float]:
-        """Return the best threshold of the calibrated probability, and its mean Dice."""
-        own = 1 / (1 + np.exp(-temperature * (np.log(THRESHOLDS / (1 - THRESHOLDS)) - bias)))
-        dice = np.array([self.mean_dice(float(threshold)) for threshold in own])
-        as_good = THRESHOLDS[dice >= dice.max() - AS_GOOD]
-        chosen = round(float(np.median(as_good)), 2)
-        return chosen, float(dice[np.argmin(np.abs(THRESHOLDS - chosen))])
 
-    def calibration(self) -> tuple[float, float, str]:
-        """Return the temperature and the bias that make the pixels likeliest, and what they do."""
+def _probability(cut: int) -> Probability:
+    """Return the network's own probability at one of ``THRESHOLDS``, as an array of one."""
+    return sigmoid(LOGITS[THRESHOLDS][cut : cut + 1].astype(np.float32))
+
+
+def _cut(dice: Real) -> int:
+    """Return the threshold, an index, to cut at by the Dice of some images.
+
+    The best one of a few images lies where their noise has put it. Taken is the nearest to the
+    plain one that is worse than the best by no more than a standard error, and better than the
+    plain one itself.
+    """
+    mean = dice.mean(axis=0)
+    worse = dice[:, [int(np.argmax(mean))]] - dice
+    as_good = worse.mean(axis=0) <= _standard_error(worse)
+    allowed = np.flatnonzero(as_good & (mean >= mean[UNCUT]))
+    return int(allowed[np.argmin(np.abs(allowed - UNCUT))])
+
+
+class _Likelihood:
+    """How likely a scale of the logits and a bias make the truth of the pixels of each image."""
+
+    def __init__(self, counts: npt.NDArray[np.int64]) -> None:
+        pixels = counts.sum(axis=(1, 2), keepdims=True)
+        self.shares = counts / np.maximum(pixels, 1)  # an image counts once, whatever its size
+        middle = LOGITS + STEP / 2
+        self.inputs = np.stack([middle, np.ones_like(middle)])
+
+    def cross_entropy(self, setting: tuple[float, float]) -> Real:
+        """Return the mean of each image's pixels, in nats."""
+        scaled = np.asarray(setting) @ self.inputs
+        background, foreground = np.logaddexp(0, scaled), np.logaddexp(0, -scaled)
+        of_each: Real = self.shares[:, 0] @ background + self.shares[:, 1] @ foreground
+        return of_each
+
+    def gains(self, setting: tuple[float, float]) -> Real:
+        """Return by how much each image's cross-entropy is smaller than without calibration."""
+        return self.cross_entropy((1.0, 0.0)) - self.cross_entropy(setting)
+
+    def fit(self, rows: Rows) -> tuple[float, float]:
+        """Return the scale and the bias by some images, shrunk towards 1 and 0.
+
+        The likeliest setting owes a part of its gain to chance: by Takeuchi's criterion, with
+        images as the observations, so much is to be expected. By that share the way from no
+        calibration to the likeliest one is shortened, to nothing where chance explains the whole
+        gain. The cross-entropy is convex, so that any part of the way is better than none.
+
+        Source: Takeuchi 1976, as in Stone 1977, "An Asymptotic Equivalence of Choice of Model by
+            Cross-Validation and Akaike's Criterion"; the shrinkage is James and Stein's, 1961.
+        """
         from scipy.optimize import minimize
+        from scipy.special import expit
 
-        logits, foreground = np.concatenate(self.logits), np.concatenate(self.foreground)
+        shares = self.shares[rows]
+        background, foreground = shares.mean(axis=0)
 
-        def cross_entropy(settings: Sequence[float]) -> float:
-            scaled = logits * np.exp(-settings[0]) + settings[1]
-            return float(np.mean(np.logaddexp(0, np.where(foreground, -scaled, scaled))))
+        def objective(setting: Real) -> tuple[float, Real]:
+            scaled = setting @ self.inputs
+            losses = background @ np.logaddexp(0, scaled) + foreground @ np.logaddexp(0, -scaled)
+            chance = expit(scaled)
+            slope = self.inputs @ (background * chance - foreground * (1 - chance))
+            return float(losses), slope
 
-        bounds = ((np.log(TEMPERATURES[0]), np.log(TEMPERATURES[1])), BIASES)
-        found = minimize(cross_entropy, (0.0, 0.0), bounds=bounds, method="L-BFGS-B").x
-        temperature, bias = round(float(np.exp(found[0])), 3), round(float(found[1]), 3)
-        return (
-            temperature,
-            bias,
-            f"temperature {temperature:g}, bias {bias:g}: mean cross-entropy of a pixel "
-            f"{cross_entropy((0.0, 0.0)):.4f} -> {cross_entropy(found):.4f} nats",
-        )
+        plain = np.array([1.0, 0.0])
+        found = minimize(objective, plain, jac=True, bounds=(SCALES, BIASES), method="L-BFGS-B").x
+        chance = expit(found @ self.inputs)
+        slopes = (shares[:, 0] * chance - shares[:, 1] * (1 - chance)) @ self.inputs.T
+        curve = (self.inputs * (background + foreground) * chance * (1 - chance)) @ self.inputs.T
+        spread = np.cov(slopes, rowvar=False) / len(shares)
+        by_chance = float(np.trace(np.linalg.pinv(curve) @ spread))
+        gain = 2 * (objective(plain)[0] - objective(found)[0])
+        kept = max(0.0, 1 - by_chance / gain) if gain > 0 else 0.0
+        scale, bias = plain + kept * (found - plain)
+        return float(scale), float(bias)
 
 
 class _Rules:
-    """What every rule for thresholds and for components scores on each image."""
+    """What every rule for thresholds and for components scores on each image.
+
+    Attributes:
+        chosen: The rule that stands.
+        gained: Mean Dice that it has gained since the first one, on images left out.
+        counts: Of each rule, of each image.
+        expected: Dice that each rule's mask of each image is expected to have.
+    """
 
     def __init__(self, postprocessing: Postprocessing, *, several_objects: float) -> None:
         self.chosen = postprocessing
+        self.gained = 0.0
         self.several_objects = several_objects
         self.optimal = postprocessing.model_copy(update={"threshold_rule": "dice"})
         self.counts: dict[Postprocessing, list[Counts]] = {
@@ -285,30 +428,22 @@ class _Rules:
         yield self._try([self.optimal], "the Dice-optimal threshold")
         threshold_rule = self.chosen.threshold_rule
         others = [rule for rule in self.counts if rule.threshold_rule == threshold_rule]
-        others.remove(self.chosen)
         if self.several_objects >= OFTEN:
             share = f"{self.several_objects:.0%} of the training masks hold several objects"
             yield f"largest component only: not tried, {share}"
         yield self._try(others, "components and holes")
 
-    def _try(self, rules: Sequence[Postprocessing], what: str) -> str:
+    def _try(self, rules: list[Postprocessing], what: str) -> str:
         """Take the best of some rules if it is better than what is chosen, beyond noise."""
-        best = max(rules, key=lambda rule: fmean(self._dice(rule)))
-        confidence = 1 - (1 - CONFIDENCE) / len(rules)
-        now, then = self._dice(self.chosen), self._dice(best)
-        gain = compare_paired(now, then, confidence=confidence).difference
-        text = f"mean Dice {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-        if not gain.low > 0:
-            return f"{what}: not taken, {text} at best ({best.in_words()})"
-        self.chosen = best
-        return f"{what}: taken, {text} ({best.in_words()})"
-
-    def _dice(self, rule: Postprocessing) -> list[float]:
-        return [count.dice for count in self.counts[rule]]
-
-
-def _dice(table: npt.NDArray[np.int64], level: int) -> float:
-    """Return the Dice of calling foreground what is at a level or above."""
-    false, true = (int(part[level]) for part in table)
-    background, foreground = (int(part[0]) for part in table)
-    return Counts(true, false, foreground - true, background - false).dice
+        dice = np.array([[count.dice for count in self.counts[rule]] for rule in rules])
+        now = np.array([count.dice for count in self.counts[self.chosen]])
+        judged = _judge(
+            len(now),
+            lambda rows: int(np.argmax(dice[:, rows].mean(axis=1))),
+            lambda rule: dice[rule] - now,
+        )
+        best = rules[judged.setting]
+        if judged.taken:
+            self.chosen = best
+            self.gained += judged.gain
+        return judged.in_words(what, "mean Dice", best.in_words())

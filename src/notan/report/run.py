@@ -323,6 +323,7 @@ def _verdict(report: Report) -> str:
 METRICS = {
     "dice": ("Dice", "overlap: twice the shared foreground over the sum of both"),
     "plain_dice": ("Dice at threshold 0.5", "before validation chose how to cut"),
+    "held_out_dice": ("Dice held out", "each image cut as the others chose: what to expect"),
     "iou": ("IoU", "overlap: the shared foreground over the joint one"),
     "precision": ("Precision", "the share of the predicted foreground that is right"),
     "recall": ("Recall", "the share of the true foreground that is found"),

@@ -66,8 +66,11 @@ def decide(path: Path, setup: TrainingSetup, between: Callable[[], None]) -> Cho
         batch_size=setup.run.train.batch_size,
         between=between,
     )
-    scores = {"dice": choice.dice, "iou": choice.iou, "plain_dice": choice.plain_dice}
-    told = {"postprocessing": choice.postprocessing, "choices": choice.reasons, "scores": scores}
+    told = {
+        "postprocessing": choice.postprocessing,
+        "choices": choice.reasons,
+        "scores": choice.scores(),
+    }
     card = checkpoint.card.model_copy(update=told)
     save_checkpoint(path, Checkpoint(card, checkpoint.weights))
     for reason in choice.reasons:
