@@ -102,7 +102,6 @@ def test_any_encoder_with_installed_weights_that_was_asked_for_begins_with_them(
     assert reason(choice, "model.encoder") == AS_ASKED
     for setting in ("train.pretrained", "train.learning_rate", "train.encoder_lr_multiplier"):
         assert choice.settings[setting] == usual[setting]
-    assert load_run(flags=choice.settings).train.layer_lr_decay == usual["train.layer_lr_decay"]
 
 
 def test_an_encoder_that_was_asked_for_without_its_weights_says_what_is_missing() -> None:
@@ -131,7 +130,7 @@ def test_weights_of_ones_own_stand_in_place_of_the_published_ones() -> None:
     settings = decide(asked={"train.encoder_weights": Path("mine.safetensors")})
     assert settings["model.encoder"] == "efficientnet_lite0"
     assert "train.pretrained" not in settings
-    assert settings["train.freeze_epochs"] == 3
+    assert settings["train.encoder_lr_multiplier"] < 1
 
 
 def test_what_was_asked_for_stands_and_says_so() -> None:
@@ -205,29 +204,6 @@ def test_a_budget_and_not_the_epochs_ends_the_training() -> None:
 def test_epochs_that_were_asked_for_stand_beside_a_budget() -> None:
     settings = decide(asked={"train.time_limit_seconds": 600.0, "train.epochs": 2})
     assert settings["train.epochs"] == 2
-    assert "train.freeze_epochs" not in settings  # two are too few to freeze one of them
-
-
-@pytest.mark.parametrize(("epochs", "frozen"), [(3, None), (7, 1), (15, 2), (100, 3)])
-def test_a_pretrained_encoder_stays_as_it_came_for_the_first_epochs(
-    epochs: int, frozen: int | None
-) -> None:
-    settings = decide(asked={"train.epochs": epochs})
-    assert settings.get("train.freeze_epochs") == frozen
-    scratch = replace(MACHINE, published_weights=frozenset())
-    assert "train.freeze_epochs" not in decide(machine=scratch, asked={"train.epochs": epochs})
-
-
-def test_under_a_time_limit_it_stays_so_for_a_share_of_the_time() -> None:
-    asked: dict[str, Any] = {"train.time_limit_seconds": 300.0}
-    settings = decide(asked=asked)
-    assert 0 < settings["train.freeze_fraction"] <= 0.15
-    assert "train.freeze_epochs" not in settings
-    longer = decide(asked={"train.time_limit_seconds": 36000.0})
-    assert longer["train.freeze_fraction"] < settings["train.freeze_fraction"]
-    for other in ({"train.freeze_epochs": 0}, {"train.freeze_fraction": 0.5}):
-        freezing = {name for name in decide(asked={**asked, **other}) if "freeze" in name}
-        assert freezing == {*other}
 
 
 def test_the_average_looks_back_on_a_tenth_of_the_steps_however_many_there_are() -> None:
@@ -284,23 +260,13 @@ def test_of_few_images_more_are_set_aside_to_choose_by() -> None:
     assert "data.validation_fraction" not in decide(training=36, validation=4)
 
 
-def test_the_foreground_weighs_more_than_every_pixel() -> None:
-    run = load_run(flags=decide())
-    assert run.loss.bce < run.loss.dice
-
-
-def test_an_encoder_that_knows_something_learns_more_slowly() -> None:
-    assert decide()["train.encoder_lr_multiplier"] < 1
-    assert decide()["train.layer_lr_decay"] < 1
+def test_an_encoder_that_knows_something_learns_more_slowly_from_the_first_step_on() -> None:
+    settings = decide(asked={"train.time_limit_seconds": 300.0})
+    assert settings["train.encoder_lr_multiplier"] < 1
+    assert not [name for name in settings if "freeze" in name or "frozen" in name]
     untaught = decide(machine=replace(MACHINE, published_weights=frozenset()))
-    assert not {"train.encoder_lr_multiplier", "train.layer_lr_decay"} & {*untaught}
-    assert untaught["train.learning_rate"] < decide()["train.learning_rate"]
-
-
-def test_stages_that_may_be_unknown_are_not_told_apart() -> None:
-    asked = {"model.encoder": "timm:resnet18", "train.pretrained": True}
-    assert decide(asked=asked)["train.encoder_lr_multiplier"] < 1
-    assert "train.layer_lr_decay" not in decide(asked=asked)
+    assert "train.encoder_lr_multiplier" not in untaught
+    assert untaught["train.learning_rate"] < settings["train.learning_rate"]
 
 
 def test_images_without_a_top_are_turned_all_the_way_round() -> None:
@@ -322,7 +288,7 @@ def test_a_slower_machine_gets_smaller_images_in_the_same_time() -> None:
     slow = replace(MACHINE, seconds=lambda *network: 4 * seconds(*network))
     sizes = [decide(machine=each, asked=asked)["preprocess.image_size"] for each in (MACHINE, slow)]
     areas = [height * width for height, width in sizes]
-    assert areas[0] > 2 * areas[1]
+    assert areas[0] > 1.5 * areas[1]
 
 
 @pytest.mark.parametrize(
