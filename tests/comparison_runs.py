@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 TRAINING = Drawn(24, size=(24, 24))
 VALIDATION = Drawn(6, size=(24, 24), first=24)
 LEARNED: dict[str, Any] = {
-    "train__epochs": 8,
-    "train__learning_rate": 0.02,
+    "train__epochs": 16,
+    "train__learning_rate": 0.01,
     "augment__enabled": False,
 }
 """Flags of a training that learns something in little time."""

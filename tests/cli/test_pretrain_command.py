@@ -61,7 +61,7 @@ def test_the_help_says_what_it_is_for_and_names_every_flag(
 @pytest.mark.parametrize(
     ("words", "code", "answer"),
     [
-        (["--encoder", "efficientnet"], 2, "did you mean 'efficientnet_lite0'?"),
+        (["--encoder", "efficientnet_lite"], 2, "did you mean 'efficientnet_lite"),
         (["pretrain.patches=3"], 2, "patches: there is no such setting; did you mean 'patch'?"),
         (["pretrain.patch=200"], 2, "patches of 200 pixels in images of 192: at least two must"),
         (["pretrain.hidden_share=1"], 2, "pretrain.hidden_share: Input should be less than or"),
