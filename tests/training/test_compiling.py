@@ -34,6 +34,7 @@ from runs import (
     crash,
     fate,
     flat,
+    fresh_unet,
     lines_of,
     resume_own,
     tiny,
@@ -243,15 +244,15 @@ def test_replayed_steps_are_the_training(tmp_path: Path, recorded: Recorded) -> 
     assert losses_in(tmp_path / "replayed") == pytest.approx(losses_in(tmp_path / "plain"), 1e-5)
 
 
-def test_what_thaws_is_captured_anew(tmp_path: Path, recorded: Recorded) -> None:
-    run = two_stages(model__name="unet", model__encoder="resnet34", preprocess__image_size=32)
-    run = run.model_copy(
-        update={"train": run.train.model_copy(update={"freeze_epochs": 0, "frozen_stages": 0})}
-    )
-    train_own(run, tmp_path / "replayed")
-    plainly(run, tmp_path / "plain")
-    assert recorded.captures == 1
-    assert losses_in(tmp_path / "replayed") == pytest.approx(losses_in(tmp_path / "plain"), 1e-4)
+@pytest.mark.parametrize("when", [{"train__freeze_epochs": 2}, {"train__freeze_fraction": 0.4}])
+def test_what_thaws_is_captured_anew(
+    tmp_path: Path, recorded: Recorded, when: dict[str, object]
+) -> None:
+    run = two_stages(**{"train__freeze_epochs": 0, **when})
+    train_own(run, tmp_path / "replayed", model=fresh_unet())
+    plainly(run, tmp_path / "plain", model=fresh_unet())
+    assert recorded.captures == 2
+    assert losses_in(tmp_path / "replayed") == pytest.approx(losses_in(tmp_path / "plain"), 1e-5)
 
 
 BAD = (3, 14, 15, 17, 20)
