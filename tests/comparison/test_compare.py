@@ -21,6 +21,7 @@ from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.metrics import Counts
 from notan.prediction.predictor import Predictor
+from notan.runtime import count_cores
 from notan.training import train
 from runs import tiny
 
@@ -266,7 +267,7 @@ def test_an_onnx_model_is_timed_on_as_many_threads_as_its_checkpoint(
         return compiled
 
     monkeypatch.setattr(core_of, "compile_model", watched)
-    for count in (1, 2):
+    for count in (1, 2)[: count_cores()]:  # OpenVINO takes no more than there are
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         comparison = compared(unseen, small_checkpoint, portable)
         assert threads.pop("openvino") == count
