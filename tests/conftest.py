@@ -35,9 +35,9 @@ REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = {
     "model.width": 4,
     "preprocess.image_size": 32,
-    "train.epochs": 2,
+    "train.epochs": 10,
     "train.batch_size": 8,
-    "train.learning_rate": 0.03,
+    "train.learning_rate": 0.02,
     "augment.enabled": False,
     "train.tensorboard": False,
 }

@@ -110,7 +110,7 @@ def test_the_card_says_what_the_model_is_and_where_it_comes_from(
     assert card.postprocessing != Postprocessing()  # validation has chosen
     assert card.postprocessing.review_below is not None
     assert card.choices[-1] == "6 images are too few to try other postprocessing"
-    assert card.epoch in (1, 2)
+    assert 1 <= card.epoch <= small_run.train.epochs
     assert set(card.scores) == {"dice", "iou", "plain_dice", "held_out_dice"}
     assert (card.data.layout, card.data.training_images) == ("folder", 24)
     assert card.data.validation_images == 6
