@@ -18,6 +18,7 @@ from notan.auto.measure import StepTimer
 from notan.config import load_run
 from notan.errors import ConfigError
 from notan.models.build import build_model
+from notan.training import steps
 
 if TYPE_CHECKING:
     from notan.runtime import Precision
@@ -44,7 +45,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock, train_step = Clock(), measure.train_step
+    clock, train_step = Clock(), steps.train_step
 
     def stepping(model: Any, batch: Any, loss: Any, optimization: Any) -> Any:
         clock.now += clock.costs[0] * len(batch.images)

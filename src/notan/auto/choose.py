@@ -194,7 +194,7 @@ def _affordable_scale(case: Case) -> float | None:
     possible = passes_within(case, (USUAL_SIDE, USUAL_SIDE))
     if possible is None:
         return None
-    side = USUAL_SIDE * (possible / WANTED_PASSES) ** 0.25
+    side = USUAL_SIDE * math.sqrt(math.sqrt(possible / WANTED_PASSES))
     return side / math.sqrt(_area(case.images.usual_size))
 
 
