@@ -146,8 +146,12 @@ def test_wide_dense_networks_lie_as_planes_on_a_processor_and_all_others_channel
     assert all(weight.is_contiguous(memory_format=layout) for weight in told)
 
 
-def test_what_is_no_network_of_convolutions_is_laid_out_too() -> None:
-    lay_out(nn.Linear(3, 1), Precision(torch.device("cpu"), torch.float32, ""))
+def test_what_is_no_network_of_convolutions_stays_as_it_is() -> None:
+    network = nn.Linear(3, 1)
+    before = network.weight.detach().clone()
+    lay_out(network, Precision(torch.device("cpu"), torch.float32, ""))
+    assert torch.equal(network.weight, before)
+    assert network.weight.is_contiguous()
 
 
 @pytest.mark.parametrize("last", [True, False])
