@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 from notan.config import Run, load_run, seconds_of
 from notan.errors import ConfigError, explaining_extras
+from notan.modelfile.card import with_model_of_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -187,6 +188,8 @@ def _settings(
             raise ConfigError(f"{also}: a Run has all settings; change it, or give a folder")
         return data, None
     flags = {"data.path": Path(data), **flags}
+    if recipe is None:
+        flags = dict(with_model_of_weights(flags, overrides))
     if not auto:
         path = None if recipe is None else Path(recipe)
         return load_run(path, flags=flags, overrides=overrides), None

@@ -37,7 +37,7 @@ READING = "trimap-border foreground ignore mask-channel masks exif-orientation"
 FLAGS = {
     "train": "data-path time-limit auto model model-class encoder pretrained image-size "
     "keep-aspect-ratio epochs batch-size learning-rate device out profile resume unlabelled "
-    f"encoder-weights {READING} "
+    f"encoder-weights weights {READING} "
     "freeze-epochs teacher group-by patience seed deterministic detect-anomaly recipe "
     "write-recipe overwrite allow-changes",
     "pretrain": "data-path out overwrite resume encoder pretrained encoder-weights epochs "

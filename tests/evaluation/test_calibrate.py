@@ -190,6 +190,40 @@ def test_nothing_is_taken_that_does_not_help_beyond_noise() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("images", "true_hole", "helpful", "filled"),
+    [
+        (FEWEST_TO_TRY, False, True, True),
+        (FEWEST_TO_TRY, True, True, False),
+        (FEWEST_TO_TRY, False, False, False),
+        (FEWEST_TO_TRY - 1, False, True, False),
+    ],
+)
+def test_holes_that_no_true_mask_has_are_filled_where_it_costs_nothing(
+    images: int, *, true_hole: bool, helpful: bool, filled: bool
+) -> None:
+    logits, masks = [], []
+    for number in range(images):
+        mask = np.zeros((SIDE, SIDE), np.bool_)
+        mask[6:40, 6 : 30 + number] = True
+        seen = mask.copy()
+        if not helpful:  # a hook of foreground around background that is none of its own
+            mask[20:22, 6:12] = False
+            seen[20:22, 7:12] = False
+        elif number % 5 == 0:  # in so few that it is no gain beyond noise
+            seen[20, 10] = False
+        if true_hole and number == 3:
+            mask[12, 12] = False
+            seen[12, 12] = False
+        logits.append(np.where(seen, 6.0, -6.0).astype(np.float32))
+        masks.append(mask)
+    choice = choose_postprocessing(PLAIN, Drawn(logits, masks))
+    assert (choice.postprocessing.fill_holes_fraction > 0) is filled
+    said = [reason for reason in choice.reasons if reason.startswith("holes under 1%")]
+    assert bool(said) is (not true_hole and images >= FEWEST_TO_TRY)
+    assert not filled or said[0].endswith(" no validation mask has any; mean Dice +0.0001")
+
+
 def test_few_images_choose_nothing_and_it_is_said() -> None:
     choice = choose_postprocessing(PLAIN, calibrated_images(4, shift=-2.0))
     assert choice.postprocessing == Postprocessing(review_below=choice.postprocessing.review_below)

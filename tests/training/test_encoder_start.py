@@ -10,11 +10,18 @@ import torch
 from needs import WEIGHTS
 from notan.checking.label_errors import plan_search
 from notan.comparison import ensemble, make_ensemble
+from notan.config import load_run
 from notan.data.synthetic import DrawnSource
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.evaluation.evaluate import evaluate
 from notan.io.digest import hash_file
-from notan.modelfile.card import Card, load_checkpoint, read_card, save_checkpoint
+from notan.modelfile.card import (
+    Card,
+    load_checkpoint,
+    read_card,
+    save_checkpoint,
+    with_model_of_weights,
+)
 from notan.models.encoder_weights import PUBLISHED, Published, Web, read_weights, save_encoder
 from notan.models.encoders import build_encoder
 from notan.prediction.predictor import Predictor
@@ -297,3 +304,48 @@ def test_an_ensemble_says_which_members_were_pretrained(
     told = joined.card.pretrained or ""
     assert told.startswith("efficientnet_lite0, leaves without masks")
     assert told.endswith("; a member from scratch")
+
+
+def test_all_of_a_model_is_gone_on_from(trained: Path) -> None:
+    other = DrawnSource(4, size=(16, 16), first=80)
+    parts = prepare(on_lite0(train__weights=trained), training=other, validation=VALIDATION)
+    theirs = load_checkpoint(trained)
+    assert same(dict(parts.model.state_dict()), dict(theirs.weights))
+    card = parts.card(1, {})
+    assert set(TRAINING.hashes()) < set(card.data.training_hashes)
+    assert str(card.pretrained).startswith("UNet, all of it, trained with masks (best.safe")
+    with pytest.raises(DataError, match=r"the model that is begun with .* was trained on 6 of"):
+        prepare(on_lite0(train__weights=trained), training=VALIDATION, validation=TRAINING)
+
+
+def test_the_model_of_another_network_is_refused_with_what_to_give(trained: Path) -> None:
+    wanted = r"go on from it, give model\.encoder=efficientnet_lite0 model\.width="
+    with pytest.raises(CheckpointError, match=wanted):
+        parts_of(tiny(model__name="unet", train__weights=trained))
+    with pytest.raises(CheckpointError, match="these are weights of another network"):
+        parts_of(on_lite0(train__weights=trained), own=OwnParts(model=Own()))
+
+
+def test_weights_of_an_encoder_alone_are_no_model(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="weights without a notan card"):
+        parts_of(on_lite0(train__weights=weights))
+    with pytest.raises(CheckpointError, match="missing"):
+        parts_of(on_lite0(train__weights=tmp_path / "missing.safetensors"))
+
+
+@pytest.mark.parametrize("more", [{"train__pretrained": True}, {"train__encoder_weights": "w"}])
+def test_only_one_start_is_taken(more: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="give one of them"):
+        on_lite0(train__weights="w", **more)
+
+
+def test_the_network_and_its_inputs_are_those_of_the_model(trained: Path) -> None:
+    flags = with_model_of_weights({"train.weights": trained, "preprocess.image_size": 64}, ())
+    run = load_run(flags=flags)
+    card = read_card(trained)
+    assert run.model == card.model
+    assert run.preprocess.image_size == (64, 64)
+    assert (run.preprocess.mean, run.preprocess.std) == (card.preprocess.mean, card.preprocess.std)
+    words = [f"train.weights={trained}"]
+    assert load_run(flags=with_model_of_weights({}, words), overrides=words).model == card.model
+    assert with_model_of_weights({"seed": 3}, ()) == {"seed": 3}

@@ -250,7 +250,7 @@ def encoder(case: Case) -> Iterator[ChosenSetting]:
     wanted = case.settings.get("model.encoder", USUAL_ENCODER)
     if case.get("model.name") not in ON_AN_ENCODER or wanted not in PACKAGED:
         return
-    own_weights = case.get("train.encoder_weights") is not None
+    own_weights = _has_own_weights(case)
     if wanted in case.machine.published_weights:
         yield ChosenSetting(
             "model.encoder", wanted, "small and quick, and its published weights are installed"
@@ -370,7 +370,12 @@ def slow_encoder(case: Case) -> Iterator[ChosenSetting]:
 
 
 def _is_pretrained(case: Case) -> bool:
-    return case.get("train.pretrained") or case.get("train.encoder_weights") is not None
+    return case.get("train.pretrained") or _has_own_weights(case)
+
+
+def _has_own_weights(case: Case) -> bool:
+    settings = ("train.encoder_weights", "train.weights")
+    return any(case.get(setting) is not None for setting in settings)
 
 
 def average(case: Case) -> Iterator[ChosenSetting]:

@@ -371,6 +371,7 @@ def plan_search(
         "log_images": 0,
         "teacher": None,
         "encoder_weights": None,
+        "weights": None,
         "unlabelled": None,
         "time_limit_seconds": None,
     }

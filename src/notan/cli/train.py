@@ -29,6 +29,7 @@ from notan.cli.flags import (
 )
 from notan.config import Pretrain, Pretraining, load_run, load_settings, seconds_of
 from notan.errors import ConfigError
+from notan.modelfile.card import with_model_of_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,6 +99,8 @@ class LearningFlags:
             moving average of the weights says of them is taken for true, after the first steps.
             Copies of validation and test images are left out.
             loss.consistency=1 is its weight.
+        weights: Go on from a model of notan's, such as one that was trained on fewer masks: the
+            network and the size of its images are that model's, unless --recipe brings them.
         encoder_weights: Start the encoder from a file: a .pth of published weights, or a model of
             notan's with the same encoder.
         freeze_epochs: Epochs at the start in which the encoder stays as it came and the rest
@@ -115,6 +118,7 @@ class LearningFlags:
     """
 
     unlabelled: Annotated[Path | None, flag("FOLDER")] = sets("train.unlabelled")
+    weights: Annotated[Path | None, flag("FILE")] = sets("train.weights")
     encoder_weights: Annotated[Path | None, flag("FILE")] = sets("train.encoder_weights")
     freeze_epochs: Annotated[int | None, flag("N", DEFAULT.train.freeze_epochs)] = sets(
         "train.freeze_epochs"
@@ -179,6 +183,8 @@ def train(
     """
     flags = settings_of(main, reading, learning)
     _refuse_mixed(main, recipe)
+    if recipe.recipe is None and main.resume is None:
+        flags = with_model_of_weights(flags, overrides)
     if recipe.write_recipe is not None:
         _write_recipe(recipe.write_recipe, flags, overrides, overwrite=recipe.overwrite)
         return

@@ -305,6 +305,9 @@ class Train(Section):
     encoder_weights: SystemPath | None = None
     """A file that the encoder starts from in place of the published weights: a state dict of
     PyTorch, what ``save_encoder`` wrote, or a checkpoint of notan's with the same encoder."""
+    weights: SystemPath | None = None
+    """A checkpoint of notan's with the same network, whose weights all of it starts from; None: of
+    the encoder at most."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the start in which the encoder is frozen and only the decoder learns."""
     freeze_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -350,6 +353,15 @@ class Train(Section):
         if isinstance(settings, dict) and settings.get("time_limit_seconds") is not None:
             return {"schedule": "cosine", "epochs": UNLIMITED_EPOCHS, **settings}
         return settings
+
+    @model_validator(mode="after")
+    def _has_one_start(self) -> Train:
+        if self.weights and (self.pretrained or self.encoder_weights):
+            raise ValueError(
+                "weights brings the whole network's weights, and pretrained or encoder_weights "
+                "the encoder's: give one of them"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -411,6 +423,7 @@ class PretrainTrain(Train):
             *(
                 "frozen_stages",
                 "freeze_encoder_batchnorm",
+                "weights",
                 "teacher",
                 "unlabelled",
                 "consistency_steps",

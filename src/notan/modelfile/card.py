@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from notan.config import Model, Run, TrimapBorder, first_problem
+from notan.config import Model, Run, TrimapBorder, asked_settings, first_problem
 from notan.config.sections import Fraction, Section
 from notan.errors import CheckpointError
 from notan.io.digest import sha256
@@ -25,7 +25,7 @@ from notan.modelfile.safetensors import hash_weights, read_weights, write_weight
 from notan.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -152,8 +152,8 @@ class Card(Section):
         parameters: Numbers that training changed; None in cards that do not say.
         hardware: What the training ran on, in words.
         precision: The arithmetic of the network and why, in words.
-        pretrained: What the encoder's weights were learned from before this training, in words;
-            None: nothing, it began from scratch.
+        pretrained: What the encoder's weights, or all, were learned from before this training, in
+            words; None: nothing, it began from scratch.
         exported: How an ONNX model was made; None in a checkpoint.
         sha256: Of the weights; in an ONNX model of the whole network.
     """
@@ -224,7 +224,41 @@ class Card(Section):
         return f"pretrained: {self.pretrained}" if self.pretrained else "from scratch"
 
 
-PATHS = ("teacher", "unlabelled", "encoder_weights")
+def with_model_of_weights(
+    flags: Mapping[str, object], overrides: Sequence[str]
+) -> Mapping[str, object]:
+    """Add to flags what the model of ``train.weights`` was made with; what is asked for stands.
+
+    Network, size of images and normalising come from its card, so that nobody has to repeat them.
+
+    Args:
+        flags: As for ``load_run``.
+        overrides: As for ``load_run``.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or no model of notan's.
+        ConfigError: A setting does not exist or fit.
+    """
+    asked = asked_settings(flags=flags, overrides=overrides)
+    path = asked.get("train.weights")
+    if not isinstance(path, Path):
+        return flags
+    card = read_card(path)
+    model, inputs = card.model, card.preprocess
+    found: dict[str, object] = {
+        "preprocess.image_size": inputs.image_size,
+        "preprocess.keep_aspect_ratio": inputs.keep_aspect_ratio,
+        "preprocess.mean": inputs.mean,
+        "preprocess.std": inputs.std,
+        "data.channels": inputs.channels,
+    }
+    if model is not None and model.class_path is None:
+        found |= {f"model.{name}": value for name, value in model.model_dump().items()}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return {**found, **given}
+
+
+PATHS = ("teacher", "unlabelled", "encoder_weights", "weights")
 """Settings under ``train`` that are paths."""
 
 

@@ -39,7 +39,7 @@ from notan.training.build import (
     build_preprocessor,
     lay_out,
 )
-from notan.training.fine_tuning import HASHES, EncoderStart, Freezing, start_encoder
+from notan.training.fine_tuning import HASHES, Freezing, Start, start_encoder
 from notan.training.log import append_line, keep_lines
 from notan.training.loop import Loop
 from notan.training.start import HARMLESS as HARMLESS_IN_TRAINING
@@ -159,7 +159,7 @@ def prepare(settings: Pretrain, *, state: Mapping[str, Any] | None = None) -> Pr
         run = Run(preprocess=size, model=model, train=learning)
         start = start_encoder(network, run, own_model=False)
     else:
-        start = EncoderStart.from_state(state["encoder_start"])
+        start = Start.from_state(state["encoder_start"])
     network = network.to(device)
     avoid_faults(network, device)
     lay_out(network, precision)

@@ -30,10 +30,10 @@ from notan.training.computing import confirm_precision, precision_of_state
 from notan.training.computing import lay_out as lay_out
 from notan.training.fine_tuning import (
     HASHES,
-    EncoderStart,
+    Start,
     build_freezing,
     require_unseen,
-    start_encoder,
+    start_network,
 )
 from notan.training.optim import Schedule, average_weights, build_optimizer
 from notan.training.own import (
@@ -98,7 +98,7 @@ class Setup:
     validation_batches: Batches
     optimization: Optimization
     average: WeightAverage | None = None
-    start: EncoderStart | None = None
+    start: Start | None = None
 
     def describe(self) -> str:
         """Say in a line what will be trained on what, where."""
@@ -282,11 +282,11 @@ def prepare(
 
 def _start_of(
     network: nn.Module, run: Run, state: Mapping[str, Any] | None, *, own_model: bool
-) -> EncoderStart | None:
-    """Give an encoder what it begins with, or say what it began with, where that is in a state."""
+) -> Start | None:
+    """Give a network what it begins with, or say what it began with, where that is in a state."""
     if state is None:
-        return start_encoder(network, run, own_model=own_model)
-    return EncoderStart.from_state(state.get("encoder_start"))
+        return start_network(network, run, own_model=own_model)
+    return Start.from_state(state.get("encoder_start"))
 
 
 def _consistency(
@@ -303,11 +303,11 @@ def _consistency(
 
 
 def _require_unseen(
-    run: Run, start: EncoderStart | None, teacher: Teacher | None, validation: Source
+    run: Run, start: Start | None, teacher: Teacher | None, validation: Source
 ) -> None:
     """Refuse validation images that another model has brought the knowledge of."""
     if start:
-        who = f"the model whose encoder is begun with ({start.words})"
+        who = f"the model that is begun with ({start.words})"
         require_unseen(start.training_hashes, validation, who=who, whose="the new model's")
     if teacher:
         who = f"{run.train.teacher}: the teacher"
@@ -375,7 +375,7 @@ def _data_card(
     training: Source,
     validation: Source,
     unlabelled: UnlabelledImages | None,
-    known: Sequence[EncoderStart | DataCard | None],
+    known: Sequence[Start | DataCard | None],
 ) -> DataCard:
     """Say which images the model will know, those included that it knows through other models."""
     files = unlabelled.files if unlabelled else ()

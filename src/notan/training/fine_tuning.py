@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from notan.errors import CheckpointError, ConfigError, DataError
 from notan.modelfile.card import KEY, load_checkpoint
 from notan.modelfile.preprocess import RGB_CHANNELS
-from notan.models.base import encoder_of
+from notan.models.base import Encoder, encoder_of
 from notan.models.build import name_encoder
 from notan.models.encoder_weights import (
     PUBLISHED,
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
     from notan.config import Preprocess, Run, Train
     from notan.data.samples import Source
-    from notan.modelfile.card import Card
-    from notan.models.base import Encoder
+    from notan.modelfile.card import Card, Checkpoint
 
 logger = logging.getLogger("notan")
 
@@ -50,11 +49,11 @@ without masks."""
 
 
 @dataclass(frozen=True)
-class EncoderStart:
-    """Where an encoder's weights came from; kept in the state, as a resume needs no file again.
+class Start:
+    """Where weights came from; kept in the state, as a resume needs no file again.
 
     Attributes:
-        words: For the card: which encoder, and what its weights were learned from.
+        words: For the card: which encoder or network, and what its weights were learned from.
         training_hashes: Of images that they have learned with their masks.
         validation_hashes: Of images that they were chosen on.
         unlabelled_hashes: Of images that they have learned from without masks.
@@ -66,7 +65,7 @@ class EncoderStart:
     unlabelled_hashes: tuple[str, ...] = ()
 
     @classmethod
-    def from_state(cls, fields: Mapping[str, Any] | None) -> EncoderStart | None:
+    def from_state(cls, fields: Mapping[str, Any] | None) -> Start | None:
         """Read what a state's JSON has kept of one."""
         if fields is None:
             return None
@@ -99,7 +98,7 @@ def require_unseen(
         )
 
 
-def start_encoder(network: nn.Module, run: Run, *, own_model: bool) -> EncoderStart | None:
+def start_encoder(network: nn.Module, run: Run, *, own_model: bool) -> Start | None:
     """Give a network's encoder the weights that a run asks for.
 
     Where both are asked for, ``train.encoder_weights`` takes the place of the published ones.
@@ -136,7 +135,7 @@ def start_encoder(network: nn.Module, run: Run, *, own_model: bool) -> EncoderSt
     return start
 
 
-def _start_published(name: str, encoder: Encoder, run: Run) -> EncoderStart:
+def _start_published(name: str, encoder: Encoder, run: Run) -> Start:
     if not (is_timm(name) or name in PUBLISHED):
         known = " or ".join(sorted(PUBLISHED))
         raise ConfigError(
@@ -149,14 +148,14 @@ def _start_published(name: str, encoder: Encoder, run: Run) -> EncoderStart:
             f"blocks, and this one has model.width={run.model.width} and "
             f"model.residual={run.model.residual}; leave both settings, or leave --pretrained"
         )
-    return EncoderStart(f"{name}, {load_published(name, encoder)}")
+    return Start(f"{name}, {load_published(name, encoder)}")
 
 
 STANDARD = (64, "standard")
 """Width and residual block of the ResNet-34 whose weights were published."""
 
 
-def _start_from_file(path: Path, name: str, encoder: Encoder, settings: Preprocess) -> EncoderStart:
+def _start_from_file(path: Path, name: str, encoder: Encoder, settings: Preprocess) -> Start:
     file = read_weights(path)
     if KEY in file.metadata:
         return _start_from_checkpoint(file, name, encoder, settings)
@@ -168,21 +167,79 @@ def _start_from_file(path: Path, name: str, encoder: Encoder, settings: Preproce
     encoder.load_state_dict(fit_weights(path, file.weights, name, encoder))
     published = PUBLISHED.get(name)
     if published and f"sha256:{file.sha256}".startswith(published.where.known_hash):
-        return EncoderStart(f"{name}, {published.words}")
+        return Start(f"{name}, {published.words}")
     known = {how: hashes for how, hashes in file.images.items() if how in HASHES}
-    return EncoderStart(f"{name}, {file.origin or 'weights'} {_named(file)}", **known)
+    return Start(f"{name}, {file.origin or 'weights'} {_named(file)}", **known)
+
+
+def start_network(network: nn.Module, run: Run, *, own_model: bool) -> Start | None:
+    """Give a network the weights that a run asks for: all of them, or its encoder's.
+
+    Args:
+        network: What ``run.model`` builds, or the user's own.
+        run: ``train.weights``, or what ``start_encoder`` needs.
+        own_model: Whether the network is the user's own.
+
+    Returns:
+        None where the run asks for none.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, no checkpoint, or another network's.
+        ConfigError: As of ``start_encoder``, and MissingExtraError and StorageError.
+    """
+    path = run.train.weights
+    if path is None:
+        return start_encoder(network, run, own_model=own_model)
+    checkpoint = _load_single(path)
+    card = checkpoint.card
+    if card.model is not None and not own_model:
+        ours, theirs = run.model.model_dump(), card.model.model_dump()
+        other = [f"model.{name}={value}" for name, value in theirs.items() if value != ours[name]]
+        if other:
+            raise CheckpointError(
+                f"{path}: the network of this model is another one than this run's; to go on from "
+                f"it, give {' '.join(other)}"
+            )
+    try:
+        network.load_state_dict(dict(checkpoint.weights))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: these are weights of another network ({card.model_class}, "
+            f"{card.preprocess.channels} channels): {' '.join(str(error).split())[:200]}"
+        ) from error
+    _warn_of_other_input(path, card, encoder_of(network) or Encoder, run.preprocess)
+    start = _start_of(card, f"{card.model_class}, all of it", f"({path.name}, {card.sha256[:12]})")
+    logger.info("the network begins with %s", start.words)
+    return start
+
+
+def _load_single(path: Path) -> Checkpoint:
+    """Read a checkpoint of one network."""
+    checkpoint = load_checkpoint(path)
+    if checkpoint.card.members:
+        raise CheckpointError(
+            f"{path}: an ensemble, which has more than one network; give one of its members"
+        )
+    return checkpoint
+
+
+def _start_of(card: Card, what: str, named: str) -> Start:
+    """Say what of a model that notan has trained is begun with, and remember its images."""
+    before = f", before that {card.pretrained}" if card.pretrained else ""
+    return Start(
+        f"{what}, trained with masks {named}{before}",
+        card.data.training_hashes,
+        card.data.validation_hashes,
+        card.data.unlabelled_hashes,
+    )
 
 
 def _start_from_checkpoint(
     file: WeightsFile, name: str, encoder: Encoder, settings: Preprocess
-) -> EncoderStart:
-    """Take the encoder of a model that notan has trained, and remember its images."""
-    path, checkpoint = file.path, load_checkpoint(file.path)
+) -> Start:
+    """Take the encoder of a model that notan has trained."""
+    path, checkpoint = file.path, _load_single(file.path)
     card = checkpoint.card
-    if card.members:
-        raise CheckpointError(
-            f"{path}: an ensemble, which has more than one encoder; give one of its members"
-        )
     theirs = name_encoder(card.model) if card.model else name
     if theirs != name:
         raise CheckpointError(
@@ -191,13 +248,7 @@ def _start_from_checkpoint(
         )
     encoder.load_state_dict(fit_weights(path, _inner(checkpoint.weights), name, encoder))
     _warn_of_other_input(path, card, encoder, settings)
-    before = f", before that {card.pretrained}" if card.pretrained else ""
-    return EncoderStart(
-        f"{name}, trained with masks {_named(file)}{before}",
-        card.data.training_hashes,
-        card.data.validation_hashes,
-        card.data.unlabelled_hashes,
-    )
+    return _start_of(card, name, _named(file))
 
 
 def _inner(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -209,7 +260,9 @@ def _inner(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _warn_of_other_input(path: Path, card: Card, encoder: Encoder, settings: Preprocess) -> None:
+def _warn_of_other_input(
+    path: Path, card: Card, encoder: Encoder | type[Encoder], settings: Preprocess
+) -> None:
     theirs = (card.preprocess.mean, card.preprocess.std)
     # other channels than colours are normalised by what is measured of each data set
     usual = (encoder.mean, encoder.std) if card.preprocess.channels == RGB_CHANNELS else theirs
