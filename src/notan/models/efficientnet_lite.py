@@ -111,8 +111,9 @@ class ConvNorm(nn.Module):
             if depthwise
             else nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
         )
-        # TensorFlow's own settings: the published weights are small where 1e-5 would show
-        self.norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
+        # TensorFlow's epsilon: the published weights are small where 1e-5 would show. Not its
+        # momentum, 0.01: a few hundred steps end before such means have caught up with the weights
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
         self.activate = nn.ReLU6(inplace=True) if activated else None
 
     def forward(self, features: Images) -> Images:
