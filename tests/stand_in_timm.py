@@ -27,7 +27,7 @@ class Chain(nn.Module):
             inputs = (channels, *CHANNELS)[number]
             layer = nn.Sequential(
                 nn.Conv2d(inputs, CHANNELS[number], 3, stride=stride, padding=1),
-                nn.BatchNorm2d(CHANNELS[number]),
+                nn.BatchNorm2d(CHANNELS[number], momentum=0.01),
             )
             self.add_module(f"layers_{number}", layer)  # as timm does with layers.0
 

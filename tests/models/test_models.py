@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from notan.config import Model
 from notan.data.synthetic import DrawnSource
@@ -16,7 +17,7 @@ from notan.errors import ConfigError
 from notan.losses import Loss
 from notan.modelfile.preprocess import Preprocessor
 from notan.models.base import Encoder, SegmentationModel, stride_of
-from notan.models.blocks import AttentionGate, Decoder
+from notan.models.blocks import MOMENTUM, AttentionGate, Decoder
 from notan.models.build import MODELS, build_model
 from notan.models.encoders import ENCODERS, build_encoder
 from notan.models.resnet34 import ResidualBlock, ResNet34Encoder
@@ -50,6 +51,13 @@ def small_model(name: str, width: int = SMALL) -> SegmentationModel:
 def settings_of(name: str, width: int) -> Model:
     model, _, encoder = name.partition(" on ")
     return Model(name=model, encoder=encoder or None, width=width)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_statistics_keep_up_with_the_weights(name: str) -> None:
+    network = weightless(settings_of(name, SMALL))
+    paces = {each.momentum for each in network.modules() if isinstance(each, _BatchNorm)}
+    assert paces == {MOMENTUM}
 
 
 def weightless(model: Model) -> nn.Module:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from notan.config import Model
 from notan.errors import CheckpointError, ConfigError, MissingExtraError, StoppedBySignal
 from notan.modelfile.card import load_checkpoint
 from notan.models.base import encoder_of
+from notan.models.blocks import MOMENTUM
 from notan.models.build import build_model
 from notan.models.encoder_weights import fit_inputs, save_encoder
 from notan.models.encoders import build_encoder
@@ -67,6 +69,8 @@ def keeps_the_contract(name: str) -> None:
         (2, channels, 64 // stride, 96 // stride)
         for channels, stride in zip(encoder.channels, encoder.strides, strict=True)
     ]
+    paces = {each.momentum for each in encoder.modules() if isinstance(each, nn.BatchNorm2d)}
+    assert paces <= {MOMENTUM}, "as those of notan's own encoders"
     staged = [
         {weight for module in stage for weight in module.parameters()} for stage in encoder.stages()
     ]

@@ -22,6 +22,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from notan.errors import ConfigError
 
@@ -171,6 +172,18 @@ def guard_convolutions(network: nn.Module) -> int:
             ", ".join(unknown),
         )
     return guarded
+
+
+MOMENTUM = 0.1
+"""PyTorch's, of a batch norm's statistics. Published networks may have less, 0.01 for example, as
+they were trained for 100,000 steps; after some hundred such means are those of other weights."""
+
+
+def follow_quickly(network: nn.Module) -> None:
+    """Let the statistics of all batch norms follow the weights at least at PyTorch's usual pace."""
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm) and layer.momentum is not None:
+            layer.momentum = max(layer.momentum, MOMENTUM)
 
 
 A_VECTOR = 16

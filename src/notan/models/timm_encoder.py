@@ -21,6 +21,7 @@ from notan.errors import (
     nearest,
 )
 from notan.models.base import Encoder
+from notan.models.blocks import follow_quickly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -148,6 +149,7 @@ class TimmEncoder(Encoder):
         network: nn.Module = _import_timm().create_model(
             self.name.removeprefix(PREFIX), features_only=True, pretrained=pretrained, **more
         )
+        follow_quickly(network)
         return network
 
     @property
