@@ -32,14 +32,14 @@ from notan.prediction.predictor import Predictor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from notan.types import Image, Mask
+    from notan.types import Image8, Mask
 
 
 TIDY = Postprocessing(min_component_fraction=0.01, fill_holes_fraction=0.02)
 """What no true mask of the pets has is not taught: specks, and small holes."""
 
 
-def vote(predictors: Sequence[Predictor], image: Image) -> tuple[Mask, float]:
+def vote(predictors: Sequence[Predictor], image: Image8) -> tuple[Mask, float]:
     """Return the mask of the mean probability, and the lowest Dice of a model's mask with it."""
     found = [predictor(image) for predictor in predictors]
     mask = np.mean([each.probability for each in found], axis=0) >= 0.5
