@@ -16,7 +16,7 @@ from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError
 from notan.losses import Loss
 from notan.modelfile.preprocess import Preprocessor
-from notan.models.base import Encoder, SegmentationModel, stride_of
+from notan.models.base import RAREST, Encoder, SegmentationModel, stride_of
 from notan.models.blocks import MOMENTUM, AttentionGate, Decoder
 from notan.models.build import MODELS, build_model
 from notan.models.encoders import ENCODERS, build_encoder
@@ -58,6 +58,18 @@ def test_statistics_keep_up_with_the_weights(name: str) -> None:
     network = weightless(settings_of(name, SMALL))
     paces = {each.momentum for each in network.modules() if isinstance(each, _BatchNorm)}
     assert paces == {MOMENTUM}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.04, 0.5, 1.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_answers_are_as_much_foreground_as_is_expected(name: str, share: float) -> None:
+    network = small_model(name)
+    with torch.no_grad():
+        network.head.weight.zero_()
+    network.expect(share)
+    found = torch.sigmoid(network.eval()(torch.zeros(1, 3, 64, 64)))
+    wanted = min(max(share, RAREST), 1 - RAREST)
+    torch.testing.assert_close(found, torch.full_like(found, wanted))
 
 
 def weightless(model: Model) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -349,3 +350,11 @@ def test_the_network_and_its_inputs_are_those_of_the_model(trained: Path) -> Non
     words = [f"train.weights={trained}"]
     assert load_run(flags=with_model_of_weights({}, words), overrides=words).model == card.model
     assert with_model_of_weights({"seed": 3}, ()) == {"seed": 3}
+
+
+def test_a_network_expects_as_much_foreground_as_the_training_masks_have(trained: Path) -> None:
+    share = sum(float(sample.mask.mean()) for sample in TRAINING) / len(TRAINING)
+    begun = parts_of(on_lite0()).model.state_dict()["head.bias"]
+    assert begun.item() == pytest.approx(math.log(share / (1 - share)), rel=1e-5)
+    gone_on = parts_of(on_lite0(train__weights=trained)).model.state_dict()["head.bias"]
+    assert torch.equal(gone_on, load_checkpoint(trained).weights["head.bias"])

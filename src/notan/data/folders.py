@@ -542,7 +542,7 @@ def _looked_at(path: Path, stamp: tuple[int, int] | None) -> ImageLook:
 def _glance(pair: Pair, *, read_labels: Callable[[Path], Labels]) -> bool | None:
     """Say whether a mask has foreground; None where it cannot be read, as the survey will say."""
     try:
-        return survey_mask(pair.mask, read_labels).has_foreground
+        return survey_mask(pair.mask, read_labels).foreground > 0
     except DataError:
         return None
 

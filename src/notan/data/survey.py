@@ -115,7 +115,7 @@ def survey(source: FileSource) -> Survey:
         mask = survey_mask(pair.mask, source.read_labels)
         image = look_into_channels(pair.files, upright=source.images.upright)
         require_same_size(pair, image.contents.size, mask.size)
-        return mask.encoding, mask.has_foreground, image
+        return mask.encoding, mask.foreground > 0, image
 
     found = in_threads(read, source.pairs, "reading masks")
     encodings = [encoding for encoding, *_ in found]
@@ -397,13 +397,13 @@ class MaskSurvey(NamedTuple):
     Attributes:
         encoding: How it was read.
         size: (height, width).
-        has_foreground: Whether any pixel is.
+        foreground: The share of it that is foreground, 0..1.
         has_several: Whether it holds several objects.
     """
 
     encoding: str
     size: Size
-    has_foreground: bool
+    foreground: float
     has_several: bool
 
 
@@ -426,7 +426,7 @@ def _surveyed(
     labels = read_labels(path)
     height, width = labels.mask.shape
     several = holds_several(labels.mask)
-    return MaskSurvey(labels.encoding, (height, width), bool(labels.mask.any()), several)
+    return MaskSurvey(labels.encoding, (height, width), float(labels.mask.mean()), several)
 
 
 def holds_several(mask: Mask) -> bool:
@@ -443,11 +443,26 @@ def several_objects_fraction(source: Source) -> float:
     Raises:
         DataError: A file cannot be read.
     """
+    return _mean_of_masks(source, lambda mask: mask.has_several, holds_several)
+
+
+def foreground_fraction(source: Source) -> float:
+    """Return the foreground's share of a mask, 0..1, the mean over a source's masks.
+
+    Which masks count is as in ``several_objects_fraction``, and so is what is raised.
+    """
+    return _mean_of_masks(source, lambda mask: mask.foreground, lambda mask: float(mask.mean()))
+
+
+def _mean_of_masks(
+    source: Source, surveyed: Callable[[MaskSurvey], float], measured: Callable[[Mask], float]
+) -> float:
+    """Return the mean of what a survey knows of a mask, or of what is measured without one."""
     if isinstance(source, FileSource):
-        found = [survey_mask(pair.mask, source.read_labels).has_several for pair in source.pairs]
+        found = [surveyed(survey_mask(pair.mask, source.read_labels)) for pair in source.pairs]
     else:
         step = -(-len(source) // MOST_LOOKED_AT)
-        found = [holds_several(source[place].mask) for place in range(0, len(source), step)]
+        found = [measured(source[place].mask) for place in range(0, len(source), step)]
     return sum(found) / len(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from notan.config.sections import PerChannel
     from notan.types import Images, Logits
 
+RAREST = 0.01
+"""Foreground that is rarer counts as so rare: training cannot come back from certainty."""
+
 IMAGENET_MEAN: PerChannel = (0.485, 0.456, 0.406)
 IMAGENET_STD: PerChannel = (0.229, 0.224, 0.225)
 
@@ -22,11 +26,31 @@ class SegmentationModel(nn.Module, ABC):
 
     Attributes:
         stride: Input height and width must be multiples of this; the Preprocessor pads to it.
+        head: The last layer, which makes the logits.
 
     A module of your own needs no such base class: ``stride`` and ``forward`` are the contract.
     """
 
     stride: int
+    head: nn.Conv2d
+
+    def expect(self, foreground: float) -> None:
+        """Let the first answers be about as much foreground as the images have.
+
+        Else the first hundred steps go into learning that most of an image is background, where
+        foreground is rare: on drawn cracks (4 % of an image) a U-Net of width 8 on Lite0 had a Dice
+        of 0.56 after 63 steps with it, without 0.54 with one seed and 0.10 with another.
+
+        Source: Lin et al. 2017, RetinaNet, arXiv:1708.02002, section 4.1; there the share is 0.01
+            whatever the images have, here the least and, mirrored, the most.
+
+        Args:
+            foreground: Its share of an image, 0..1.
+        """
+        share = min(max(foreground, RAREST), 1 - RAREST)
+        bias = self.head.bias
+        if bias is not None:
+            nn.init.constant_(bias, math.log(share / (1 - share)))
 
     @abstractmethod
     def forward(self, images: Images) -> Logits:

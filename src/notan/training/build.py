@@ -17,11 +17,12 @@ from notan.data.folders import makes_validation
 from notan.data.loading import load_batches
 from notan.data.opening import OWN, measure_statistics, open_sources
 from notan.data.samples import fingerprint, median_size
+from notan.data.survey import foreground_fraction
 from notan.errors import ConfigError
 from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
 from notan.modelfile.preprocess import RGB_CHANNELS, Preprocessor
-from notan.models.base import Encoder, encoder_of, stride_of
+from notan.models.base import Encoder, SegmentationModel, encoder_of, stride_of
 from notan.models.own import require_contract, trial_sizes
 from notan.runtime import Precision, choose_workers, describe_hardware
 from notan.training.computing import avoid_faults as avoid_faults
@@ -224,6 +225,8 @@ def prepare(
         network, freezing = _build_network(run, own, reading.channels)
     preprocessor = build_preprocessor(run.preprocess, network, reading, training)
     start = _start_of(network, run, state, own_model=own_model)
+    if isinstance(network, SegmentationModel) and run.train.weights is None and not own_model:
+        network.expect(foreground_fraction(training))
     network = network.to(device)
     avoid_faults(network, device)
     if run.train.precision == "auto" and device.type == "cpu":
