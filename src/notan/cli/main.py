@@ -20,6 +20,7 @@ from notan.cli.demo import demo
 from notan.cli.evaluate import evaluate, inference, report
 from notan.cli.parse import parse
 from notan.cli.predict import export, predict, submit
+from notan.cli.serve import serve
 from notan.cli.train import pretrain, train
 from notan.errors import NotanError, StoppedBySignal, explaining_extras, explaining_memory
 from notan.version import __version__
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "Train": (train, pretrain, benchmark_models),
     "Judge": (evaluate, inference, compare, report),
-    "Use": (predict, export, ensemble, submit),
+    "Use": (predict, serve, export, ensemble, submit),
     "Look after data": (check, download, demo),
 }
 COMMANDS = {

@@ -1,1 +1,9 @@
-"""The HTTP API: images in, masks out."""
+"""The HTTP API: images in, masks out.
+
+``make_app`` makes an application of a ``Predictor``; ``notan serve`` runs it.
+"""
+
+from __future__ import annotations
+
+from notan.serve.app import ServeSettings as ServeSettings
+from notan.serve.app import make_app as make_app

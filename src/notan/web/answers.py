@@ -15,13 +15,13 @@ from notan.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-    from typing import TypeAlias
+    from collections.abc import Callable, Coroutine, Mapping
+    from typing import Any, TypeAlias
 
     from starlette.requests import Request
     from starlette.responses import Response
 
-    Handler: TypeAlias = Callable[[Request, Exception], Awaitable[Response]]
+    Handler: TypeAlias = Callable[[Request, Any], Coroutine[Any, Any, Response]]
 
 STATUSES: tuple[tuple[type[NotanError], int], ...] = (
     (UnsupportedError, 415),
