@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     MakesOnce = Callable[[str, Callable[[Path], object]], Path]
 
+pytest_plugins = ("serving",)
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = {
     "model.width": 4,

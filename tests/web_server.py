@@ -8,6 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+import httpx
+
 from notan.web.addresses import listen
 from notan.web.guard import Guard
 from notan.web.running import WebServer
@@ -29,6 +31,7 @@ class Running(NamedTuple):
     address: Address
     server: WebServer
     thread: threading.Thread
+    client: httpx.Client
 
     @property
     def url(self) -> str:
@@ -61,7 +64,9 @@ def running(
         assert thread.is_alive()
         time.sleep(0.01)
     try:
-        yield Running(address, server, thread)
+        # one client for all: each reads the certificates of the machine, which takes long
+        with httpx.Client(base_url=address.url, timeout=PATIENCE, verify=False) as client:  # noqa: S501
+            yield Running(address, server, thread, client)
     finally:
         server.stop()
         thread.join(PATIENCE)

@@ -242,9 +242,9 @@ def test_two_servers_have_no_secret_in_common() -> None:
 
 def test_a_body_is_whole_when_it_is_passed_on(served: Running) -> None:
     content = bytes(1000)
-    assert httpx.post(f"{served.url}/size", content=content).json() == {"bytes": 1000}
+    assert served.client.post("/size", content=content).json() == {"bytes": 1000}
     pieces = iter([content[:300], content[300:]])
-    assert httpx.post(f"{served.url}/size", content=pieces).json() == {"bytes": 1000}
+    assert served.client.post("/size", content=pieces).json() == {"bytes": 1000}
 
 
 def request_to(server: Running, body: bytes, *headers: str) -> bytes:
@@ -272,7 +272,7 @@ def test_a_body_that_is_too_large_or_never_ends_is_refused_at_once(
 ) -> None:
     answer = served.raw(request_to(served, body, *headers))
     assert answer.split()[1:2] in ([status], [])  # reset before the answer could be read
-    assert httpx.post(f"{served.url}/size", content=b"still there").json() == {"bytes": 11}
+    assert served.client.post("/size", content=b"still there").json() == {"bytes": 11}
 
 
 def test_bodies_that_have_no_room_together_are_told_to_come_again() -> None:
@@ -283,7 +283,7 @@ def test_bodies_that_have_no_room_together_are_told_to_come_again() -> None:
             slow.sendall(request_to(server, bytes(900), "Content-Length: 1000"))
             seen = [200]
             for _ in range(200):
-                answer = httpx.post(f"{server.url}/size", content=bytes(900))
+                answer = server.client.post("/size", content=bytes(900))
                 if answer.status_code != 200:
                     break
             seen.append(answer.status_code)
@@ -291,7 +291,7 @@ def test_bodies_that_have_no_room_together_are_told_to_come_again() -> None:
             assert answer.headers["retry-after"] == "1"
             slow.sendall(bytes(100))
             assert b"200" in slow.recv(1000)
-        assert httpx.post(f"{server.url}/size", content=bytes(900)).status_code == 200
+        assert server.client.post("/size", content=bytes(900)).status_code == 200
 
 
 def test_some_paths_take_larger_bodies() -> None:

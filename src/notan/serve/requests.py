@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
 from notan.errors import nearest
@@ -84,7 +85,9 @@ def read_prompts(query: Mapping[str, str]) -> Prompts:
     if "points" in query:
         given["points"] = [each.split(",") for each in query["points"].split(";")]
     if "labels" in query:
-        given["labels"] = [int(each) if each in "01" else each for each in _parts(query["labels"])]
+        given["labels"] = [
+            int(each) if each in ("0", "1") else each for each in _parts(query["labels"])
+        ]
     if "box" in query:
         given["box"] = _parts(query["box"])
     return validated(Prompts, given)
@@ -149,7 +152,11 @@ async def read_form(request: Request, kind: type[M]) -> tuple[bytes, M]:
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/form-data"):
         raise RefusedError(415, "a form is wanted (multipart/form-data) with an image in 'file'")
-    # it has no limit for a file that no limit of bodies stands for already
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if not boundary or not (await request.body()).rstrip().endswith(b"--" + boundary + b"--"):
+        # the parser would take it for whole, and leave the file of its last part open
+        raise RefusedError(400, "the form is cut off, or names no boundary; send it again")
     form = await request.form(max_files=1, max_fields=MOST_FIELDS, max_part_size=MOST_FIELD_BYTES)
     try:
         file = form.get("file")
