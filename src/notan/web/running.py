@@ -23,6 +23,9 @@ SECONDS_TO_FINISH = 10
 MOST_CONNECTIONS = 512
 """Beyond them the answer is 503 at once: each takes memory, even one that sends nothing."""
 
+IDLE_SECONDS = 30
+"""That a connection is kept without a request: longer than a client waits that is told to."""
+
 ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -63,6 +66,7 @@ class WebServer(uvicorn.Server):
             server_header=False,
             proxy_headers=False,  # the address that a client claims is believed nowhere
             limit_concurrency=MOST_CONNECTIONS,
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=seconds_to_finish,
         )
         super().__init__(settings)
