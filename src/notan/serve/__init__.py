@@ -1,0 +1,1 @@
+"""The HTTP API: images in, masks out."""
