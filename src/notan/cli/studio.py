@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -20,10 +20,14 @@ from notan.cli.flags import (
     load_predictor,
     settings_of,
 )
-from notan.config import load_run
+from notan.config import Data, load_run
 from notan.errors import ConfigError
 
+if TYPE_CHECKING:
+    from notan.modelfile.card import Card
+
 FIRST_PORT, PORTS = 8421, 10
+NOT_SAID = Data().masks
 
 
 def studio(
@@ -65,13 +69,32 @@ def studio(
             "--batch-size: the studio predicts one image at a time, those first that you look at; "
             "leave the flag out"
         )
-    settings = load_run(flags={**settings_of(reading), "data.path": data}).data
     predictor = load_predictor(model, mask, machine)
     serve_studio(
         predictor,
-        settings,
+        _settings(data, reading, predictor.card),
         corrections,
         ports=range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else (port,),
         on_ready=webbrowser.open if open_browser else None,
         say=print,
     )
+
+
+def _settings(path: Path, reading: ReadingFlags, card: Card | None) -> Data:
+    """Return how masks are read: as the flags say, and as the model's training read them."""
+    from notan.data.folders import find_layout, holds_masks
+
+    given = settings_of(reading)
+    flags: dict[str, object] = {**given, "data.path": path}
+    if card is not None:
+        known = card.run.data
+        border, turned = "data.trimap_border", "data.exif_orientation"
+        flags[border] = given[border] or card.trimap_border
+        flags[turned] = given[turned] or known.exif_orientation
+    data = load_run(flags=flags).data
+    if card is None or data.masks != NOT_SAID or not holds_masks(path):
+        return data
+    if find_layout(data) != card.data.layout:
+        return data
+    masks = card.run.data.masks.model_copy(update={"folder": None})
+    return data.model_copy(update={"masks": masks})

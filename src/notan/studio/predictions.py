@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import struct
+import sys
 import threading
+import time
 import zlib
 from collections import deque
 from dataclasses import dataclass, replace
@@ -42,8 +45,13 @@ MOST_CACHE_BYTES = 2**32
 SUFFIX = ".prediction"
 _LENGTHS = struct.Struct(">4sIII")
 _MARK = b"NTP1"
-CALM_SECONDS = 0.02
-"""Between two images of the background: who waits for one comes first."""
+CALM_SECONDS, MOST_CALM_SECONDS = 0.5, 3.0
+"""The background rests for so long after a page asked for something, and at most so long at once."""
+
+START_SECONDS = 2.0
+"""For which it rests at first: somebody is about to open the page."""
+
+BACKGROUND_NICENESS = 10
 
 
 @dataclass(frozen=True)
@@ -164,11 +172,13 @@ class Predictions:
         self._waiting = 0
         self._seen: deque[ListedImage] = deque(maxlen=256)
         self._stopped = threading.Event()
+        self._calm_until = 0.0
         self._thread = threading.Thread(target=self._run, name="predictions", daemon=True)
 
     def start(self) -> None:
         """Begin to predict, in a thread of its own."""
         prune(self.cache, MOST_CACHE_BYTES)
+        self._calm_until = time.monotonic() + START_SECONDS
         self._thread.start()
 
     def stop(self) -> None:
@@ -191,6 +201,10 @@ class Predictions:
         outlook = self._outlooks[image.id]
         if outlook.expected_dice is None and not outlook.fault:
             self._seen.append(image)
+
+    def stay_calm(self) -> None:
+        """Leave the machine to the page for a moment: somebody waits for it."""
+        self._calm_until = time.monotonic() + CALM_SECONDS
 
     def get(self, image: ListedImage) -> KeptPrediction:
         """Return the prediction of an image, computed now if need be.
@@ -268,20 +282,31 @@ class Predictions:
 
     def _run(self) -> None:
         """Predict until all are done: first what is known already, then what is to be computed."""
+        if sys.platform == "linux":  # where a thread has a niceness of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
         for image in self.gallery.images:
             if self._stopped.is_set():
                 return
+            self._rest()
             with contextlib.suppress(DataError):
                 if (kept := read_kept(self._path(image), whole=False)) is not None:
                     self._note_kept(image, kept)
         left = deque(spread(self.gallery.images))
         while not self._stopped.is_set() and (left or self._seen):
+            self._rest()
             image = self._seen.pop() if self._seen else left.popleft()
             outlook = self._outlooks[image.id]
             if outlook.expected_dice is not None or outlook.fault:
                 continue
             self._try(image)
-            self._stopped.wait(CALM_SECONDS if self._waiting else 0)
+
+    def _rest(self) -> None:
+        """Wait while somebody else needs the machine, but not for ever."""
+        until = time.monotonic() + MOST_CALM_SECONDS
+        while time.monotonic() < until and not self._stopped.is_set():
+            if not self._waiting and time.monotonic() >= self._calm_until:
+                return
+            self._stopped.wait(0.02)
 
     def _try(self, image: ListedImage) -> None:
         try:

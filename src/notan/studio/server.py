@@ -97,11 +97,13 @@ class Studio:
     def front(self, request: Request) -> Response:
         """Return the page itself."""
         del request
+        self.predictions.stay_calm()
         content, kind = self._page["index.html"]
         return Response(content, media_type=kind)
 
     def page(self, request: Request) -> Response:
         """Return a file of the page."""
+        self.predictions.stay_calm()
         found = self._page.get(request.path_params["name"])
         if found is None:
             raise RefusedError(404, "there is no such file of the page")
@@ -169,12 +171,14 @@ class Studio:
     def thumbnail(self, request: Request) -> Response:
         """Return a small JPEG; what is on a screen is predicted soon."""
         image = self._image(request)
+        self.predictions.stay_calm()
         self.predictions.saw(image)
         content = thumbnail(image, self.predictions.reading, self.predictions.cache)
         return Response(content, media_type="image/jpeg", headers=KEPT_A_WHILE)
 
     def pixels(self, request: Request) -> Response:
         """Return the image at its full size."""
+        self.predictions.stay_calm()
         content, kind = encode_image(self._image(request), self.predictions.reading)
         return Response(content, media_type=kind)
 

@@ -10,8 +10,8 @@ import { BY_HAND, FOREGROUND, TILE } from "./raster.js";
 import { Wand, fillHoles, keepLargest } from "./regions.js";
 
 export const TOOLS = {
-  brush: { name: "Brush", help: "Paint foreground. Hold Alt and drag to change the size." },
-  eraser: { name: "Eraser", help: "Paint background. Hold Alt and drag to change the size." },
+  brush: { name: "Brush", help: "Paint foreground." },
+  eraser: { name: "Eraser", help: "Paint background." },
   polygon: {
     name: "Polygon",
     help: "Click corner by corner; the first corner, a double click or Enter closes it. "

@@ -215,10 +215,13 @@ export class Gallery {
     link.dataset.state = item.state;
     link.toggleAttribute("data-review", item.review === true);
     link.toggleAttribute("data-fault", item.fault !== "");
-    const truth = item.truth === null ? "" : ` · Dice ${asDice(item.truth)}`;
-    const expected = item.expected === null ? "…" : `expected ${asDice(item.expected)}`;
-    score.textContent = item.fault ? "cannot be read" : `${expected}${truth}`;
-    const words = [item.name, score.textContent, STATE_WORDS[item.state]];
+    const known = item.expected !== null, hasTruth = item.truth !== null;
+    const expected = known ? `expected ${asDice(item.expected)}` : "…";
+    const both = `exp. ${asDice(item.expected)} · true ${asDice(item.truth)}`;
+    score.textContent = item.fault ? "cannot be read" : known && hasTruth ? both : expected;
+    const dice = known && `expected Dice ${asDice(item.expected)}`;
+    const truth = hasTruth && `true Dice ${asDice(item.truth)}`;
+    const words = [item.name, item.fault ? "cannot be read" : dice, truth, STATE_WORDS[item.state]];
     if (item.review) words.push("should be reviewed");
     link.setAttribute("aria-label", words.filter(Boolean).join(", "));
     link.title = item.fault || words.filter(Boolean).join(", ");
