@@ -46,7 +46,7 @@ SUFFIX = ".prediction"
 _LENGTHS = struct.Struct(">4sIII")
 _MARK = b"NTP1"
 CALM_SECONDS, MOST_CALM_SECONDS = 0.5, 3.0
-"""The background rests for so long after a page asked for something, and at most so long at once."""
+"""The background rests so long after a page asked for something, and at most so long at once."""
 
 START_SECONDS = 2.0
 """For which it rests at first: somebody is about to open the page."""
