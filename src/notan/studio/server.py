@@ -92,7 +92,9 @@ class Studio:
             Route(f"{image}/journal", self.begin_anew, methods=["DELETE"]),
             Route(f"{image}/entries", self.append, methods=["POST"]),
         ]
-        return Starlette(routes=routes, exception_handlers=error_handlers())
+        app = Starlette(routes=routes, exception_handlers=error_handlers())
+        app.router.redirect_slashes = False  # a path is in the table, or there is nothing there
+        return app
 
     def front(self, request: Request) -> Response:
         """Return the page itself."""
