@@ -22,13 +22,13 @@ const $ = (id) => document.getElementById(id);
 /** @param {string} selector @returns {any[]} */
 const all = (selector) => [...document.querySelectorAll(selector)];
 
-const gallery = new Gallery((count, known) => {
+export const gallery = new Gallery((count, known) => {
   $("progress").textContent = known < count
     ? `${known.toLocaleString()} of ${count.toLocaleString()} predicted`
     : `${count.toLocaleString()} images`;
 });
-const view = new View($("canvas"));
-const editor = new Editor($("canvas"), view, { onChange: showControls, onHint: showHint });
+export const view = new View($("canvas"));
+export const editor = new Editor($("canvas"), view, { onChange: showControls, onHint: showHint });
 
 /** What is open: the image's answer, and the request that loads it. */
 let current = null;
