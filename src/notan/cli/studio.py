@@ -21,7 +21,7 @@ from notan.cli.flags import (
     settings_of,
 )
 from notan.config import Data, load_run
-from notan.errors import ConfigError
+from notan.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from notan.modelfile.card import Card
@@ -41,7 +41,7 @@ def studio(
     mask: OmitArgPrefixes[MaskFlags] = MASKS,
     machine: OmitArgPrefixes[MachineFlags] = MACHINE,
 ) -> None:
-    """Look at a model's masks in the browser, and correct them with a brush.
+    """Look at a model's masks in the browser; mend them there.
 
     Prints an address that is good for one opening, on this machine alone; nothing leaves it. The
     page shows every image with the Dice that the model expects of its mask, the least sure first,
@@ -62,8 +62,12 @@ def studio(
         port: Where the page is served on this machine; 0 takes any that is free.
         open_browser: Open the page in this machine's browser.
     """
-    from notan.studio.running import serve_studio
-
+    try:
+        from notan.studio.running import serve_studio
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"notan studio needs {error.name}: pip install 'notan[studio]'"
+        ) from error
     if machine.batch_size is not None:
         raise ConfigError(
             "--batch-size: the studio predicts one image at a time, those first that you look at; "

@@ -170,7 +170,7 @@ export class Editor {
 
   paint(from, to) {
     this.raster.capsule(from.x, from.y, to.x, to.y, this.size, !this.removes);
-    this.view.draw();
+    this.view.drawChange();
   }
 
   move(event) {
@@ -180,10 +180,19 @@ export class Editor {
       this.movePinch();
       return;
     }
+    const { stroke, cursor } = this;
     this.cursor = event.pointerType === "touch" ? null : this.view.toImage(at.x, at.y);
-    const { stroke } = this;
+    for (const place of [cursor, this.cursor]) this.drawCursorAt(place);
+    if (this.points.length) this.view.draw();
     if (stroke && stroke.pointer === event.pointerId) this.moveStroke(stroke, event, at);
-    this.view.draw();
+  }
+
+  /** Have the part of the screen drawn anew that a cursor covers. */
+  drawCursorAt(place) {
+    if (!place) return;
+    const { view } = this, reach = Math.max(12, (this.size / 2) * view.scale + 4);
+    const x = place.x * view.scale + view.x, y = place.y * view.scale + view.y;
+    view.drawChange([x - reach, y - reach, x + reach, y + reach]);
   }
 
   moveStroke(stroke, event, at) {
@@ -250,7 +259,7 @@ export class Editor {
   finish(tool, began) {
     const change = this.raster.commit(tool);
     if (change) this.journal.add(change, (performance.now() - began) / 1000);
-    this.view.draw();
+    this.view.drawChange();
     this.tell.onChange();
   }
 
@@ -268,7 +277,8 @@ export class Editor {
   addPoint(place, at) {
     const [first] = this.points;
     if (first && this.points.length > 2) {
-      const x = first.x * this.view.scale + this.view.x, y = first.y * this.view.scale + this.view.y;
+      const { scale, x: left, y: top } = this.view;
+      const x = first.x * scale + left, y = first.y * scale + top;
       if (Math.hypot(x - at.x, y - at.y) < CLOSING) {
         this.closePolygon();
         return;
@@ -338,10 +348,11 @@ export class Editor {
 
   /** @returns {(pixel: number) => void} what touches the tile of a pixel, each tile once */
   toucher() {
-    const { raster } = this, met = new Uint8Array(raster.across * raster.down);
+    const { raster } = this, { across, width: stride } = raster;
+    const met = new Uint8Array(across * raster.down);
     return (pixel) => {
-      const x = pixel % raster.width, y = (pixel - x) / raster.width;
-      const tile = Math.floor(y / TILE) * raster.across + Math.floor(x / TILE);
+      const y = Math.trunc(pixel / stride), x = pixel - y * stride;
+      const tile = Math.trunc(y / TILE) * across + Math.trunc(x / TILE);
       if (met[tile]) return;
       met[tile] = 1;
       const { left, top, width, height } = raster.placeOf(tile);

@@ -1,8 +1,8 @@
 /**
  * The gallery: thousands of images of which only those on the screen are elements of the page.
  *
- * What the server learns arrives by and by; nothing moves under the reader's hand: the order changes
- * when it is asked for.
+ * What the server learns arrives by and by; nothing moves under the reader's hand: the order
+ * changes when it is asked for.
  */
 
 import { getJson } from "./api.js";
@@ -57,7 +57,10 @@ export class Gallery {
     this.grid = document.getElementById("grid");
     this.resort = document.getElementById("resort");
     this.scroller.addEventListener("scroll", () => this.schedule(), { passive: true });
-    new ResizeObserver(() => { this.clear(); this.schedule(); }).observe(this.scroller);
+    new ResizeObserver(() => {
+      if (this.scroller.clientWidth !== this.measured) this.clear();
+      this.schedule();
+    }).observe(this.scroller);
     this.grid.addEventListener("keydown", (event) => this.key(event));
     this.grid.addEventListener("focusin", (event) => {
       const place = Number(event.target.closest("li")?.dataset.place);
@@ -148,7 +151,8 @@ export class Gallery {
   }
 
   measure() {
-    const width = this.scroller.clientWidth - 24;
+    this.measured = this.scroller.clientWidth;
+    const width = this.measured - 24;
     const wanted = width < 480 ? 150 : 190;
     this.columns = Math.max(2, Math.floor((width + 10) / (wanted + 10)));
     this.side = Math.floor((width + 10) / this.columns) - 10;

@@ -249,7 +249,8 @@ function showAgreement() {
     both += right[pixel] & view.model[pixel];
     sum += right[pixel] + view.model[pixel];
   }
-  $("agreement").textContent = `Dice with the mask in the data: ${asDice(sum ? (2 * both) / sum : 1)}`;
+  const dice = sum ? (2 * both) / sum : 1;
+  $("agreement").textContent = `Dice with the mask in the data: ${asDice(dice)}`;
 }
 
 function setHidden(isHidden) {

@@ -1,6 +1,6 @@
 /**
  * The mask that is being corrected: its pixels, what a stroke changed of them, and how shapes fill
- * them. Nothing is ever read back from a canvas, so neither screen scaling nor zoom changes a pixel.
+ * them. Nothing is ever read back from a canvas: neither screen scaling nor zoom changes a pixel.
  *
  * A byte for each pixel: bit 0 is the foreground, bit 1 says that a person decided this pixel. The
  * server knows the same bytes (raster.py).

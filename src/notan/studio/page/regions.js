@@ -42,25 +42,24 @@ export class Wand {
     return this.counts[level];
   }
 
+  /** Take in all that joins at a level; written out, because it meets every pixel. */
   grow(level) {
-    const stack = this.waiting[level];
+    const { probability, seen, waiting, width, sign, from } = this;
+    const stack = waiting[level], end = seen.length;
+    const meet = (pixel) => {
+      seen[pixel] = 1;
+      const apart = sign * (from - probability[pixel]);
+      waiting[apart > level ? apart : level].push(pixel);
+    };
     while (stack.length) {
-      const pixel = stack.pop();
+      const pixel = stack.pop(), x = pixel % width;
       this.add(pixel);
-      const x = pixel % this.width;
-      if (x > 0) this.meet(pixel - 1, level);
-      if (x + 1 < this.width) this.meet(pixel + 1, level);
-      if (pixel >= this.width) this.meet(pixel - this.width, level);
-      if (pixel + this.width < this.seen.length) this.meet(pixel + this.width, level);
+      if (x > 0 && !seen[pixel - 1]) meet(pixel - 1);
+      if (x + 1 < width && !seen[pixel + 1]) meet(pixel + 1);
+      if (pixel >= width && !seen[pixel - width]) meet(pixel - width);
+      if (pixel + width < end && !seen[pixel + width]) meet(pixel + width);
     }
     this.counts.push(this.count);
-  }
-
-  meet(pixel, level) {
-    if (this.seen[pixel]) return;
-    this.seen[pixel] = 1;
-    const apart = this.sign * (this.from - this.probability[pixel]);
-    this.waiting[Math.max(level, apart)].push(pixel);
   }
 
   add(pixel) {

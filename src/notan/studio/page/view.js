@@ -36,7 +36,9 @@ export class View {
     /** @type {(context: CanvasRenderingContext2D, view: View) => void} */
     this.drawMore = () => {};
     this.scheduled = 0;
-    this.frames = 0;
+    this.isWhole = true;
+    /** @type {number[][]} what of the screen is to be drawn anew, unless all of it is */
+    this.parts = [];
     this.clear();
     new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
   }
@@ -153,14 +155,48 @@ export class View {
     this.redrawOverlay();
   }
 
-  /** Draw at the next frame. */
+  /** Draw everything at the next frame. */
   draw() {
+    this.isWhole = true;
+    this.drawChange();
+  }
+
+  /**
+   * Draw at the next frame what changed of the raster, and a part of the screen.
+   * @param {[number, number, number, number]} [part] left, top, right, bottom in CSS pixels
+   */
+  drawChange(part) {
+    if (part) this.parts.push(part);
     if (!this.scheduled) this.scheduled = requestAnimationFrame(() => this.drawNow());
   }
 
   drawNow() {
     this.scheduled = 0;
-    this.frames += 1;
+    this.context.save();
+    if (!this.isWhole) this.clipToParts();
+    this.drawAll();
+    this.context.restore();
+    this.isWhole = false;
+    this.parts.length = 0;
+  }
+
+  /** Leave what did not change as it is: of a large image the whole costs a frame. */
+  clipToParts() {
+    const ratio = window.devicePixelRatio || 1, reach = this.thickness() + 2;
+    const changed = [...(this.raster?.dirty.values() ?? [])].map(([left, top, right, bottom]) => [
+      (left - reach) * this.scale + this.x, (top - reach) * this.scale + this.y,
+      (right + reach) * this.scale + this.x, (bottom + reach) * this.scale + this.y,
+    ]);
+    this.context.setTransform(1, 0, 0, 1, 0, 0);
+    this.context.beginPath();
+    for (const [left, top, right, bottom] of [...this.parts, ...changed]) {
+      const x = Math.floor(left * ratio), y = Math.floor(top * ratio);
+      this.context.rect(x, y, Math.ceil(right * ratio) - x, Math.ceil(bottom * ratio) - y);
+    }
+    this.context.clip();
+  }
+
+  drawAll() {
     const { context, canvas } = this;
     const ratio = window.devicePixelRatio || 1;
     context.setTransform(1, 0, 0, 1, 0, 0);
@@ -201,7 +237,8 @@ export class View {
     const { raster } = this, reach = this.look.style === "isolate" ? 0 : this.thickness();
     for (const [left, top, right, bottom] of raster.dirty.values()) {
       const x0 = Math.max(0, left - reach), y0 = Math.max(0, top - reach);
-      const x1 = Math.min(raster.width, right + reach), y1 = Math.min(raster.height, bottom + reach);
+      const x1 = Math.min(raster.width, right + reach);
+      const y1 = Math.min(raster.height, bottom + reach);
       for (let row = Math.floor(y0 / TILE); row * TILE < y1; row += 1) {
         for (let column = Math.floor(x0 / TILE); column * TILE < x1; column += 1) {
           const tile = row * raster.across + column, canvas = this.tiles.get(tile);
@@ -240,7 +277,8 @@ export class View {
     const alpha = Math.round(255 * this.look.opacity);
     if (layer === "probability") this.colourProbability(colours, left, top, width, height, alpha);
     else if (layer === "errors") {
-      const table = [0, rgba(...FALSE_ALARM, 235), rgba(...MISSED, 235), rgba(...RIGHT, alpha >> 1)];
+      const table = [[0, 0, 0, 0], [...FALSE_ALARM, 235], [...MISSED, 235], [...RIGHT, alpha >> 1]]
+        .map((colour) => rgba(...colour));
       const { model } = this, right = this.truth ?? this.raster.data;
       const code = (place) => model[place] | ((right[place] & FOREGROUND) << 1);
       this.colourBy(colours, left, top, width, height, (place) => table[code(place)]);
