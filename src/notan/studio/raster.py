@@ -73,8 +73,7 @@ def unpack_raster(packed: bytes, size: Size) -> MaskRaster:
     foreground, by_hand = (
         np.unpackbits(plane, count=pixels) for plane in (bits[:length], bits[length:])
     )
-    raster: MaskRaster = (foreground | by_hand << 1).reshape(size)
-    return raster
+    return (foreground | np.left_shift(by_hand, 1, dtype=np.uint8)).reshape(size)
 
 
 def difference(before: MaskRaster, after: MaskRaster) -> tuple[list[int], bytes]:

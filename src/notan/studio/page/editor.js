@@ -25,7 +25,8 @@ export const TOOLS = {
 };
 
 const FIRST_REACH = 40, REACH_PER_PIXEL = 0.6, MOST_REACH = 254;
-const CLOSING = 9;
+/** How near the first corner closes a polygon, in CSS pixels; a finger is wider than a mouse. */
+const CLOSING = { mouse: 9, pen: 12, touch: 24 };
 const MOST_SIZE = 600;
 
 /** @param {number} place 0..100 of a slider @returns {number} a brush size in pixels */
@@ -156,7 +157,7 @@ export class Editor {
     if (event.altKey && this.isBrush) {
       this.stroke = { kind: "size", pointer: event.pointerId, from: at.x, size: this.size };
     } else if (this.tool === "polygon") {
-      this.addPoint(place, at);
+      this.addPoint(place, at, CLOSING[event.pointerType] ?? CLOSING.mouse);
     } else if (this.tool === "wand") {
       this.startWand(event, at, place);
     } else {
@@ -274,12 +275,12 @@ export class Editor {
     return had;
   }
 
-  addPoint(place, at) {
+  addPoint(place, at, closing = CLOSING.mouse) {
     const [first] = this.points;
     if (first && this.points.length > 2) {
       const { scale, x: left, y: top } = this.view;
       const x = first.x * scale + left, y = first.y * scale + top;
-      if (Math.hypot(x - at.x, y - at.y) < CLOSING) {
+      if (Math.hypot(x - at.x, y - at.y) < closing) {
         this.closePolygon();
         return;
       }

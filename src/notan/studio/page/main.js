@@ -205,7 +205,8 @@ function showControls() {
   $("mode-row").hidden = editor.isBrush;
   $("threshold-out").textContent = `${$("threshold").value} %`;
   $("opacity-out").textContent = `${$("opacity").value} %`;
-  $("zoom").textContent = editor.raster ? `${Math.round(view.scale * 100)} %` : "";
+  const zoom = Math.round(view.scale * window.devicePixelRatio * 100);
+  $("zoom").textContent = editor.raster ? `${zoom} %` : "";
   const isOpen = editor.isReady;
   $("undo").disabled = !isOpen || !journal.applied.length;
   $("redo").disabled = !isOpen || !journal.undone.length;

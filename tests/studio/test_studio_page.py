@@ -115,7 +115,7 @@ def tab(chromium: Browser, served: Served) -> Iterator[Callable[..., Tab]]:
     def open_tab(ratio: float = 1.0, **settings: Any) -> Tab:
         context = chromium.new_context(
             device_scale_factor=ratio,
-            **{"viewport": DESK, **settings},  # type: ignore[arg-type]
+            **{"viewport": DESK, **settings},
         )
         contexts.append(context)
         context.set_extra_http_headers({"authorization": f"Bearer {served.token}"})

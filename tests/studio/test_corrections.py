@@ -24,7 +24,6 @@ from notan.config import Data
 from notan.data.folders import open_split
 from notan.errors import ConfigError, DataError, StorageError
 from notan.io.digest import hash_content
-from notan.studio import journal as journal_module
 from notan.studio.gallery import Gallery
 from notan.studio.journal import Acceptance, ConflictError, Journal, Step, Stroke, read_entry
 from notan.studio.raster import (
@@ -230,7 +229,7 @@ def test_a_full_disk_is_said_and_the_entry_does_not_count(
         return write(descriptor, content[: len(content) // 2])
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal_module.os, "write", half)
+        patch.setattr("os.write", half)
         with pytest.raises(StorageError, match=r"No space left.*--corrections"):
             store.append(image, stroke, version=2)
     assert journal.version == 2

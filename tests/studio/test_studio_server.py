@@ -108,7 +108,7 @@ def test_nobody_is_let_in_anywhere_without_the_token(
 ) -> None:
     routes = routes_of(data, tmp_path)
     assert len(routes) > 12
-    wrong = (
+    wrong: tuple[dict[str, str], ...] = (
         {},
         {"authorization": "Bearer wrong"},
         {"cookie": f"notan-{studio.port}=x"},
@@ -343,7 +343,7 @@ def test_a_network_that_diverges_is_a_fault_of_its_image(tmp_path: Path) -> None
     def nan(_: Any) -> Any:
         raise DivergedError("the network returned NaN")
 
-    broken.backend = nan
+    broken.backend = nan  # type: ignore[assignment]
     with serving(write_images(tmp_path / "cells", 1), tmp_path / "c", broken) as studio:
         assert "NaN" in wait_for_predictions(studio, 1)[0][7]
 
