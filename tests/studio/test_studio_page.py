@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import itertools
+import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,11 +17,12 @@ from PIL import Image
 
 from browser import find_browser
 from notan.studio import journal as journal_module
-from notan.studio.raster import mask_of
-from studio_runs import SIZE, Served, disc, serving, write_images
+from notan.studio.raster import checksum, mask_of
+from studio_runs import SIZE, Served, disc, open_store, serving, write_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from playwright.sync_api import Browser, BrowserContext, Page
 
@@ -312,6 +317,62 @@ def test_a_disk_that_is_full_turns_the_lamp_red_until_it_is_not(
     monkeypatch.setattr(journal_module, "_append", append)
     here.wait_saved()
     np.testing.assert_array_equal(here.on_disk(9), here.raster())
+
+
+@contextlib.contextmanager
+def command(data: Path, port: int) -> Iterator[str]:
+    """Run the command itself, and kill it; yields the address that it prints."""
+    words = [sys.executable, "-u", "-m", "notan", "studio", str(data), "--port", str(port)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process.stdout.readline().split()[1]
+        finally:
+            process.kill()
+
+
+def test_a_page_whose_studio_was_killed_goes_on_with_the_next_one(
+    chromium: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTAN_CACHE", str(tmp_path / "cache"))
+    data = write_images(tmp_path / "cells", 1)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = "await editor.journal.idle(); return editor.raster.checksum()"
+    idle = f"async () => {{ {TOKENS} {script} }}"
+    context = chromium.new_context(viewport=DESK)  # type: ignore[arg-type]
+    page = context.new_page()
+
+    def paint(dx: float) -> None:
+        canvas = page.locator("#canvas").bounding_box()
+        assert canvas is not None
+        x, y = canvas["x"] + canvas["width"] / 2 + dx, canvas["y"] + canvas["height"] / 2
+        page.mouse.move(x, y - 60)
+        page.mouse.down()
+        page.mouse.move(x + 30, y + 60)
+        page.mouse.up()
+
+    with command(data, port) as link:
+        page.goto(link)
+        page.click("#grid li a")
+        page.wait_for_selector("#accept:not([disabled])")
+        page.keyboard.press("x")
+        paint(-90)
+        page.evaluate(idle)
+    paint(60)
+    lamp = page.wait_for_selector("#lamp[data-lamp=failed]")
+    assert lamp is not None
+    assert "is it still running?" in (lamp.text_content() or "")
+    with command(data, port) as link:
+        context.new_page().goto(link)
+        wanted = page.evaluate(idle)
+        assert page.locator("#lamp").get_attribute("data-lamp") == "saved"
+    context.close()
+    store, image = open_store(data, tmp_path / "cells-corrections")
+    journal = store.open(image)
+    assert (journal.version, checksum(journal.raster())) == (2, wanted)
+    store.close()
 
 
 def test_two_tabs_on_one_image_do_not_write_over_each_other(tab: Callable[..., Tab]) -> None:
