@@ -123,10 +123,12 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(data: Path, corrections: Path, predictor: Predictor | None = None) -> Iterator[Served]:
+def serving(
+    folder: Path, corrections: Path, predictor: Predictor | None = None, *, data: Data | None = None
+) -> Iterator[Served]:
     keys = Keys()
     with (
-        opened(predictor or red_finder(), Data(path=data), corrections) as studio,
+        opened(predictor or red_finder(), data or Data(path=folder), corrections) as studio,
         running(lambda address: guarded(studio, address, keys)) as server,
     ):
         once = f"{server.url}/?t={keys.one_time()}"

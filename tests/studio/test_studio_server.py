@@ -16,7 +16,7 @@ from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from notan.config import Data
+from notan.config import Data, Masks
 from notan.errors import ConfigError, DivergedError, StorageError
 from notan.io.digest import hash_content
 from notan.prediction.pixels import probability_image
@@ -201,8 +201,15 @@ def test_an_image_is_told_with_its_mask_probability_and_truth(studio: Served) ->
     np.testing.assert_array_equal(mask_of(truth), labels.mask)
     assert ask(studio, studio.path(4, "/truth")).status_code == 204
     small = ask(studio, studio.path(0, "/thumbnail"))
-    with Image.open(io.BytesIO(small.content)) as file:
+    line = ask(studio, studio.path(0, "/outline"))
+    with (
+        Image.open(io.BytesIO(small.content)) as file,
+        Image.open(io.BytesIO(line.content)) as drawn,
+    ):
         assert max(file.size) == 320
+        assert drawn.size == file.size
+        opaque = np.asarray(drawn)[..., 3] == 255
+        assert 0 < opaque.mean() < 0.1
 
 
 def test_all_images_are_predicted_in_the_background_and_kept(
@@ -233,6 +240,24 @@ def test_all_images_are_predicted_in_the_background_and_kept(
     assert read_kept(kept[0]) is None
     with serving(data, tmp_path / "c") as studio:
         assert wait_for_predictions(studio, 5)[0][4] == scores[0][1]
+
+
+def test_masks_that_are_read_in_another_way_have_another_true_dice(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "cells", 1, masks=1)
+    with Image.open(folder / "masks" / "spot-0000.png") as mask:
+        truth = np.asarray(mask).astype(np.uint8)
+    truth[: SIZE[0] // 2] *= 2  # two classes, of which either may be the foreground
+    Image.fromarray(truth).save(folder / "masks" / "spot-0000.png")
+    found = []
+    for chosen in ((1, 2), (1,), (1, 2)):
+        data = Data(path=folder, masks=Masks(foreground=chosen))
+        with serving(folder, tmp_path / "c", data=data) as studio:
+            wait_for_predictions(studio, 1)
+            found.append(ask(studio, studio.path(0)).json()["true_dice"])
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0] > found[1] + 0.1
+    assert found[2] == found[0]
 
 
 def test_an_image_that_cannot_be_used_says_why_and_stops_no_other(

@@ -47,6 +47,7 @@ class ListedImage:
         path: Its file.
         mask: Its mask in the data, or the annotations that hold it; None: it has none.
         read_labels: What reads the mask.
+        rule: How it reads it, in words that differ where masks may.
     """
 
     id: str
@@ -54,6 +55,7 @@ class ListedImage:
     path: Path
     mask: Path | None = None
     read_labels: Callable[[Path], Labels] | None = None
+    rule: str = ""
 
     def labels(self) -> Labels | None:
         """Read the mask that the data have of it.
@@ -93,7 +95,8 @@ class Gallery:
         if path is None or not path.exists():
             raise DataError(f"{path}: there is no such folder; give one with images")
         found = sorted(_listed(data, path), key=lambda image: (image.name, str(image.path)))
-        kept = [image for image in found if is_text(image.path)]
+        rule = data.model_dump_json(include={"masks", "trimap_border", "exif_orientation"})
+        kept = [replace(image, rule=rule) for image in found if is_text(image.path)]
         if not kept:
             raise DataError(
                 f"{path}: no images here; wanted image files, in the folder itself or in images/, "

@@ -17,10 +17,12 @@ import time
 import zlib
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from notan.config.sections import Section
-from notan.data.samples import hash_ends
+from notan.data.samples import hash_ends, stored_in
+from notan.data.survey import MOST_REMEMBERED, stamp_of
 from notan.errors import DataError, NotanError
 from notan.io.digest import hash_content, sha256
 from notan.io.headers import read_size
@@ -29,15 +31,15 @@ from notan.io.write import write_bytes
 from notan.metrics.counts import Counts
 from notan.prediction.pixels import probability_image
 from notan.studio.gallery import MOST_PIXELS
-from notan.studio.raster import pack_raster, raster_of
+from notan.studio.raster import mask_of, pack_raster, raster_of, unpack_raster
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.io.images import ImageReading
-    from notan.prediction.predictor import Prediction, Predictor
+    from notan.prediction.predictor import Predictor
     from notan.studio.gallery import Gallery, ListedImage
-    from notan.types import Size
+    from notan.types import Mask, Size
 
 logger = logging.getLogger("notan")
 
@@ -223,18 +225,14 @@ class Predictions:
 
     def _find(self, image: ListedImage) -> KeptPrediction:
         path = self._path(image)
-        if (kept := read_kept(path)) is not None:
-            self._note_kept(image, kept)
-            return kept
-        with self._computing:
-            if (kept := read_kept(path)) is None:
-                kept = self._predict(image)
-                try:
-                    write_bytes(path, kept.to_bytes())
-                except NotanError as error:  # a full disk costs time, and no result
-                    logger.warning("%s", error)
-            self._note_kept(image, kept)
-            return kept
+        if (kept := read_kept(path)) is None:
+            with self._computing:
+                if (kept := read_kept(path)) is None:
+                    kept = self._predict(image)
+                    _keep(path, kept)
+        kept = _judged_anew(image, kept, path)
+        self._note_kept(image, kept)
+        return kept
 
     def _predict(self, image: ListedImage) -> KeptPrediction:
         size = read_size(image.path, upright=self.reading.upright)
@@ -245,7 +243,6 @@ class Predictions:
             )
         prediction = self.predictor(read_image(image.path, self.reading))
         probability = probability_image(prediction.probability)
-        true_dice, truth = _true_dice(image, prediction)
         rule = prediction.postprocessing
         header = Glance(
             height=prediction.size[0],
@@ -253,8 +250,8 @@ class Predictions:
             expected_dice=prediction.expected_dice,
             needs_review=prediction.needs_review,
             threshold=rule.threshold,
-            true_dice=true_dice,
-            truth=truth,
+            true_dice=_true_dice(image, prediction.mask),
+            truth=_truth_digest(image),
         )
         return KeptPrediction(
             header, pack_raster(raster_of(prediction.mask)), zlib.compress(probability.tobytes(), 3)
@@ -262,11 +259,10 @@ class Predictions:
 
     def _note_kept(self, image: ListedImage, kept: KeptPrediction) -> None:
         header = kept.header
-        is_same = header.truth == _truth_digest(image)
         outlook = Outlook(
             size=header.size,
             expected_dice=header.expected_dice,
-            true_dice=header.true_dice if is_same else None,
+            true_dice=header.true_dice,
             needs_review=header.needs_review,
         )
         self._note(image, outlook)
@@ -289,8 +285,9 @@ class Predictions:
                 return
             self._rest()
             with contextlib.suppress(DataError):
-                if (kept := read_kept(self._path(image), whole=False)) is not None:
-                    self._note_kept(image, kept)
+                path = self._path(image)
+                if (kept := read_kept(path, whole=False)) is not None:
+                    self._note_kept(image, _judged_anew(image, kept, path))
         left = deque(spread(self.gallery.images))
         while not self._stopped.is_set() and (left or self._seen):
             self._rest()
@@ -324,26 +321,54 @@ def spread(images: tuple[ListedImage, ...]) -> list[ListedImage]:
     return [image for start in range(step) for image in images[start::step]]
 
 
-def _true_dice(image: ListedImage, prediction: Prediction) -> tuple[float | None, str]:
-    """Return the Dice of a prediction, and a digest of the mask that it is taken against."""
+def _keep(path: Path, kept: KeptPrediction) -> None:
+    """Write a prediction into its file; where the disk is full it is computed again, not lost."""
+    try:
+        write_bytes(path, kept.to_bytes())
+    except NotanError as error:
+        logger.warning("%s", error)
+
+
+def _judged_anew(image: ListedImage, kept: KeptPrediction, path: Path) -> KeptPrediction:
+    """Return a prediction with the Dice against the mask that the data hold now."""
+    truth = _truth_digest(image)
+    if kept.header.truth == truth or (whole := read_kept(path)) is None:
+        return kept
+    mask = mask_of(unpack_raster(whole.raster, whole.header.size))
+    news = {"true_dice": _true_dice(image, mask), "truth": truth}
+    judged = replace(whole, header=whole.header.model_copy(update=news))
+    _keep(path, judged)
+    return judged
+
+
+def _true_dice(image: ListedImage, mask: Mask) -> float | None:
+    """Return the Dice of a mask against the one in the data; None: there is none of its size."""
     try:
         labels = image.labels()
     except DataError as error:
         logger.warning("%s", error)
-        return None, ""
-    if labels is None or labels.mask.shape != prediction.size:
-        return None, ""
-    dice = Counts.of(prediction.mask, labels.mask, labels.ignore).dice
-    return dice, _truth_digest(image)
+        return None
+    if labels is None or labels.mask.shape != mask.shape:
+        return None
+    return Counts.of(mask, labels.mask, labels.ignore).dice
 
 
 def _truth_digest(image: ListedImage) -> str:
-    if image.mask is None or not image.mask.is_file():
+    """Return a digest of the mask in the data and of how it is read; nothing: there is none."""
+    if image.mask is None:
         return ""
+    path = stored_in(image.mask)
     try:
-        return hash_content(image.mask)
+        return sha256(_hash_unchanged(path, stamp_of(path)), str(image.mask), image.rule)
     except DataError:
         return ""
+
+
+@lru_cache(MOST_REMEMBERED)
+def _hash_unchanged(path: Path, stamp: tuple[int, int] | None) -> str:
+    """Return a hash of a file's content; of a file of annotations for all its images at once."""
+    del stamp
+    return hash_content(path)
 
 
 def _key(predictor: Predictor, *, upright: bool) -> str:

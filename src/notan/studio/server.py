@@ -15,9 +15,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from notan.errors import DataError, StorageError
+from notan.io.masks import read_mask
 from notan.studio.journal import ConflictError, read_entry
-from notan.studio.raster import pack_raster, raster_of, unpack_raster
-from notan.studio.shown import encode_image, thumbnail
+from notan.studio.raster import mask_of, pack_raster, raster_of, unpack_raster
+from notan.studio.shown import encode_image, outline, thumbnail
 from notan.web.answers import RefusedError, error_handlers
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Studio:
             Route("/api/images", self.images, methods=["GET"]),
             Route(image, self.image, methods=["GET"]),
             Route(f"{image}/thumbnail", self.thumbnail, methods=["GET"]),
+            Route(f"{image}/outline", self.outline, methods=["GET"]),
             Route(f"{image}/pixels", self.pixels, methods=["GET"]),
             Route(f"{image}/probability", self.probability, methods=["GET"]),
             Route(f"{image}/model", self.model_mask, methods=["GET"]),
@@ -177,6 +179,17 @@ class Studio:
         self.predictions.saw(image)
         content = thumbnail(image, self.predictions.reading, self.predictions.cache)
         return Response(content, media_type="image/jpeg", headers=KEPT_A_WHILE)
+
+    def outline(self, request: Request) -> Response:
+        """Return the outline of the accepted mask, else of the model's, to lie on the thumbnail."""
+        image = self._image(request)
+        self.predictions.stay_calm()
+        if self.corrections.row(image) is not None:
+            mask = read_mask(self.corrections.mask_path(image)).mask
+        else:
+            kept = self.predictions.get(image)
+            mask = mask_of(unpack_raster(kept.raster, kept.header.size))
+        return Response(outline(mask), media_type="image/png")
 
     def pixels(self, request: Request) -> Response:
         """Return the image at its full size."""

@@ -12,6 +12,7 @@ from notan.errors import DataError, NotanError
 from notan.io.headers import read_format, read_size
 from notan.io.images import read_image, shown
 from notan.io.write import write_bytes
+from notan.prediction.pixels import PREDICTION, encode_png
 from notan.studio.gallery import MOST_PIXELS
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
     from notan.io.images import ImageReading
     from notan.studio.gallery import ListedImage
-    from notan.types import RGBImage
+    from notan.types import Mask, RGBImage
 
 THUMBNAIL_SIDE = 320
 THUMBNAIL_QUALITY, IMAGE_QUALITY = 80, 95
+HALF = 127
 LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "HEIF"})
 """Formats that hold no exact pixels; others are sent without loss."""
 
@@ -57,9 +59,7 @@ def thumbnail(image: ListedImage, reading: ImageReading, cache: Path) -> bytes:
     if path.is_file():
         return path.read_bytes()
     pixels = _read(image, reading)
-    height, width = pixels.shape[:2]
-    scale = min(1.0, THUMBNAIL_SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size = _thumbnail_size(*pixels.shape[:2])
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     content = _encode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY], image)
     try:
@@ -67,6 +67,29 @@ def thumbnail(image: ListedImage, reading: ImageReading, cache: Path) -> bytes:
     except NotanError:  # it is made again then
         return content
     return content
+
+
+def outline(mask: Mask) -> bytes:
+    """Return a mask's outline at a thumbnail's size: a PNG that is transparent elsewhere.
+
+    Raises:
+        StorageError: PNG cannot hold it.
+    """
+    size = _thumbnail_size(mask.shape[0], mask.shape[1])
+    small = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
+    contours, _ = cv2.findContours(
+        (small > HALF).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+    )
+    pixels = np.zeros((size[1], size[0], 4), np.uint8)
+    for colour, thickness in (((0, 0, 0, 170), 4), ((*PREDICTION, 255), 2)):
+        cv2.drawContours(pixels, contours, -1, colour, thickness)
+    return encode_png(pixels)
+
+
+def _thumbnail_size(height: int, width: int) -> tuple[int, int]:
+    """Return (width, height), as OpenCV wants them."""
+    scale = min(1.0, THUMBNAIL_SIDE / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _read(image: ListedImage, reading: ImageReading) -> RGBImage:

@@ -47,6 +47,7 @@ export class Gallery {
     this.sort = "expected";
     this.filter = "all";
     this.words = "";
+    this.hasLines = true;
     this.stale = 0;
     this.revision = 0;
     this.edits = 0;
@@ -131,6 +132,12 @@ export class Gallery {
     this.arrange();
   }
 
+  /** @param {boolean} hasLines whether the masks are outlined */
+  setLines(hasLines) {
+    this.hasLines = hasLines;
+    this.refresh();
+  }
+
   /** @returns {Item | undefined} what comes after an image in this order and is not accepted yet */
   after(id) {
     const place = this.shown.findIndex((item) => item.id === id);
@@ -202,12 +209,16 @@ export class Gallery {
     image.decoding = "async";
     image.draggable = false;
     if (!item.fault) image.src = `/api/images/${item.id}/thumbnail`;
+    const line = document.createElement("img");
+    line.alt = "";
+    line.className = "line";
+    line.draggable = false;
     const name = document.createElement("span");
     name.className = "name";
     name.textContent = item.name;
     const score = document.createElement("span");
     score.className = "score";
-    link.append(image, name, score);
+    link.append(image, line, name, score);
     cell.append(link);
     this.fill(cell, item);
     return cell;
@@ -217,6 +228,13 @@ export class Gallery {
   fill(cell, item) {
     const link = cell.firstChild, score = link.lastChild;
     link.dataset.state = item.state;
+    const line = link.querySelector(".line");
+    const wanted = this.hasLines && item.expected !== null;
+    const source = wanted ? `/api/images/${item.id}/outline?${item.state}` : "";
+    if ((line.getAttribute("src") ?? "") !== source) {
+      if (source) line.src = source;
+      else line.removeAttribute("src");
+    }
     link.toggleAttribute("data-review", item.review === true);
     link.toggleAttribute("data-fault", item.fault !== "");
     const known = item.expected !== null, hasTruth = item.truth !== null;

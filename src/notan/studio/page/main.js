@@ -308,6 +308,7 @@ function wire() {
   on("help", "click", () => $("keys").showModal());
   on("sort", "change", () => gallery.choose({ sort: $("sort").value }));
   on("filter", "change", () => gallery.choose({ filter: $("filter").value }));
+  on("lines", "change", () => gallery.setLines($("lines").checked));
   on("search", "input", () => gallery.choose({ words: $("search").value }));
   window.addEventListener("hashchange", route);
   window.addEventListener("beforeunload", (event) => {
