@@ -260,6 +260,31 @@ def test_masks_that_are_read_in_another_way_have_another_true_dice(tmp_path: Pat
     assert found[2] == found[0]
 
 
+def test_a_mask_of_another_size_is_no_truth_and_is_said(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "cells", 1, masks=1)
+    Image.new("1", (30, 20)).save(folder / "masks" / "spot-0000.png")
+    with serving(folder, tmp_path / "c") as studio:
+        assert ask(studio, studio.path(0)).json()["true_dice"] is None
+        answer = ask(studio, studio.path(0, "/truth"))
+        assert answer.status_code == 422
+        assert "the mask in the data is 20x30, the image 300x340" in error_of(answer)
+        begun = ask(studio, studio.path(0, "/journal"), "POST", json={"origin": "mask"})
+        assert begun.status_code == 422
+
+
+def test_what_the_data_leave_out_of_the_score_is_told(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "cells", 1)
+    (folder / "masks").mkdir()
+    values = np.zeros(SIZE, np.uint8)
+    values[50:100], values[100:120] = 1, 255
+    Image.fromarray(values).save(folder / "masks" / "spot-0000.png")
+    data = Data(path=folder, masks=Masks(foreground=(1,), ignore=(255,)))
+    with serving(folder, tmp_path / "c", data=data) as studio:
+        truth = unpack_raster(ask(studio, studio.path(0, "/truth")).content, SIZE)
+        np.testing.assert_array_equal(truth, np.select([values == 1, values == 255], [1, 2], 0))
+        assert not (begin(studio, "mask") & 2).any()
+
+
 def test_an_image_that_cannot_be_used_says_why_and_stops_no_other(
     tmp_path: Path,
 ) -> None:

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from notan.errors import DataError, StorageError
 from notan.io.masks import read_mask
 from notan.studio.journal import ConflictError, read_entry
-from notan.studio.raster import mask_of, pack_raster, raster_of, unpack_raster
+from notan.studio.raster import BY_HAND, mask_of, pack_raster, raster_of, unpack_raster
 from notan.studio.shown import encode_image, outline, thumbnail
 from notan.web.answers import RefusedError, error_handlers
 
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp
 
+    from notan.data.samples import Labels
     from notan.studio.gallery import Gallery, ListedImage
     from notan.studio.journal import Journal, Origin
     from notan.studio.predictions import Predictions
     from notan.studio.raster import MaskRaster
     from notan.studio.store import Corrections
+    from notan.types import Size
 
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -210,10 +212,17 @@ class Studio:
         return Response(self.predictions.get(self._image(request)).raster, media_type=BYTES)
 
     def truth(self, request: Request) -> Response:
-        """Return the mask in the data likewise; no content where there is none."""
-        raster = self._truth(self._image(request))
-        if raster is None:
+        """Return the mask in the data likewise; no content where there is none.
+
+        The second plane is what the data leave out of the score.
+        """
+        image = self._image(request)
+        if image.mask is None:
             return Response(status_code=204)
+        labels = self._labels(image, self.predictions.get(image).header.size)
+        raster = raster_of(labels.mask)
+        if labels.ignore is not None:
+            raster[labels.ignore] |= BY_HAND
         return Response(pack_raster(raster), media_type=BYTES)
 
     async def begin(self, request: Request) -> Response:
@@ -263,10 +272,6 @@ class Studio:
     def _journal(self, image: ListedImage) -> Journal | None:
         return self.corrections.open(image) if self.corrections.has_journal(image) else None
 
-    def _truth(self, image: ListedImage) -> MaskRaster | None:
-        labels = image.labels()
-        return None if labels is None else raster_of(labels.mask)
-
     def _first(self, image: ListedImage, origin: Origin) -> MaskRaster:
         kept = self.predictions.get(image)
         size = kept.header.size
@@ -275,10 +280,18 @@ class Studio:
             return raster * 0
         if origin == "model":
             return raster
-        truth = self._truth(image)
-        if truth is None or truth.shape != size:
-            raise DataError(f"{image.name}: the data hold no mask of its size; begin with another")
-        return truth
+        return raster_of(self._labels(image, size).mask)
+
+    def _labels(self, image: ListedImage, size: Size) -> Labels:
+        """Return what the data say of an image of a size, or refuse what does not fit it."""
+        labels = image.labels()
+        if labels is None or labels.mask.shape != size:
+            found = "none" if labels is None else "x".join(map(str, labels.mask.shape))
+            raise DataError(
+                f"{image.name}: the mask in the data is {found}, the image {size[0]}x{size[1]} "
+                "(height x width); mend it, or begin with another"
+            )
+        return labels
 
     def _state_at_start(self, image: ListedImage) -> str:
         try:

@@ -6,8 +6,8 @@ import { getBlob, getJson, getPacked, sendJson } from "./api.js";
 import { Editor, TOOLS, placeOf, sizeOf } from "./editor.js";
 import { Gallery, asDice } from "./gallery.js";
 import { Journal } from "./journal.js";
-import { Raster, unpack } from "./raster.js";
-import { View } from "./view.js";
+import { FOREGROUND, Raster, unpack } from "./raster.js";
+import { LEFT_OUT, View } from "./view.js";
 
 const NAME = "notan studio";
 const NEEDING_AN_IMAGE = ["accept", "threshold", "use-model", "fill-holes", "keep-largest"];
@@ -89,13 +89,17 @@ async function load(target, options) {
     getBlob(`${path}/pixels`, options),
     getPacked(`${path}/model`, options),
     getPacked(`${path}/probability`, options),
-    about.has_truth ? getPacked(`${path}/truth`, options).catch(() => null) : null,
+    about.has_truth ? getPacked(`${path}/truth`, options).catch((error) => {
+      about.truthFault = error.message;
+      return null;
+    }) : null,
   ]);
   const { width, height } = about, pixels = width * height;
   const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
+  const known = truth && unpack(truth, pixels);
   const masks = {
     model: unpack(model, pixels),
-    mask: truth && unpack(truth, pixels),
+    mask: known && known.map((value) => value & FOREGROUND),
     empty: new Uint8Array(pixels),
   };
   const raster = new Raster(width, height, masks.model.slice());
@@ -118,7 +122,7 @@ async function load(target, options) {
   document.querySelector("[name=layer][value=truth]").disabled = !masks.mask;
   chooseLayer(!masks.mask && view.look.layer === "truth" ? "mask" : view.look.layer);
   $("threshold").value = String(Math.round(100 * about.threshold));
-  view.show(bitmap, raster, masks.model, masks.mask, probability);
+  view.show(bitmap, raster, masks.model, known, probability);
   editor.open(journal, raster, probability);
   showScores();
   showAgreement();
@@ -185,9 +189,10 @@ function showScores() {
   const { about, state } = current;
   const words = [`expected Dice ${asDice(about.expected_dice)}`];
   if (about.true_dice !== null) words.push(`true ${asDice(about.true_dice)}`);
+  if (about.truthFault) words.push(`the mask in the data is no use: ${about.truthFault}`);
   if (state === "accepted") words.push("accepted");
   if (state === "changed") words.push("changed since accepted");
-  $("scores").textContent = words.join(" · ");
+  $("scores").textContent = $("scores").title = words.join(" · ");
 }
 
 /** Bring the controls up to what editor and view say. */
@@ -242,11 +247,12 @@ function moveThreshold() {
 
 /** Say how well the model's mask, at this threshold, agrees with the truth there is. */
 function showAgreement() {
-  const right = current?.masks?.mask;
+  const right = current?.masks?.mask, { truth } = view;
   $("agreement").hidden = !right;
   if (!right) return;
   let both = 0, sum = 0;
   for (let pixel = 0; pixel < right.length; pixel += 1) {
+    if (truth[pixel] & LEFT_OUT) continue;
     both += right[pixel] & view.model[pixel];
     sum += right[pixel] + view.model[pixel];
   }

@@ -9,6 +9,9 @@ import { FOREGROUND, TILE } from "./raster.js";
 
 export const LEAST_SCALE = 0.02, MOST_SCALE = 40;
 
+/** Of the truth: the bit of what the data leave out of the score. */
+export const LEFT_OUT = 2;
+
 const rgba = (red, green, blue, alpha = 255) =>
   ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 
@@ -280,7 +283,9 @@ export class View {
       const table = [[0, 0, 0, 0], [...FALSE_ALARM, 235], [...MISSED, 235], [...RIGHT, alpha >> 1]]
         .map((colour) => rgba(...colour));
       const { model } = this, right = this.truth ?? this.raster.data;
-      const code = (place) => model[place] | ((right[place] & FOREGROUND) << 1);
+      const { truth } = this;
+      const code = (place) => (truth && truth[place] & LEFT_OUT
+        ? 0 : model[place] | ((right[place] & FOREGROUND) << 1));
       this.colourBy(colours, left, top, width, height, (place) => table[code(place)]);
     } else {
       const [source, hue] = {
