@@ -54,6 +54,7 @@ START_SECONDS = 2.0
 """For which it rests at first: somebody is about to open the page."""
 
 BACKGROUND_NICENESS = 10
+SECONDS_TO_END = 10.0
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,10 @@ class Predictions:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the image that is being predicted."""
+        """End after the image that is being predicted, or without it where it takes long."""
         self._stopped.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(SECONDS_TO_END)
 
     def outlook(self, image: ListedImage) -> Outlook:
         """Return what is known of an image now."""

@@ -6,6 +6,7 @@ The page is a few static files; everything else is under ``/api/``. Images are n
 from __future__ import annotations
 
 import json
+import threading
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ BYTES = "application/octet-stream"
 KEPT_A_WHILE = {"cache-control": "private, max-age=600"}
 ORIGINS: Mapping[str, Origin] = {"model": "model", "mask": "mask", "empty": "empty"}
 MOST_DIGITS = 12
+DECODED_AT_ONCE = 4
+"""Images; each of the largest takes a few hundred megabytes."""
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:
@@ -74,6 +77,7 @@ class Studio:
         self.gallery, self.predictions, self.corrections = gallery, predictions, corrections
         self.title = title
         self._page = page_files()
+        self._decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
         self._states = {image.id: (self._state_at_start(image), 0) for image in gallery.images}
         self._revision = 0
 
@@ -179,7 +183,8 @@ class Studio:
         image = self._image(request)
         self.predictions.stay_calm()
         self.predictions.saw(image)
-        content = thumbnail(image, self.predictions.reading, self.predictions.cache)
+        with self._decoding:
+            content = thumbnail(image, self.predictions.reading, self.predictions.cache)
         return Response(content, media_type="image/jpeg", headers=KEPT_A_WHILE)
 
     def outline(self, request: Request) -> Response:
@@ -196,7 +201,9 @@ class Studio:
     def pixels(self, request: Request) -> Response:
         """Return the image at its full size."""
         self.predictions.stay_calm()
-        content, kind = encode_image(self._image(request), self.predictions.reading)
+        image = self._image(request)
+        with self._decoding:
+            content, kind = encode_image(image, self.predictions.reading)
         return Response(content, media_type=kind)
 
     def probability(self, request: Request) -> Response:
