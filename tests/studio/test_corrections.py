@@ -151,6 +151,33 @@ def test_what_a_process_accepted_before_it_was_killed_is_made_up_for(
     again.close()
 
 
+def test_an_acceptance_that_found_no_room_is_made_up_for_whatever_came_after_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, image = open_store(data, tmp_path / "c")
+    journal = paint(store, 2)
+
+    def full(path: Path, _: bytes) -> None:
+        raise StorageError(f"{path}: could not be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("notan.studio.store.write_bytes", full)
+        with pytest.raises(StorageError):
+            accept(store, journal)
+    other, damaged = store.gallery.images[1:]
+    begun = begin_empty(store, other)
+    store.append(other, Acceptance(id=ACCEPT, checksum=checksum(begun.raster())), version=0)
+    begin_empty(store, damaged).path.write_bytes(b"not a journal\n\n")
+    assert store.row(image) is None
+    store.close()
+    os.utime(journal.path, (1, 1))
+    again, image = open_store(data, tmp_path / "c")
+    assert again.row(image) is not None
+    assert again.mask_path(image).is_file()
+    assert "this journal is damaged" in caplog.text
+    again.close()
+
+
 def test_a_journal_that_was_torn_loses_its_last_line_and_nothing_else(
     data: Path, tmp_path: Path
 ) -> None:

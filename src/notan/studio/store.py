@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from notan.studio.gallery import Gallery, ListedImage
     from notan.studio.journal import Entry, Origin
     from notan.studio.raster import MaskRaster
+
+logger = logging.getLogger("notan")
 
 TABLE = "corrections.csv"
 MASKS = "masks"
@@ -238,18 +241,15 @@ class Corrections:
 
     def _make_up(self) -> None:
         """Carry out what was accepted in a journal and did not reach the table."""
-        for image in self.gallery.images:
-            path = self._journal_path(image)
-            if not path.is_file() or path.stat().st_mtime < self._table_time() - 1:
-                continue
-            journal = Journal.open(path)
-            row = self.row(image)
-            if journal.acceptance and (row is None or row.accepted_at < journal.acceptance.at):
-                self._carry_out(image, journal)
-
-    def _table_time(self) -> float:
-        path = self.folder / TABLE
-        return path.stat().st_mtime if path.is_file() else 0.0
+        for image in filter(self.has_journal, self.gallery.images):
+            try:
+                journal = Journal.open(self._journal_path(image))
+                row, acceptance = self.row(image), journal.acceptance
+                is_known = row is not None and acceptance and row.accepted_at >= acceptance.at
+                if acceptance and not is_known and journal.beginning.image == hash_ends(image.path):
+                    self._carry_out(image, journal)
+            except DataError as error:  # of one image; whoever opens it is told again
+                logger.warning("%s", error)
 
     def _journal_path(self, image: ListedImage) -> Path:
         return self.folder / OWN / JOURNALS / f"{image.id}.journal"
