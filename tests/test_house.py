@@ -19,6 +19,7 @@ import notan
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LIBRARY = [path for path in SOURCES if "cli" not in path.parts]
+SCRIPTS = sorted((ROOT / "src").rglob("*.js"))
 PYTHON = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *(ROOT / "benchmarks").rglob("*.py")]
 LONGEST_FILE, LONGEST_FUNCTION, MOST_COMPLEX = 600, 80, 10
 MOST_IMPORT_LINES = 0.115
@@ -120,6 +121,19 @@ def shown(path: Path) -> str:
 def test_no_file_is_two_rooms() -> None:
     lengths = {shown(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PYTHON}
     assert {path: n for path, n in lengths.items() if n > LONGEST_FILE} == {}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_module_of_a_page_says_what_it_is_for_and_is_one_room(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert re.match(r"/\*\*\n \* \S", text)
+    assert len(text.splitlines()) <= LONGEST_FILE
+    assert max(map(len, text.splitlines())) <= 100
+    # what could run a name or a message as code, or load something from elsewhere
+    found = re.findall(r"innerHTML|outerHTML|document\.write|eval\(|new Function|https?://", text)
+    assert found == []
+    used = re.findall(r'^import .* from "(.*)";$', text, re.MULTILINE)
+    assert all((path.parent / name).is_file() for name in used)
 
 
 def test_no_function_is_two_functions() -> None:

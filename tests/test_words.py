@@ -14,7 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXTS = sorted(
     path
     for pattern in (
-        *("src/**/*.py", "src/**/*.html", "src/**/*.css", "src/**/*.md", "docs/**/*.md"),
+        *(
+            "src/**/*.py",
+            "src/**/*.html",
+            "src/**/*.css",
+            "src/**/*.js",
+            "src/**/*.md",
+            "docs/**/*.md",
+        ),
         *("docs/*.py", "recipes/*.toml", "benchmarks/*.py", "*.md", "pyproject.toml", "Makefile"),
     )
     for path in ROOT.glob(pattern)

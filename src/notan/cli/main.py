@@ -21,6 +21,7 @@ from notan.cli.evaluate import evaluate, inference, report
 from notan.cli.parse import parse
 from notan.cli.predict import export, predict, submit
 from notan.cli.serve import serve
+from notan.cli.studio import studio
 from notan.cli.train import pretrain, train
 from notan.errors import NotanError, StoppedBySignal, explaining_extras, explaining_memory
 from notan.version import __version__
@@ -33,7 +34,7 @@ GROUPS = {
     "Train": (train, pretrain, benchmark_models),
     "Judge": (evaluate, inference, compare, report),
     "Use": (predict, serve, export, ensemble, submit),
-    "Look after data": (check, download, demo),
+    "Look after data": (studio, check, download, demo),
 }
 COMMANDS = {
     command.__name__.replace("_", "-"): command

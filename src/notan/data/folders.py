@@ -334,6 +334,19 @@ def holds_masks(folder: Path) -> bool:
     return True
 
 
+def open_annotated(data: Data) -> list[FileSource]:
+    """Open all parts of a data set that is no plain folder of images and masks.
+
+    Raises:
+        DataError: The folder is missing, or its annotations are faulty.
+    """
+    folder = _existing(data.path)
+    if find_layout(data) == "pets":
+        source = pets_source(folder, "all", data.trimap_border)
+        return [source.with_images(image_reading(data))]
+    return [open_part() for open_part in _parts_of(folder, data).values()]
+
+
 def makes_validation(data: Data) -> bool:
     """Say whether the validation split is made by us, for want of one in the data."""
     folder = _existing(data.path)
