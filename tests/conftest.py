@@ -37,9 +37,9 @@ REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = {
     "model.width": 4,
     "preprocess.image_size": 32,
-    "train.epochs": 10,
+    "train.epochs": 14,
     "train.batch_size": 8,
-    "train.learning_rate": 0.02,
+    "train.learning_rate": 0.01,
     "augment.enabled": False,
     "train.tensorboard": False,
 }

@@ -82,7 +82,7 @@ def test_an_old_score_is_better_than_none_but_is_doubted(
 
 def test_images_that_come_out_otherwise_than_in_the_score_are_doubted(run: Path) -> None:
     keep_score(run, full_score(NAMES))
-    assert "5 of the images below" in notices(run)
+    assert " of the images below, drawn-0024 among them, come out otherwise" in notices(run)
     assert "evaluate again" in notices(run)
 
 
@@ -196,7 +196,7 @@ def test_a_run_that_the_guard_stopped_is_an_error(run: Path) -> None:
     shorten_history(run, 1)
     keep_incidents(run, {"action": "stop"})
     assert 'class="verdict error"' in shown(run)
-    assert content(run)["state"] == "Stopped by the guard after 1 of 10 epochs."
+    assert content(run)["state"] == "Stopped by the guard after 1 of 14 epochs."
 
 
 def shorten_history(run: Path, epochs: int) -> None:
@@ -214,7 +214,7 @@ def test_a_run_that_goes_on_says_so(run: Path) -> None:
     shorten_history(run, 1)
     with RunFolder(run).locked():
         assert 'class="verdict note"' in shown(run)
-        assert content(run)["state"] == "Still going: 1 of 10 epochs are done."
+        assert content(run)["state"] == "Still going: 1 of 14 epochs are done."
     (run / ".lock").touch()  # what a killed run leaves is no training
     assert content(run)["state"].startswith("Stopped")
 

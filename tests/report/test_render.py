@@ -56,12 +56,12 @@ def figures_of(folder: Path) -> set[str]:
 def test_a_finished_run_is_shown_with_score_curves_and_images(finished: Path) -> None:
     content = kept(finished)
     card = read_card(finished / "best.safetensors")
-    assert content["state"].startswith("Finished: 10 epochs in")
+    assert content["state"].startswith("Finished: 14 epochs in")
     assert content["notices"] == []
     assert content["score"]["mean_dice"] == pytest.approx(card.scores["dice"], abs=1e-6)
     assert [row["name"] for row in content["score"]["images"]] == NAMES
-    assert content["settings"]["train"]["epochs"] == 10
-    assert len(content["history"]) == 10
+    assert content["settings"]["train"]["epochs"] == 14
+    assert len(content["history"]) == 14
     assert len(content["examples"]) == 6
 
 

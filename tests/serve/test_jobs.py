@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from notan.prediction.pixels import encode_png
-from notan.serve.jobs import Job, Jobs, Reply
+from notan.serve.jobs import Jobs, MaskJob, Reply
 from notan.serve.metrics import resident_bytes
 from notan.web.answers import RefusedError
 from web_server import PATIENCE
@@ -34,8 +34,8 @@ def reply(prediction: Prediction) -> Reply:
     return Reply(str(prediction.size).encode(), "text/plain")
 
 
-def job(height: int = 16, width: int = 16) -> Job:
-    return Job(image(height, width), (height, width), reply)
+def job(height: int = 16, width: int = 16) -> MaskJob:
+    return MaskJob(image(height, width), (height, width), reply)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -132,7 +132,7 @@ def make_jobs(gate: Gate) -> Callable[..., Jobs]:
     return make
 
 
-def run(jobs: Jobs, gate: Gate, waiting: list[Job]) -> None:
+def run(jobs: Jobs, gate: Gate, waiting: list[MaskJob]) -> None:
     """Hold the network up by one image of another size, let others wait behind it, and go."""
     jobs.start()
     try:
@@ -187,7 +187,7 @@ def test_a_damaged_image_fails_alone(gate: Gate, make_jobs: Callable[..., Jobs])
     jobs = make_jobs(batch_size=3)
     jobs.start()
     held, good = job(8, 8), [job(), job()]
-    damaged = Job(image()[:60], (16, 16), reply)
+    damaged = MaskJob(image()[:60], (16, 16), reply)
     jobs.put(held)
     gate.waiting.wait(PATIENCE)
     for each in (good[0], damaged, good[1]):

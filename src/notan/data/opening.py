@@ -10,6 +10,7 @@ from notan.data.folders import find_layout, image_reading, open_split
 from notan.data.samples import FileSource
 from notan.data.store import keep_decoded
 from notan.data.survey import choose_reading, reading_lines, survey
+from notan.data.survey import foreground_fraction as foreground_fraction
 from notan.data.survey import measure_statistics as measure_statistics
 from notan.errors import ConfigError, DataError
 

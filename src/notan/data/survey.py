@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from notan.data.samples import FileSource, Labels, Pair, Source, require_same_size
+from notan.data.samples import FileSource, Labels, Pair, Sample, Source, require_same_size
 from notan.errors import DataError
 from notan.io.headers import Contents, read_contents
 from notan.io.images import (
@@ -397,7 +397,7 @@ class MaskSurvey(NamedTuple):
     Attributes:
         encoding: How it was read.
         size: (height, width).
-        foreground: The share of it that is foreground, 0..1.
+        foreground: The share of it that is foreground, 0..1, what is ignored left aside.
         has_several: Whether it holds several objects.
     """
 
@@ -426,7 +426,7 @@ def _surveyed(
     labels = read_labels(path)
     height, width = labels.mask.shape
     several = holds_several(labels.mask)
-    return MaskSurvey(labels.encoding, (height, width), float(labels.mask.mean()), several)
+    return MaskSurvey(labels.encoding, (height, width), _foreground(labels), several)
 
 
 def holds_several(mask: Mask) -> bool:
@@ -443,7 +443,9 @@ def several_objects_fraction(source: Source) -> float:
     Raises:
         DataError: A file cannot be read.
     """
-    return _mean_of_masks(source, lambda mask: mask.has_several, holds_several)
+    return _mean_of_masks(
+        source, lambda mask: mask.has_several, lambda sample: holds_several(sample.mask)
+    )
 
 
 def foreground_fraction(source: Source) -> float:
@@ -451,18 +453,23 @@ def foreground_fraction(source: Source) -> float:
 
     Which masks count is as in ``several_objects_fraction``, and so is what is raised.
     """
-    return _mean_of_masks(source, lambda mask: mask.foreground, lambda mask: float(mask.mean()))
+    return _mean_of_masks(source, lambda mask: mask.foreground, _foreground)
+
+
+def _foreground(labels: Labels | Sample) -> float:
+    counted = labels.mask if labels.ignore is None else labels.mask[~labels.ignore]
+    return float(counted.mean()) if counted.size else 0.0
 
 
 def _mean_of_masks(
-    source: Source, surveyed: Callable[[MaskSurvey], float], measured: Callable[[Mask], float]
+    source: Source, surveyed: Callable[[MaskSurvey], float], measured: Callable[[Sample], float]
 ) -> float:
     """Return the mean of what a survey knows of a mask, or of what is measured without one."""
     if isinstance(source, FileSource):
         found = [surveyed(survey_mask(pair.mask, source.read_labels)) for pair in source.pairs]
     else:
         step = -(-len(source) // MOST_LOOKED_AT)
-        found = [measured(source[place].mask) for place in range(0, len(source), step)]
+        found = [measured(source[place]) for place in range(0, len(source), step)]
     return sum(found) / len(found)
 
 

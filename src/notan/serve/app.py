@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
 
 from notan.serve import pages
-from notan.serve.jobs import MOST_WAITING, WORKERS, Job, Jobs, Reply
+from notan.serve.jobs import MOST_WAITING, WORKERS, Jobs, MaskJob, Reply
 from notan.serve.metrics import TEXT_TYPE, Requests, metrics_text
 from notan.serve.outputs import JSON, OFFERED, PNG, choose_output, encode
 from notan.serve.prompts import Prompts, prompted
@@ -110,7 +110,7 @@ class Service:
         until = asyncio.get_running_loop().time() + self.settings.seconds
         most = self.settings.most_pixels
         size = await self.in_thread(partial(upload_size, content, most))
-        job = Job(content, size, encoder)
+        job = MaskJob(content, size, encoder)
         self.jobs.put(job)
         try:
             await self._wait(job, request.receive, until)
@@ -125,7 +125,7 @@ class Service:
         """Do what may take long beside the event loop."""
         return await to_thread.run_sync(work, limiter=self._limiter)
 
-    async def _wait(self, job: Job, receive: Receive, until: float) -> None:
+    async def _wait(self, job: MaskJob, receive: Receive, until: float) -> None:
         """Wait for a reply, or until its client has gone.
 
         Raises:

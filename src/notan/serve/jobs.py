@@ -49,7 +49,7 @@ class Reply(NamedTuple):
 
 
 @dataclass(eq=False)
-class Job:
+class MaskJob:
     """One image that somebody waits for.
 
     Attributes:
@@ -118,8 +118,8 @@ class Jobs:
         self.batch_size = predictor.choose_batch_size(batch_size)
         self.most_waiting, self.most_pixels = most_waiting, most_pixels
         self.images, self.pixels, self.batches, self.seconds = 0, 0, 0, 0.0
-        self._waiting: deque[Job] = deque()
-        self._in_work: set[Job] = set()
+        self._waiting: deque[MaskJob] = deque()
+        self._in_work: set[MaskJob] = set()
         self._changed = threading.Condition()
         self._is_stopped = False
         self._threads = [
@@ -156,7 +156,7 @@ class Jobs:
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def put(self, job: Job) -> None:
+    def put(self, job: MaskJob) -> None:
         """Have an image wait for its turn.
 
         Raises:
@@ -178,14 +178,14 @@ class Jobs:
         turns = (len(self._waiting) + len(self._in_work)) / len(self._threads)
         return max(1, math.ceil(turns * self.seconds))
 
-    def leave(self, job: Job) -> None:
+    def leave(self, job: MaskJob) -> None:
         """Give the place of an image back that nobody waits for any more."""
         job.is_left = True
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
 
-    def _take(self) -> list[Job]:
+    def _take(self) -> list[MaskJob]:
         """Wait for work and take it: the oldest image, and what can go with it; none: the end."""
         with self._changed:
             while not self._is_stopped:
@@ -197,7 +197,7 @@ class Jobs:
                 self._changed.wait()
         return []
 
-    def _batch(self, room: int) -> list[Job]:
+    def _batch(self, room: int) -> list[MaskJob]:
         """Take the oldest image off the queue, and others whose inputs are of the same size."""
         batch = [self._waiting.popleft()]
         room -= batch[0].pixels
@@ -235,8 +235,8 @@ class Jobs:
                     self.seconds = each if not self.seconds else 0.9 * self.seconds + 0.1 * each
                     self._changed.notify_all()
 
-    def _answer(self, batch: Sequence[Job]) -> None:
-        jobs: list[Job] = []
+    def _answer(self, batch: Sequence[MaskJob]) -> None:
+        jobs: list[MaskJob] = []
         images: list[Image8] = []
         reading = self.predictor.preprocessor.reading
         for job in batch:
@@ -254,7 +254,7 @@ class Jobs:
                 job.finish(job.encode(prediction))
 
     def _predict(
-        self, jobs: Sequence[Job], images: Sequence[Image8]
+        self, jobs: Sequence[MaskJob], images: Sequence[Image8]
     ) -> Iterator[Prediction | None]:
         if not jobs:
             return
@@ -273,7 +273,7 @@ class Jobs:
 
 
 @contextlib.contextmanager
-def _failing(job: Job) -> Iterator[None]:
+def _failing(job: MaskJob) -> Iterator[None]:
     """Let what goes wrong inside fail one job alone; what is no fault of its image goes on up."""
     try:
         yield

@@ -15,9 +15,8 @@ from notan.config import run_to_toml
 from notan.data.batches import fingerprint_unlabelled
 from notan.data.folders import makes_validation
 from notan.data.loading import load_batches
-from notan.data.opening import OWN, measure_statistics, open_sources
+from notan.data.opening import OWN, foreground_fraction, measure_statistics, open_sources
 from notan.data.samples import fingerprint, median_size
-from notan.data.survey import foreground_fraction
 from notan.errors import ConfigError
 from notan.losses import Loss
 from notan.modelfile.card import Card, DataCard
