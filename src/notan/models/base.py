@@ -37,9 +37,8 @@ class SegmentationModel(nn.Module, ABC):
     def expect(self, foreground: float) -> None:
         """Let the first answers be about as much foreground as the images have.
 
-        Else the first hundred steps go into learning that most of an image is background, where
-        foreground is rare: on drawn cracks (4 % of an image) a U-Net of width 8 on Lite0 had a Dice
-        of 0.56 after 63 steps with it, without 0.54 with one seed and 0.10 with another.
+        Else, where foreground is rare, the first steps go into learning that most of an image is
+        background, which a bias learns no faster than any weight (benchmarks/first_steps.py).
 
         Source: Lin et al. 2017, RetinaNet, arXiv:1708.02002, section 4.1; there the share is 0.01
             whatever the images have, here the least and, mirrored, the most.
