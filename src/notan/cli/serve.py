@@ -45,8 +45,8 @@ class LimitFlags:
 
     Attributes:
         max_megabytes: Of one upload.
-        max_megapixels: Of one image, read from its header; about 28 bytes of memory for each pixel
-            are needed.
+        max_megapixels: Of one image, read from its header; its answer takes up to
+            45 bytes of memory for each pixel.
         max_waiting: Images that wait for their turn; one more is told to come again (status 429).
         deadline_seconds: From an upload to its answer (then status 504).
     """
