@@ -4,7 +4,7 @@ Run by hand: python benchmarks/pseudo_labels.py DATA IMAGES MODEL [MODEL ...] --
 The mean of the models' probabilities, each over an image and its mirror image, is cut at one half;
 an image stays where the models agree with that mask. Labelled training images are written several
 times, so that they have a say beside so many others; the validation images stay what they are, and
-none of them is learned from. The default model was made from such a folder.
+none of them is learned from. recipes/pets-default.toml trains on such a folder.
 
 Source: self-training as in Xie et al. 2020, "Noisy Student", arXiv:1911.04252; ours keeps images by
 the agreement of several teachers instead of one's confidence.

@@ -27,8 +27,9 @@ import sys, zipfile
 names = zipfile.ZipFile(sys.argv[1]).namelist()
 for wanted in (
     "notan/py.typed", "notan/modelfile/default/pets.onnx", "notan/modelfile/default/README.md",
-    "notan/report/templates/report.html", "notan/studio/page/index.html",
-    "notan/studio/page/main.js", "notan/studio/page/style.css", "licenses/LICENSE", "licenses/LICENSES/CC-BY-SA-4.0.txt",
+    "notan/report/templates/report.html", "notan/serve/templates/docs.html",
+    "notan/studio/page/index.html", "notan/studio/page/main.js", "notan/studio/page/style.css",
+    "licenses/LICENSE", "licenses/LICENSES/CC-BY-SA-4.0.txt",
 ):
     assert any(name.endswith(wanted) for name in names), f"the wheel lacks {wanted}"
 PY

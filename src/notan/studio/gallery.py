@@ -21,6 +21,7 @@ from notan.data.folders import (
 from notan.data.layouts import find_parts
 from notan.errors import DataError
 from notan.io.digest import sha256
+from notan.io.headers import read_size
 from notan.io.write import as_written, is_text
 
 if TYPE_CHECKING:
@@ -56,6 +57,22 @@ class ListedImage:
     mask: Path | None = None
     read_labels: Callable[[Path], Labels] | None = None
     rule: str = ""
+
+    def require_small_enough(self, *, upright: bool) -> None:
+        """Refuse an image that the page cannot hold, by its header alone.
+
+        Args:
+            upright: Whether it is turned by its EXIF orientation.
+
+        Raises:
+            DataError: It has too many pixels, or cannot be read.
+        """
+        height, width = read_size(self.path, upright=upright)
+        if height * width > MOST_PIXELS:
+            raise DataError(
+                f"{self.name}: {height}x{width} pixels (height x width) are more than the page "
+                f"holds; at most {MOST_PIXELS:,}: cut it into pieces"
+            )
 
     def labels(self) -> Labels | None:
         """Read the mask that the data have of it.

@@ -50,7 +50,7 @@ Digest: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
 Tool: TypeAlias = Literal[
     "brush", "eraser", "polygon", "wand", "threshold", "fill-holes", "keep-largest"
 ]
-Origin: TypeAlias = Literal["model", "mask", "correction", "empty"]
+Origin: TypeAlias = Literal["model", "mask", "empty"]
 
 
 class ConflictError(DataError):
@@ -65,7 +65,7 @@ class Beginning(Section):
         image: A digest of the image's file: another image has no use for these strokes.
         height: Of the image, in pixels.
         width: Likewise.
-        origin: What the first mask was: the model's, the one in the data, an earlier correction.
+        origin: What the first mask was: the model's, the one in the data, or nothing.
         model: SHA-256 of the model's weights; nothing where no model had a part in it.
         version: Entries that were folded into the raster.
         strokes: Strokes that were folded into it.

@@ -25,12 +25,10 @@ from notan.data.samples import hash_ends, stored_in
 from notan.data.survey import MOST_REMEMBERED, stamp_of
 from notan.errors import DataError, NotanError
 from notan.io.digest import hash_content, sha256
-from notan.io.headers import read_size
 from notan.io.images import read_image
 from notan.io.write import write_bytes
 from notan.metrics.counts import Counts
 from notan.prediction.pixels import probability_image
-from notan.studio.gallery import MOST_PIXELS
 from notan.studio.raster import mask_of, pack_raster, raster_of, unpack_raster
 
 if TYPE_CHECKING:
@@ -236,12 +234,7 @@ class Predictions:
         return kept
 
     def _predict(self, image: ListedImage) -> KeptPrediction:
-        size = read_size(image.path, upright=self.reading.upright)
-        if size[0] * size[1] > MOST_PIXELS:
-            raise DataError(
-                f"{image.name}: {size[0]}x{size[1]} pixels (height x width) are more than the page "
-                f"holds; at most {MOST_PIXELS:,}: cut it into pieces"
-            )
+        image.require_small_enough(upright=self.reading.upright)
         prediction = self.predictor(read_image(image.path, self.reading))
         probability = probability_image(prediction.probability)
         rule = prediction.postprocessing

@@ -9,11 +9,10 @@ import numpy as np
 
 from notan.data.samples import hash_ends
 from notan.errors import DataError, NotanError
-from notan.io.headers import read_format, read_size
+from notan.io.headers import read_format
 from notan.io.images import read_image, shown
 from notan.io.write import write_bytes
 from notan.prediction.pixels import PREDICTION, encode_png
-from notan.studio.gallery import MOST_PIXELS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,12 +92,7 @@ def _thumbnail_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _read(image: ListedImage, reading: ImageReading) -> RGBImage:
-    height, width = read_size(image.path, upright=reading.upright)
-    if height * width > MOST_PIXELS:
-        raise DataError(
-            f"{image.name}: {height}x{width} pixels (height x width) are more than the page holds; "
-            f"at most {MOST_PIXELS:,}: cut it into pieces"
-        )
+    image.require_small_enough(upright=reading.upright)
     return shown(read_image(image.path, reading))
 
 
