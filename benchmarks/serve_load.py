@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 SIZE = (375, 500)
 """(height, width): a photograph of the usual data sets."""
 
+PATIENCE = 60.0
+"""Seconds for an answer: a server that stands still must end the benchmark, not stop it."""
+
 WARM = 100
 """Requests until memory is measured for the first time."""
 
@@ -76,9 +79,9 @@ class Client:
         """Return the status, the headers and the body of an answer."""
         for _ in range(2):
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                return await self._ask(method, path, body)
+                return await asyncio.wait_for(self._ask(method, path, body), PATIENCE)
             self._streams = None  # kept for too long: the server had closed it
-        return await self._ask(method, path, body)
+        return await asyncio.wait_for(self._ask(method, path, body), PATIENCE)
 
     async def _ask(self, method: str, path: str, body: bytes) -> tuple[int, bytes, bytes]:
         if self._streams is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -109,3 +111,34 @@ def test_the_limit_on_threads_holds_in_a_thread_that_computed_before(
         forward.model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
         pool.submit(predictor, noise(1)[0]).result()
     assert seen == [2]
+
+
+FIRST_USE = """
+import os, sys, threading
+import numpy as np
+from notan.modelfile.default import DEFAULT_MODEL
+from notan.prediction.predictor import Predictor
+
+sys.setswitchinterval(1e-6)
+predictor = Predictor.load(DEFAULT_MODEL, threads=1, backend=sys.argv[1])
+image, barrier = np.zeros((64, 64, 3), np.uint8), threading.Barrier(4)
+
+def work():
+    barrier.wait()
+    predictor(image)
+
+threads = [threading.Thread(target=work, daemon=True) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(20)
+os._exit(sum(thread.is_alive() for thread in threads))
+"""
+"""Where this went wrong, two processes in three hung: no call before had met NumPy's arrays."""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_very_first_calls_may_come_at_once(runtime: str) -> None:
+    for _ in range(3):
+        words = [sys.executable, "-c", FIRST_USE, runtime]
+        assert subprocess.run(words, check=False, timeout=120).returncode == 0

@@ -338,9 +338,18 @@ class OpenVinoBackend:
 OnnxBackend: TypeAlias = OnnxRuntimeBackend | OpenVinoBackend
 
 
-@functools.cache
+_FIRST_USE = threading.Lock()
+
+
 def _openvino_core() -> Any:  # noqa: ANN401 - openvino.Core, without importing it above
-    """Return the process's one OpenVINO, which lives as long as the process.
+    """Return the process's one OpenVINO, made by one thread alone."""
+    with _FIRST_USE:
+        return _make_openvino_core()
+
+
+@functools.cache
+def _make_openvino_core() -> Any:  # noqa: ANN401
+    """Return an OpenVINO that lives as long as the process.
 
     It lends the thread its stack for signals, and takes that back when it goes: a later signal
     that has a handler (PyTorch's for data workers has one) would then end the process.
@@ -348,6 +357,9 @@ def _openvino_core() -> Any:  # noqa: ANN401 - openvino.Core, without importing 
     stop_telemetry()
     import openvino
 
+    # its first look at an array finds NumPy for all others; two threads that do so at once wait
+    # for each other for ever, and with them everything else in the process
+    openvino.Tensor(np.zeros(1, np.float32))
     return openvino.Core()
 
 
