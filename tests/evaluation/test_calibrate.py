@@ -114,6 +114,56 @@ def test_the_threshold_follows_a_network_that_answers_too_low() -> None:
     assert any(reason.startswith("threshold: taken") for reason in choice.reasons)
 
 
+def wrong_together(seeds: range) -> Drawn:
+    """Images of which every third is seen half as surely, and its foreground in another place."""
+    logits, masks = [], []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        field = ndimage.gaussian_filter(rng.normal(size=(SIDE, SIDE)), 6, mode="wrap")
+        seen = 4 * (field - np.median(field)) / field.std()
+        moved = int(rng.integers(4, 12)) if seed % 3 == 0 else 1
+        masks.append(np.roll(seen, moved, axis=0) > 0)
+        logits.append(np.asarray(seen / (2 if moved > 1 else 1), dtype=np.float32))
+    return Drawn(logits, masks)
+
+
+def expected_and_true(predictor: Predictor, source: Drawn) -> npt.NDArray[np.float64]:
+    return np.array(
+        [
+            (prediction.expected_dice, Counts.of(prediction.mask, sample.mask).dice)
+            for sample, prediction in predictor.predict_samples(source)
+        ]
+    )
+
+
+def test_the_expected_dice_learns_that_pixels_are_wrong_together() -> None:
+    choice = choose_postprocessing(PLAIN, wrong_together(range(30)))
+    rule, others = choice.postprocessing, wrong_together(range(100, 140))
+    foretelling = rule.model_copy(update={"expectation_scale": 1.0, "expectation_bias": 0.0})
+    before, after = (
+        expected_and_true(PLAIN.with_postprocessing(each), others) for each in (foretelling, rule)
+    )
+    assert (before[:, 1] == after[:, 1]).all()  # masks are what they were
+    off_before, off_after = (abs(each[:, 0] - each[:, 1]).mean() for each in (before, after))
+    assert off_after < 0.7 * off_before
+    assert abs(after[:, 0].mean() - after[:, 1].mean()) < 0.02
+    assert (np.argsort(before[:, 0]) == np.argsort(after[:, 0])).all()
+    assert any(reason.startswith("expected Dice: ") for reason in choice.reasons)
+
+
+def test_one_in_ten_validation_images_is_to_be_looked_at() -> None:
+    source = wrong_together(range(30))
+    rule = choose_postprocessing(PLAIN, source).postprocessing
+    predictions = PLAIN.with_postprocessing(rule).predict_samples(source)
+    assert sum(bool(prediction.needs_review) for _, prediction in predictions) == 3
+
+
+def test_what_is_right_is_expected_to_be_right() -> None:
+    source = calibrated_images(12)
+    rule = choose_postprocessing(PLAIN, source).postprocessing
+    assert rule.temper(0.9) == pytest.approx(0.9, abs=0.02)
+
+
 def test_a_rule_for_components_is_taken_where_it_helps_every_image() -> None:
     logits, masks = [], []
     for seed in range(FEWEST_TO_TRY + 2):

@@ -15,8 +15,8 @@ from scipy.special import expit
 from notan.modelfile.postprocess import (
     Postprocessing,
     dice_threshold,
-    expected_dice,
-    expected_dice_of_each,
+    foretold_dice,
+    foretold_dice_of_each,
     label_components,
     logit,
     sigmoid,
@@ -90,39 +90,39 @@ def test_certainty_stays_finite() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_expected_dice_is_that_over_all_truths(seed: int) -> None:
+def test_the_foretold_dice_is_that_over_all_truths(seed: int) -> None:
     probability = random_map(seed, (3, 4))
     for threshold in (0.2, 0.5, 0.8):
         mask = probability >= threshold
         exact = exact_expectation(probability, mask)
-        assert expected_dice(probability, mask) == pytest.approx(exact, abs=0.03)
+        assert foretold_dice(probability, mask) == pytest.approx(exact, abs=0.03)
     nothing = np.zeros((3, 4), np.bool_)
-    assert expected_dice(probability, nothing) == pytest.approx(
+    assert foretold_dice(probability, nothing) == pytest.approx(
         exact_expectation(probability, nothing), abs=1e-9
     )
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_expected_dice_of_an_image_is_that_of_drawn_truths(seed: int) -> None:
+def test_the_foretold_dice_of_an_image_is_that_of_drawn_truths(seed: int) -> None:
     probability = random_map(seed, (24, 30))
     mask = probability >= 0.4
     sampled = sampled_expectation(probability, mask)
-    assert expected_dice(probability, mask) == pytest.approx(sampled, abs=0.002)
+    assert foretold_dice(probability, mask) == pytest.approx(sampled, abs=0.002)
 
 
 def test_sure_and_right_is_expected_to_be_perfect() -> None:
     mask = np.zeros((10, 12), np.bool_)
     mask[2:6, 3:9] = True
-    assert expected_dice(mask.astype(np.float32), mask) == 1
-    assert expected_dice(mask.astype(np.float32), ~mask) == 0
-    assert expected_dice(np.zeros((4, 4), np.float32), np.zeros((4, 4), np.bool_)) == 1
+    assert foretold_dice(mask.astype(np.float32), mask) == 1
+    assert foretold_dice(mask.astype(np.float32), ~mask) == 0
+    assert foretold_dice(np.zeros((4, 4), np.float32), np.zeros((4, 4), np.bool_)) == 1
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_dice_optimal_cut_is_the_best_of_all_cuts(seed: int) -> None:
     probability = random_map(seed, (17, 23), sharp=1.0 + seed) * np.float32(0.9)
-    chosen = expected_dice(probability, probability >= dice_threshold(probability))
-    best = max(expected_dice(probability, probability >= cut) for cut in np.unique(probability))
+    chosen = foretold_dice(probability, probability >= dice_threshold(probability))
+    best = max(foretold_dice(probability, probability >= cut) for cut in np.unique(probability))
     assert chosen == pytest.approx(best, abs=1e-4)
 
 
@@ -130,7 +130,7 @@ def test_the_dice_optimal_cut_lies_at_half_the_dice_that_it_reaches() -> None:
     """Lipton et al. 2014: so where a network is unsure everywhere, the cut is below a half."""
     probability = random_map(3, (60, 60), sharp=1.0)
     threshold = dice_threshold(probability)
-    reached = expected_dice(probability, probability >= threshold)
+    reached = foretold_dice(probability, probability >= threshold)
     assert threshold == pytest.approx(reached / 2, abs=0.01)
     mask = Postprocessing(threshold_rule="dice").mask(probability)
     np.testing.assert_array_equal(mask, probability >= threshold)
@@ -222,8 +222,8 @@ def test_a_postprocessing_says_itself() -> None:
 def test_masks_of_one_map_are_expected_what_each_is_alone() -> None:
     probability = random_map(3, (30, 40))
     masks = [probability >= cut for cut in (0.2, 0.5, 0.9, 2.0)]
-    alone = [expected_dice(probability, mask) for mask in masks]
-    assert [*expected_dice_of_each(probability, masks)] == alone
+    alone = [foretold_dice(probability, mask) for mask in masks]
+    assert [*foretold_dice_of_each(probability, masks)] == alone
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
@@ -244,3 +244,21 @@ def test_components_are_those_of_scipy(
         assert areas[label] == np.count_nonzero(pieces == piece)
         assert sides[label] == (columns.start == 0 or columns.stop == width)
         assert (top[label], bottom[label]) == (rows.start == 0, rows.stop == height)
+
+
+def test_an_expected_dice_is_the_foretold_one_until_validation_has_said_otherwise() -> None:
+    assert [Postprocessing().temper(each) for each in (0.0, 0.3, 1.0)] == [0.0, 0.3, 1.0]
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.125, 4), st.floats(-5, 5))
+def test_tempering_keeps_the_order_and_stays_a_dice(
+    one: float, other: float, scale: float, bias: float
+) -> None:
+    rule = Postprocessing(expectation_scale=scale, expectation_bias=bias)
+    low, high = sorted((one, other))
+    assert 0 <= rule.temper(low) <= rule.temper(high) <= 1
+
+
+def test_another_threshold_keeps_what_is_known_of_expectations() -> None:
+    rule = Postprocessing(expectation_scale=2.0, expectation_bias=-2.0).with_threshold(0.3)
+    assert rule.temper(0.9) == pytest.approx(expit(2 * np.log(9) - 2), rel=1e-5)

@@ -34,7 +34,6 @@ import numpy.typing as npt
 from notan.checking.alignment import shift_in_words
 from notan.checking.diagnosis import number_of
 from notan.metrics import Counts
-from notan.modelfile.postprocess import expected_dice
 from notan.modelfile.preprocess import resize_mask
 
 if TYPE_CHECKING:
@@ -477,7 +476,7 @@ def _expected_dice(prediction: Prediction, ignore: Mask | None) -> float:
     if ignore is None:
         return prediction.expected_dice
     probability = np.where(ignore, np.float32(0), prediction.probability)
-    return expected_dice(probability, prediction.mask & ~ignore)
+    return prediction.postprocessing.expected_dice(probability, prediction.mask & ~ignore)
 
 
 def look_of(image: RGBImage) -> Look:

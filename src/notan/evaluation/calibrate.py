@@ -19,7 +19,7 @@ from tqdm import tqdm
 from notan.data.survey import several_objects_fraction
 from notan.metrics.counts import Counts
 from notan.metrics.statistics import CONFIDENCE
-from notan.modelfile.postprocess import Postprocessing, expected_dice_of_each, logit, sigmoid
+from notan.modelfile.postprocess import Postprocessing, foretold_dice_of_each, logit, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -161,12 +161,18 @@ def choose_postprocessing(
         reasons.extend(rules.choose())
         gained += rules.gained
     chosen = rules.chosen
-    counts, expected = rules.counts[chosen], rules.expected[chosen]
-    unsure = round(float(np.quantile(expected, UNSURE_FRACTION)), 4)
-    unsure_below = unsure if pixels.hold_both_classes else None
+    counts, foretold = rules.counts[chosen], np.array(rules.foretold[chosen])
+    if pixels.hold_both_classes:
+        if not few:
+            scale, bias = _expectation(foretold, np.array([each.dice for each in counts]))
+            found = {"expectation_scale": round(scale, 3), "expectation_bias": round(bias, 3)}
+            chosen = chosen.model_copy(update=found)
+            reasons.append(_expected_in_words(chosen))
+        unsure = chosen.temper(float(np.quantile(foretold, UNSURE_FRACTION)))
+        chosen = chosen.model_copy(update={"review_below": round(unsure, 4)})
     plain_dice = fmean(pixels.dice()[:, UNCUT].tolist())
     return Choice(
-        chosen.model_copy(update={"review_below": unsure_below}),
+        chosen,
         dice=fmean(count.dice for count in counts),
         iou=fmean(count.iou for count in counts),
         plain_dice=plain_dice,
@@ -333,7 +339,7 @@ def _cut(dice: Real) -> int:
 class _Likelihood:
     """How likely a scale of the logits and a bias make the truth of the pixels of each image."""
 
-    def __init__(self, counts: npt.NDArray[np.int64]) -> None:
+    def __init__(self, counts: npt.NDArray[np.int64] | Real) -> None:
         pixels = counts.sum(axis=(1, 2), keepdims=True)
         self.shares = counts / np.maximum(pixels, 1)  # an image counts once, whatever its size
         middle = LOGITS + STEP / 2
@@ -387,6 +393,28 @@ class _Likelihood:
         return float(scale), float(bias)
 
 
+def _expectation(foretold: Real, dice: Real) -> tuple[float, float]:
+    """Return by what scale and bias the foretold Dice of images becomes what came of them.
+
+    Probabilities foretell the Dice as if pixels were wrong independently of each other. They are
+    wrong together, a whole ear or cell at a time, so that masks of unsure images are worse than
+    foretold; the more so, the less an image is like those of the training.
+
+    Source: logistic regression of a fraction, Papke and Wooldridge 1996, "Econometric Methods for
+        Fractional Response Variables"; shrunk as ``_Likelihood.fit`` says.
+    """
+    logits = logit(foretold.astype(np.float32))
+    bins = np.clip(np.floor((logits + LARGEST) / STEP).astype(np.int64), 0, len(LOGITS) - 1)
+    shares, images = np.zeros((len(dice), 2, len(LOGITS))), np.arange(len(dice))
+    shares[images, 0, bins], shares[images, 1, bins] = 1 - dice, dice
+    return _Likelihood(shares).fit(np.ones(len(dice), np.bool_))
+
+
+def _expected_in_words(rule: Postprocessing) -> str:
+    becomes = ", ".join(f"{each:g} becomes {rule.temper(each):.2f}" for each in (0.95, 0.85, 0.7))
+    return f"expected Dice: by what came of the validation images, {becomes}"
+
+
 class _Rules:
     """What every rule for thresholds and for components scores on each image.
 
@@ -394,7 +422,7 @@ class _Rules:
         chosen: The rule that stands.
         gained: Mean Dice that it has gained since the first one, on images left out.
         counts: Of each rule, of each image.
-        expected: Dice that each rule's mask of each image is expected to have.
+        foretold: Dice that the probabilities foretell of each rule's mask of each image.
         holes: True masks with a hole that ``FILLING`` would fill.
     """
 
@@ -409,7 +437,7 @@ class _Rules:
             for rule in ({}, *COMPONENT_RULES)
             if not ("keep_largest" in rule and several_objects >= OFTEN)
         }
-        self.expected: dict[Postprocessing, list[float]] = {rule: [] for rule in self.counts}
+        self.foretold: dict[Postprocessing, list[float]] = {rule: [] for rule in self.counts}
         self.holes = 0
 
     def see(self, sample: Sample, probability: Probability) -> None:
@@ -418,8 +446,8 @@ class _Rules:
         }
         masks = {rule: rule.postprocess(plain[rule.threshold_rule]) for rule in self.counts}
         different = {mask.tobytes(): mask for mask in masks.values()}  # most rules change nothing
-        expected = dict(
-            zip(different, expected_dice_of_each(probability, different.values()), strict=True)
+        foretold = dict(
+            zip(different, foretold_dice_of_each(probability, different.values()), strict=True)
         )
         self.holes += not np.array_equal(FILLING.postprocess(sample.mask), sample.mask)
         counts = {
@@ -428,7 +456,7 @@ class _Rules:
         }
         for rule, mask in masks.items():
             self.counts[rule].append(counts[mask.tobytes()])
-            self.expected[rule].append(expected[mask.tobytes()])
+            self.foretold[rule].append(foretold[mask.tobytes()])
 
     def choose(self) -> Iterator[str]:
         """Take what helps beyond noise, the threshold first; yield what was done and why."""

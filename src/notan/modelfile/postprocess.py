@@ -43,6 +43,9 @@ class Postprocessing(Section):
             background.
         fill_holes_fraction: Holes in the foreground below this share of the image are filled.
         keep_largest: Keep the largest foreground component alone.
+        expectation_scale: What the logit of the Dice that the probabilities foretell is multiplied
+            by; above 1 where masks that a network is less sure of are worse than it foretells.
+        expectation_bias: What is added to it then; below 0 where all are.
         review_below: A mask whose expected Dice is lower should be looked at; None: not known.
     """
 
@@ -53,6 +56,8 @@ class Postprocessing(Section):
     min_component_fraction: Fraction = 0.0
     fill_holes_fraction: Fraction = 0.0
     keep_largest: bool = False
+    expectation_scale: Annotated[float, Field(gt=0.0)] = 1.0
+    expectation_bias: float = 0.0
     review_below: Fraction | None = None
 
     def calibrate(self, probability: Probability) -> Probability:
@@ -74,6 +79,22 @@ class Postprocessing(Section):
         """Return the mask, bool (height, width), of a calibrated map."""
         threshold = dice_threshold(probability) if self.threshold_rule == "dice" else self.threshold
         return self.postprocess(probability >= threshold)
+
+    def expected_dice(self, probability: Probability, mask: Mask) -> float:
+        """Return the Dice that a mask is expected to have, 0..1.
+
+        Args:
+            probability: Calibrated, (height, width), 0..1.
+            mask: bool, (height, width), True = foreground.
+        """
+        return self.temper(foretold_dice(probability, mask))
+
+    def temper(self, foretold: float) -> float:
+        """Return what validation taught to expect where the probabilities foretell a Dice."""
+        if (self.expectation_scale, self.expectation_bias) == (1.0, 0.0):
+            return foretold
+        scaled = logit(np.float32([foretold])) * np.float32(self.expectation_scale)
+        return float(sigmoid(scaled + np.float32(self.expectation_bias))[0])
 
     def needs_review(self, expected_dice: float) -> bool | None:
         """Whether a person should look at a mask of this expected Dice; None: not known."""
@@ -119,6 +140,8 @@ class Postprocessing(Section):
             temperature=self.temperature,
             bias=self.bias,
             threshold=threshold,
+            expectation_scale=self.expectation_scale,
+            expectation_bias=self.expectation_bias,
             review_below=self.review_below,
         )
 
@@ -157,8 +180,8 @@ def logit(probability: Probability) -> npt.NDArray[np.float32]:
     return np.log(odds, out=odds)
 
 
-def expected_dice(probability: Probability, mask: Mask) -> float:
-    """Return the Dice that a mask is expected to have, if the probabilities are right.
+def foretold_dice(probability: Probability, mask: Mask) -> float:
+    """Return the Dice that the probabilities foretell of a mask: what to expect if they are right.
 
     Args:
         probability: Calibrated, (height, width), 0..1.
@@ -172,12 +195,12 @@ def expected_dice(probability: Probability, mask: Mask) -> float:
         around the mean here, instead of summed over the number of foreground pixels; the rest falls
         with the square of that number.
     """
-    (expected,) = expected_dice_of_each(probability, [mask])
-    return expected
+    (foretold,) = foretold_dice_of_each(probability, [mask])
+    return foretold
 
 
-def expected_dice_of_each(probability: Probability, masks: Iterable[Mask]) -> Iterator[float]:
-    """Yield what ``expected_dice`` says of each of several masks of one map, in less time."""
+def foretold_dice_of_each(probability: Probability, masks: Iterable[Mask]) -> Iterator[float]:
+    """Yield what ``foretold_dice`` says of each of several masks of one map, in less time."""
     sums = MaskSums()
     sums.add(probability, np.zeros(probability.shape, np.bool_))
     chance = probability.astype(np.float64)
@@ -185,7 +208,7 @@ def expected_dice_of_each(probability: Probability, masks: Iterable[Mask]) -> It
     for mask in masks:
         sums.size = int(np.count_nonzero(mask))
         sums.inside, sums.inside_spread = chance[mask].sum(), spread[mask].sum()
-        yield sums.expected_dice()
+        yield sums.foretold_dice()
 
 
 def dice_threshold(probability: Probability) -> float:
@@ -207,7 +230,7 @@ def dice_threshold(probability: Probability) -> float:
 
 
 class MaskSums:
-    """What the expected Dice of a mask needs, summed over the parts of an image."""
+    """What the foretold Dice of a mask needs, summed over the parts of an image."""
 
     def __init__(self) -> None:
         self.size, self.pixels = 0, 0
@@ -228,8 +251,8 @@ class MaskSums:
             self.log_empty += _log_empty(chance)
         return mask
 
-    def expected_dice(self) -> float:
-        """Return what ``expected_dice`` says of the whole image, 0..1."""
+    def foretold_dice(self) -> float:
+        """Return what ``foretold_dice`` says of the whole image, 0..1."""
         if not self.size:
             return float(np.exp(self.log_empty))
         outside, outside_spread = self.whole - self.inside, self.whole_spread - self.inside_spread

@@ -150,7 +150,7 @@ def predict_large(
                 sums.add(probability, band)
         else:  # a pixel's class depends on that pixel alone, so that one pass does
             mask = keep(sums.add(band, band >= rule.threshold) for band in maps)
-        expected = sums.expected_dice()
+        expected = rule.temper(sums.foretold_dice())
         yield LargePrediction(
             size,
             mask,

@@ -15,7 +15,7 @@ import numpy as np
 
 from notan.errors import ConfigError, DivergedError, ShapeError, StorageError, nearest
 from notan.io.write import write_bytes
-from notan.modelfile.postprocess import Postprocessing, expected_dice, sigmoid
+from notan.modelfile.postprocess import Postprocessing, sigmoid
 from notan.prediction.backends import open_model, precision_of
 from notan.prediction.batches import ON_GPU, Batches, computes_beside
 from notan.prediction.inputs import as_image
@@ -72,8 +72,8 @@ class Prediction:
 
     @cached_property
     def expected_dice(self) -> float:
-        """The Dice that the mask has if the probabilities are right, 0..1."""
-        return expected_dice(self.probability, self.mask)
+        """The Dice that the mask is expected to have, 0..1: see ``Postprocessing``."""
+        return self.postprocessing.expected_dice(self.probability, self.mask)
 
     @property
     def foreground_fraction(self) -> float:
@@ -237,7 +237,7 @@ class LargePrediction:
         mask: Bands of bool, (rows, width), to be gone through as often as one likes.
         probability: Bands of float32, calibrated, likewise; None where it was not asked for.
         foreground_fraction: The foreground's share of the image, 0..1.
-        expected_dice: The Dice that the mask has if the probabilities are right, 0..1.
+        expected_dice: The Dice that the mask is expected to have, 0..1: see ``Postprocessing``.
         needs_review: Whether a person should look; None: validation did not say how sure is usual.
     """
 

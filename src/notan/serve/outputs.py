@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from notan.modelfile.postprocess import expected_dice
 from notan.prediction.formats.rows import coco_rle
 from notan.prediction.formats.shapes import coco_polygons
 from notan.prediction.pixels import encode_png, mask_image, probability_image
@@ -47,12 +46,13 @@ def _json(prediction: Prediction, probability: Probability, mask: Mask) -> bytes
             f"the mask's boundary is {edges:,} pixels long, and polygons are drawn of at most "
             f"{MOST_EDGES:,}; ask for Accept: {PNG}",
         )
-    expected = expected_dice(probability, mask)
+    rule = prediction.postprocessing
+    expected = rule.expected_dice(probability, mask)
     found: dict[str, Any] = {
         "height": mask.shape[0],
         "width": mask.shape[1],
         "expected_dice": round(expected, 6),
-        "needs_review": prediction.postprocessing.needs_review(expected),
+        "needs_review": rule.needs_review(expected),
         "foreground_fraction": round(float(mask.mean()), 6),
         "rle": coco_rle(mask),
         "polygons": coco_polygons(mask),
