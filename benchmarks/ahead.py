@@ -4,9 +4,9 @@ Run by hand: python benchmarks/ahead.py --python-of-yardstick ../yardstick/bin/p
 Trains the yardstick (``../shared/yardstick/peer_smp.py``: a plain U-Net in sixty lines) and notan
 side by side on the same cores, for each set, limit, number of threads and seed, and compares the
 Dice of each test image at its original size. The yardstick's limit is of its steps alone; notan's
-is of the whole command. Each finished run is a folder in --work and is not repeated: stop it and
-give the command again to go on, or give it twice to use more cores. Rules are tried beside the
-rest with --try, and only a row of this table says whether one stays:
+is of the whole command. Each finished run is a folder in --work and is not repeated: stop it, and
+the table has what is finished; give the command again to go on, or give it twice to use more cores.
+Rules are tried beside the rest with --try, and only a row of this table says whether one stays:
 
     --try 'unfrozen=train.freeze_epochs=0' --try 'mine=--recipe my.toml' --leave-out nuclei
 """
@@ -524,16 +524,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_yardstick(bench)
     bench.work.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running command too
+    failed: list[str] = []
+    stopped = ""
     try:
-        failed = list(work_off(bench, todo))
+        failed.extend(work_off(bench, todo))
     except KeyboardInterrupt:
-        sys.exit("ahead: stopped; the same command goes on with the runs that are missing")
+        stopped = "ahead: stopped; the same command goes on with the runs that are missing"
     results = gather(bench, jobs)
     if results:
         title = "Dice of notan train --auto against a plain recipe in the same time"
         write_results(
             options.name, title, table(results), notes(results, options.leave_out, failed)
         )
+    if stopped:
+        sys.exit(stopped)
     if failed or not results:
         refuse(f"{len(failed)} runs failed: {failed[0] if failed else 'nothing is finished'}")
 
