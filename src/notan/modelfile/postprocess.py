@@ -93,7 +93,7 @@ class Postprocessing(Section):
         """Return what validation taught to expect where the probabilities foretell a Dice."""
         if (self.expectation_scale, self.expectation_bias) == (1.0, 0.0):
             return foretold
-        scaled = logit(np.float32([foretold])) * np.float32(self.expectation_scale)
+        scaled = logit(np.array([foretold], np.float32)) * np.float32(self.expectation_scale)
         return float(sigmoid(scaled + np.float32(self.expectation_bias))[0])
 
     def needs_review(self, expected_dice: float) -> bool | None:
