@@ -46,7 +46,8 @@ FLAGS = {
     "inference": SCORED,
     "predict": f"model out format resume profile frame-step tiles scale threshold tta {MACHINE}",
     "serve": "model host port token-file allow-host max-megabytes max-megapixels max-waiting "
-    f"deadline-seconds threshold tta {MACHINE}",
+    "deadline-seconds label-studio label-studio-token-file label train-project train-every "
+    f"train-time-limit train-out threshold tta {MACHINE}",
     "submit": f"model data-path list out check threshold tta {MACHINE}",
     "export": "model model-class to out half int8 end-to-end data-path",
     "compare": "model-class data-path split trimap-border allow-training-images batch-size device "

@@ -190,6 +190,73 @@ def test_a_flag_that_cannot_be_kept_is_refused(
     assert wanted in said
 
 
+STUDIO = ("--label-studio", "http://localhost:8080")
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("--label", "cell"), "--label goes with --label-studio URL"),
+        (("--train-project", "7"), "--train-project goes with --label-studio URL"),
+        (("--label-studio", "localhost:8080"), "is no address of a Label Studio"),
+        (("--label-studio", "http://localhost:8080/studio"), "is no address of a Label Studio"),
+        ((*STUDIO, "--label-studio-token-file", "no/such"), "could not be read as a token"),
+        ((*STUDIO, "--train-project", "7"), "which must be a best.safetensors"),
+        (
+            (*STUDIO, "--train-project", "7", "--model", "a.onnx"),
+            "which must be a best.safetensors",
+        ),
+        (
+            (*STUDIO, "--train-project", "7", "--model", "a.safetensors", "--train-every", "0"),
+            "--train-every is 0; 1 or more",
+        ),
+        (
+            (
+                *STUDIO,
+                "--train-project",
+                "7",
+                "--model",
+                "a.safetensors",
+                "--train-time-limit",
+                "x",
+            ),
+            "x: a time above zero is wanted",
+        ),
+    ],
+)
+def test_a_flag_of_label_studio_that_cannot_be_kept_is_refused(
+    words: tuple[Any, ...],
+    wanted: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "canary-of-a-token")
+    code, said = refused("--port", 0, *words, capsys=capsys)
+    assert code == 2
+    assert wanted in said
+    assert "canary" not in said
+
+
+def test_label_studio_needs_its_token(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+    code, said = refused("--port", 0, *STUDIO, capsys=capsys)
+    assert (code, "needs a token of Label Studio's" in said) == (2, True)
+
+
+def test_label_studio_is_answered_by_name_and_the_others_too(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "a-token-of-label-studio")
+    server = serve(*STUDIO, "--label", "cell")
+    assert server.client.get("/health").json()["status"] == "UP"
+    assert server.client.post("/v1/masks", content=IMAGE).status_code == 200
+    setup = '<View><Image name="i" value="$i"/><BrushLabels name="b" toName="i"/></View>'
+    answer = server.client.post("/setup", json={"schema": setup})
+    assert (answer.status_code, "no label 'cell'" in answer.text) == (422, True)
+
+
 def test_a_missing_extra_is_one_line() -> None:
     for package in ("fastapi", "uvicorn", "starlette", "python_multipart"):
         result = run_without(package, "serve", "--port", "0")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -261,3 +263,21 @@ def test_memory_does_not_grow_with_the_number_of_shapes(served: Running) -> None
     assert before is not None
     assert after is not None
     assert after <= 1.1 * before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own here")
+def test_who_predicts_stands_back_behind_the_event_loop(gate: Gate) -> None:
+    seen = []
+
+    def look(prediction: Prediction) -> Reply:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return reply(prediction)
+
+    jobs = Jobs(gate.predictor(), workers=1)
+    jobs.start()
+    gate.opened.set()
+    asked = MaskJob(image(), (16, 16), look)
+    jobs.put(asked)
+    asked.reply.result(PATIENCE)
+    jobs.stop()
+    assert seen == [min(os.getpriority(os.PRIO_PROCESS, 0) + 5, 19)]

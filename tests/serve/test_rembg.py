@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from scipy import ndimage
 
 from notan.data.synthetic import DrawnSource
 from notan.prediction.pixels import encode_png
+from notan.serve.rembg import RemoveOptions
+from other_tools import run_theirs
 
 if TYPE_CHECKING:
     import httpx
@@ -68,7 +71,7 @@ def test_a_colour_lies_behind_the_foreground(served: Running) -> None:
 
 def test_what_a_client_sends_by_default_is_taken(served: Running) -> None:
     usual = {"model": "small", "a": "false", "af": "240", "ab": "10", "ae": "10", "om": "false"}
-    usual |= {"ppm": "false", "bgc": ""}
+    usual |= {"ppm": "false", "bgc": "", "dc": "false", "vm": "false"}
     assert (pixels(remove(served, data=usual)) == pixels(remove(served))).all()
 
 
@@ -80,7 +83,9 @@ def test_what_a_client_sends_by_default_is_taken(served: Running) -> None:
         ({"model": "../small.onnx"}, 400, "one model, 'small'"),
         ({"extras": '{"model_path": "/etc/passwd"}'}, 400, "extras: there is no such thing"),
         ({"url": "http://127.0.0.1:1/"}, 400, "url: there is no such thing"),
-        ({"a": "true"}, 422, "a: alpha matting is not offered"),
+        ({"a": "true"}, 422, "a: this is not offered"),
+        ({"dc": "1"}, 422, "dc: this is not offered"),
+        ({"vm": "yes"}, 422, "vm: this is not offered"),
         ({"om": "perhaps"}, 422, "om: "),
         ({"bgc": "1,2,3"}, 422, "bgc"),
         ({"bgc": "1,2,3,256"}, 422, "bgc.3"),
@@ -141,3 +146,68 @@ def test_what_is_no_form_is_refused(served: Running) -> None:
     assert served.client.post("/api/remove", content=encode_png(IMAGE)).status_code == 415
     answer = served.client.get("/api/remove", params={"url": "http://127.0.0.1:1/x.jpg"})
     assert answer.status_code == 405
+
+
+THEIRS = """
+import asyncio, importlib, io, json, sys
+import httpx, numpy as np, uvicorn
+from click.testing import CliRunner
+from PIL import Image
+
+server = importlib.import_module("rembg.commands.s_command")
+
+class Half:  # a model that knows that the upper half is foreground
+    def predict(self, image, *args, **kwargs):
+        mask = np.zeros(image.size[::-1], np.uint8)
+        mask[: len(mask) // 2] = 255
+        return [Image.fromarray(mask)]
+
+found = []
+uvicorn.run = lambda app, **_: found.append(app)
+server.new_session = lambda *_, **__: Half()
+CliRunner().invoke(server.s_command, ["--no-ui"], catch_exceptions=False)
+request = json.load(sys.stdin)
+
+async def ask():
+    transport = httpx.ASGITransport(app=found[0])
+    async with httpx.AsyncClient(transport=transport, base_url="http://rembg") as client:
+        image = bytes.fromhex(request["image"])
+        for fields in request["fields"]:
+            for place in ("data", "params"):
+                answer = await client.post(
+                    "/api/remove", files={"file": ("a.png", image)}, **{place: fields}
+                )
+                shown = None
+                if answer.status_code == 200:
+                    picture = Image.open(io.BytesIO(answer.content))
+                    shown = [picture.format, picture.mode, picture.size]
+                print(json.dumps([answer.status_code, answer.headers["content-type"], shown]))
+    body = found[0].openapi()["components"]["schemas"]
+    form = next(each for name, each in body.items() if name.startswith("Body"))
+    print(json.dumps(sorted(form["properties"])))
+
+asyncio.run(ask())
+"""
+
+
+def test_rembgs_own_server_answers_the_same_requests_alike(served: Running) -> None:
+    """Of rembg's server, its model aside, which cannot be downloaded here."""
+    fields = [{}, {"om": "true"}, {"ppm": "on"}, {"bgc": "1,2,3,255"}, {"om": "1", "ppm": "yes"},
+              {"af": "300"}, {"ae": "-1"}, {"om": "perhaps"}, {"a": "no", "dc": "off"}]  # fmt: skip
+    asked = {"image": encode_png(IMAGE).hex(), "fields": fields}
+    *answers, form = map(json.loads, run_theirs("rembg", THEIRS, json.dumps(asked)).splitlines())
+    ours = []
+    for each in fields:
+        for place in ("data", "params"):
+            answer = remove(served, **{place: each})
+            shown = None
+            if answer.status_code == 200:
+                picture = Image.open(io.BytesIO(answer.content))
+                shown = [picture.format, picture.mode, list(picture.size)]
+            ours.append([answer.status_code, answer.headers["content-type"], shown])
+    # rembg heeds only the colour where a query comes with a form; ours heeds all of it
+    of_query = [(their, our) for at, (their, our) in enumerate(zip(answers, ours, strict=True))
+                if at % 2 == 0 or "om" not in fields[at // 2]]  # fmt: skip
+    for their, our in of_query:
+        assert our == their or (our[0], their[0]) == (422, 200)
+    assert set(form) <= {"file", *RemoveOptions.model_fields}

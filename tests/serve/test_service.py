@@ -17,6 +17,8 @@ from starlette.routing import Route
 from notan.prediction.pixels import encode_png
 from notan.serve import ServeSettings, make_app
 from notan.serve.app import OPEN_PATHS
+from notan.serve.label_studio import LabelStudio
+from notan.serve.origin import Origin
 from notan.web.keys import Keys
 from web_server import running
 
@@ -37,7 +39,12 @@ IMAGE = encode_png(np.full((20, 30, 3), 90, np.uint8))
 
 @pytest.fixture(scope="module")
 def locked(predictor: Predictor) -> Iterator[Running]:
-    with running(lambda address: make_app(predictor, address, keys=Keys(TOKEN))) as server:
+    theirs = LabelStudio(Origin("http://127.0.0.1:1", "a-token", 1000))
+
+    def make(address: Address) -> Any:
+        return make_app(predictor, address, keys=Keys(TOKEN), label_studio=theirs)
+
+    with running(make) as server:
         yield server
 
 
@@ -59,6 +66,11 @@ def routes(server: Running) -> list[tuple[str, str]]:
     return found
 
 
+def test_the_routes_of_label_studio_are_among_those_that_are_tried(locked: Running) -> None:
+    found = {path for _, path in routes(locked)}
+    assert {"/health", "/setup", "/predict", "/webhook"} <= found
+
+
 @pytest.mark.parametrize("token", [None, "wrong", f"{TOKEN}x"])
 def test_no_route_answers_without_the_token_but_for_the_sign_of_life(
     locked: Running, token: str | None
@@ -71,14 +83,16 @@ def test_no_route_answers_without_the_token_but_for_the_sign_of_life(
     for method, path in routes(locked):
         content = IMAGE if method == "POST" else None
         answer = locked.client.request(method, path, headers=right, content=content)
-        assert answer.status_code in (200, 307, 415), path
+        # the image is no JSON, which Label Studio's routes want
+        assert answer.status_code in (200, 307, 415, 422), path
 
 
-def test_every_route_refuses_foreign_hosts_and_origins(served: Running) -> None:
-    for method, path in routes(served):
+def test_every_route_refuses_foreign_hosts_and_origins(served: Running, locked: Running) -> None:
+    for method, path in routes(locked):
         for headers in ({"host": "evil.test"}, {"origin": "null"}, {"origin": "http://evil.test"}):
-            answer = served.client.request(method, path, headers=headers, content=IMAGE)
-            assert answer.status_code == 403, (path, headers)
+            for server in (served, locked):
+                answer = server.client.request(method, path, headers=headers, content=IMAGE)
+                assert answer.status_code == 403, (path, headers)
             assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
@@ -194,8 +208,11 @@ def test_a_fault_of_ours_is_told_in_the_log_alone(
 
 
 def test_schemathesis_finds_no_fault(predictor: Predictor) -> None:
+    theirs = LabelStudio(Origin("http://127.0.0.1:1", "a-token", 1000))
+
     def make(address: Address) -> Any:
-        return make_app(predictor, address, settings=ServeSettings(seconds=20))
+        limits = ServeSettings(seconds=20)
+        return make_app(predictor, address, settings=limits, label_studio=theirs)
 
     with running(make) as server:
         schema = schemathesis.openapi.from_dict(server.client.get("/openapi.json").json())

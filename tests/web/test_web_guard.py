@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import socket
 from typing import TYPE_CHECKING, Any
@@ -175,12 +176,18 @@ def test_an_error_is_one_line_of_json_and_a_fault_of_ours_tells_nothing(
     assert "a canary secret" in caplog.text
 
 
+def basic(words: str) -> str:
+    return f"Basic {base64.b64encode(words.encode()).decode()}"
+
+
 def test_a_program_needs_the_token_and_only_an_open_path_does_without() -> None:
     guard = Guard(APP, ADDRESS, keys=Keys(TOKEN), open_paths=("/health",))
-    right = {"authorization": f"Bearer {TOKEN}"}
-    assert ask("POST", "/size", guard=guard, headers=right).status_code == 200
+    for right in (f"Bearer {TOKEN}", basic(f"label-studio:{TOKEN}")):
+        headers = {"authorization": right}
+        assert ask("POST", "/size", guard=guard, headers=headers).status_code == 200
     assert ask("GET", "/health", guard=guard).status_code == 200
     wrong = [None, "", "Bearer", "Bearer x", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN]
+    wrong += ["Basic", "Basic !", basic(f"{TOKEN}:x"), basic(TOKEN), basic(f"a:{TOKEN}x")]
     for given in wrong:
         headers = {} if given is None else {"authorization": given}
         for path in ("/", "/size", "/nothing", "/health/", "//health", "/health/../size"):

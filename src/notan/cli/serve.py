@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from notan.cli.flags import MACHINE, MASKS, MachineFlags, MaskFlags, flag, load_predictor
 from notan.errors import ConfigError
+
+if TYPE_CHECKING:
+    from notan.serve.label_studio import LabelStudio
 
 logger = logging.getLogger("notan")
 
@@ -57,7 +61,32 @@ class LimitFlags:
     deadline_seconds: Annotated[float, arg(metavar="SECONDS")] = 30.0
 
 
-ADDRESS, LIMITS = AddressFlags(), LimitFlags()
+@dataclass(frozen=True)
+class LabelStudioFlags:
+    """Being the ML backend of a Label Studio.
+
+    Attributes:
+        label_studio: Its address, such as http://localhost:8080; images are fetched from there and
+            from nowhere else.
+        label_studio_token_file: File with a token of Label Studio's on one line; without it, the
+            environment variable LABEL_STUDIO_API_KEY.
+        label: The brush's label that means foreground, where it has several.
+        train_project: Train on the annotations of the project of this number, as its webhooks ask.
+        train_every: Annotations after which a training begins.
+        train_time_limit: Of one training.
+        train_out: Folder for images, masks and runs.
+    """
+
+    label_studio: Annotated[str | None, flag("URL", "no Label Studio")] = None
+    label_studio_token_file: Annotated[Path | None, flag("FILE")] = None
+    label: Annotated[str | None, flag("NAME", "there is one label")] = None
+    train_project: Annotated[int | None, flag("N", "train on nothing")] = None
+    train_every: Annotated[int, arg(metavar="N")] = 10
+    train_time_limit: Annotated[str, arg(metavar="90s|10m|1.5h")] = "10m"
+    train_out: Annotated[Path | None, flag("FOLDER", "runs/label-studio-N")] = None
+
+
+ADDRESS, LIMITS, LABEL_STUDIO = AddressFlags(), LimitFlags(), LabelStudioFlags()
 
 
 def serve(
@@ -65,6 +94,7 @@ def serve(
     model: Annotated[Path | None, flag("FILE", "the default model, for cats and dogs")] = None,
     address: OmitArgPrefixes[AddressFlags] = ADDRESS,
     limits: OmitArgPrefixes[LimitFlags] = LIMITS,
+    label_studio: OmitArgPrefixes[LabelStudioFlags] = LABEL_STUDIO,
     mask: OmitArgPrefixes[MaskFlags] = MASKS,
     machine: OmitArgPrefixes[MachineFlags] = MACHINE,
 ) -> None:
@@ -92,6 +122,7 @@ def serve(
     from notan.web.running import WebServer
 
     _refuse_odd(limits, machine)
+    studio = _label_studio(label_studio, model, limits, mask, machine)
     keys = None if address.token_file is None else Keys(read_token(address.token_file))
     listener, where = listen(address.host, address.port, address.allow_host)
     with listener:
@@ -111,9 +142,68 @@ def serve(
             batch_size=machine.batch_size,
         )
         name = "default" if model is None else model.name if model.is_dir() else model.stem
-        app = make_app(predictor, where, name=name, keys=keys, settings=settings)
+        app = make_app(
+            predictor, where, name=name, keys=keys, settings=settings, label_studio=studio
+        )
         print(f"{where.url} (all routes: {where.url}/docs)", flush=True)
         WebServer(app).run_on(listener)
+
+
+def _label_studio(
+    flags: LabelStudioFlags,
+    model: Path | None,
+    limits: LimitFlags,
+    mask: MaskFlags,
+    machine: MachineFlags,
+) -> LabelStudio | None:
+    """Return what the routes of Label Studio need, before the model is loaded.
+
+    Raises:
+        ConfigError: A flag is wrong, or lacks another one.
+    """
+    from notan.api import model_file
+    from notan.config import seconds_of
+    from notan.serve.label_studio import LabelStudio
+    from notan.serve.origin import Origin
+    from notan.serve.teaching import SECRET, Retrainer, RetrainSettings
+    from notan.web.keys import read_token
+
+    if flags.label_studio is None:
+        for each in fields(LABEL_STUDIO):
+            if getattr(flags, each.name) != each.default:
+                name = f"--{each.name.replace('_', '-')}"
+                raise ConfigError(f"{name} goes with --label-studio URL; give that too")
+        return None
+    file = flags.label_studio_token_file
+    token = read_token(file) if file is not None else os.environ.get(SECRET, "")
+    if not token:
+        raise ConfigError(
+            "--label-studio needs a token of Label Studio's (Account & Settings, Personal Access "
+            f"Token): give a --label-studio-token-file, or set {SECRET}"
+        )
+    origin = Origin(flags.label_studio, token, int(limits.max_megabytes * MILLION))
+    if flags.train_project is None:
+        return LabelStudio(origin, flags.label)
+    base = None if model is None else model_file(model)
+    if base is None or base.suffix == ".onnx":
+        raise ConfigError(
+            "--train-project: trainings begin from the --model, which must be a best.safetensors "
+            "that train wrote, or a run folder"
+        )
+    if flags.train_every < 1:
+        raise ConfigError(f"--train-every is {flags.train_every}; 1 or more is wanted")
+    settings = RetrainSettings(
+        flags.train_project,
+        base,
+        flags.train_out or Path("runs") / f"label-studio-{flags.train_project}",
+        label=flags.label,
+        every=flags.train_every,
+        seconds=seconds_of(flags.train_time_limit),
+        device=machine.device,
+        model_class=machine.model_class,
+    )
+    teacher = Retrainer(origin, settings, lambda path: load_predictor(path, mask, machine))
+    return LabelStudio(origin, flags.label, teacher)
 
 
 def _refuse_odd(limits: LimitFlags, machine: MachineFlags) -> None:

@@ -5,5 +5,5 @@
 
 from __future__ import annotations
 
-from notan.serve.app import ServeSettings as ServeSettings
 from notan.serve.app import make_app as make_app
+from notan.serve.service import ServeSettings as ServeSettings

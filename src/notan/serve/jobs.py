@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -36,6 +38,10 @@ logger = logging.getLogger("notan")
 MOST_WAITING = 16
 WORKERS = 2
 """One decodes and encodes while the other's image is in the network."""
+
+STEPS_BACK = 5
+"""Of niceness. The event loop computes for 2 ms at most and then waits, but where a core is shared
+it would get its turn only when the network's is over."""
 
 END_SECONDS = 5.0
 """That the threads have to leave; they keep no process from its end."""
@@ -156,6 +162,11 @@ class Jobs:
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
+    def use(self, predictor: Predictor) -> None:
+        """Have what is not in work yet be predicted by another model; from any thread."""
+        with self._changed:
+            self.predictor = predictor
+
     def put(self, job: MaskJob) -> None:
         """Have an image wait for its turn.
 
@@ -185,17 +196,21 @@ class Jobs:
             if job in self._waiting:
                 self._waiting.remove(job)
 
-    def _take(self) -> list[MaskJob]:
-        """Wait for work and take it: the oldest image, and what can go with it; none: the end."""
+    def _take(self) -> tuple[list[MaskJob], Predictor]:
+        """Wait for work and take it: the oldest image, and what can go with it; none: the end.
+
+        Returns:
+            The jobs, and what predicts them, which may be another before they are done.
+        """
         with self._changed:
             while not self._is_stopped:
                 room = self.most_pixels - sum(job.pixels for job in self._in_work)
                 if self._waiting and (not self._in_work or self._waiting[0].pixels <= room):
                     batch = self._batch(room)
                     self._in_work.update(batch)
-                    return batch
+                    return batch, self.predictor
                 self._changed.wait()
-        return []
+        return [], self.predictor
 
     def _batch(self, room: int) -> list[MaskJob]:
         """Take the oldest image off the queue, and others whose inputs are of the same size."""
@@ -216,11 +231,13 @@ class Jobs:
         return batch
 
     def _work(self) -> None:
-        while batch := self._take():
+        _step_back()
+        while (taken := self._take())[0]:
+            batch, predictor = taken
             began = time.monotonic()
             try:
                 with explaining_memory():
-                    self._answer(batch)
+                    self._answer(batch, predictor)
             except NotanError as error:
                 for job in batch:
                     job.fail(error)
@@ -235,16 +252,16 @@ class Jobs:
                     self.seconds = each if not self.seconds else 0.9 * self.seconds + 0.1 * each
                     self._changed.notify_all()
 
-    def _answer(self, batch: Sequence[MaskJob]) -> None:
+    def _answer(self, batch: Sequence[MaskJob], predictor: Predictor) -> None:
         jobs: list[MaskJob] = []
         images: list[Image8] = []
-        reading = self.predictor.preprocessor.reading
+        reading = predictor.preprocessor.reading
         for job in batch:
             if not job.is_left:
                 with _failing(job):
                     images.append(read_upload(job.content, reading, self.most_pixels))
                     jobs.append(job)
-        for job, prediction in zip(jobs, self._predict(jobs, images), strict=True):
+        for job, prediction in zip(jobs, self._predict(jobs, images, predictor), strict=True):
             if prediction is None or job.is_left:
                 continue
             with self._changed:
@@ -254,22 +271,31 @@ class Jobs:
                 job.finish(job.encode(prediction))
 
     def _predict(
-        self, jobs: Sequence[MaskJob], images: Sequence[Image8]
+        self, jobs: Sequence[MaskJob], images: Sequence[Image8], predictor: Predictor
     ) -> Iterator[Prediction | None]:
         if not jobs:
             return
         with self._changed:
             self.batches += 1
-        if not self.predictor.cuts(jobs[0].size):
-            yield from self.predictor.predict_many(images, batch_size=self.batch_size)
+        if not predictor.cuts(jobs[0].size):
+            yield from predictor.predict_many(images, batch_size=self.batch_size)
             return
         bands = []
-        for band in self.predictor.predict_bands(PixelsInMemory(images[0])):
+        for band in predictor.predict_bands(PixelsInMemory(images[0])):
             if jobs[0].is_left:  # between two rows of tiles, of which there may be many
                 yield None
                 return
             bands.append(band)
-        yield Prediction(np.concatenate(bands), self.predictor.postprocessing, images[0])
+        yield Prediction(np.concatenate(bands), predictor.postprocessing, images[0])
+
+
+def _step_back() -> None:
+    """Let the event loop go before this thread, where threads have a priority of their own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            own = threading.get_native_id()
+            niceness = os.getpriority(os.PRIO_PROCESS, own) + STEPS_BACK
+            os.setpriority(os.PRIO_PROCESS, own, min(niceness, 19))
 
 
 @contextlib.contextmanager

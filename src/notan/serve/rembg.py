@@ -1,9 +1,10 @@
 """rembg's ``POST /api/remove``: its clients only change the address.
 
 Source: rembg (MIT), rembg/commands/s_command.py and rembg/bg.py: a form with the field ``file``,
-    and ``om``, ``ppm``, ``bgc``, ``model``, ``a``, ``af``, ``ab``, ``ae`` in the form or the query.
+    and ``om``, ``ppm``, ``bgc``, ``model``, ``a``, ``af``, ``ab``, ``ae``, ``dc``, ``vm`` in the
+    form or the query (of version 2.0.86).
     Differs: the cut-out keeps its colours and its edge is soft for two pixels, where rembg lets the
-    network's doubt shine through anywhere; there is no alpha matting; and no request names an
+    network's doubt shine through anywhere; there is no matting; and no request names an
     address (``url``) or a model file (``extras``), by which rembg's server could be made to read
     what it should not.
 """
@@ -44,6 +45,8 @@ class RemoveOptions(BaseModel):
         bgc: Colour behind the foreground: red, green, blue and opacity, 0..255 each.
         model: The one that is served, by its name.
         a: Alpha matting, which is not offered.
+        dc: Decontaminated edges, which are not offered.
+        vm: Edges by ViTMatte, which are not offered.
         af: Of alpha matting; nothing without it, as in rembg.
         ab: Likewise.
         ae: Likewise.
@@ -56,6 +59,8 @@ class RemoveOptions(BaseModel):
     bgc: tuple[Level, Level, Level, Level] | None = None
     model: str | None = None
     a: Literal[False] = False
+    dc: Literal[False] = False
+    vm: Literal[False] = False
     af: Level = 240
     ab: Level = 10
     ae: Annotated[int, Field(ge=0)] = 10
@@ -65,11 +70,11 @@ class RemoveOptions(BaseModel):
     def _parts(cls, given: Any) -> Any:  # noqa: ANN401 - what a client sends
         return given.split(",") if isinstance(given, str) and given else given or None
 
-    @field_validator("a", mode="before")
+    @field_validator("a", "dc", "vm", mode="before")
     @classmethod
-    def _no_matting(cls, given: Any) -> Any:  # noqa: ANN401
+    def _not_offered(cls, given: Any) -> Any:  # noqa: ANN401
         if str(given).lower() not in ("false", "0", "no", "off", "f", "n"):
-            raise ValueError("alpha matting is not offered; leave it out, or send false")
+            raise ValueError("this is not offered; leave it out, or send false")
         return False
 
     def encode(self, prediction: Prediction) -> Reply:

@@ -63,16 +63,16 @@ class MaskRequest(Prompts):
     mask: Base64 | None = None
 
 
-def read_json(content: bytes) -> MaskRequest:
-    """Read the JSON of ``POST /v1/masks``.
+def read_json(content: bytes, kind: type[M]) -> M:
+    """Read a body of JSON.
 
     Raises:
         RefusedError: It is no JSON, or not as it must be.
     """
     try:
-        return MaskRequest.model_validate_json(content)
+        return kind.model_validate_json(content)
     except ValidationError as error:
-        raise _explained(error, MaskRequest) from error
+        raise _explained(error, kind) from error
 
 
 def read_prompts(query: Mapping[str, str]) -> Prompts:

@@ -6,6 +6,8 @@ token in it and gets a cookie, so that no token stays in its history, in a log o
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hmac
 import logging
 import secrets
@@ -52,8 +54,15 @@ class Keys:
         return found is not None
 
     def knows_bearer(self, authorization: str | None) -> bool:
-        """Say whether an Authorization header holds the token."""
+        """Say whether an Authorization header holds the token.
+
+        It may be the password of Basic too, under any name: Label Studio can send no other header.
+        """
         scheme, _, given = (authorization or "").partition(" ")
+        if scheme.lower() == "basic":
+            with contextlib.suppress(ValueError):  # no base64, or no text
+                decoded = base64.b64decode(given.strip(), validate=True).decode()
+                return _same(decoded.partition(":")[2], self.token)
         return scheme.lower() == "bearer" and _same(given.strip(), self.token)
 
     def knows_cookie(self, header: str | None, port: int) -> bool:
