@@ -9,13 +9,16 @@ import contextlib
 import itertools
 import os
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from notan.config import Data
+from notan.io.headers import read_size
+from notan.modelfile.postprocess import Postprocessing
 from notan.modelfile.preprocess import Preprocessor
 from notan.prediction.predictor import Predictor
 from notan.studio.gallery import Gallery
@@ -27,14 +30,17 @@ from notan.web.keys import Keys
 from web_server import running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import httpx
 
+    from notan.modelfile.card import Card
     from notan.prediction.backends import Array
     from notan.studio.gallery import ListedImage
     from notan.studio.journal import Journal, Tool
     from notan.studio.raster import MaskRaster
+    from notan.studio.shelf import GivenModel
+    from notan.studio.teaching import Teaching
     from notan.types import Size
 
 SIZE = (300, 340)
@@ -71,9 +77,10 @@ def red_is_foreground(inputs: Array) -> Array:
     return inputs[:, :1] * 6 - 3
 
 
-def red_finder() -> Predictor:
+def red_finder(card: Card | None = None, *, threshold: float = 0.5) -> Predictor:
     own_size = Preprocessor(image_size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return Predictor(red_is_foreground, own_size)
+    rule = Postprocessing(threshold=threshold)
+    return Predictor(red_is_foreground, own_size, postprocessing=rule, card=card)
 
 
 def stroke_between(
@@ -104,6 +111,35 @@ def begin_empty(store: Corrections, image: ListedImage) -> Journal:
     return store.begin(image, raster_of(np.zeros(SIZE, np.bool_)), "empty")
 
 
+def little_model(folder: Path) -> Path:
+    """Train a model for a moment, for a studio to begin with; it knows red spots by half."""
+    import notan
+
+    data = write_images(folder / "seen", 4, (48, 64), masks=4)
+    result = notan.train(
+        data,
+        epochs=20,
+        image_size=32,
+        batch_size=2,
+        learning_rate=3e-3,
+        device="cpu",
+        overrides=["model.width=2", "train.tensorboard=false"],
+        out=folder / "base",
+    )
+    return result.checkpoint
+
+
+def accept_masks(store: Corrections, places: Iterable[int]) -> None:
+    """Accept the masks that images are drawn with, as they are."""
+    for place in places:
+        image = store.gallery.images[place]
+        size = read_size(image.path)
+        mask = disc(size, size[0] * 0.45 + 3 * place, size[1] * 0.55, 0.3 * min(size))
+        journal = store.begin(image, raster_of(mask), "mask")
+        entry = Acceptance(id=f"accept{place:06d}", checksum=checksum(journal.raster()))
+        store.append(image, entry, version=journal.version)
+
+
 class Served(NamedTuple):
     """A studio that answers, and how to be let in."""
 
@@ -113,6 +149,7 @@ class Served(NamedTuple):
     store: Corrections
     gallery: Gallery
     port: int
+    teaching: Teaching
 
     @property
     def headers(self) -> dict[str, str]:
@@ -124,16 +161,31 @@ class Served(NamedTuple):
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, corrections: Path, predictor: Predictor | None = None, *, data: Data | None = None
+    folder: Path,
+    corrections: Path,
+    predictor: Predictor | None = None,
+    *,
+    data: Data | None = None,
+    given: GivenModel | None = None,
+    **more: Any,
 ) -> Iterator[Served]:
     keys = Keys()
+    data, predictor = data or Data(path=folder), predictor or red_finder()
     with (
-        opened(predictor or red_finder(), data or Data(path=folder), corrections) as studio,
+        opened(predictor, data, corrections, given, **more) as studio,
         running(lambda address: guarded(studio, address, keys)) as server,
     ):
         once = f"{server.url}/?t={keys.one_time()}"
         store, gallery, port = studio.corrections, studio.gallery, server.address.port
-        yield Served(server.url, keys.token, once, store, gallery, port)
+        yield Served(server.url, keys.token, once, store, gallery, port, studio.teaching)
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for something that a thread or a process of the studio's does."""
+    until = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def error_of(answer: httpx.Response) -> str:

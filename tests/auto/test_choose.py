@@ -133,6 +133,13 @@ def test_weights_of_ones_own_stand_in_place_of_the_published_ones() -> None:
     assert settings["train.encoder_lr_multiplier"] < 1
 
 
+def test_the_network_of_a_model_that_is_gone_on_from_is_that_models() -> None:
+    settings = decide(asked={"train.weights": Path("mine.safetensors"), "model.width": 2})
+    assert "model.encoder" not in settings  # the model has none
+    assert settings["model.width"] == 2
+    assert "train.pretrained" not in settings
+
+
 def test_what_was_asked_for_stands_and_says_so() -> None:
     choice = choose(IMAGES, MACHINE, {"train.epochs": 3, "data.limit": 50})
     assert choice.settings["train.epochs"] == 3

@@ -58,7 +58,9 @@ FLAGS = {
     "check": f"data-path strict layout model model-class folds epochs out {READING}",
     "download": "out",
     "demo": "out kind seed",
-    "studio": f"model corrections port open-browser threshold tta {MACHINE} {READING}",
+    "studio": (
+        f"model compare findings corrections port open-browser threshold tta {MACHINE} {READING}"
+    ),
 }
 TINY = ("model.width=2", "train.tensorboard=false")
 QUICK = ("--image-size", "16", "--epochs", "1", "--batch-size", "8")

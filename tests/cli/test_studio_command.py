@@ -37,6 +37,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["{data}", "--port", "70000"], 2, "a port of 0..65535 is wanted"),
         (["{data}", "--batch-size", "4"], 2, "predicts one image at a time"),
         (["{data}", "--model", "{data}/images/spot-0000.png"], 5, "spot-0000.png"),
+        (["{data}", "--compare", "{data}/images/spot-0000.png"], 5, "spot-0000.png"),
+        (["{data}", "--findings", "{data}/images/spot-0000.png"], 3, "this is no check.json"),
+        (["{data}", "--findings", "{data}/nowhere.json"], 3, "nowhere.json: could not be read"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(

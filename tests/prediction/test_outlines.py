@@ -35,6 +35,12 @@ SVG = "{http://www.w3.org/2000/svg}"
 SMALL = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda size: arrays(np.bool_, size))
 
 
+QUPATH = {
+    "objectType": "annotation",
+    "classification": {"name": "foreground", "color": [230, 159, 0]},
+}
+
+
 def noise(seed: int) -> Mask:
     """Draw a mask, mostly foreground, mostly background or in between: holes, islands, corners."""
     random = np.random.default_rng(seed)
@@ -150,7 +156,7 @@ def check_files(mask: Mask) -> None:
         assert all(ring[0] == ring[-1] and len(ring) >= 4 for ring in rings)
         assert shape.exterior.is_ccw
         assert not any(hole.is_ccw for hole in shape.interiors)
-        assert feature["properties"] == {"area": shape.area}
+        assert feature["properties"] == QUPATH | {"area": shape.area}
     np.testing.assert_array_equal(fill(shapes, mask.shape), mask)
 
     paths, size = read_svg(encode_svg(mask))

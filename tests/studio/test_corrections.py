@@ -21,7 +21,7 @@ from PIL import Image
 
 import studio_runs
 from notan.config import Data
-from notan.data.folders import open_split
+from notan.data.folders import open_annotated
 from notan.errors import ConfigError, DataError, StorageError
 from notan.io.digest import hash_content
 from notan.studio.gallery import Gallery
@@ -119,7 +119,7 @@ def test_an_accepted_mask_is_data_that_training_reads(data: Path, tmp_path: Path
     accept(store, journal)
     store.close()
     folder = tmp_path / "cells-corrections"
-    source = open_split(Data(path=folder), "all", seed=0)
+    (source,) = open_annotated(Data(path=folder))
     assert source.names == ["spot-0000"]
     np.testing.assert_array_equal(source[0].mask, mask_of(journal.raster()))
     with Image.open(data / "images" / "spot-0000.png") as image:
@@ -127,6 +127,7 @@ def test_an_accepted_mask_is_data_that_training_reads(data: Path, tmp_path: Path
     (row,) = rows(folder)
     assert row["image"] == "../cells/images/spot-0000.png"
     assert (row["origin"], row["strokes"], row["model"]) == ("empty+hand", "3", "")
+    assert row["split"] == "train"
     assert {path: hash_content(path) for path in data.rglob("*.png")} == before
 
 
@@ -301,6 +302,36 @@ def test_many_strokes_are_folded_and_the_last_can_still_be_undone(
     again.append(Step(op="redo", id="redo000009"), version=33)
     assert again.undone == journal.undone[:2]
     assert again.applied[-1] == journal.undone[2]
+    store.close()
+
+
+def test_the_parts_of_a_long_stroke_are_one_to_take_back_and_to_count(
+    data: Path, tmp_path: Path
+) -> None:
+    store, image = open_store(data, tmp_path / "c")
+    journal = paint(store, 2)
+    before = raster = journal.raster()
+    for number in range(10, 14):
+        part = stroke_between(raster, painted(raster, number), number)
+        raster = painted(raster, number)
+        entry = part.model_copy(update={"goes_on": number > 10})
+        store.append(image, entry, version=journal.version)
+    assert (len(journal.applied), journal.strokes) == (6, 3)
+    store.append(image, Step(op="undo", id="undo000001"), version=6)
+    np.testing.assert_array_equal(journal.raster(), before)
+    store.append(image, Step(op="redo", id="redo000001"), version=7)
+    np.testing.assert_array_equal(journal.raster(), raster)
+    # a fold keeps so many strokes, whole, done or undone
+    assert journal.folded(keep=3) is journal
+    done = journal.folded(keep=1)
+    assert (len(done.applied), done.strokes, done.version) == (4, 3, 8)
+    for number in (2, 3):
+        store.append(image, Step(op="undo", id=f"undo00000{number}"), version=6 + number)
+    undone = journal.folded(keep=2)
+    assert (len(undone.applied), len(undone.undone), undone.version) == (1, 5, 10)
+    for number in (2, 3):
+        undone.append(Step(op="redo", id=f"redo00000{number}"), version=8 + number)
+    np.testing.assert_array_equal(undone.raster(), raster)
     store.close()
 
 

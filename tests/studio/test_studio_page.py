@@ -5,221 +5,68 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
-import itertools
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from browser import find_browser
 from notan.studio import journal as journal_module
-from notan.studio.raster import checksum, mask_of
-from studio_runs import SIZE, Served, disc, open_store, serving, write_images
+from notan.studio.raster import checksum
+from studio_runs import SIZE, disc, open_store, write_images
+from studio_tabs import DESK, PHONE, TOKENS, UNNAMED, ZOOMED, Tab, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser
 
-    from notan.studio.raster import MaskRaster
-
+pytest_plugins = ("studio_windows",)
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("playwright") is None,
     reason="playwright is absent: pip install playwright (it drives the system's chromium)",
 )
 
-DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-RATIO = 1.25
-ZOOMED = 1.25 * 1.1
-"""What the page is told of a screen of 1.25 whose browser is at 110 %."""
 
-TOKENS = "const {editor, view, gallery} = await import('/page/main.js');"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("studio")
-    data = write_images(folder / "cells", 12, masks=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NOTAN_CACHE", str(folder / "cache"))
-        patch.setattr("notan.studio.predictions.START_SECONDS", 0.0)
-        with serving(data, folder / "cells-corrections") as studio:
-            yield studio
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
-
-
-class Tab(NamedTuple):
-    """A page of the studio with what a test asks of it."""
-
-    page: Page
-    studio: Served
-
-    def run(self, script: str) -> Any:
-        return self.page.evaluate(f"async () => {{ {TOKENS} {script} }}")
-
-    def open(self, place: int) -> None:
-        image = self.studio.gallery.images[place]
-        self.page.evaluate(f"location.hash = '#/image/{image.id}'")
-        self.page.wait_for_selector("#editor-page:not([hidden])")
-        self.page.wait_for_selector("#busy", state="hidden")
-        self.page.wait_for_selector("#accept:not([disabled])")
-
-    def raster(self) -> MaskRaster:
-        # each pixel a digit of a text: a list of numbers takes a second to arrive
-        text = self.run("return new TextDecoder().decode(editor.raster.data.map((v) => v + 48))")
-        return np.frombuffer(text.encode(), np.uint8).reshape(SIZE) - np.uint8(48)
-
-    def on_disk(self, place: int) -> MaskRaster:
-        return self.studio.store.open(self.studio.gallery.images[place]).raster()
-
-    def client(self, x: float, y: float) -> tuple[float, float]:
-        """Return where a place of the image is in the window."""
-        script = (
-            "const box = editor.canvas.getBoundingClientRect();"
-            "return [box.left, box.top, view.x, view.y, view.scale]"
-        )
-        left, top, view_x, view_y, scale = self.run(script)
-        return left + view_x + x * scale, top + view_y + y * scale
-
-    def drag(self, *places: tuple[float, float]) -> None:
-        mouse = self.page.mouse
-        mouse.move(*self.client(*places[0]))
-        mouse.down()
-        for place in places[1:]:
-            mouse.move(*self.client(*place))
-        mouse.up()
-
-    def wait_saved(self) -> None:
-        self.run("await editor.journal.idle()")
-        assert self.page.locator("#lamp").get_attribute("data-lamp") == "saved"
-
-
-@pytest.fixture
-def tab(chromium: Browser, served: Served) -> Iterator[Callable[..., Tab]]:
-    """Open the studio in a window; at the end nothing was wrong, and nobody else was asked."""
-    contexts: list[BrowserContext] = []
-    said: list[str] = []
-    hosts: set[str] = set()
-
-    def open_tab(ratio: float = 1.0, **settings: Any) -> Tab:
-        context = chromium.new_context(
-            device_scale_factor=ratio,
-            **{"viewport": DESK, **settings},
-        )
-        contexts.append(context)
-        context.set_extra_http_headers({"authorization": f"Bearer {served.token}"})
-        context.set_default_timeout(15_000)
-        page = context.new_page()
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
-        page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
-        page.goto(served.url)
-        page.wait_for_selector("#grid li")
-        return Tab(page, served)
-
-    yield open_tab
-    for context in contexts:
-        context.close()
-    faults = [line for line in said if "507" not in line]  # which one test provokes
-    assert faults == []
-    assert hosts == {f"127.0.0.1:{served.port}"}
-
-
-def within(places: list[tuple[float, float]], radius: float) -> np.ndarray[Any, Any]:
-    """Return the pixels whose centres lie within a radius of a line through places."""
-    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
-    found = np.zeros(SIZE, np.bool_)
-    for (x0, y0), (x1, y1) in itertools.pairwise(places):
-        along = (columns - x0) * (x1 - x0) + (rows - y0) * (y1 - y0)
-        share = np.clip(along / max((x1 - x0) ** 2 + (y1 - y0) ** 2, 1e-12), 0, 1)
-        x, y = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
-        found |= (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
-    return found
-
-
-def test_the_whole_story_from_the_gallery_to_the_bytes_on_the_disk(
-    tab: Callable[..., Tab], served: Served
+def test_a_long_stroke_is_on_the_disk_before_it_ends_and_is_one_to_take_back(
+    tab: Callable[..., Tab],
 ) -> None:
-    here, place = tab(RATIO), 4
-    page = here.page
-    assert page.locator("#grid li").count() == 12
-    page.click(f"a[href='#/image/{served.gallery.images[place].id}']")
-    page.wait_for_selector("#accept:not([disabled])")
-    model = here.raster()
-    assert 0.05 < mask_of(model).mean() < 0.6
+    here, place = tab(), 5
+    here.open(place)
+    page, before = here.page, here.raster()
 
-    page.focus("#threshold")
-    for _ in range(20):
-        page.keyboard.press("ArrowRight")
-    assert page.locator("[name=layer][value=model]").is_checked()
-    np.testing.assert_array_equal(here.raster(), model)
-    page.click("#use-model")
-    narrow = here.raster()
-    assert mask_of(narrow).sum() < mask_of(model).sum()
+    def hold(*places: tuple[float, float]) -> None:
+        """Press, and move on only when what was painted has been answered."""
+        page.mouse.move(*here.client(*places[0]))
+        page.mouse.down()
+        for x, y in places:
+            with page.expect_response("**/entries?*"):
+                page.mouse.move(*here.client(x + 30, y))
 
-    page.keyboard.press("b")
-    path = [(20.3, 20.7), (150.2, 25.1), (155.9, 140.4)]
-    here.drag(*path)
-    size = here.run("return editor.size")
-    brushed = within(path, size / 2)
-    np.testing.assert_array_equal(here.raster(), np.where(brushed, 3, narrow))
-    page.keyboard.press("Control+z")
-    np.testing.assert_array_equal(here.raster(), narrow)
-    page.keyboard.press("Control+Shift+z")
-    page.keyboard.press("x")
-    here.drag((150.0, 30.0), (150.1, 60.0))
-    erased = here.raster()
-    assert (erased[within([(150.0, 30.0), (150.1, 60.0)], size / 2 - 1)] == 2).all()
-
-    page.keyboard.press("p")
-    page.click("[name=mode][value=add]")
-    for corner in ((220.0, 200.0), (300.0, 210.0), (250.0, 280.0)):
-        page.mouse.click(*here.client(*corner))
-    page.keyboard.press("Enter")
-    assert here.raster()[230, 255] == 3
-
-    page.keyboard.press("w")
-    seed = (SIZE[1] * 0.55 + 60, SIZE[0] * 0.45)
-    before = here.raster()
-    here.drag(seed, (seed[0] + 30, seed[1]))
-    after = here.raster()
-    assert (after != before).sum() > 200
-    reached = (after == 3) & (after != before)
-    assert reached[int(seed[1]), int(seed[0])] or before[int(seed[1]), int(seed[0])] == 1
-
+    hold((40, 40), (120, 60))
+    np.testing.assert_array_equal(here.on_disk(place), here.raster())
+    page.mouse.move(*here.client(180, 90))
+    page.mouse.up()
     here.wait_saved()
-    np.testing.assert_array_equal(here.on_disk(place), after)
-    page.reload()
-    page.wait_for_selector("#accept:not([disabled])")
-    np.testing.assert_array_equal(here.raster(), after)
+    painted = here.raster()
+    np.testing.assert_array_equal(here.on_disk(place), painted)
     page.keyboard.press("Control+z")
     np.testing.assert_array_equal(here.raster(), before)
-    page.keyboard.press("Control+y")
-    page.keyboard.press("Control+s")
-    page.wait_for_selector("#scores:has-text('accepted')")
-    image = served.gallery.images[place]
-    with Image.open(served.store.mask_path(image)) as mask:
-        assert mask.size == SIZE[::-1]
-        np.testing.assert_array_equal(np.asarray(mask) > 0, mask_of(after))
-    row = served.store.row(image)
-    assert row is not None
-    assert (row.origin, row.strokes) == ("model+hand", "5")
+    page.reload()
+    page.wait_for_selector("#accept:not([disabled])")
+    np.testing.assert_array_equal(here.raster(), before)
+    page.keyboard.press("Control+Shift+z")
+    np.testing.assert_array_equal(here.raster(), painted)
+    here.wait_saved()
+    hold((60, 200), (140, 220))
+    page.keyboard.press("Escape")
+    page.mouse.up()
+    here.wait_saved()
+    np.testing.assert_array_equal(here.raster(), painted)
+    np.testing.assert_array_equal(here.on_disk(place), painted)
 
 
 def test_screen_scaling_and_zoom_change_no_pixel(tab: Callable[..., Tab]) -> None:
@@ -456,14 +303,6 @@ def test_on_a_telephone_everything_is_there_and_large_enough(tab: Callable[..., 
         assert box["left"] >= 0, name
         assert box["right"] <= 390, name
         assert box["bottom"] <= 844, name
-
-
-UNNAMED = """
-const named = (each) => (each.getAttribute('aria-label') || each.textContent.trim()
-  || each.labels?.[0]?.textContent.trim() || each.placeholder || '').length > 0;
-return [...document.querySelectorAll('button, a, input, select, canvas')]
-  .filter((each) => !named(each)).map((each) => each.outerHTML);
-"""
 
 
 def test_keys_alone_reach_everything(tab: Callable[..., Tab]) -> None:

@@ -250,6 +250,8 @@ def encoder(case: Case) -> Iterator[ChosenSetting]:
     wanted = case.settings.get("model.encoder", USUAL_ENCODER)
     if case.get("model.name") not in ON_AN_ENCODER or wanted not in PACKAGED:
         return
+    if case.get("train.weights") is not None:  # the network is the one that they are of
+        return
     own_weights = _has_own_weights(case)
     if wanted in case.machine.published_weights:
         yield ChosenSetting(

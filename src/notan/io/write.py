@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -24,6 +25,10 @@ LONGEST_NAME = 255
 
 _SUFFIX = 10
 """Bytes that a temporary name has more: two dots and eight random characters."""
+
+_LONGEST_PORTABLE, _LONGEST_SUFFIX = 120, 10
+_DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)\d)(\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for itself, whatever follows the dot."""
 
 _ESCAPED = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
 
@@ -56,6 +61,30 @@ def is_text(path: Path) -> bool:
 def encoded(text: str) -> bytes:
     """Return text in UTF-8, in which the names of files have their written form."""
     return text.encode("utf-8", "backslashreplace")
+
+
+def portable_name(name: str) -> str:
+    r"""Return a name for a file that any usual system takes, of one that somebody else gave it.
+
+    Folders before it are dropped, and so is what begins or ends with a dot or a space; letters of
+    all scripts stay. It has at most 120 bytes.
+
+    Example:
+        >>> portable_name("../slide 1: left?.png"), portable_name(".."), portable_name("con.png")
+        ('slide 1_ left_.png', 'unnamed', 'con_.png')
+    """
+    plain = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
+    plain = "".join("_" if _is_awkward(letter) else letter for letter in plain).strip(". ")
+    stem, dot, suffix = plain.rpartition(".")
+    stem, suffix = (stem, dot + suffix) if dot and len(suffix) <= _LONGEST_SUFFIX else (plain, "")
+    room = _LONGEST_PORTABLE - len(suffix.encode())
+    stem = stem.encode()[:room].decode(errors="ignore").strip(". ") or "unnamed"
+    return f"{stem}{'_' * bool(_DEVICES.fullmatch(stem))}{suffix}"
+
+
+def _is_awkward(letter: str) -> bool:
+    """Say whether a character means something to a system, or cannot be seen."""
+    return letter in '<>:"|?*' or unicodedata.category(letter)[0] == "C"
 
 
 @contextlib.contextmanager

@@ -92,6 +92,16 @@ class Gallery:
         self.images = tuple(images)
         self.passed_over = passed_over
         self._by_id = {image.id: image for image in images}
+        self._taken = {image.name.casefold() for image in images}
+
+    def add(self, image: ListedImage) -> ListedImage:
+        """List one more image, by a name of its own where its own is taken; return it as listed."""
+        if image.name.casefold() in self._taken:
+            image = replace(image, name=f"{image.name}-{image.id[:6]}")
+        self._by_id[image.id] = image
+        self._taken.add(image.name.casefold())
+        self.images += (image,)
+        return image
 
     def __len__(self) -> int:
         return len(self.images)

@@ -48,7 +48,15 @@ CHOSEN_BY = "--corrections"
 EntryId: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-z]{8,32}$")]
 Digest: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
 Tool: TypeAlias = Literal[
-    "brush", "eraser", "polygon", "wand", "threshold", "fill-holes", "keep-largest"
+    "brush",
+    "eraser",
+    "polygon",
+    "snap",
+    "wand",
+    "cut",
+    "threshold",
+    "fill-holes",
+    "keep-largest",
 ]
 Origin: TypeAlias = Literal["model", "mask", "empty"]
 
@@ -100,6 +108,8 @@ class Stroke(Section):
         tiles: Which tiles it changes, ascending.
         bits: What it changes in them, compressed, as base64.
         seconds: From the first touch to the last.
+        goes_on: Whether it is a further part of the stroke before it: a long one reaches the disk
+            in parts, and is taken back as one.
     """
 
     op: Literal["stroke"] = "stroke"
@@ -108,6 +118,7 @@ class Stroke(Section):
     tiles: tuple[int, ...]
     bits: str
     seconds: Annotated[float, Field(ge=0, le=86400)] = 0.0
+    goes_on: bool = False
 
     def change(self, raster: MaskRaster) -> None:
         """Change a raster by it; once more changes it back."""
@@ -232,7 +243,7 @@ class Journal:
     @property
     def strokes(self) -> int:
         """How many strokes made the mask."""
-        return self.beginning.strokes + len(self.applied)
+        return self.beginning.strokes + _count(self.applied)
 
     @property
     def seconds(self) -> float:
@@ -296,19 +307,23 @@ class Journal:
         Raises:
             StorageError: It could not be written; the old one is whole.
         """
-        if len(self.entries) <= 2 * keep:
+        if len(self.entries) - sum(map(_goes_on, self.entries)) <= 2 * keep:
             return self
-        old, kept = self.applied[:-keep], self.applied[-keep:]
+        # a stroke begins with the part that goes on with none, and lies upside down where undone
+        begins = [0, *(place for place, each in enumerate(self.applied) if not each.goes_on)]
+        ends = [0, *(place + 1 for place, each in enumerate(self.undone) if not each.goes_on)]
+        first, last = begins[-keep:][0], ends[-keep - 1 :][0]
+        old, kept = self.applied[:first], self.applied[first:]
         raster = replay(self.base(), ((each.tiles, from_text(each.bits)) for each in old))
-        undone = list(reversed(self.undone[-keep:]))
-        steps = [Step(op="undo", id=each.id) for each in undone]
+        undone = list(reversed(self.undone[last:]))
+        steps = [Step(op="undo", id=each.id) for each in undone if not each.goes_on]
         accepted = self.acceptance if not self.is_changed else None
         entries: list[Entry] = [*kept, *undone, *steps, *([accepted] if accepted else [])]
         beginning = self.beginning.model_copy(
             update={
                 "version": self.version - len(entries),
                 "raster": as_text(pack_raster(raster)),
-                "strokes": self.beginning.strokes + len(old),
+                "strokes": self.beginning.strokes + _count(old),
                 "seconds": self.beginning.seconds + sum(each.seconds for each in old),
             }
         )
@@ -344,6 +359,18 @@ class Journal:
             if not source:
                 raise ConflictError(f"there is nothing to {entry.op}")
             target.append(source.pop())
+            # the later parts of a stroke lie on the first one here, and under it there
+            while source and (target if entry.op == "undo" else source)[-1].goes_on:
+                target.append(source.pop())
+
+
+def _goes_on(entry: Entry) -> bool:
+    return isinstance(entry, Stroke) and entry.goes_on
+
+
+def _count(parts: Sequence[Stroke]) -> int:
+    """Return how many strokes these parts are."""
+    return sum(not each.goes_on for each in parts)
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -76,6 +76,9 @@ class Outlook:
     revision: int = 0
 
 
+UNKNOWN = Outlook()
+
+
 class Glance(Section):
     """What is known of a prediction without its pixels.
 
@@ -151,7 +154,13 @@ class Predictions:
     """Predicts the images of a gallery, those first that somebody looks at."""
 
     def __init__(
-        self, predictor: Predictor, gallery: Gallery, cache: Path, *, upright: bool = True
+        self,
+        predictor: Predictor,
+        gallery: Gallery,
+        cache: Path,
+        *,
+        upright: bool = True,
+        revision: int = 0,
     ) -> None:
         """Make ready; nothing is predicted before ``start``.
 
@@ -160,21 +169,25 @@ class Predictions:
             gallery: The images.
             cache: A folder for what is predicted; older content is removed where it grows large.
             upright: Whether images are turned by their EXIF orientation.
+            revision: From which its revisions count: beyond those of a model whose place it takes.
         """
         self.predictor, self.gallery = predictor, gallery
         self.reading: ImageReading = replace(predictor.preprocessor.reading, upright=upright)
         self.folder = cache / "predictions" / _key(predictor, upright=upright)
         self.cache = cache
         self.model = predictor.card.sha256 if predictor.card else ""
-        self._outlooks: dict[str, Outlook] = {image.id: Outlook() for image in gallery.images}
-        self._revision = 0
+        nothing = Outlook(revision=revision)
+        self._outlooks: dict[str, Outlook] = {image.id: nothing for image in gallery.images}
+        self._revision = revision
         self._guard = threading.Lock()
         self._computing = threading.Lock()
         self._waiting = 0
         self._seen: deque[ListedImage] = deque(maxlen=256)
+        self._left: deque[ListedImage] = deque()
+        self._came = threading.Event()
         self._stopped = threading.Event()
         self._calm_until = 0.0
-        self._thread = threading.Thread(target=self._run, name="predictions", daemon=True)
+        self._thread = threading.Thread(target=self._stay, name="predictions", daemon=True)
 
     def start(self) -> None:
         """Begin to predict, in a thread of its own."""
@@ -185,12 +198,21 @@ class Predictions:
     def stop(self) -> None:
         """End after the image that is being predicted, or without it where it takes long."""
         self._stopped.set()
+        self._came.set()
         if self._thread.ident is not None:
             self._thread.join(SECONDS_TO_END)
 
+    def add(self, image: ListedImage) -> None:
+        """Predict an image that came later, when its turn comes."""
+        with self._guard:
+            self._revision += 1
+            self._outlooks[image.id] = Outlook(revision=self._revision)
+        self._left.append(image)
+        self._came.set()
+
     def outlook(self, image: ListedImage) -> Outlook:
         """Return what is known of an image now."""
-        return self._outlooks[image.id]
+        return self._outlooks.get(image.id, UNKNOWN)
 
     @property
     def revision(self) -> int:
@@ -199,7 +221,7 @@ class Predictions:
 
     def saw(self, image: ListedImage) -> None:
         """Note that an image is on somebody's screen: it comes before those that are not."""
-        outlook = self._outlooks[image.id]
+        outlook = self.outlook(image)
         if outlook.expected_dice is None and not outlook.fault:
             self._seen.append(image)
 
@@ -263,12 +285,19 @@ class Predictions:
 
     def _note(self, image: ListedImage, outlook: Outlook) -> None:
         with self._guard:
-            if replace(self._outlooks[image.id], revision=0) != outlook:
+            if replace(self.outlook(image), revision=0) != outlook:
                 self._revision += 1
                 self._outlooks[image.id] = replace(outlook, revision=self._revision)
 
     def _path(self, image: ListedImage) -> Path:
         return self.folder / f"{hash_ends(image.path)}{SUFFIX}"
+
+    def _stay(self) -> None:
+        """Predict what is there, and then what comes."""
+        self._run()
+        while self._came.wait() and not self._stopped.is_set():
+            self._came.clear()
+            self._predict_left()
 
     def _run(self) -> None:
         """Predict until all are done: first what is known already, then what is to be computed."""
@@ -277,21 +306,24 @@ class Predictions:
         for image in self.gallery.images:
             if self._stopped.is_set():
                 return
-            self._rest()
+            self.rest()
             with contextlib.suppress(DataError):
                 path = self._path(image)
                 if (kept := read_kept(path, whole=False)) is not None:
                     self._note_kept(image, _judged_anew(image, kept, path))
-        left = deque(spread(self.gallery.images))
-        while not self._stopped.is_set() and (left or self._seen):
-            self._rest()
-            image = self._seen.pop() if self._seen else left.popleft()
-            outlook = self._outlooks[image.id]
+        self._left.extend(spread(self.gallery.images))
+        self._predict_left()
+
+    def _predict_left(self) -> None:
+        while not self._stopped.is_set() and (self._left or self._seen):
+            self.rest()
+            image = self._seen.pop() if self._seen else self._left.popleft()
+            outlook = self.outlook(image)
             if outlook.expected_dice is not None or outlook.fault:
                 continue
             self._try(image)
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
         """Wait while somebody else needs the machine, but not for ever."""
         until = time.monotonic() + MOST_CALM_SECONDS
         while time.monotonic() < until and not self._stopped.is_set():

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 
 from notan.errors import ConfigError
 from notan.io.download import cache_folder
+from notan.studio.brought import MOST_BYTES, Brought
+from notan.studio.comparing import SideBySide
+from notan.studio.exchange import BRING, Exchange
+from notan.studio.findings import Doctor
 from notan.studio.gallery import Gallery
 from notan.studio.journal import MOST_ENTRY_BYTES
+from notan.studio.lessons import BASE, Lessons
 from notan.studio.predictions import Predictions
 from notan.studio.server import Studio
-from notan.studio.store import Corrections, default_folder
+from notan.studio.shelf import GivenModel, Shelf
+from notan.studio.store import OWN, Corrections, default_folder
+from notan.studio.teaching import Teaching
 from notan.web.addresses import LOOPBACK, listen
 from notan.web.guard import BodyLimits, Guard
 from notan.web.keys import Keys
@@ -32,7 +39,10 @@ def serve_studio(
     data: Data,
     corrections: Path | None,
     *,
+    given: GivenModel | None = None,
     ports: Iterable[int],
+    compare: Predictor | None = None,
+    report: Path | None = None,
     on_ready: Callable[[str], object] | None = None,
     say: Callable[[str], object],
 ) -> None:
@@ -42,7 +52,10 @@ def serve_studio(
         predictor: The model.
         data: The images, and how masks are read.
         corrections: Where corrections go; None: beside the data.
+        given: Where the model came from; None: it is the default model.
         ports: Of these the first that is free.
+        compare: Another model, to be seen beside it.
+        report: A check.json of these data; None: the data doctor looks at them meanwhile.
         on_ready: Called with the address once it answers.
         say: Called with lines for a person.
 
@@ -52,7 +65,10 @@ def serve_studio(
         StorageError: The corrections folder cannot be written.
     """
     listener, address = _listen(ports)
-    with listener, opened(predictor, data, corrections) as studio:
+    with (
+        listener,
+        opened(predictor, data, corrections, given, compare=compare, report=report) as studio,
+    ):
         keys = Keys()
         server = WebServer(guarded(studio, address, keys))
         link = f"{address.url}/?t={keys.one_time()}"
@@ -60,6 +76,9 @@ def serve_studio(
         say(f"{count} image{'s' * (count != 1)}; corrections: {studio.corrections.folder}")
         if studio.gallery.passed_over:
             say(f"passed over: {studio.gallery.passed_over}")
+        if (number := studio.teaching.shelf.using.number) != BASE:
+            place = studio.teaching.lessons.run(number)
+            say(f"in use: the model that was taught last time, {place} (Teach in the page: back)")
         say(f"open {link}\n(the address is good for one opening; Ctrl-C ends the studio)")
         if on_ready is not None:
             on_ready(link)
@@ -67,13 +86,24 @@ def serve_studio(
 
 
 @contextlib.contextmanager
-def opened(predictor: Predictor, data: Data, corrections: Path | None) -> Iterator[Studio]:
-    """Open gallery, corrections and predictions, and close them whatever happens.
+def opened(
+    predictor: Predictor,
+    data: Data,
+    corrections: Path | None,
+    given: GivenModel | None = None,
+    *,
+    compare: Predictor | None = None,
+    report: Path | None = None,
+) -> Iterator[Studio]:
+    """Open gallery, corrections, models and predictions, and close them whatever happens.
 
     Args:
         predictor: The model.
         data: The images, and how masks are read.
         corrections: Where corrections go; None: beside the data.
+        given: Where the model came from; None: it is the default model.
+        compare: Another model, to be seen beside it.
+        report: A check.json of these data; None: the data doctor looks at them meanwhile.
 
     Yields:
         What answers the page.
@@ -83,20 +113,35 @@ def opened(predictor: Predictor, data: Data, corrections: Path | None) -> Iterat
         raise ConfigError("no data folder was given")
     folder = corrections or default_folder(data.path)
     _refuse_inside(folder, data.path)
-    store = Corrections(folder, gallery)
+    brought = Brought(folder, gallery)
+    known = predictor.card.data if predictor.card else None
+    seen = {*known.training_hashes, *known.validation_hashes} if known else frozenset[str]()
+    store = Corrections(folder, gallery, seen)
+    upright, cache = data.exif_orientation == "apply", cache_folder() / "studio"
+
+    def predict(model: Predictor, revision: int) -> Predictions:
+        return Predictions(model, gallery, cache, upright=upright, revision=revision)
+
     try:
-        predictions = Predictions(
-            predictor,
-            gallery,
-            cache_folder() / "studio",
-            upright=data.exif_orientation == "apply",
-        )
-        studio = Studio(gallery, predictions, store, title=data.path.resolve().name)
-        predictions.start()
+        brought.tidy()
+        lessons = Lessons(folder, folder / OWN)
+        shelf = Shelf(predictor, given or GivenModel(), lessons, predict)
+        reading = ("--exif-orientation", data.exif_orientation)
+        teaching = Teaching(store, lessons, shelf, reading)
+        studio = Studio(gallery, teaching, store, title=data.path.resolve().name)
+        comparison = SideBySide(studio, predict(compare, 0) if compare else None)
+        findings = Doctor(gallery, data, cache / "findings", report)
+        studio.parts += [Exchange(studio, brought), comparison, findings]
+        shelf.predictions.start()
+        comparison.start()
+        findings.start()
         try:
             yield studio
         finally:
-            predictions.stop()
+            findings.stop()
+            comparison.stop()
+            teaching.close()
+            shelf.predictions.stop()
     finally:
         store.close()
 
@@ -104,7 +149,8 @@ def opened(predictor: Predictor, data: Data, corrections: Path | None) -> Iterat
 def guarded(studio: Studio, address: Address, keys: Keys) -> Guard:
     """Return the studio's application with everything before it that keeps strangers out."""
     limits = BodyLimits(most_bytes=MOST_ENTRY_BYTES)
-    return Guard(studio.app(), address, keys=keys, limits=limits)
+    larger = {BRING: MOST_BYTES}
+    return Guard(studio.app(), address, keys=keys, limits=limits, larger_bodies=larger)
 
 
 def _listen(ports: Iterable[int]) -> tuple[socket.socket, Address]:

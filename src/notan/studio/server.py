@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import threading
+import zlib
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -17,13 +18,14 @@ from starlette.routing import Route
 
 from notan.errors import DataError, StorageError
 from notan.io.masks import read_mask
+from notan.studio.edges import Cutter, edges_of, read_cut
 from notan.studio.journal import ConflictError, read_entry
 from notan.studio.raster import BY_HAND, mask_of, pack_raster, raster_of, unpack_raster
-from notan.studio.shown import encode_image, outline, thumbnail
+from notan.studio.shown import encode_image, outline, read_shown, thumbnail
 from notan.web.answers import RefusedError, error_handlers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from starlette.requests import Request
     from starlette.types import ASGIApp
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from notan.studio.predictions import Predictions
     from notan.studio.raster import MaskRaster
     from notan.studio.store import Corrections
+    from notan.studio.teaching import Teaching
     from notan.types import Size
 
 MEDIA_TYPES = {
@@ -60,26 +63,45 @@ def page_files() -> dict[str, tuple[bytes, str]]:
     return found
 
 
+class Annex(Protocol):
+    """Something beside looking and correcting that the page may ask for."""
+
+    def routes(self) -> list[Route]:
+        """Return what answers."""
+
+
 class Studio:
-    """Answers what the page asks."""
+    """Answers what the page asks.
+
+    Attributes:
+        parts: What answers beside it.
+        decoding: To be held while an image is decoded.
+    """
 
     def __init__(
-        self, gallery: Gallery, predictions: Predictions, corrections: Corrections, *, title: str
+        self, gallery: Gallery, teaching: Teaching, corrections: Corrections, *, title: str
     ) -> None:
         """Join the parts.
 
         Args:
             gallery: The images.
-            predictions: What the model says of them.
+            teaching: What teaches models, and has one in use.
             corrections: What people said.
             title: What the page is called; the name of the data folder.
         """
-        self.gallery, self.predictions, self.corrections = gallery, predictions, corrections
+        self.gallery, self.teaching, self.corrections = gallery, teaching, corrections
         self.title = title
+        self.parts: list[Annex] = []
         self._page = page_files()
-        self._decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
+        self._cutter = Cutter()
+        self.decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
         self._states = {image.id: (self._state_at_start(image), 0) for image in gallery.images}
         self._revision = 0
+
+    @property
+    def predictions(self) -> Predictions:
+        """What the model in use says of the images."""
+        return self.teaching.shelf.predictions
 
     def app(self) -> ASGIApp:
         """Return the application; a ``Guard`` belongs before it."""
@@ -87,6 +109,7 @@ class Studio:
         routes = [
             Route("/", self.front, methods=["GET"]),
             Route("/page/{name}", self.page, methods=["GET"]),
+            *(route for part in self.parts for route in part.routes()),
             Route("/api/about", self.about, methods=["GET"]),
             Route("/api/images", self.images, methods=["GET"]),
             Route(image, self.image, methods=["GET"]),
@@ -96,13 +119,29 @@ class Studio:
             Route(f"{image}/probability", self.probability, methods=["GET"]),
             Route(f"{image}/model", self.model_mask, methods=["GET"]),
             Route(f"{image}/truth", self.truth, methods=["GET"]),
+            Route(f"{image}/edges", self.edges, methods=["GET"]),
+            Route(f"{image}/cut", self.cut, methods=["POST"]),
             Route(f"{image}/journal", self.begin, methods=["POST"]),
             Route(f"{image}/journal", self.begin_anew, methods=["DELETE"]),
             Route(f"{image}/entries", self.append, methods=["POST"]),
+            Route("/api/draw", self.draw, methods=["GET"]),
+            Route("/api/teach", self.taught, methods=["GET"]),
+            *(
+                Route(f"/api/teach/{name}", self._doing(deed), methods=["POST"])
+                for name, deed in self.teaching.deeds.items()
+            ),
         ]
         app = Starlette(routes=routes, exception_handlers=error_handlers())
         app.router.redirect_slashes = False  # a path is in the table, or there is nothing there
         return app
+
+    def add(self, image: ListedImage) -> ListedImage:
+        """List an image that came later; return it as it is listed."""
+        self._states[image.id] = "open", 0  # whoever finds it in the gallery finds this too
+        image = self.gallery.add(image)
+        self.corrections.add(image)
+        self.predictions.add(image)
+        return image
 
     def front(self, request: Request) -> Response:
         """Return the page itself."""
@@ -140,7 +179,7 @@ class Studio:
 
     def images(self, request: Request) -> Response:
         """Return what is known of every image that changed since two revisions."""
-        since = _number(request, "since"), _number(request, "edits")
+        since = number_in(request, "since"), number_in(request, "edits")
         now = self.predictions.revision, self._revision
         rows = []
         for image in self.gallery.images:
@@ -155,11 +194,12 @@ class Studio:
                     *(outlook.fault, state),
                 ]
             )
-        return _json({"revision": now[0], "edits": now[1], "images": rows})
+        model = self.predictions.model[:MOST_DIGITS]
+        return _json({"revision": now[0], "edits": now[1], "model": model, "images": rows})
 
     def image(self, request: Request) -> Response:
         """Return what opens an image: its size, scores and the journal of its correction."""
-        image = self._image(request)
+        image = self.find(request)
         kept = self.predictions.get(image)
         outlook = self.predictions.outlook(image)
         journal = self._journal(image)
@@ -180,16 +220,16 @@ class Studio:
 
     def thumbnail(self, request: Request) -> Response:
         """Return a small JPEG; what is on a screen is predicted soon."""
-        image = self._image(request)
+        image = self.find(request)
         self.predictions.stay_calm()
         self.predictions.saw(image)
-        with self._decoding:
+        with self.decoding:
             content = thumbnail(image, self.predictions.reading, self.predictions.cache)
         return Response(content, media_type="image/jpeg", headers=KEPT_A_WHILE)
 
     def outline(self, request: Request) -> Response:
         """Return the outline of the accepted mask, else of the model's, to lie on the thumbnail."""
-        image = self._image(request)
+        image = self.find(request)
         self.predictions.stay_calm()
         if self.corrections.row(image) is not None:
             mask = read_mask(self.corrections.mask_path(image)).mask
@@ -201,8 +241,8 @@ class Studio:
     def pixels(self, request: Request) -> Response:
         """Return the image at its full size."""
         self.predictions.stay_calm()
-        image = self._image(request)
-        with self._decoding:
+        image = self.find(request)
+        with self.decoding:
             content, kind = encode_image(image, self.predictions.reading)
         return Response(content, media_type=kind)
 
@@ -211,19 +251,19 @@ class Studio:
 
         Not as an image: a browser need not give the very pixels of one back.
         """
-        kept = self.predictions.get(self._image(request))
+        kept = self.predictions.get(self.find(request))
         return Response(kept.probability, media_type=BYTES)
 
     def model_mask(self, request: Request) -> Response:
         """Return the model's mask as ``pack_raster`` makes it."""
-        return Response(self.predictions.get(self._image(request)).raster, media_type=BYTES)
+        return Response(self.predictions.get(self.find(request)).raster, media_type=BYTES)
 
     def truth(self, request: Request) -> Response:
         """Return the mask in the data likewise; no content where there is none.
 
         The second plane is what the data leave out of the score.
         """
-        image = self._image(request)
+        image = self.find(request)
         if image.mask is None:
             return Response(status_code=204)
         labels = self._labels(image, self.predictions.get(image).header.size)
@@ -232,9 +272,28 @@ class Studio:
             raster[labels.ignore] |= BY_HAND
         return Response(pack_raster(raster), media_type=BYTES)
 
+    def edges(self, request: Request) -> Response:
+        """Return the edges that an outline may snap to, a byte for each corner, compressed."""
+        self.predictions.stay_calm()
+        image = self.find(request)
+        with self.decoding:
+            found = edges_of(read_shown(image, self.predictions.reading))
+        content = zlib.compress(found.tobytes(), 1)
+        return Response(content, media_type=BYTES, headers=KEPT_A_WHILE)
+
+    async def cut(self, request: Request) -> Response:
+        """Tell foreground from background by colour in a crop; nothing is written."""
+        image, crop = self.find(request), read_cut(await request.body())
+        self.predictions.stay_calm()
+
+        def work() -> Response:
+            return _json(self._cutter.cut(image, self.predictions.reading, crop))
+
+        return await run_in_threadpool(work)
+
     async def begin(self, request: Request) -> Response:
         """Begin the correction of an image, with the mask of the model, of the data, or none."""
-        image = self._image(request)
+        image = self.find(request)
         origin = ORIGINS.get(str((await _object(request, {"origin"})).get("origin")))
         if origin is None:
             raise RefusedError(400, f"origin: one of {', '.join(ORIGINS)} is wanted")
@@ -248,7 +307,7 @@ class Studio:
 
     async def append(self, request: Request) -> Response:
         """Write an entry into the journal of an image."""
-        image, version = self._image(request), _number(request, "version")
+        image, version = self.find(request), number_in(request, "version")
         entry = read_entry(await request.body())
 
         def work() -> Response:
@@ -262,7 +321,7 @@ class Studio:
 
     async def begin_anew(self, request: Request) -> Response:
         """Set the strokes of an image aside."""
-        image = self._image(request)
+        image = self.find(request)
 
         def work() -> Response:
             self.corrections.begin_anew(image)
@@ -270,7 +329,38 @@ class Studio:
 
         return await _writing(work)
 
-    def _image(self, request: Request) -> ListedImage:
+    def draw(self, request: Request) -> Response:
+        """Return the images that were drawn to score models on, in the order they are offered."""
+        del request
+        return _json({"drawn": self.corrections.draw.drawn})
+
+    def taught(self, request: Request) -> Response:
+        """Return what is taught, what was, and which model is in use."""
+        del request
+        return _json(self.teaching.status())
+
+    def _doing(
+        self, deed: Callable[[Mapping[str, Any]], None]
+    ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what does something about teaching, and tells how it stands then."""
+
+        async def answer(request: Request) -> Response:
+            asked = await _object(request, {"number", "seconds"})
+
+            def work() -> Response:
+                deed(asked)
+                return _json(self.teaching.status())
+
+            return await _writing(work)
+
+        return answer
+
+    def find(self, request: Request) -> ListedImage:
+        """Return the image that a request names.
+
+        Raises:
+            RefusedError: There is none of this id.
+        """
         image = self.gallery.find(request.path_params["image"])
         if image is None:
             raise RefusedError(404, "there is no image of this id")
@@ -332,7 +422,8 @@ def _journal_json(journal: Journal) -> dict[str, Any]:
 
 
 def _stroke_json(stroke: Any) -> dict[str, Any]:  # noqa: ANN401 - a Stroke
-    return {"tool": stroke.tool, "tiles": stroke.tiles, "bits": stroke.bits}
+    tool, tiles, bits = stroke.tool, stroke.tiles, stroke.bits
+    return {"tool": tool, "tiles": tiles, "bits": bits, "goes_on": stroke.goes_on}
 
 
 async def _writing(work: Callable[[], Response]) -> Response:
@@ -360,7 +451,12 @@ async def _object(request: Request, names: set[str]) -> dict[str, Any]:
     return found
 
 
-def _number(request: Request, name: str) -> int:
+def number_in(request: Request, name: str) -> int:
+    """Return a whole number of the query; 0 where it is not given.
+
+    Raises:
+        RefusedError: It is no such number.
+    """
     text = request.query_params.get(name, "0")
     if not (text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS):
         raise RefusedError(400, f"{name}: a whole number is wanted")

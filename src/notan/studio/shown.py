@@ -28,13 +28,23 @@ LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "HEIF"})
 """Formats that hold no exact pixels; others are sent without loss."""
 
 
+def read_shown(image: ListedImage, reading: ImageReading) -> RGBImage:
+    """Return an image as it is shown: uint8, (height, width, 3).
+
+    Raises:
+        DataError: It cannot be read, or is larger than the page can hold.
+    """
+    image.require_small_enough(upright=reading.upright)
+    return shown(read_image(image.path, reading))
+
+
 def encode_image(image: ListedImage, reading: ImageReading) -> tuple[bytes, str]:
     """Return an image at its full size, and its media type.
 
     Raises:
         DataError: It cannot be read, or is larger than the page can hold.
     """
-    pixels = _read(image, reading)
+    pixels = read_shown(image, reading)
     if read_format(image.path) in LOSSY:
         full = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
         options = [cv2.IMWRITE_JPEG_QUALITY, IMAGE_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, full]
@@ -57,7 +67,7 @@ def thumbnail(image: ListedImage, reading: ImageReading, cache: Path) -> bytes:
     path = cache / "thumbnails" / f"{hash_ends(image.path)}{turned}.jpg"
     if path.is_file():
         return path.read_bytes()
-    pixels = _read(image, reading)
+    pixels = read_shown(image, reading)
     size = _thumbnail_size(*pixels.shape[:2])
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     content = _encode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY], image)
@@ -89,11 +99,6 @@ def _thumbnail_size(height: int, width: int) -> tuple[int, int]:
     """Return (width, height), as OpenCV wants them."""
     scale = min(1.0, THUMBNAIL_SIDE / max(height, width))
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _read(image: ListedImage, reading: ImageReading) -> RGBImage:
-    image.require_small_enough(upright=reading.upright)
-    return shown(read_image(image.path, reading))
 
 
 def _encode(suffix: str, pixels: RGBImage, options: list[int], image: ListedImage) -> bytes:

@@ -3,8 +3,9 @@
 ``corrections.csv`` names each image with its mask, so the folder is an ordinary data folder::
 
     cells-corrections/
-        corrections.csv      image,mask,origin,model,strokes,seconds,accepted_at
+        corrections.csv      image,mask,origin,model,strokes,seconds,accepted_at,split
         masks/NAME.png
+        models/001/          the run of a training on them, and so on (``notan.studio.teaching``)
         .studio/journals/    one for each image that was touched
 
 Neither an image nor a mask of the data is ever written. What a person accepts stands in the journal
@@ -29,13 +30,15 @@ from filelock import FileLock, Timeout
 from notan.data.samples import hash_ends
 from notan.errors import ConfigError, DataError
 from notan.io.write import holds_something, storage_errors, write_bytes
+from notan.studio.draw import EVERY, open_draw
 from notan.studio.journal import CHOSEN_BY, Acceptance, Beginning, Journal
 from notan.studio.raster import as_text, encode_mask, mask_of, pack_raster
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from notan.studio.draw import Draw
     from notan.studio.gallery import Gallery, ListedImage
     from notan.studio.journal import Entry, Origin
     from notan.studio.raster import MaskRaster
@@ -46,6 +49,7 @@ TABLE = "corrections.csv"
 MASKS = "masks"
 OWN = ".studio"
 JOURNALS = "journals"
+DRAW = "draw.json"
 
 OPEN_JOURNALS = 8
 """Kept in memory; others are read anew."""
@@ -63,6 +67,8 @@ class Correction:
         strokes: How many changes a person made.
         seconds: How long these took.
         accepted_at: When, in UTC.
+        split: ``test`` of an image that was drawn at random, which no model is trained on; ``val``
+            of every fifth of the others, and ``train``.
     """
 
     image: str
@@ -72,9 +78,11 @@ class Correction:
     strokes: str
     seconds: str
     accepted_at: str
+    split: str
 
 
 COLUMNS = tuple(each.name for each in fields(Correction))
+PARTS = ("train", "val", "test")
 
 
 def default_folder(data: Path) -> Path:
@@ -87,15 +95,21 @@ def default_folder(data: Path) -> Path:
 class Corrections:
     """The corrections folder of a gallery, which one studio at a time writes into."""
 
-    def __init__(self, folder: Path, gallery: Gallery) -> None:
+    def __init__(self, folder: Path, gallery: Gallery, seen: Collection[str] = frozenset()) -> None:
         """Open a folder, or make it, and make up for what a killed process left undone.
+
+        Args:
+            folder: Which.
+            gallery: The images.
+            seen: Hashes of the images that the model has learned from; none of them is drawn, and
+                none validates a model that goes on from it.
 
         Raises:
             ConfigError: It is not the studio's, or another studio works in it.
             DataError: Its table is damaged.
             StorageError: It cannot be written.
         """
-        self.folder, self.gallery = folder, gallery
+        self.folder, self.gallery, self._seen = folder, gallery, seen
         _refuse_foreign(folder)
         with storage_errors(folder, chosen_by=CHOSEN_BY):
             (folder / OWN / JOURNALS).mkdir(parents=True, exist_ok=True)
@@ -113,10 +127,17 @@ class Corrections:
         try:
             self._rows = self._read_table()
             self._names = {image.id: self._mask_name(image) for image in gallery.images}
+            self.draw = self._open_draw()
             self._make_up()
         except BaseException:
             self._lock.release()
             raise
+
+    def add(self, image: ListedImage) -> None:
+        """Make ready for an image that came later; it may be drawn as any other."""
+        with self._guard:
+            self._names[image.id] = self._mask_name(image)
+            self.draw = self._open_draw()
 
     def close(self) -> None:
         """Let another studio work in the folder."""
@@ -129,6 +150,21 @@ class Corrections:
     def row(self, image: ListedImage) -> Correction | None:
         """Return what the table says of an image; None: no mask of it was accepted."""
         return self._rows.get(self._seen_from_here(image.path))
+
+    def accepted(self) -> list[tuple[ListedImage, Correction]]:
+        """Return the images whose mask was accepted, with what the table says of them."""
+        found = ((image, self.row(image)) for image in self.gallery.images)
+        return [(image, row) for image, row in found if row is not None]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many accepted masks each part has; of images that are gone too."""
+        parts = [row.split for row in self._rows.values()]
+        return {part: parts.count(part) for part in PARTS}
+
+    def lost(self) -> list[str]:
+        """Return the images and masks of the table that are no longer there."""
+        files = [name for row in self._rows.values() for name in (row.image, row.mask)]
+        return [name for name in files if not (self.folder / name).is_file()]
 
     def mask_path(self, image: ListedImage) -> Path:
         """Return where the accepted mask of an image is, or would be."""
@@ -234,10 +270,38 @@ class Corrections:
             strokes=str(journal.strokes),
             seconds=f"{journal.seconds:.1f}",
             accepted_at=acceptance.at,
+            split=self._part(image),
         )
         rows = {**self._rows, row.image: row}
         self._write_table(rows)
         self._rows = rows
+
+    def _open_draw(self) -> Draw:
+        images = [image.id for image in self.gallery.images]
+        return open_draw(self.folder / OWN / DRAW, images, is_seen=self._is_seen)
+
+    def _is_seen(self, image_id: str) -> bool:
+        """Say whether a model was trained on an image, or may have been."""
+        image = self.gallery.find(image_id)
+        row = image and self.row(image)
+        if image is None or (row and row.split != "test"):
+            return True
+        try:
+            return bool(self._seen) and hash_ends(image.path) in self._seen
+        except DataError:  # it scores nothing either
+            return True
+
+    def _part(self, image: ListedImage) -> str:
+        """Return the part that an accepted mask belongs to; once it has one, it keeps it."""
+        row = self.row(image)
+        if row is not None:
+            return row.split
+        if image.id in self.draw.drawn:
+            return "test"
+        counts = self.counts()
+        held_back = (counts["train"] + counts["val"] + EVERY - 2) // EVERY  # the third is the first
+        is_val = counts["val"] < held_back and not self._is_seen(image.id)
+        return "val" if is_val else "train"
 
     def _make_up(self) -> None:
         """Carry out what was accepted in a journal and did not reach the table."""
@@ -280,7 +344,11 @@ class Corrections:
             rows = list(reader)
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path}: this table cannot be read ({error})") from error
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        names = tuple(reader.fieldnames or ())
+        if names == COLUMNS[:-1]:  # as it was written before there were parts
+            for place, row in enumerate(rows):
+                row["split"] = "val" if place % EVERY == EVERY // 2 else "train"
+        elif names != COLUMNS:
             raise DataError(
                 f"{path}: has the columns {', '.join(reader.fieldnames or ()) or 'none'}; wanted "
                 f"{', '.join(COLUMNS)}, as the studio writes them: choose another folder with "
@@ -296,6 +364,11 @@ class Corrections:
             raise DataError(
                 f"{path}: names the mask {cells['mask']}; wanted {MASKS}/NAME.png, as the studio "
                 "writes it"
+            )
+        if cells["split"] not in PARTS:
+            raise DataError(
+                f"{path}: '{cells['split']}' is no part of {cells['image']}; wanted train, val or "
+                "test (which a drawn image is), as the studio writes it"
             )
         return Correction(**cells)
 

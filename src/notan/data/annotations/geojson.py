@@ -30,6 +30,9 @@ PLACES = ("*", "*/*", "*/*/*")
 UNNAMED = "foreground"
 """The class of an outline that has none; what predict writes has this too."""
 
+CHILDREN = ("childObjects", "children")
+"""Properties of QuPath's that hold further features."""
+
 AREAS = ("Polygon", "MultiPolygon")
 
 
@@ -60,7 +63,11 @@ def read(folder: Path, files: Sequence[Path]) -> AnnotationSet:
     collector = Collector(folder)
     for path in files:
         image = collector.find_stem(path.stem, path, path.parent, path.parent.parent / "images")
-        regions = [region for each in _features(path) for region in _regions(each, path, collector)]
+        regions = [
+            region
+            for each in _with_children(_features(path))
+            for region in _regions(each, path, collector)
+        ]
         split = split_of(path.relative_to(folder).parent.parts) or WHOLE
         if image:
             collector.add(split, path, image, Annotation(image, tuple(regions)))
@@ -79,6 +86,18 @@ def _features(path: Path) -> Sequence[Any]:
         found: list[Any] = get(everything, "features", list, path)
         return found
     return [everything] if kind == "Feature" else [{"geometry": everything}]
+
+
+def _with_children(features: Sequence[Any]) -> Iterator[Any]:
+    """Give features and those inside them: QuPath may export its objects as a hierarchy."""
+    waiting = list(reversed(features))
+    while waiting:
+        feature = waiting.pop()
+        yield feature
+        told = feature.get("properties") if isinstance(feature, dict) else None
+        inside = [told.get(name) for name in CHILDREN] if isinstance(told, dict) else []
+        for found in inside:
+            waiting += reversed(found) if isinstance(found, list) else ()
 
 
 def _regions(feature: object, path: Path, collector: Collector) -> Iterator[Region]:

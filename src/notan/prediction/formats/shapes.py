@@ -28,6 +28,9 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 # The four pixels round a vertex as bits of a number
 NORTH_WEST, NORTH_EAST, SOUTH_WEST, SOUTH_EAST = 1, 2, 4, 8
 FALLING, RISING = NORTH_WEST | SOUTH_EAST, NORTH_EAST | SOUTH_WEST
+FOREGROUND_CLASS = "foreground"
+"""What the class is called, in formats that name classes."""
+
 BENDS = np.array([code < 16 and code not in (0, 3, 5, 10, 12, 15) for code in range(256)], np.uint8)
 """1 where an outline bends at a vertex of this code: neither all alike nor two equal halves."""
 
@@ -174,12 +177,16 @@ def encode_geojson(mask: Mask) -> bytes:
     property ``area`` is in pixels. An empty mask has no features.
 
     Source: RFC 7946, in whose sense outer rings go counterclockwise in (x, y) and holes clockwise;
-        it knows no pixels, so a map would show them as degrees.
+        it knows no pixels, so a map would show them as degrees. The other properties are those by
+        which QuPath (0.4 and later, ``QuPathTypeAdapters``) makes annotations with a class and a
+        colour of them; it numbers objects without an ``id`` itself.
     """
+    classification = {"name": FOREGROUND_CLASS, "color": list(PREDICTION)}
+    known = {"objectType": "annotation", "classification": classification}
     features = [
         {
             "type": "Feature",
-            "properties": {"area": part.area},
+            "properties": {**known, "area": part.area},
             "geometry": {
                 "type": "Polygon",
                 "coordinates": [[*ring, ring[0]] for ring in (part.outer, *part.holes)],
@@ -236,6 +243,28 @@ def coco_polygons(mask: Mask) -> dict[str, Any] | None:
             for ring in cut_open(part)
         ],
     }
+
+
+def outlines_through_pixels(mask: Mask) -> list[Integers]:
+    """Return outlines through the middle of the outermost pixels, which belong to what they fill.
+
+    Parts with holes come in pieces, as of ``cut_open``.
+
+    Returns:
+        Of each piece the vertices, (n, 2), x and y as whole pixels, n at least 3; a vertex comes
+        again where a piece is too small to have so many.
+
+    Source: Ultralytics fills outlines so; OpenCV's ``fillPoly`` of these gives the mask.
+    """
+    found = []
+    for part in trace_parts(mask):
+        for ring in cut_open(part):
+            piece = _fill(Part(ring, 0)).astype(np.uint8)
+            contours, _ = cv2.findContours(piece, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            outline = contours[0][:, 0].astype(np.int64) + np.min(ring, axis=0)
+            short = max(0, 3 - len(outline))
+            found.append(np.concatenate([outline, np.repeat(outline[-1:], short, axis=0)]))
+    return found
 
 
 def _path(part: Part) -> str:

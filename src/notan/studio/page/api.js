@@ -32,10 +32,16 @@ export async function getJson(path, options) {
 }
 
 /** @returns {Promise<any>} */
-export async function sendJson(path, content, method = "POST") {
+export async function sendJson(path, content, method = "POST", signal = undefined) {
   const headers = { "content-type": "application/json" };
-  const answer = await ask(path, { method, headers, body: JSON.stringify(content) });
+  const answer = await ask(path, { method, headers, body: JSON.stringify(content), signal });
   return answer.json();
+}
+
+/** @param {string} path @param {Blob} file @returns {Promise<any>} */
+export async function sendFile(path, file) {
+  const headers = { "content-type": "application/octet-stream" };
+  return (await ask(path, { method: "POST", headers, body: file })).json();
 }
 
 /** @returns {Promise<Blob>} */

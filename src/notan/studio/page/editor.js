@@ -1,11 +1,13 @@
 /**
  * The editor: pointers, keys and tools turned into strokes on the raster.
  *
- * A stroke begins with the first touch, is shown as it grows, and becomes one entry of the journal
- * at its end; Esc takes it back. One button has one meaning: the left one uses the tool, the middle
- * one (or Space) moves the image.
+ * A stroke begins with the first touch, is shown as it grows, and becomes an entry of the journal
+ * at its end, a long one in parts before that; Esc takes it back. One button has one meaning: the
+ * left one uses the tool, the middle one (or Space) moves the image.
  */
 
+import { EdgeMap, Scribble, SnappingLine } from "./edges.js";
+import { drawMarks } from "./marks.js";
 import { BY_HAND, FOREGROUND, TILE } from "./raster.js";
 import { Wand, fillHoles, keepLargest } from "./regions.js";
 
@@ -17,6 +19,16 @@ export const TOOLS = {
     help: "Click corner by corner; the first corner, a double click or Enter closes it. "
       + "Backspace takes the last one back.",
   },
+  snap: {
+    name: "Snap to edges",
+    help: "Click along a thing: the outline follows its edges from click to click. The first "
+      + "corner, a double click or Enter closes it. Backspace takes the last one back.",
+  },
+  cut: {
+    name: "Cut by colour",
+    help: "Paint over a thing and a little beyond: what looks like it is taken in, the rest and "
+      + "all outside of your scribble stays.",
+  },
   wand: {
     name: "Wand",
     help: "Press inside what the model half sees, and drag: to the right reaches further, to the "
@@ -24,10 +36,13 @@ export const TOOLS = {
   },
 };
 
+const NOTHING_FOUND = "nothing there differs from what is around; paint beyond the thing's edge";
 const FIRST_REACH = 40, REACH_PER_PIXEL = 0.6, MOST_REACH = 254;
 /** How near the first corner closes a polygon, in CSS pixels; a finger is wider than a mouse. */
 const CLOSING = { mouse: 9, pen: 12, touch: 24 };
 const MOST_SIZE = 600;
+/** So often what was painted of a stroke becomes an entry, so that no more of it can be lost. */
+const PART_MILLISECONDS = 300;
 
 /** @param {number} place 0..100 of a slider @returns {number} a brush size in pixels */
 export const sizeOf = (place) => Math.max(1, Math.round(MOST_SIZE ** (place / 100)));
@@ -55,12 +70,21 @@ export class Editor {
     this.cursor = null;
     this.points = [];
     this.stroke = null;
+    /** @type {EdgeMap | null} of the image; null: it was not asked for yet */
+    this.edges = null;
+    /** @type {SnappingLine | null} the outline in progress */
+    this.line = null;
+    /** @type {Scribble | null} what is being scribbled, and then told apart */
+    this.scribble = null;
+    /** @type {AbortController | null} of a scribble that the server tells apart */
+    this.asking = null;
+    this.answered = Promise.resolve();
     this.isSpaceHeld = false;
     this.hasPen = false;
     /** @type {Map<number, {x: number, y: number}>} fingers on the screen */
     this.fingers = new Map();
     this.pinch = null;
-    view.drawMore = (context) => this.drawTools(context);
+    view.drawMore = (context) => drawMarks(context, this);
     this.listen();
   }
 
@@ -71,6 +95,8 @@ export class Editor {
     this.raster = raster;
     this.probability = probability;
     this.cursor = null;
+    this.edges = null;
+    if (this.tool === "snap") this.wantEdges();
   }
 
   get isReady() {
@@ -82,6 +108,7 @@ export class Editor {
     this.tool = tool;
     if (tool === "brush") this.removes = false;
     if (tool === "eraser") this.removes = true;
+    if (tool === "snap") this.wantEdges();
     this.tell.onChange();
     this.view.draw();
   }
@@ -102,6 +129,11 @@ export class Editor {
 
   get isBrush() {
     return this.tool === "brush" || this.tool === "eraser";
+  }
+
+  /** Whether the tool has the size of a brush. */
+  get hasSize() {
+    return this.isBrush || this.tool === "cut";
   }
 
   listen() {
@@ -154,16 +186,19 @@ export class Editor {
 
   startTool(event, at) {
     const place = this.view.toImage(at.x, at.y);
-    if (event.altKey && this.isBrush) {
+    if (event.altKey && this.hasSize) {
       this.stroke = { kind: "size", pointer: event.pointerId, from: at.x, size: this.size };
-    } else if (this.tool === "polygon") {
+    } else if (this.tool === "polygon" || this.tool === "snap") {
       this.addPoint(place, at, CLOSING[event.pointerType] ?? CLOSING.mouse);
+    } else if (this.tool === "cut") {
+      this.startCut(event.pointerId, place);
     } else if (this.tool === "wand") {
       this.startWand(event, at, place);
     } else {
       this.raster.begin();
       this.stroke = {
         kind: "paint", pointer: event.pointerId, last: place, began: performance.now(),
+        parts: 0, timer: setInterval(() => this.endPart(), PART_MILLISECONDS),
       };
       this.paint(place, place);
     }
@@ -204,12 +239,13 @@ export class Editor {
       this.setSize(stroke.size * Math.exp((at.x - stroke.from) / 90));
     } else if (stroke.kind === "wand") {
       this.reach(FIRST_REACH + (at.x - stroke.from) * REACH_PER_PIXEL);
-    } else if (stroke.kind === "paint") {
+    } else if (stroke.kind === "paint" || stroke.kind === "cut") {
       const events = event.getCoalescedEvents?.() ?? [];
       for (const each of events.length ? events : [event]) {
         const place = this.at(each);
         const to = this.view.toImage(place.x, place.y);
-        this.paint(stroke.last, to);
+        if (stroke.kind === "cut") this.scribbleTo(stroke.last, to);
+        else this.paint(stroke.last, to);
         stroke.last = to;
       }
     }
@@ -224,7 +260,9 @@ export class Editor {
     const { stroke } = this;
     if (!stroke || stroke.pointer !== event.pointerId) return;
     this.stroke = null;
-    if (stroke.kind === "paint") this.finish(this.tool, stroke.began);
+    clearInterval(stroke.timer);
+    if (stroke.kind === "paint") this.finish(this.tool, stroke.began, stroke.parts > 0);
+    else if (stroke.kind === "cut") this.answered = this.cut(stroke.began);
     else if (stroke.kind === "wand") {
       this.tell.onHint("");
       this.finish("wand", stroke.began);
@@ -256,19 +294,40 @@ export class Editor {
     this.tell.onChange();
   }
 
-  /** End a stroke that the raster shows: it becomes an entry of the journal. */
-  finish(tool, began) {
+  /**
+   * End a stroke that the raster shows, or a part of it: it becomes an entry of the journal.
+   * @returns {boolean} whether it changed anything
+   */
+  finish(tool, began, goesOn = false) {
     const change = this.raster.commit(tool);
-    if (change) this.journal.add(change, (performance.now() - began) / 1000);
+    if (change) this.journal.add({ ...change, goesOn }, (performance.now() - began) / 1000);
     this.view.drawChange();
     this.tell.onChange();
+    return change !== null;
+  }
+
+  /** Hand in what was painted of the stroke in progress, and go on with it. */
+  endPart() {
+    const { stroke } = this;
+    if (this.finish(this.tool, stroke.began, stroke.parts > 0)) stroke.parts += 1;
+    stroke.began = performance.now();
+    this.raster.begin();
   }
 
   /** Take back what is in progress. @returns {boolean} whether anything was */
   cancel() {
-    const had = this.stroke !== null || this.points.length > 0;
+    const had = this.stroke !== null || this.points.length > 0 || this.asking !== null;
     if (this.raster?.isOpen) this.raster.cancel();
+    this.asking?.abort();
+    this.asking = null;
+    this.scribble = null;
+    clearInterval(this.stroke?.timer);
+    if (this.stroke?.parts) {
+      this.journal.undo();
+      this.tell.onChange();
+    }
     this.stroke = null;
+    this.line = null;
     this.points = [];
     this.tell.onHint("");
     this.view.draw();
@@ -286,24 +345,105 @@ export class Editor {
       }
     }
     if (!first) this.polygonBegan = performance.now();
-    this.points.push(place);
+    if (this.tool === "snap") this.addCorner(place);
+    else this.points.push(place);
+    this.view.draw();
+  }
+
+  /** Ask where the image's edges are, once for each image. */
+  async wantEdges() {
+    const { raster, journal } = this;
+    if (!raster || this.edges) return;
+    this.tell.onHint("looking for edges …");
+    try {
+      const edges = await EdgeMap.of(journal.path, raster);
+      if (this.raster !== raster) return;
+      this.edges = edges;
+      if (!this.points.length) this.tell.onHint("");
+    } catch (error) {
+      if (this.raster === raster) this.tell.onHint(error.message);
+    }
+  }
+
+  /** How far a click jumps to an edge, in pixels of the image. */
+  get jump() {
+    return 8 / this.view.scale;
+  }
+
+  addCorner(place) {
+    if (!this.edges) {
+      this.wantEdges();
+      return;
+    }
+    this.line ??= new SnappingLine(this.edges);
+    this.line.add(place, this.jump);
+    this.points = [...this.line.corners];
+  }
+
+  startCut(pointer, place) {
+    this.cancel();
+    this.scribble = new Scribble(place, this.size, !this.removes);
+    this.stroke = { kind: "cut", pointer, last: place, began: performance.now() };
+    this.scribbleTo(place, place);
+  }
+
+  scribbleTo(from, to) {
+    const { view } = this, reach = Math.max(12, (this.size / 2) * view.scale + 4);
+    this.scribble.places.push(to);
+    view.drawChange([
+      Math.min(from.x, to.x) * view.scale + view.x - reach,
+      Math.min(from.y, to.y) * view.scale + view.y - reach,
+      Math.max(from.x, to.x) * view.scale + view.x + reach,
+      Math.max(from.y, to.y) * view.scale + view.y + reach,
+    ]);
+  }
+
+  /** Have what was scribbled over told apart by colour; it becomes one stroke. */
+  async cut(began) {
+    const { scribble, raster, journal } = this, crop = scribble.crop(raster);
+    if (!crop) {
+      this.cancel();
+      return;
+    }
+    const asking = new AbortController();
+    this.asking = asking;
+    this.tell.onHint("telling colours apart …");
+    let said = "";
+    try {
+      const { foreground, step } = await scribble.ask(journal.path, crop, asking.signal);
+      if (this.asking !== asking) return;
+      raster.begin();
+      scribble.apply(raster, crop, foreground);
+      if (!this.finish("cut", began)) said = NOTHING_FOUND;
+      else if (step > 1) said = `told apart at 1/${step} of the size; a smaller scribble is finer`;
+    } catch (error) {
+      if (this.asking !== asking) return;
+      said = error.message;
+    }
+    this.asking = null;
+    this.scribble = null;
+    this.tell.onHint(said);
     this.view.draw();
   }
 
   closePolygon() {
     const last = this.points.at(-1), before = this.points.at(-2);
     if (last && before && Math.hypot(last.x - before.x, last.y - before.y) * this.view.scale < 3) {
-      this.points.pop(); // the second click of a double click
+      this.takePointBack(); // the second click of a double click
     }
-    if (this.points.length < 3 || !this.isReady) return;
+    if (this.points.length < (this.line ? 2 : 3) || !this.isReady) return;
+    const outline = this.line?.closed() ?? this.points;
     this.raster.begin();
-    this.raster.polygon(this.points, !this.removes);
+    this.raster.polygon(outline, !this.removes);
     this.points = [];
-    this.finish("polygon", this.polygonBegan);
+    this.line = null;
+    this.finish(this.tool, this.polygonBegan);
   }
 
   takePointBack() {
     this.points.pop();
+    this.line?.takeBack();
+    if (!this.points.length) this.line = null;
     this.view.draw();
   }
 
@@ -419,8 +559,11 @@ export class Editor {
   dab() {
     if (!this.cursor || !this.isReady || this.stroke) return;
     const { x, y } = this.cursor, { view } = this;
-    if (this.tool === "polygon") {
+    if (this.tool === "polygon" || this.tool === "snap") {
       this.addPoint({ x, y }, { x: x * view.scale + view.x, y: y * view.scale + view.y });
+    } else if (this.tool === "cut") {
+      this.startCut(-1, this.cursor);
+      this.up({ pointerId: -1 });
     } else if (this.tool === "wand") {
       this.startWand({ pointerId: -1 }, { x: 0, y: 0 }, this.cursor);
       this.up({ pointerId: -1 });
@@ -429,47 +572,6 @@ export class Editor {
       const began = performance.now();
       this.paint(this.cursor, this.cursor);
       this.finish(this.tool, began);
-    }
-  }
-
-  drawTools(context) {
-    const { view, cursor } = this;
-    const onScreen = ({ x, y }) => [x * view.scale + view.x, y * view.scale + view.y];
-    if (this.points.length) this.drawPolygon(context, onScreen);
-    if (!cursor || !this.raster) return;
-    const [x, y] = onScreen(cursor);
-    const radius = this.isBrush ? Math.max(1.5, (this.size / 2) * view.scale) : 5;
-    for (const [colour, width] of [["rgba(0,0,0,.75)", 3], ["#fff", 1.25]]) {
-      context.strokeStyle = colour;
-      context.lineWidth = width;
-      context.beginPath();
-      if (this.isBrush) context.arc(x, y, radius, 0, 2 * Math.PI);
-      if (!this.isBrush || radius < 4) {
-        context.moveTo(x - 9, y);
-        context.lineTo(x + 9, y);
-        context.moveTo(x, y - 9);
-        context.lineTo(x, y + 9);
-      }
-      context.stroke();
-    }
-  }
-
-  drawPolygon(context, onScreen) {
-    const places = this.points.map(onScreen);
-    const ahead = this.cursor ? [...places, onScreen(this.cursor)] : places;
-    for (const [colour, width] of [["rgba(0,0,0,.7)", 4], [this.removes ? "#fff" : "#f0a500", 2]]) {
-      context.strokeStyle = colour;
-      context.lineWidth = width;
-      context.beginPath();
-      ahead.forEach(([x, y], place) => (place ? context.lineTo(x, y) : context.moveTo(x, y)));
-      context.stroke();
-    }
-    context.fillStyle = "#fff";
-    for (const [x, y] of places) {
-      context.beginPath();
-      context.arc(x, y, 4, 0, 2 * Math.PI);
-      context.fill();
-      context.stroke();
     }
   }
 }

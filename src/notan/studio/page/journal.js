@@ -52,8 +52,8 @@ export class Journal {
     this.version = held.version;
     const packed = await inflateText(held.raster);
     this.raster.data.set(unpack(packed, this.raster.data.length));
-    const read = ({ tool, tiles, bits }) =>
-      inflateText(bits).then((planes) => ({ tool, tiles, planes }));
+    const read = ({ tool, tiles, bits, goes_on: goesOn }) =>
+      inflateText(bits).then((planes) => ({ tool, tiles, planes, goesOn }));
     this.applied = await Promise.all(held.applied.map(read));
     this.undone = await Promise.all(held.undone.map(read));
     for (const change of this.applied) this.raster.flip(change);
@@ -70,11 +70,11 @@ export class Journal {
     this.letGo();
     this.send({
       op: "stroke", tool: change.tool, tiles: change.tiles, planes: change.planes,
-      seconds: Math.min(3600, Math.round(seconds * 1000) / 1000),
+      goes_on: Boolean(change.goesOn), seconds: Math.min(3600, Math.round(seconds * 1000) / 1000),
     });
   }
 
-  /** @returns {Change | undefined} what was taken back */
+  /** @returns {Change | undefined} what was taken back, or the last part of it */
   undo() {
     return this.step("undo", this.applied, this.undone);
   }
@@ -85,10 +85,13 @@ export class Journal {
   }
 
   step(op, from, to) {
-    const change = from.pop();
-    if (!change) return undefined;
-    to.push(change);
-    this.raster.flip(change);
+    if (!from.length) return undefined;
+    let change;
+    do { // all parts of a long stroke; the first of them is the last to be taken back
+      change = from.pop();
+      to.push(change);
+      this.raster.flip(change);
+    } while (from.length && (op === "undo" ? change : from.at(-1)).goesOn);
     this.send({ op });
     return change;
   }
@@ -102,8 +105,9 @@ export class Journal {
 
   letGo() {
     let bytes = this.applied.reduce((sum, change) => sum + change.planes.length, 0);
-    while (bytes > MOST_BYTES && this.applied.length > 1) {
-      bytes -= this.applied.shift().planes.length;
+    const next = () => this.applied.findIndex((change, place) => place && !change.goesOn);
+    while (bytes > MOST_BYTES && next() > 0) { // whole strokes, as the server takes them back
+      for (const change of this.applied.splice(0, next())) bytes -= change.planes.length;
     }
   }
 

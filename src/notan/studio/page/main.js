@@ -3,10 +3,14 @@
  */
 
 import { getBlob, getJson, getPacked, sendJson } from "./api.js";
+import { Compare } from "./compare.js";
 import { Editor, TOOLS, placeOf, sizeOf } from "./editor.js";
+import { Exchange } from "./exchange.js";
+import { Findings } from "./findings.js";
 import { Gallery, asDice } from "./gallery.js";
 import { Journal } from "./journal.js";
 import { FOREGROUND, Raster, unpack } from "./raster.js";
+import { Teach } from "./teach.js";
 import { LEFT_OUT, View } from "./view.js";
 
 const NAME = "notan studio";
@@ -14,6 +18,7 @@ const NEEDING_AN_IMAGE = ["accept", "threshold", "use-model", "fill-holes", "kee
 const LEGENDS = {
   model: "The model's mask at this threshold.",
   truth: "The mask in the data, as it was found.",
+  swipe: "Left of the divider the model in use, at this threshold; right of it the other one.",
   probability: "The model's probability, bright where it is sure of foreground.",
 };
 
@@ -29,6 +34,7 @@ export const gallery = new Gallery((count, known) => {
 });
 export const view = new View($("canvas"));
 export const editor = new Editor($("canvas"), view, { onChange: showControls, onHint: showHint });
+const teach = new Teach(() => gallery.poll());
 
 /** What is open: the image's answer, and the request that loads it. */
 let current = null;
@@ -39,8 +45,11 @@ const journals = new Set();
 
 async function route() {
   const id = location.hash.match(/^#\/image\/([0-9a-f]+)$/)?.[1];
-  $("gallery-page").hidden = Boolean(id);
+  const isTeaching = location.hash === "#/teach";
+  $("gallery-page").hidden = Boolean(id) || isTeaching;
   $("editor-page").hidden = !id;
+  $("teach-page").hidden = !isTeaching;
+  teach.show(isTeaching);
   current?.loading.abort();
   if (id) {
     await open(id);
@@ -48,7 +57,8 @@ async function route() {
   }
   const left = current;
   close();
-  document.title = `${$("title").textContent} – ${NAME}`;
+  document.title = `${isTeaching ? "Teach – " : ""}${$("title").textContent} – ${NAME}`;
+  if (isTeaching) return;
   gallery.arrange();
   const place = gallery.shown.findIndex((item) => item.id === left?.id);
   if (place >= 0) gallery.goTo(place);
@@ -67,6 +77,7 @@ async function open(id) {
   current = { id, loading };
   showBusy("loading …");
   $("image-name").textContent = gallery.items.get(id)?.name ?? "";
+  $("drawn").hidden = !gallery.drawn.has(id);
   $("scores").textContent = "";
   showLamp({ lamp: "saved", message: "" });
   showControls();
@@ -139,6 +150,8 @@ function next() {
 async function accept(goesOn) {
   const target = current;
   if (!target?.journal || !editor.isReady) return;
+  await editor.answered; // a scribble that is being told apart belongs to the mask
+  if (current !== target) return;
   editor.cancel();
   try {
     await target.journal.accept();
@@ -189,6 +202,7 @@ function showScores() {
   const { about, state } = current;
   const words = [`expected Dice ${asDice(about.expected_dice)}`];
   if (about.true_dice !== null) words.push(`true ${asDice(about.true_dice)}`);
+  if (gallery.drawn.has(about.id)) words.push("test image: no model is trained on it");
   if (about.truthFault) words.push(`the mask in the data is no use: ${about.truthFault}`);
   if (state === "accepted") words.push("accepted");
   if (state === "changed") words.push("changed since accepted");
@@ -203,7 +217,7 @@ function showControls() {
   }
   $("tool-name").textContent = TOOLS[tool].name;
   $("tool-help").textContent = TOOLS[tool].help;
-  $("size-row").hidden = !editor.isBrush;
+  $("size-row").hidden = !editor.hasSize;
   $("size").value = String(placeOf(size));
   $("size-out").textContent = `${size} px`;
   document.querySelector(`[name=mode][value=${removes ? "remove" : "add"}]`).checked = true;
@@ -240,8 +254,8 @@ function moveThreshold() {
   const percent = Number($("threshold").value), least = percent * 2.55;
   $("threshold-out").textContent = `${percent} %`;
   if (!view.probability) return;
-  view.setModel(Uint8Array.from(view.probability, (value) => Number(value >= least)));
-  if (!["model", "errors"].includes(view.look.layer)) chooseLayer("model");
+  view.setModel(view.probability.map((value) => (value >= least ? 1 : 0)));
+  if (!["model", "errors", "swipe"].includes(view.look.layer)) chooseLayer("model");
   showAgreement();
 }
 
@@ -333,6 +347,8 @@ const KEYS = {
   b: () => editor.setTool("brush"),
   e: () => editor.setTool("eraser"),
   p: () => editor.setTool("polygon"),
+  s: () => editor.setTool("snap"),
+  c: () => editor.setTool("cut"),
   w: () => editor.setTool("wand"),
   x: () => editor.setRemoves(!editor.removes),
   "[": () => editor.setSize(Math.min(editor.size - 1, editor.size / 1.2)),
@@ -398,17 +414,24 @@ function keyUp(event) {
   if (event.key === "`") setHidden($("hide").getAttribute("aria-pressed") === "true");
 }
 
-async function start() {
-  wire();
+async function showAbout() {
   const about = await getJson("/api/about");
   $("title").textContent = about.title;
-  document.title = `${about.title} – ${NAME}`;
   const model = [about.network, about.model].filter(Boolean).join(" ");
   $("about").textContent = `Model ${model} · corrections go to ${about.corrections}`
     + (about.passed_over ? ` · passed over: ${about.passed_over}` : "");
+}
+
+async function start() {
+  wire();
+  await showAbout();
+  await gallery.learnDraw();
+  gallery.onModel = showAbout;
   await gallery.poll();
   route();
   gallery.run();
+  new Findings(gallery).start();
+  await Promise.all([new Exchange(gallery).start(), new Compare(gallery, view).start()]);
 }
 
 start().catch((error) => {

@@ -11,10 +11,22 @@ export const FOREGROUND = 1;
 export const BY_HAND = 2;
 
 const PLANE_BYTES = (TILE * TILE) / 8;
+/** Pixels are met four at a time: the lowest bit of each byte of a word, and where they go. */
+const LOWEST = 0x01010101, GATHER = 0x80402010;
+/** Of four bits of a plane, the highest first, the bytes of their four pixels. */
+const SPREAD = Uint32Array.from({ length: 16 }, (_, bits) =>
+  (bits >> 3) | (((bits >> 2) & 1) << 8) | (((bits >> 1) & 1) << 16) | ((bits & 1) << 24));
+
+/** @returns {number} the lowest bits of eight pixels, given as two words, as a byte of a plane */
+const gather = (one, other) =>
+  ((Math.imul(one & LOWEST, GATHER) >>> 28) << 4) | (Math.imul(other & LOWEST, GATHER) >>> 28);
+
+/** @returns {Uint32Array} the same bytes, four at a time */
+const wordsOf = (bytes) => new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length >> 2);
 
 /**
  * What a stroke changed: the exclusive or of before and after, in the tiles that it touched.
- * @typedef {{tool: string, tiles: number[], planes: Uint8Array}} Change
+ * @typedef {{tool: string, tiles: number[], planes: Uint8Array, goesOn?: boolean}} Change
  */
 
 export class Raster {
@@ -33,13 +45,23 @@ export class Raster {
     this.dirty = new Map();
     /** @type {Map<number, Uint8Array>} tiles of the stroke in progress as they were before it */
     this.before = new Map();
+    /** @type {Uint8Array[]} copies that nobody needs any more; new ones would cost a pause */
+    this.spare = [];
+    this.scratch = new Uint8Array(TILE * TILE);
     this.isOpen = false;
   }
 
   /** Begin a stroke: from now on, tiles are copied before they change. */
   begin() {
-    this.before.clear();
+    this.letGo();
     this.isOpen = true;
+  }
+
+  /** End what a stroke holds. */
+  letGo() {
+    this.spare.push(...this.before.values());
+    this.before.clear();
+    this.isOpen = false;
   }
 
   /**
@@ -53,7 +75,9 @@ export class Raster {
     for (let row = Math.floor(y0 / TILE); row * TILE < y1; row += 1) {
       for (let column = Math.floor(x0 / TILE); column * TILE < x1; column += 1) {
         const tile = row * this.across + column;
-        if (this.isOpen && !this.before.has(tile)) this.before.set(tile, this.copyOf(tile));
+        if (this.isOpen && !this.before.has(tile)) {
+          this.before.set(tile, this.copyOf(tile, this.spare.pop()));
+        }
         this.markDirty(
           tile,
           Math.max(x0, column * TILE), Math.max(y0, row * TILE),
@@ -89,14 +113,25 @@ export class Raster {
     };
   }
 
-  copyOf(tile) {
+  /** @returns {Uint8Array} a tile's pixels; beyond the image's edge they are 0 */
+  copyOf(tile, copy = new Uint8Array(TILE * TILE)) {
     const { left, top, width, height } = this.placeOf(tile);
-    const copy = new Uint8Array(width * height);
+    if (width < TILE || height < TILE) copy.fill(0);
     for (let row = 0; row < height; row += 1) {
       const start = (top + row) * this.width + left;
-      copy.set(this.data.subarray(start, start + width), row * width);
+      copy.set(this.data.subarray(start, start + width), row * TILE);
     }
     return copy;
+  }
+
+  /** Put a tile's pixels back, and have it drawn anew. */
+  putTile(tile, copy) {
+    const { left, top, width, height } = this.placeOf(tile);
+    for (let row = 0; row < height; row += 1) {
+      const part = copy.subarray(row * TILE, row * TILE + width);
+      this.data.set(part, (top + row) * this.width + left);
+    }
+    this.markDirty(tile, left, top, left + width, top + height);
   }
 
   /**
@@ -105,53 +140,35 @@ export class Raster {
    * @returns {Change | null} what it changed; null: nothing
    */
   commit(tool) {
-    const tiles = [], parts = [];
-    for (const tile of [...this.before.keys()].sort((one, other) => one - other)) {
-      const planes = this.planesOf(tile, this.before.get(tile));
-      if (planes) {
-        tiles.push(tile);
-        parts.push(planes);
-      }
+    const touched = [...this.before.keys()].sort((one, other) => one - other), tiles = [];
+    const planes = new Uint8Array(touched.length * 2 * PLANE_BYTES);
+    for (const tile of touched) {
+      const part = planes.subarray(tiles.length * 2 * PLANE_BYTES);
+      if (this.writePlanes(tile, this.before.get(tile), part)) tiles.push(tile);
     }
-    this.before.clear();
-    this.isOpen = false;
+    this.letGo();
     if (!tiles.length) return null;
-    const planes = new Uint8Array(parts.length * 2 * PLANE_BYTES);
-    parts.forEach((part, place) => planes.set(part, place * 2 * PLANE_BYTES));
-    return { tool, tiles, planes };
+    return { tool, tiles, planes: planes.slice(0, tiles.length * 2 * PLANE_BYTES) };
   }
 
-  /** @returns {Uint8Array | null} both planes of what changed in a tile since a copy of it */
-  planesOf(tile, before) {
-    const { left, top, width, height } = this.placeOf(tile);
-    const planes = new Uint8Array(2 * PLANE_BYTES);
-    let any = 0;
-    for (let row = 0; row < height; row += 1) {
-      const start = (top + row) * this.width + left;
-      for (let column = 0; column < width; column += 1) {
-        const changed = this.data[start + column] ^ before[row * width + column];
-        if (changed === 0) continue;
-        any |= changed;
-        const bit = row * TILE + column, mark = 128 >> (bit & 7);
-        if (changed & FOREGROUND) planes[bit >> 3] |= mark;
-        if (changed & BY_HAND) planes[PLANE_BYTES + (bit >> 3)] |= mark;
-      }
+  /** Write both planes of what changed in a tile. @returns {boolean} whether anything did */
+  writePlanes(tile, before, planes) {
+    const old = wordsOf(before), now = wordsOf(this.copyOf(tile, this.scratch));
+    let any = false;
+    for (let byte = 0; byte < PLANE_BYTES; byte += 1) {
+      const one = old[2 * byte] ^ now[2 * byte], other = old[2 * byte + 1] ^ now[2 * byte + 1];
+      if (!(one | other)) continue;
+      any = true;
+      planes[byte] = gather(one, other);
+      planes[PLANE_BYTES + byte] = gather(one >>> 1, other >>> 1);
     }
-    return any ? planes : null;
+    return any;
   }
 
   /** Take back the stroke in progress. */
   cancel() {
-    for (const [tile, copy] of this.before) {
-      const { left, top, width, height } = this.placeOf(tile);
-      for (let row = 0; row < height; row += 1) {
-        const part = copy.subarray(row * width, (row + 1) * width);
-        this.data.set(part, (top + row) * this.width + left);
-      }
-      this.markDirty(tile, left, top, left + width, top + height);
-    }
-    this.before.clear();
-    this.isOpen = false;
+    for (const [tile, copy] of this.before) this.putTile(tile, copy);
+    this.letGo();
   }
 
   /**
@@ -160,22 +177,15 @@ export class Raster {
    */
   flip({ tiles, planes }) {
     tiles.forEach((tile, place) => {
-      const { left, top, width, height } = this.placeOf(tile);
+      const copy = this.copyOf(tile, this.scratch), words = wordsOf(copy);
       const first = place * 2 * PLANE_BYTES, second = first + PLANE_BYTES;
-      for (let row = 0; row < height; row += 1) {
-        const start = (top + row) * this.width + left;
-        for (let byte = 0; byte * 8 < width; byte += 1) {
-          const at = (row * TILE) / 8 + byte;
-          const one = planes[first + at], other = planes[second + at];
-          if (!(one | other)) continue;
-          for (let bit = 0; bit < 8 && byte * 8 + bit < width; bit += 1) {
-            const shift = 7 - bit;
-            const changed = ((one >> shift) & 1) | (((other >> shift) & 1) << 1);
-            this.data[start + byte * 8 + bit] ^= changed;
-          }
-        }
+      for (let byte = 0; byte < PLANE_BYTES; byte += 1) {
+        const one = planes[first + byte], other = planes[second + byte];
+        if (!(one | other)) continue;
+        words[2 * byte] ^= SPREAD[one >> 4] | (SPREAD[other >> 4] << 1);
+        words[2 * byte + 1] ^= SPREAD[one & 15] | (SPREAD[other & 15] << 1);
       }
-      this.markDirty(tile, left, top, left + width, top + height);
+      this.putTile(tile, copy);
     });
   }
 
@@ -247,18 +257,7 @@ export class Raster {
 
   /** @returns {number} the CRC-32 of the foreground's bits, by which page and disk agree */
   checksum() {
-    const bits = new Uint8Array(Math.ceil(this.data.length / 8));
-    for (let place = 0; place < this.data.length; place += 1) {
-      if (this.data[place] & FOREGROUND) bits[place >> 3] |= 128 >> (place & 7);
-    }
-    return crc32(bits);
-  }
-
-  /** @returns {number} how much of the image is foreground, 0..1 */
-  share() {
-    let count = 0;
-    for (const value of this.data) count += value & FOREGROUND;
-    return count / this.data.length;
+    return crc32(packPlane(this.data));
   }
 }
 
@@ -298,17 +297,34 @@ function crossingsOf(points, y) {
 }
 
 /**
+ * @param {Uint8Array} data of each pixel a byte, of which the lowest bit counts
+ * @returns {Uint8Array} these bits row by row without gaps, the first the highest of its byte
+ */
+export function packPlane(data) {
+  const bits = new Uint8Array(Math.ceil(data.length / 8));
+  const words = wordsOf(data), whole = data.length >> 3;
+  for (let byte = 0; byte < whole; byte += 1) {
+    bits[byte] = gather(words[2 * byte], words[2 * byte + 1]);
+  }
+  for (let place = 8 * whole; place < data.length; place += 1) {
+    bits[whole] |= (data[place] & 1) << (7 - (place & 7));
+  }
+  return bits;
+}
+
+/**
  * @param {Uint8Array} packed both planes of an image, as the server packs them
  * @param {number} pixels
  * @returns {Uint8Array} a byte for each pixel
  */
 export function unpack(packed, pixels) {
-  const data = new Uint8Array(pixels), second = Math.ceil(pixels / 8);
-  for (let place = 0; place < pixels; place += 1) {
-    const byte = place >> 3, shift = 7 - (place & 7);
-    data[place] = ((packed[byte] >> shift) & 1) | (((packed[second + byte] >> shift) & 1) << 1);
+  const second = Math.ceil(pixels / 8), words = new Uint32Array(2 * second);
+  for (let byte = 0; byte < second; byte += 1) {
+    const one = packed[byte], other = packed[second + byte];
+    words[2 * byte] = SPREAD[one >> 4] | (SPREAD[other >> 4] << 1);
+    words[2 * byte + 1] = SPREAD[one & 15] | (SPREAD[other & 15] << 1);
   }
-  return data;
+  return new Uint8Array(words.buffer, 0, pixels);
 }
 
 const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, number) => {

@@ -2,7 +2,9 @@
  * The view: image and overlays on one canvas, at any zoom. It only shows; the truth is the raster.
  *
  * The overlay is kept in tiles; a stroke has only the rectangles that it changed drawn anew. The
- * canvas has a pixel for each of the screen's, whatever the browser's zoom is.
+ * canvas has a pixel for each of the screen's, whatever the browser's zoom is. Of an image that is
+ * shown much smaller than it is, image and overlay are kept smaller too: every second, fourth, ...
+ * pixel of the mask is coloured, so that a frame costs what the screen has, not what the image has.
  */
 
 import { FOREGROUND, TILE } from "./raster.js";
@@ -18,6 +20,11 @@ const rgba = (red, green, blue, alpha = 255) =>
 /** Of Okabe and Ito's palette, told apart by colour-blind readers. */
 const MASK = [240, 165, 0], MODEL = [204, 121, 167], TRUTH = [86, 180, 233];
 const FALSE_ALARM = [213, 70, 0], MISSED = [0, 114, 190], RIGHT = [0, 158, 115];
+
+/**
+ * A part of the image of which every step-th pixel is shown.
+ * @typedef {{left: number, top: number, width: number, height: number, step: number}} Part
+ */
 
 /**
  * How the overlay looks.
@@ -47,7 +54,8 @@ export class View {
   }
 
   clear() {
-    this.bitmap = null;
+    /** @type {ImageBitmap[]} the image, at a half of its size, at a quarter, ... */
+    this.bitmaps = [];
     this.raster = null;
     this.truth = null;
     this.model = null;
@@ -63,13 +71,25 @@ export class View {
    * @param {Uint8Array} probability
    */
   show(bitmap, raster, model, truth, probability) {
-    this.bitmap = bitmap;
+    this.bitmaps = [bitmap];
     this.raster = raster;
     this.model = model;
     this.truth = truth;
     this.probability = probability;
     this.tiles.clear();
     this.fit();
+    this.shrink(this.bitmaps);
+  }
+
+  /** Keep the image at smaller sizes too, as far as a screen may need them. */
+  async shrink(bitmaps) {
+    for (let { width, height } = bitmaps[0]; Math.min(width, height) > 2 * TILE;) {
+      [width, height] = [Math.ceil(width / 2), Math.ceil(height / 2)];
+      bitmaps.push(await createImageBitmap(bitmaps.at(-1), {
+        resizeWidth: width, resizeHeight: height, resizeQuality: "medium",
+      }));
+      if (this.bitmaps !== bitmaps) return;
+    }
   }
 
   /** @param {Partial<Look>} change */
@@ -107,13 +127,23 @@ export class View {
   }
 
   setScale(scale) {
-    const thickness = this.thickness();
+    const { thickness, level } = this;
     this.scale = Math.max(LEAST_SCALE, Math.min(MOST_SCALE, scale));
-    if (this.thickness() !== thickness) this.tiles.clear();
+    if (this.thickness !== thickness || this.level !== level) this.tiles.clear();
+  }
+
+  /** How many of the screen's pixels one of the image is wide. */
+  get zoom() {
+    return this.scale * (window.devicePixelRatio || 1);
+  }
+
+  /** How often the image could be halved and still have a pixel for each of the screen's. */
+  get level() {
+    return Math.max(0, Math.min(5, Math.floor(-Math.log2(this.zoom))));
   }
 
   /** Of the outline, in pixels of the image: two of the screen at least. */
-  thickness() {
+  get thickness() {
     return Math.max(1, Math.round(1.6 / this.scale));
   }
 
@@ -185,7 +215,7 @@ export class View {
 
   /** Leave what did not change as it is: of a large image the whole costs a frame. */
   clipToParts() {
-    const ratio = window.devicePixelRatio || 1, reach = this.thickness() + 2;
+    const ratio = window.devicePixelRatio || 1, reach = this.thickness + 2;
     const changed = [...(this.raster?.dirty.values() ?? [])].map(([left, top, right, bottom]) => [
       (left - reach) * this.scale + this.x, (top - reach) * this.scale + this.y,
       (right + reach) * this.scale + this.x, (bottom + reach) * this.scale + this.y,
@@ -205,12 +235,13 @@ export class View {
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.fillStyle = getComputedStyle(canvas).getPropertyValue("--canvas") || "#222";
     context.fillRect(0, 0, canvas.width, canvas.height);
-    if (!this.bitmap || !this.raster) return;
-    const zoom = this.scale * ratio;
+    if (!this.bitmaps.length || !this.raster) return;
+    const { zoom } = this, { width, height } = this.raster;
     context.setTransform(zoom, 0, 0, zoom, this.x * ratio, this.y * ratio);
     context.imageSmoothingEnabled = zoom < 1;
     context.imageSmoothingQuality = "medium";
-    context.drawImage(this.bitmap, 0, 0);
+    const bitmap = this.bitmaps[Math.min(this.level, this.bitmaps.length - 1)];
+    context.drawImage(bitmap, 0, 0, width, height);
     if (!this.look.isHidden) this.drawOverlay(context);
     this.raster.dirty.clear();
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -226,18 +257,22 @@ export class View {
     const right = Math.min(raster.across, Math.ceil(last.x / TILE));
     const bottom = Math.min(raster.down, Math.ceil(last.y / TILE));
     const isFlat = this.look.layer === "probability" || this.look.style === "isolate";
-    context.imageSmoothingEnabled = this.scale * (window.devicePixelRatio || 1) < 1 && isFlat;
+    context.imageSmoothingEnabled = this.zoom < 1 && isFlat;
+    const step = 2 ** this.level;
     for (let row = top; row < bottom; row += 1) {
       for (let column = left; column < right; column += 1) {
-        const tile = row * raster.across + column;
-        context.drawImage(this.tiles.get(tile) ?? this.makeTile(tile), column * TILE, row * TILE);
+        const tile = row * raster.across + column, canvas = this.tiles.get(tile)
+          ?? this.makeTile(tile);
+        context.drawImage(
+          canvas, column * TILE, row * TILE, canvas.width * step, canvas.height * step,
+        );
       }
     }
   }
 
   /** Draw anew what changed in the tiles that there are, and what an outline there depends on. */
   refreshDirty() {
-    const { raster } = this, reach = this.look.style === "isolate" ? 0 : this.thickness();
+    const { raster } = this, reach = this.look.style === "isolate" ? 0 : this.thickness;
     for (const [left, top, right, bottom] of raster.dirty.values()) {
       const x0 = Math.max(0, left - reach), y0 = Math.max(0, top - reach);
       const x1 = Math.min(raster.width, right + reach);
@@ -257,83 +292,91 @@ export class View {
   }
 
   makeTile(tile) {
-    const { left, top, width, height } = this.raster.placeOf(tile);
+    const { left, top, width, height } = this.raster.placeOf(tile), step = 2 ** this.level;
     const canvas = document.createElement("canvas");
-    canvas.width = width;
-    canvas.height = height;
+    canvas.width = Math.ceil(width / step);
+    canvas.height = Math.ceil(height / step);
     this.paint(canvas, left, top, left, top, left + width, top + height);
     this.tiles.set(tile, canvas);
     return canvas;
   }
 
+  /** Colour a rectangle of a tile that lies at a place of the image. */
   paint(canvas, left, top, x0, y0, x1, y1) {
-    const width = x1 - x0, height = y1 - y0;
+    const step = 2 ** this.level;
+    const x = Math.floor((x0 - left) / step), y = Math.floor((y0 - top) / step);
+    const width = Math.ceil((x1 - left) / step) - x, height = Math.ceil((y1 - top) / step) - y;
     const pixels = new ImageData(width, height);
     const colours = new Uint32Array(pixels.data.buffer);
-    this.colour(colours, x0, y0, width, height);
-    canvas.getContext("2d").putImageData(pixels, x0 - left, y0 - top);
+    this.colour(colours, { left: left + x * step, top: top + y * step, width, height, step });
+    canvas.getContext("2d").putImageData(pixels, x, y);
   }
 
-  /** Fill the colours of a rectangle of the overlay. */
-  colour(colours, left, top, width, height) {
-    const { layer } = this.look;
-    const alpha = Math.round(255 * this.look.opacity);
-    if (layer === "probability") this.colourProbability(colours, left, top, width, height, alpha);
-    else if (layer === "errors") {
-      const table = [[0, 0, 0, 0], [...FALSE_ALARM, 235], [...MISSED, 235], [...RIGHT, alpha >> 1]]
-        .map((colour) => rgba(...colour));
-      const { model } = this, right = this.truth ?? this.raster.data;
-      const { truth } = this;
-      const code = (place) => (truth && truth[place] & LEFT_OUT
-        ? 0 : model[place] | ((right[place] & FOREGROUND) << 1));
-      this.colourBy(colours, left, top, width, height, (place) => table[code(place)]);
-    } else {
+  /**
+   * Fill the colours of a rectangle of the overlay.
+   * @param {Uint32Array} colours
+   * @param {Part} part
+   */
+  colour(colours, part) {
+    const { layer } = this.look, alpha = Math.round(255 * this.look.opacity);
+    if (layer === "probability") this.colourProbability(colours, part, alpha);
+    else if (layer === "errors") this.colourErrors(colours, part, alpha);
+    else {
       const [source, hue] = {
         mask: [this.raster.data, MASK], model: [this.model, MODEL], truth: [this.truth, TRUTH],
       }[layer];
-      this.colourMask(colours, left, top, width, height, source, hue);
+      this.colourMask(colours, part, source, hue);
     }
   }
 
-  colourBy(colours, left, top, width, height, colourOf) {
+  colourErrors(colours, part, alpha) {
+    const table = [[0, 0, 0, 0], [...FALSE_ALARM, 235], [...MISSED, 235], [...RIGHT, alpha >> 1]]
+      .map((colour) => rgba(...colour));
+    const { model, truth } = this, right = truth ?? this.raster.data;
+    const code = (place) => (truth && truth[place] & LEFT_OUT
+      ? 0 : model[place] | ((right[place] & FOREGROUND) << 1));
+    this.colourBy(colours, part, (place) => table[code(place)]);
+  }
+
+  colourProbability(colours, part, alpha) {
+    const table = Uint32Array.from({ length: 256 }, (_, value) => {
+      const share = value / 255;
+      return rgba(Math.round(255 * Math.min(1, share * 1.6)), Math.round(230 * share * share),
+        Math.round(70 + 90 * share * (1 - share)), Math.max(alpha, 90));
+    });
+    const { probability } = this;
+    this.colourBy(colours, part, (place) => table[probability[place]]);
+  }
+
+  colourBy(colours, { left, top, width, height, step }, colourOf) {
     for (let row = 0, at = 0; row < height; row += 1) {
-      const start = (top + row) * this.raster.width + left;
-      for (let column = 0; column < width; column += 1, at += 1) {
-        colours[at] = colourOf(start + column);
+      let place = (top + row * step) * this.raster.width + left;
+      for (let column = 0; column < width; column += 1, at += 1, place += step) {
+        colours[at] = colourOf(place);
       }
     }
   }
 
-  colourProbability(colours, left, top, width, height, alpha) {
-    const table = Uint32Array.from({ length: 256 }, (_, value) => {
-      const part = value / 255;
-      return rgba(Math.round(255 * Math.min(1, part * 1.6)), Math.round(230 * part * part),
-        Math.round(70 + 90 * part * (1 - part)), Math.max(alpha, 90));
-    });
-    const { probability } = this;
-    this.colourBy(colours, left, top, width, height, (place) => table[probability[place]]);
-  }
-
-  colourMask(colours, left, top, width, height, source, [red, green, blue]) {
+  /** Written out: while somebody paints it meets every pixel that changed, each frame. */
+  colourMask(colours, { left, top, width, height, step }, source, [red, green, blue]) {
     const { style, opacity } = this.look;
     const line = rgba(red, green, blue, 255);
     const fill = style === "fill" ? rgba(red, green, blue, Math.round(255 * opacity)) : 0;
     const outside = style === "isolate" ? rgba(18, 20, 24, 245) : 0;
-    const { width: across, height: down } = this.raster, reach = this.thickness();
-    const hasLine = style !== "isolate";
+    const { width: across, height: down } = this.raster, reach = this.thickness;
+    const hasLine = style !== "isolate", above = reach * across;
     for (let row = 0, at = 0; row < height; row += 1) {
-      const y = top + row, start = y * across;
-      for (let column = 0; column < width; column += 1, at += 1) {
-        const x = left + column;
-        if (!(source[start + x] & FOREGROUND)) {
+      const y = top + row * step, isRim = y < reach || y + reach >= down;
+      let place = y * across + left;
+      for (let x = left; x < left + width * step; x += step, at += 1, place += step) {
+        if ((source[place] & FOREGROUND) === 0) {
           colours[at] = outside;
           continue;
         }
         const isEdge = hasLine && (
-          x < reach || y < reach || x + reach >= across || y + reach >= down
-          || !(source[start + x - reach] & FOREGROUND) || !(source[start + x + reach] & FOREGROUND)
-          || !(source[start + x - reach * across] & FOREGROUND)
-          || !(source[start + x + reach * across] & FOREGROUND)
+          isRim || x < reach || x + reach >= across
+          || (source[place - reach] & source[place + reach]
+            & source[place - above] & source[place + above] & FOREGROUND) === 0
         );
         colours[at] = isEdge ? line : fill;
       }
