@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from browser import find_browser
 from notan.studio import findings as findings_module
 from studio_runs import SIZE, Served, red_finder, serving, wait_until, write_images
+from studio_tabs import DESK, PHONE, TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
+pytest_plugins = ("studio_windows",)
+
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("playwright") is None,
     reason="playwright is absent: pip install playwright (it drives the system's chromium)",
 )
-
-DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,7 @@ class Window(NamedTuple):
     said: list[str]
 
     def run(self, script: str) -> Any:
-        start = "const {editor, view, gallery} = await import('/page/main.js');"
-        return self.page.evaluate(f"async () => {{ {start} {script} }}")
+        return self.page.evaluate(f"async () => {{ {TOKENS} {script} }}")
 
     def open(self, studio: Served, name: str) -> None:
         image = next(each for each in studio.gallery.images if each.name == name)
@@ -60,21 +59,9 @@ class Window(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def cookie(browser: Browser, served: Served) -> Any:
+def cookie(chromium: Browser, served: Served) -> Any:
     """Open the address that is printed; a download has the browser's cookie and no other key."""
-    context = browser.new_context()
+    context = chromium.new_context()
     context.new_page().goto(served.one_time)
     state = context.storage_state()
     context.close()
@@ -82,10 +69,10 @@ def cookie(browser: Browser, served: Served) -> Any:
 
 
 @pytest.fixture
-def window(browser: Browser, served: Served, cookie: Any, request: Any) -> Iterator[Window]:
+def window(chromium: Browser, served: Served, cookie: Any, request: Any) -> Iterator[Window]:
     """Open the studio; at the end nothing was wrong but what a broken file provokes."""
     settings: dict[str, Any] = getattr(request, "param", {"viewport": DESK})
-    context = browser.new_context(storage_state=cookie, **settings)
+    context = chromium.new_context(storage_state=cookie, **settings)
     context.set_default_timeout(15_000)
     page = context.new_page()
     said: list[str] = []

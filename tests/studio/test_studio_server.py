@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import time
 import zlib
@@ -178,6 +179,8 @@ def test_the_page_is_a_fixed_table_of_files_and_small(studio: Served) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert b"http://" not in content.replace(b"http://www.w3.org/2000/svg", b"")
         assert b"https://" not in content
+    ids = re.findall(rb'\bid="([^"]+)"', found["index.html"][0])
+    assert len(ids) == len(set(ids))
 
 
 def test_an_image_is_told_with_its_mask_probability_and_truth(studio: Served) -> None:

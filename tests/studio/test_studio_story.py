@@ -113,16 +113,17 @@ def swap_and_back(here: Tab) -> None:
     here.run(f"while ({known} === null) await gallery.poll();")
     expected = here.run(f"return {known}")
     assert page.inner_text("#teach-in-use") == "In use: best.safetensors."
+    footer = "document.getElementById('about').textContent"
+    first = json.dumps(here.run(f"return {footer}"))
     page.click("#teach-models [aria-label='Use model 1']")
     page.wait_for_selector("#teach-in-use:has-text('In use: model 1.')")
-    footer = "document.getElementById('about').textContent"
-    model = here.run(f"return {footer}")
+    # by a function: a text that is asked again and again would be forbidden by the page's policy
+    page.wait_for_function(f"() => {footer} !== {first}")
     here.run(f"while ({known} === null || {known} === {expected}) await gallery.poll();")
     page.click("#teach-back:has-text('Back to best.safetensors')")
     page.wait_for_selector("#teach-in-use:has-text('In use: best.safetensors.')")
     here.run(f"while ({known} !== {expected}) await gallery.poll();")
-    # by a function: a text that is asked again and again would be forbidden by the page's policy
-    page.wait_for_function(f"() => {footer} !== {json.dumps(model)}")
+    page.wait_for_function(f"() => {footer} === {first}")
 
 
 @pytest.mark.parametrize("window", WINDOWS)

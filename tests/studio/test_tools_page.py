@@ -12,15 +12,17 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from browser import find_browser
 from notan.studio.raster import MaskRaster, difference
 from studio_runs import Served, disc, serving
+from studio_tabs import DESK, PHONE, TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from playwright.sync_api import Browser, BrowserContext, Page
+
+pytest_plugins = ("studio_windows",)
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("playwright") is None,
@@ -30,8 +32,6 @@ pytestmark = pytest.mark.skipif(
 SIZE = (181, 233)
 """Of the drawn images; odd, so that no row begins where a word does."""
 
-DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-TOKENS = "const {editor, view, gallery} = await import('/page/main.js');"
 BOX = (slice(50, 130), slice(60, 170))
 """A thing with straight edges: rows and columns."""
 
@@ -56,18 +56,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         patch.setattr("notan.studio.predictions.START_SECONDS", 0.0)
         with serving(write_things(folder / "things"), folder / "corrections") as studio:
             yield studio
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
 
 
 class Window(NamedTuple):
@@ -116,12 +104,12 @@ class Window(NamedTuple):
 
 
 @pytest.fixture
-def window(browser: Browser, served: Served) -> Iterator[Callable[..., Window]]:
+def window(chromium: Browser, served: Served) -> Iterator[Callable[..., Window]]:
     contexts: list[BrowserContext] = []
     said: list[str] = []
 
     def open_window(**settings: Any) -> Window:
-        context = browser.new_context(**{"viewport": DESK, **settings})
+        context = chromium.new_context(**{"viewport": DESK, **settings})
         contexts.append(context)
         context.set_extra_http_headers({"authorization": f"Bearer {served.token}"})
         context.set_default_timeout(20_000)

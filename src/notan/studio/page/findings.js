@@ -38,7 +38,7 @@ export class Findings {
 
   take({ state, said, kinds, images }) {
     if (state === "failed") {
-      $("about").append(` · the data doctor: ${said}`);
+      $("doctor-fault").textContent = ` · the data doctor: ${said}`;
       return;
     }
     this.found = new Map(Object.entries(images));
