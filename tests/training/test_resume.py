@@ -14,6 +14,7 @@ from notan.config import load_run
 from notan.data.synthetic import DrawnSource
 from notan.errors import CheckpointError, ConfigError, DataError, StoppedBySignal
 from notan.training import resume, train
+from notan.training.computing import NARROW
 from notan.training.trainer import Trainer
 from runs import (
     Crash,
@@ -133,6 +134,32 @@ def test_a_run_stopped_while_it_validates_goes_on_too(
             train_rich(rich(), tmp_path / "run")
     go_on(tmp_path / "run")
     assert fate(tmp_path / "run") == uninterrupted
+
+
+@pytest.mark.parametrize("width", [NARROW, 2])
+def test_weights_and_moments_lie_alike_through_validations_and_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    # a fused optimizer pairs them as they lie: what looks at a network must not turn it around
+    run = rich(model__width=width, train__precision="fp32", train__epochs=2)
+    alike: list[bool] = []
+    original = Trainer.capture
+
+    def captured(trainer: Trainer) -> dict[str, Any]:
+        for weight, moments in trainer.setup.optimization.optimizer.state.items():
+            alike.append(weight.stride() == moments["exp_avg"].stride())
+        return original(trainer)
+
+    monkeypatch.setattr(Trainer, "capture", captured)
+    train_rich(run, tmp_path / "whole")
+    assert alike
+    assert all(alike)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "after_step", before_step(STEPS + 2, ask_to_stop))
+        with pytest.raises(StoppedBySignal):
+            train_rich(run, tmp_path / "run")
+    go_on(tmp_path / "run")
+    assert fate(tmp_path / "run") == fate(tmp_path / "whole")
 
 
 def test_a_crash_between_the_best_and_the_history_is_no_trouble(

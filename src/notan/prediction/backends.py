@@ -90,6 +90,7 @@ class TorchBackend:
         *,
         precision: Precision = "fp32",
         threads: int | None = None,
+        in_training: bool = False,
     ) -> None:
         """Move a module to a device; it is used as it is, so train it no further meanwhile.
 
@@ -101,6 +102,9 @@ class TorchBackend:
                 the memory.
             threads: At most so many of the processor, whichever thread calls; None: as PyTorch
                 is set.
+            in_training: Leave its weights lying in memory as they do, for it will be trained on:
+                a fused optimizer takes weights and moments number by number as they lie, and would
+                pair each with another one's.
         """
         import torch
 
@@ -109,7 +113,8 @@ class TorchBackend:
         self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         if self.precision == "bf16":
             model = copy.deepcopy(model).to(torch.bfloat16)
-        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._layout = torch.preserve_format if in_training else torch.channels_last
+        self.model = model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
         self._forward: Callable[[torch.Tensor], torch.Tensor] = self.model
         self._threads = threads
         if threads is not None:
@@ -147,7 +152,7 @@ class TorchBackend:
         with self._evaluation_mode(), torch.inference_mode():
             began = self._moment()
             images = staged.to(self.device, non_blocking=self.overlaps)
-            images = images.to(self._dtype, memory_format=torch.channels_last)
+            images = images.to(self._dtype, memory_format=self._layout)
             found = self._forward(images).float()
             logits = torch.empty(found.shape, pin_memory=self.overlaps)
             logits.copy_(found, non_blocking=self.overlaps)

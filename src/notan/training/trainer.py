@@ -103,7 +103,9 @@ def rehearse(setup: TrainingSetup, between: Callable[[], None]) -> Rehearsal:
     """
     names = setup.validation.names
     few = Subset(setup.validation, frozenset(names[:: -(-len(names) // REHEARSED)]))
-    predictor = Predictor(TorchBackend(setup.model, setup.device), setup.preprocessor)
+    predictor = Predictor(
+        TorchBackend(setup.model, setup.device, in_training=True), setup.preprocessor
+    )
     moments = [time.monotonic()]
 
     def note() -> None:
@@ -298,7 +300,7 @@ class Trainer(Loop):
         setup = self.setup
         if self._scoring:
             return self._scoring(model, batches, setup.loss)
-        return validate(TorchBackend(model, setup.device), batches, setup.loss)
+        return validate(TorchBackend(model, setup.device, in_training=True), batches, setup.loss)
 
     def _keep_unscored(self) -> None:
         """Save a first model before its validation where that will end after the time limit.
@@ -327,7 +329,9 @@ class Trainer(Loop):
 
     def _overlays(self, model: nn.Module) -> Iterator[tuple[str, RGBImage]]:
         setup = self.setup
-        predictor = Predictor(TorchBackend(model, setup.device), setup.preprocessor)
+        predictor = Predictor(
+            TorchBackend(model, setup.device, in_training=True), setup.preprocessor
+        )
         for index in range(min(self.settings.log_images, len(setup.validation))):
             sample = setup.validation[index]
             mask = predictor(sample.image).mask
