@@ -12,6 +12,8 @@ const POLL_MILLISECONDS = 1500;
 const ROWS_BEYOND = 2;
 /** What flies past is not loaded: faster than so many pixels a second, until it stands so long. */
 const FAST = 1800, STILL_MILLISECONDS = 120;
+/** Cells whose images are asked for in one frame: dozens at once would hold the next one up. */
+const LOADED_AT_ONCE = 8;
 
 /**
  * @typedef {{id: string, name: string, hasTruth: boolean, size: [number, number] | null,
@@ -239,8 +241,14 @@ export class Gallery {
   }
 
   load() {
+    let room = LOADED_AT_ONCE;
     for (const [place, cell] of this.cells) {
       if (cell.dataset.isLoaded) continue;
+      if (room === 0) {
+        this.schedule();
+        return;
+      }
+      room -= 1;
       cell.dataset.isLoaded = "yes";
       this.fill(cell, this.shown[place]);
     }
@@ -264,6 +272,7 @@ export class Gallery {
     image.draggable = false;
     const line = document.createElement("img");
     line.alt = "";
+    line.decoding = "async";
     line.className = "line";
     line.draggable = false;
     const name = document.createElement("span");
