@@ -69,7 +69,7 @@ FLAGS = {
     "train.learning_rate": 2e-3,
     "train.schedule": "cosine",
     "train.ema_decay": 0.95,
-    "train.tensorboard": False,
+    "train.trackers": (),
     "train.log_images": 0,
     "device": "cpu",
 }

@@ -70,7 +70,7 @@ def row_of(
         cold = {} if asked.warm else {"NOTAN_CACHE": f"{place}/cache"}
         begun = time.perf_counter()
         subprocess.run(  # noqa: S603 - our own words
-            [*command, "train.tensorboard=false", *words], check=True, env={**os.environ, **cold}
+            [*command, "train.trackers=[]", *words], check=True, env={**os.environ, **cold}
         )
         whole = time.perf_counter() - begun
         lines = (out / "history.jsonl").read_text().splitlines()

@@ -57,7 +57,7 @@ FLAGS: Mapping[str, Any] = {
     "train.learning_rate": 1e-3,
     "train.schedule": "cosine",
     "train.ema_decay": 0.99,
-    "train.tensorboard": False,
+    "train.trackers": (),
     "train.log_images": 0,
     "device": "cpu",
 }

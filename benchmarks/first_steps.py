@@ -47,7 +47,7 @@ SETTINGS = {
     "train.schedule": "cosine",
     "train.encoder_lr_multiplier": 0.15,
     "train.ema_decay": 0.9999,
-    "train.tensorboard": False,
+    "train.trackers": (),
     "augment.rotate_degrees": 180.0,
     "augment.crop_area": 0.5,
     "augment.grid_dropout_probability": 0.0,

@@ -39,7 +39,7 @@ STEPS = 20
 TINY = (
     *("preprocess.image_size=64", f"train.epochs={STEPS}", "train.batch_size=8", "seed=3"),
     *("train.learning_rate=3e-3", "device=cpu", "train.precision=fp32", "data.limit=8"),
-    *("model.width=4", "train.tensorboard=false"),
+    *("model.width=4", "train.trackers=[]"),
 )
 """Eight images in one batch: an epoch is a step, so the history is the loss curve."""
 
@@ -52,7 +52,7 @@ NETWORKS: dict[str, dict[str, object]] = {
 }
 SHORT = (
     *("--image-size", "64", "--epochs", "8", "--batch-size", "8", "--seed", "3", "--device", "cpu"),
-    *("--learning-rate", "3e-3", "model.width=8", "train.tensorboard=false"),
+    *("--learning-rate", "3e-3", "model.width=8", "train.trackers=[]"),
 )
 IMAGES = ("oxford-iiit-pet/images", "nuclei/test/images", "camvid-road/test/images")
 EACH = 4

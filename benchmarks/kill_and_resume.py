@@ -65,7 +65,7 @@ def settings(workers: int) -> Run:
             "train.schedule": "cosine",
             "train.ema_decay": 0.9,
             "train.checkpoint_every_steps": EVERY,
-            "train.tensorboard": False,
+            "train.trackers": (),
         }
     )
 

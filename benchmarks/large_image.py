@@ -67,7 +67,7 @@ def make_model(folder: Path) -> Path:
             "preprocess.image_size": 256,
             "train.epochs": 1,
             "train.batch_size": 4,
-            "train.tensorboard": False,
+            "train.trackers": (),
         }
     )
     training = DrawnSource(16, size=(256, 256))

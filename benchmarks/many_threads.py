@@ -50,7 +50,7 @@ def make_models(folder: Path) -> tuple[Path, Path]:
             "preprocess.image_size": 32,
             "train.epochs": 2,
             "train.batch_size": 4,
-            "train.tensorboard": False,
+            "train.trackers": (),
         }
     )
     checkpoint = train(run, out=folder / "run").checkpoint

@@ -51,7 +51,7 @@ SETTINGS = {
     "train.batch_size": 8,
     "train.learning_rate": 3e-3,
     "train.schedule": "cosine",
-    "train.tensorboard": False,
+    "train.trackers": (),
     "train.log_images": 0,
     "data.split_seed": 0,
     "data.validation_fraction": 0.3,

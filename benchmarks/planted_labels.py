@@ -122,7 +122,7 @@ def settings(seed: int) -> Run:
             "train.batch_size": 8,
             "train.learning_rate": 2e-3,
             "train.schedule": "cosine",
-            "train.tensorboard": False,
+            "train.trackers": (),
             "train.log_images": 0,
             "seed": seed,
             "device": "cpu",

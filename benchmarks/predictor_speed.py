@@ -74,7 +74,7 @@ def make_model(folder: Path, width: int) -> Path:
             "preprocess.image_size": TRAINED_SIDE,
             "train.epochs": 2,
             "train.batch_size": 4,
-            "train.tensorboard": False,
+            "train.trackers": (),
         }
     )
     return train(run, out=folder / "run").checkpoint

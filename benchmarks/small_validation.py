@@ -49,7 +49,7 @@ FLAGS = {
     "train.pretrained": True,
     "train.batch_size": BATCH,
     "train.learning_rate": 1e-3,
-    "train.tensorboard": False,
+    "train.trackers": (),
     "train.log_images": 0,
     "data.validation_fraction": 0.3,
     "device": "cpu",

@@ -103,7 +103,7 @@ def little_model(folder: Path) -> Path:
         "model.width": 2,
         "train.epochs": 2,
         "train.batch_size": 4,
-        "train.tensorboard": False,
+        "train.trackers": (),
         "device": "cpu",
     }
     if not (folder / BEST).exists():

@@ -41,7 +41,7 @@ SMALL = {
     "train.batch_size": 8,
     "train.learning_rate": 0.01,
     "augment.enabled": False,
-    "train.tensorboard": False,
+    "train.trackers": (),
 }
 """Flags of a training that takes about a second and whose masks have both classes in them."""
 

@@ -22,7 +22,7 @@ EASY: dict[str, object] = {
     "train.epochs": 12,
     "train.batch_size": 4,
     "train.learning_rate": 0.01,
-    "train.tensorboard": False,
+    "train.trackers": (),
     "augment.enabled": False,
 }
 

@@ -67,7 +67,7 @@ TINY: dict[str, object] = {
     "train.epochs": 1,
     "train.batch_size": 3,
     "train.learning_rate": 3e-3,
-    "train.tensorboard": False,
+    "train.trackers": (),
 }
 EPOCH_STEPS = 2
 """Steps of an epoch of the drawn images."""

@@ -123,7 +123,7 @@ def little_model(folder: Path) -> Path:
         batch_size=2,
         learning_rate=3e-3,
         device="cpu",
-        overrides=["model.width=2", "train.tensorboard=false"],
+        overrides=["model.width=2", "train.trackers=[]"],
         out=folder / "base",
     )
     return result.checkpoint

@@ -160,7 +160,7 @@ def test_a_recipe_and_a_look_at_the_data_exclude_each_other(drawn_folder: Path) 
 
 
 def test_train_may_choose_its_settings_itself(drawn_folder: Path, tmp_path: Path) -> None:
-    quick = ["model.width=2", "train.tensorboard=false"]
+    quick = ["model.width=2", "train.trackers=[]"]
     out = tmp_path / "run"
     notan.train(drawn_folder, auto=True, epochs=1, out=out, overrides=quick)
     assert "chosen by notan" in (out / "auto.toml").read_text().lower()

@@ -40,7 +40,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         # each epoch of six trainings opens the same files, and no fact is of the report
         patch.setattr("notan.io.images.read_image", cache(read_image))
-        patch.setattr("notan.data.folders.read_mask", cache(read_mask))
+        patch.setattr("notan.data.annotations.labels.read_mask", cache(read_mask))
         patch.setattr("notan.cli.train._report", no_report)
         return collect(data.parent, folder)
 

@@ -32,7 +32,7 @@ MOST_IMPORTS_FROM_OTHER_ROOMS = 14
 LEANING_STILL = {"src/notan/api.py": 22, "src/notan/pretraining/pretrainer.py": 23}
 """Modules above that, which may only come down."""
 
-MOST_LINES, MOST_FILES = 51_000, 219
+MOST_LINES, MOST_FILES = 55_300, 230
 """The aim was 21,000 lines in 125 files, and 27,100 were reached; reading files as people have
 them took 2,600 more. A new feature may raise this by what it needs, nothing else may."""
 
@@ -230,7 +230,8 @@ def test_every_dependency_is_pinned_by_the_constraints_and_explained() -> None:
     project = tomllib.loads(text)["project"]
     groups = project["optional-dependencies"]
     extras = [word for words in groups.values() for word in words]
-    unpinned = {*groups["timm"]}  # its torchvision does not import beside a CPU torch
+    # timm's torchvision does not import beside a CPU torch; the others are tested apart
+    unpinned = {*groups["timm"], *groups["mlflow"], *groups["wandb"]}
     pinned = {
         line.split("==")[0].lower().replace("_", "-")
         for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         OwnOptimizer,
         OwnSchedule,
         OwnTransform,
+        Tracker,
         TrainResult,
     )
     from notan.types import ProgressCallback
@@ -76,7 +77,7 @@ def train(
     optimizer: OwnOptimizer | None = None,
     schedule: OwnSchedule | None = None,
     transform: OwnTransform | None = None,
-    logger: OwnLogger | None = None,
+    logger: OwnLogger | Tracker | None = None,
     out: PathLike | None = None,
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
@@ -109,7 +110,8 @@ def train(
         optimizer: Of your own: ``optimizer(weights)`` returns a ``torch.optim.Optimizer``.
         schedule: Of your own: ``schedule(step, steps)`` returns the learning rate's factor.
         transform: An augmentation of your own: ``transform(image=, mask=)`` returns both by name.
-        logger: Called after every epoch with the line that history.jsonl gets.
+        logger: Called after every epoch with the line that history.jsonl gets; or a
+            ``notan.training.Tracker`` of your own.
         out: The run folder; None takes a fresh one under ``runs/``.
         overwrite: Replace a run that is already in ``out``.
         progress: Called after each epoch with the number of those that are done, and of all; a

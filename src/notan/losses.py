@@ -12,8 +12,10 @@ Means over images run over the images that have a valid pixel; with none at all 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -32,6 +34,36 @@ if TYPE_CHECKING:
 
 LossTerm: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits, targets, valid) -> scalar loss."""
+
+
+def _all_here(count: Tensor) -> Tensor:
+    return count
+
+
+_whole: ContextVar[Callable[[Tensor], Tensor]] = ContextVar("_whole", default=_all_here)
+"""From a count of pixels or images here to that of the whole batch."""
+
+
+@contextlib.contextmanager
+def counted_across(total: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let means be over a batch of which only a slice is here: the slices' losses add up to it.
+
+    Args:
+        total: From a count in this slice, a scalar, to that in all slices.
+    """
+    token = _whole.set(total)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+def share_of_whole(images: int, like: Tensor) -> Tensor | float:
+    """Return the share of the batch's images that are here, a scalar like another tensor."""
+    if _whole.get() is _all_here:
+        return 1.0
+    here = torch.tensor(float(images), dtype=like.dtype, device=like.device)
+    return here / _whole.get()(here)
 
 
 def bce(logits: Logits, targets: Masks, valid: Masks) -> Tensor:
@@ -425,13 +457,13 @@ def _check_shapes(logits: Tensor, targets: Tensor, valid: Tensor) -> None:
 
 def _mean_over_pixels(losses: Tensor, valid: Tensor) -> Tensor:
     """Average (n, pixels) over the valid pixels; 0 when there is none."""
-    return (losses * valid).sum() / valid.sum().clamp(min=1)
+    return (losses * valid).sum() / _whole.get()(valid.sum()).clamp(min=1)
 
 
 def _mean_over_images(losses: Tensor, valid: Tensor) -> Tensor:
     """Average (n,) over the images with a valid pixel; 0 when there is none."""
     seen = valid.any(dim=1)
-    return losses.masked_fill(~seen, 0).sum() / seen.sum().clamp(min=1)
+    return losses.masked_fill(~seen, 0).sum() / _whole.get()(seen.sum()).clamp(min=1)
 
 
 def _jaccard_steps(errors: Tensor, targets: Tensor, valid: Tensor) -> Tensor:

@@ -28,8 +28,14 @@ SETTINGS = "run.toml"
 RECIPE = "auto.toml"
 """What chose the settings, where notan train --auto did, with its reasons."""
 
+FOLD_SETTINGS = "folds.toml"
+"""Of a cross-validation, in a folder that holds a run folder for each fold."""
+
 SPLIT = "validation.txt"
-EVENTS = "tensorboard"
+EVENTS, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"
+TRACKED = "trackers.json"
+"""What trackers call the run, so that it goes on there too."""
+
 PAGE, CONTENT, CHARTS = "report.html", "report.json", "report"
 """What notan.report adds when the training is over."""
 
@@ -42,7 +48,7 @@ STATES = "last"
 STATE_FILES = "[0-9]*.safetensors"
 FILES = (
     *(BEST, HISTORY, SETTINGS, SPLIT, INCIDENTS, PAGE, CONTENT, RECIPE),
-    *(PROFILE, PROFILE_PAGE),
+    *(PROFILE, PROFILE_PAGE, TRACKED),
 )
 """What a training leaves, beside its states and folders."""
 
@@ -130,7 +136,7 @@ class RunFolder:
             StorageError: The folder is a file, or may not be changed.
         """
         self._remove(*{*self.files} - {*keep}, f"{STATES}/{STATE_FILES}")
-        for inner in (EVENTS, CHARTS):
+        for inner in (EVENTS, MLFLOW, WANDB, CHARTS):
             shutil.rmtree(self.path / inner, ignore_errors=True)
 
     def _remove(self, *patterns: str) -> None:

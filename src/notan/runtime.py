@@ -78,6 +78,11 @@ class Precision:
         return self.dtype is torch.float16
 
 
+def processes() -> int:
+    """Return how many processes torchrun, or whoever sets its variables, has started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 def find_device(name: str) -> torch.device:
     """Return the device of a name: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
 

@@ -15,7 +15,7 @@ from notan.training import train
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUICK = {"train.epochs": 1, "model.width": 2, "train.tensorboard": False}
+QUICK = {"train.epochs": 1, "model.width": 2, "train.trackers": ()}
 
 
 def test_the_recipe_reads_back_to_the_run(drawn_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from PIL import Image
 from needs import case
 from notan.checking.label_errors import divide
 from notan.config import Data, Masks, load_run
-from notan.data import folders
+from notan.data import dividing
+from notan.data.annotations import labels
 from notan.data.folders import open_split
 from notan.data.splits import choose_folds, choose_validation, name_groups
 from notan.data.survey import survey
@@ -33,7 +34,7 @@ SMALL = {
     "preprocess.image_size": 32,
     "train.epochs": 1,
     "train.batch_size": 8,
-    "train.tensorboard": False,
+    "train.trackers": (),
     "train.log_images": 0,
     "device": "cpu",
 }
@@ -274,7 +275,7 @@ def test_a_mask_is_read_once_for_the_split_and_the_survey(
         read[path.name] += 1
         return real(path, rule)
 
-    monkeypatch.setattr(folders, "read_mask", counted)
+    monkeypatch.setattr(labels, "read_mask", counted)
     for part in ("train", "val"):
         survey(open_split(Data(path=tmp_path), part, seed=0))
     assert set(read.values()) == {1}
@@ -324,7 +325,7 @@ def test_a_resumed_run_keeps_the_validation_images_that_it_wrote_down(
         save(data, f"{number}.png", draw(number))
     run = small(data, **{"data.validation_fraction": 0.25})
     with monkeypatch.context() as patch:  # as a version that chose otherwise had it
-        patch.setattr(folders, "choose_validation", lambda *_, **__: frozenset("048"))
+        patch.setattr(dividing, "choose_validation", lambda *_, **__: frozenset("048"))
         train(run, out=out)
     assert parts(data, validation_fraction=0.25)[1] != {"0", "4", "8"}
     longer = run.model_copy(update={"train": run.train.model_copy(update={"epochs": 2})})

@@ -106,7 +106,7 @@ def test_bits_in_use_are_found_said_and_kept(
         batch_size=4,
         image_size=32,
         device="cpu",
-        overrides=("model.width=4", "train.tensorboard=false"),
+        overrides=("model.width=4", "train.trackers=[]"),
         out=tmp_path / "run",
     )
     assert "4095 is read as white" in caplog.text
@@ -205,7 +205,7 @@ def test_what_the_owner_said_stands_in_the_card_and_judges_the_model(tmp_path: P
         device="cpu",
         overrides=(
             "model.width=4",
-            "train.tensorboard=false",
+            "train.trackers=[]",
             "data.masks.foreground=1",
             "data.masks.ignore=255",
         ),

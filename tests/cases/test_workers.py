@@ -190,7 +190,7 @@ def test_the_case_trains_with_little_shared_memory(tmp_path: Path) -> None:
     words = (
         f"mount -t tmpfs -o size=20m tmpfs /dev/shm && exec {sys.executable} -m notan train "
         f"--data-path {folder} --image-size 256 --batch-size 4 model.width=4 --device cpu "
-        f"--epochs 1 data.workers=2 train.tensorboard=false --out {tmp_path / 'out'}"
+        f"--epochs 1 data.workers=2 train.trackers=[] --out {tmp_path / 'out'}"
     )
     command = ["unshare", "-rm", "bash", "-c", words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)

@@ -12,7 +12,7 @@ from notan.config import load_run
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUICK = ("--epochs", "1", "model.width=2", "train.tensorboard=false", "preprocess.image_size=16")
+QUICK = ("--epochs", "1", "model.width=2", "train.trackers=[]", "preprocess.image_size=16")
 
 pytestmark = pytest.mark.usefixtures("without_reports")
 

@@ -15,26 +15,14 @@ from PIL import Image
 from notan.cli.main import main
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import NotanError
+from one_line import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 QUICK = ("--image-size", "16", "--epochs", "1", "--batch-size", "4", "model.width=2")
-QUIET = "train.tensorboard=false"
-
-
-def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Run a command that must fail; return its exit code and its one line."""
-    with pytest.raises(SystemExit) as stop:
-        main(words)
-    text = capsys.readouterr().err
-    assert "Traceback" not in text
-    lines = [line for line in text.splitlines() if line.startswith("notan: ")]
-    assert len(lines) == 1
-    assert text.splitlines()[-1] == lines[0]
-    assert isinstance(stop.value.code, int)
-    return stop.value.code, lines[0].removeprefix("notan: ")
+QUIET = "train.trackers=[]"
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ SCORED = (
 READING = "trimap-border foreground ignore mask-channel masks exif-orientation"
 FLAGS = {
     "train": "data-path time-limit auto model model-class encoder pretrained image-size "
-    "keep-aspect-ratio epochs batch-size learning-rate device out profile resume unlabelled "
+    "keep-aspect-ratio epochs batch-size learning-rate device folds out profile resume unlabelled "
     f"encoder-weights weights {READING} "
     "freeze-epochs teacher group-by patience seed deterministic detect-anomaly recipe "
     "write-recipe overwrite allow-changes",
@@ -44,7 +44,8 @@ FLAGS = {
     "batch-size learning-rate image-size device seed",
     "evaluate": SCORED,
     "inference": SCORED,
-    "predict": f"model out format resume profile frame-step tiles scale threshold tta {MACHINE}",
+    "predict": "model out format resume profile engine address frame-step tiles scale threshold "
+    f"tta {MACHINE}",
     "serve": "model host port token-file allow-host max-megabytes max-megapixels max-waiting "
     "deadline-seconds label-studio label-studio-token-file label train-project train-every "
     f"train-time-limit train-out threshold tta {MACHINE}",
@@ -56,13 +57,14 @@ FLAGS = {
     "ensemble": "out data-path batch-size device",
     "report": "data-path split model-class device out",
     "check": f"data-path strict layout model model-class folds epochs out {READING}",
+    "pack": f"data-path out shard-size overwrite {READING}",
     "download": "out",
     "demo": "out kind seed",
     "studio": (
         f"model compare findings corrections port open-browser threshold tta {MACHINE} {READING}"
     ),
 }
-TINY = ("model.width=2", "train.tensorboard=false")
+TINY = ("model.width=2", "train.trackers=[]")
 QUICK = ("--image-size", "16", "--epochs", "1", "--batch-size", "8")
 
 pytestmark = pytest.mark.usefixtures("without_reports")
@@ -210,7 +212,7 @@ def test_the_later_word_wins_from_defaults_to_recipe_to_flag_to_override(
 ) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
-        "seed = 5\n[train]\nepochs = 9\nbatch_size = 7\ntensorboard = false\n"
+        "seed = 5\n[train]\nepochs = 9\nbatch_size = 7\ntrackers = []\n"
         "gamma = 0.5\n[model]\nwidth = 2\n[preprocess]\nimage_size = [16, 32]\n"
     )
     flags = ["--epochs", "8", "--batch-size", "6", "train.epochs=1"]

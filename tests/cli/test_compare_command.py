@@ -15,7 +15,7 @@ from notan.modelfile.card import Checkpoint, load_checkpoint, save_checkpoint
 if TYPE_CHECKING:
     from pathlib import Path
 
-SMALL = ("model.width=2", "preprocess.image_size=16", "train.tensorboard=false")
+SMALL = ("model.width=2", "preprocess.image_size=16", "train.trackers=[]")
 
 
 def refused(words: list[object], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:

@@ -70,7 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def train(*words: str, out: str = "run") -> Path:
-    main(["train", "--data-path", "cells", *SMALL, "--out", out, *words, "train.tensorboard=false"])
+    main(["train", "--data-path", "cells", *SMALL, "--out", out, *words, "train.trackers=[]"])
     return Path(out) / "best.safetensors"
 
 
@@ -267,7 +267,7 @@ def test_it_trains_from_python_by_name_by_class_and_as_a_module() -> None:
     import mynet  # type: ignore[import-not-found]
 
     settings: dict[str, Any] = {"image_size": 16, "epochs": 1, "batch_size": 8, "device": "cpu"}
-    overrides = ["train.tensorboard=false", "model.arguments.width=3"]
+    overrides = ["train.trackers=[]", "model.arguments.width=3"]
     results = [
         notan.train("cells", model=own, overrides=overrides, out=f"run{number}", **settings)
         for number, own in enumerate(("mynet:Net", mynet.Net))

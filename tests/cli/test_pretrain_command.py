@@ -41,7 +41,7 @@ def test_from_images_to_a_training_that_starts_from_them(
     main(["pretrain", "--resume", str(run)])
     assert capsys.readouterr().out == said
     start = ("--encoder", "efficientnet_lite0", "--encoder-weights", str(weights))
-    out = ("--out", str(tmp_path / "run"), "train.tensorboard=false", "model.width=2")
+    out = ("--out", str(tmp_path / "run"), "train.trackers=[]", "model.width=2")
     main(["train", *data, *start, *QUICK, *out])
     card = read_card(tmp_path / "run" / "best.safetensors")
     assert "notan pretrain on 22 images of" in (card.pretrained or "")

@@ -14,7 +14,7 @@ from notan.errors import DataError
 from runs import no_report
 
 QUICK = ("--image-size", "16", "--epochs", "1", "--batch-size", "8", "--device", "cpu")
-TINY = ("model.width=2", "train.tensorboard=false")
+TINY = ("model.width=2", "train.trackers=[]")
 
 
 @pytest.fixture

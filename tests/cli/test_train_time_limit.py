@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-QUICK = ["--image-size", "16", "--batch-size", "8", "model.width=2", "train.tensorboard=false"]
+QUICK = ["--image-size", "16", "--batch-size", "8", "model.width=2", "train.trackers=[]"]
 
 
 def test_a_time_limit_that_no_training_can_keep_leaves_a_model_and_says_what_is_missing(
@@ -39,7 +39,9 @@ def test_the_time_limit_becomes_seconds_and_brings_its_schedule(
 ) -> None:
     seen: list[Any] = []
 
-    def start(_: object, __: object, flags: Any, overrides: Any, frame: object) -> TrainResult:
+    def start(
+        _: object, __: object, flags: Any, overrides: Any, frame: object, ___: object
+    ) -> TrainResult:
         seen.append((load_run(flags=flags, overrides=overrides).train, frame))
         return TrainResult(tmp_path / "best.safetensors", 0.5, 1, -1.0, time_for_report=False)
 

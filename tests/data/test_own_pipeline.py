@@ -90,7 +90,7 @@ def test_a_callable_from_python_goes_through_training(tmp_path: Path) -> None:
         return {"image": cv2.add(image, np.full_like(image, 9)), "mask": mask}
 
     flags = {"model.width": 2, "preprocess.image_size": 32, "train.epochs": 2}
-    run = load_run(flags={**flags, "train.tensorboard": False, "device": "cpu"})
+    run = load_run(flags={**flags, "train.trackers": (), "device": "cpu"})
     training, validation = DrawnSource(4, size=(24, 30)), DrawnSource(2, size=(24, 30), first=4)
     result = train(
         run, out=tmp_path / "own", training=training, validation=validation, transform=brighten

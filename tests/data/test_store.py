@@ -17,8 +17,9 @@ import pytest
 
 from notan.config import Data, Masks, load_run
 from notan.data import cache_file, store
+from notan.data.annotations.labels import mask_labels
 from notan.data.batches import BatchLoader, SampleDataset
-from notan.data.folders import folder_source, mask_labels, open_split
+from notan.data.folders import folder_source, open_split
 from notan.data.samples import FileSource, ImageReading, Labels, Pair
 from notan.data.store import StoredSource, keep_decoded
 from notan.data.synthetic import DrawnSource, write_folder

@@ -96,6 +96,16 @@ def test_what_was_saved_is_loaded(small_checkpoint: Path, tmp_path: Path) -> Non
         assert torch.equal(tensor, again.weights[name])
 
 
+def test_the_same_model_is_the_same_bytes(small_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint, files = load_checkpoint(small_checkpoint), set()
+    for number in range(8):  # an order of chance would show in one of two
+        save_checkpoint(tmp_path / str(number), checkpoint)
+        files.add((tmp_path / str(number)).read_bytes())
+    assert len(files) == 1
+    (content,) = files
+    assert (8 + int.from_bytes(content[:8], "little")) % 8 == 0  # as readers that map it want
+
+
 def test_the_card_says_what_the_model_is_and_where_it_comes_from(
     small_checkpoint: Path, small_run: Run
 ) -> None:

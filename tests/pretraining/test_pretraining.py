@@ -288,7 +288,7 @@ def test_a_score_on_images_that_the_encoder_knows_says_so(
     encoder = pretrain(tiny(images, **more), out=tmp_path / "second").encoder
     flags = {"data.path": drawn_folder, "model.encoder": "tiny", "preprocess.image_size": 32}
     learning = {"model.width": 1, "train.epochs": 1, "train.encoder_weights": encoder}
-    run = load_run(flags={**flags, **learning, "train.tensorboard": False})
+    run = load_run(flags={**flags, **learning, "train.trackers": ()})
     card = read_card(train(run, out=tmp_path / "run").checkpoint)
     test = find_seen(card, open_split(run.data, "test", seed=0))
     assert len(test.unmasked) == 6

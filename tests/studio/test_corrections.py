@@ -21,7 +21,7 @@ from PIL import Image
 
 import studio_runs
 from notan.config import Data
-from notan.data.folders import open_annotated
+from notan.data.folders import open_divided
 from notan.errors import ConfigError, DataError, StorageError
 from notan.io.digest import hash_content
 from notan.studio.gallery import Gallery
@@ -119,7 +119,7 @@ def test_an_accepted_mask_is_data_that_training_reads(data: Path, tmp_path: Path
     accept(store, journal)
     store.close()
     folder = tmp_path / "cells-corrections"
-    (source,) = open_annotated(Data(path=folder))
+    ((source, _),) = open_divided(Data(path=folder))
     assert source.names == ["spot-0000"]
     np.testing.assert_array_equal(source[0].mask, mask_of(journal.raster()))
     with Image.open(data / "images" / "spot-0000.png") as image:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from notan.config import Data, Masks
-from notan.data.folders import find_layout, open_annotated
+from notan.data.folders import find_layout, open_divided
 from notan.io.images import read_image
 from notan.studio.datasets import DATASETS, ArchiveFile, Corrected, about, zipped
 from notan.studio.raster import encode_mask
@@ -81,7 +81,7 @@ def test_what_is_written_is_recognised_and_read_back_without_a_pixel_different(
     folder = unpacked(tmp_path / "out", name, images)
     data = Data(path=folder)
     assert find_layout(data) == READ_AS[name]
-    samples = {sample.name: sample for part in open_annotated(data) for sample in part}
+    samples = {sample.name: sample for part, _ in open_divided(data) for sample in part}
     assert set(samples) == set(MASKS)
     for each in images:
         np.testing.assert_array_equal(samples[each.name].mask, MASKS[each.name])
@@ -156,4 +156,4 @@ def test_classes_of_the_archives_have_one_name(tmp_path: Path, images: list[Corr
     for name in ("coco", "yolo", "geojson", "cvat", "voc", "nnunet"):
         folder = unpacked(tmp_path / name, name, images)
         data = Data(path=folder, masks=Masks(foreground=("foreground",)))
-        assert sum(map(len, open_annotated(data))) == len(MASKS)
+        assert sum(len(part) for part, _ in open_divided(data)) == len(MASKS)

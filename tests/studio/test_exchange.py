@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from notan.config import Data
-from notan.data.folders import open_annotated
+from notan.data.folders import open_divided
 from notan.errors import StorageError
 from notan.io.digest import hash_content
 from notan.io.images import read_image
@@ -119,7 +119,7 @@ def test_a_brought_image_is_listed_predicted_corrected_and_there_after_a_restart
         rows = ask(again, "/api/images").json()["images"]
         assert rows[2][8] == "accepted"
         assert not bring(again, "another name.png", content).json()["is_new"]
-    (part,) = open_annotated(Data(path=studio.store.folder))
+    ((part, _),) = open_divided(Data(path=studio.store.folder))
     (sample,) = part
     np.testing.assert_array_equal(sample.image, read_image(image.path))
     np.testing.assert_array_equal(sample.mask, mask_of(raster))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from notan.studio import trainer
+from notan import run_process
 from notan.studio.raster import mask_of
 from studio_runs import SIZE, Served
 from studio_tabs import PHONE, UNNAMED, ZOOMED, Tab, within
@@ -197,7 +197,7 @@ def test_the_view_of_teaching_says_what_goes_wrong(
     tab: Callable[..., Tab], served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = "print('notan: <b>no</b> room'); raise SystemExit(9)"
-    monkeypatch.setattr(trainer, "COMMAND", (sys.executable, "-c", script))
+    monkeypatch.setattr(run_process, "COMMAND", (sys.executable, "-c", script))
     here = tab(1.0, viewport=PHONE, color_scheme="dark")
     page = here.page
     page.evaluate("location.hash = '#/teach'")
@@ -210,7 +210,7 @@ def test_the_view_of_teaching_says_what_goes_wrong(
     page.click("#teach-begin")
     page.wait_for_selector("#teach-error:not([hidden])")
     assert page.inner_text("#teach-error") == "<b>no</b> room"
-    monkeypatch.setattr(trainer, "COMMAND", (sys.executable, "-c", "raise SystemExit(5)"))
+    monkeypatch.setattr(run_process, "COMMAND", (sys.executable, "-c", "raise SystemExit(5)"))
     page.click("#teach-resume")
     page.wait_for_selector("#teach-error:has-text('exit code 5')")
     (served.store.folder / "masks").rename(served.store.folder / "gone")

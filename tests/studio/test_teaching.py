@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from notan import run_process
 from notan.api import load
 from notan.config import Data
 from notan.data.folders import open_split
@@ -26,7 +27,6 @@ from notan.io.masks import read_mask
 from notan.modelfile.card import read_card
 from notan.run_folder import is_in_use
 from notan.studio import lessons as lessons_module
-from notan.studio import trainer
 from notan.studio.draw import Draw, open_draw
 from notan.studio.lessons import Lesson, Lessons
 from notan.studio.shelf import GivenModel
@@ -107,7 +107,7 @@ def wait_idle(studio: Served) -> dict[str, Any]:
 
 def says(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Have a script take the place of the training."""
-    monkeypatch.setattr(trainer, "COMMAND", (sys.executable, "-c", script))
+    monkeypatch.setattr(run_process, "COMMAND", (sys.executable, "-c", script))
 
 
 # -- the draw -------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_a_training_that_fails_says_why_in_one_line(
 def test_a_command_that_cannot_be_run_is_a_failure_too(
     studio: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "COMMAND", ("/nowhere/python",))
+    monkeypatch.setattr(run_process, "COMMAND", ("/nowhere/python",))
     accept_masks(studio.store, range(COUNT))
     assert do(studio, "begin", seconds=60).status_code == 507
     (lesson,) = wait_idle(studio)["lessons"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 import notan
 from notan.checking import examine
-from notan.data import folders
+from notan.data import dividing
 from notan.errors import ConfigError, DataError
 from notan.modelfile.card import read_card
 
@@ -111,7 +111,7 @@ def test_a_class_that_no_image_has_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_was_recognised_is_said(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    folders._say_once.cache_clear()  # another test may have opened the folder
+    dividing.say_once.cache_clear()  # another test may have opened the folder
     with caplog.at_level(logging.INFO, logger="notan"), pytest.raises(DataError, match="2 classes"):
         notan.train(FILES / "labelme-windows", epochs=1, out=tmp_path / "run")
     assert "recognised as LabelMe's JSON files: all 8 images, classes cell, nucleus" in caplog.text

@@ -363,7 +363,7 @@ def test_an_ensemble_and_a_student_remember_what_was_seen(
 @pytest.mark.usefixtures("without_reports")
 def test_the_command_takes_a_folder(folder: Path, drawn_folder: Path, tmp_path: Path) -> None:
     words = ["train", "--data-path", str(drawn_folder), "--out", str(tmp_path / "run")]
-    quick = ["--image-size", "16", "--epochs", "1", "model.width=2", "train.tensorboard=false"]
+    quick = ["--image-size", "16", "--epochs", "1", "model.width=2", "train.trackers=[]"]
     main([*words, *quick, "--device", "cpu", "--unlabelled", str(folder)])
     best = tmp_path / "run" / "best.safetensors"
     card = load_checkpoint(best).card

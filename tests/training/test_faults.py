@@ -89,7 +89,7 @@ def test_an_image_that_becomes_unreadable_is_named_and_the_run_can_go_on(
         "--model",
         "little",
         "model.width=2",
-        "train.tensorboard=false",
+        "train.trackers=[]",
         "data.cache=off",
     ]
     with pytest.raises(SystemExit) as end:

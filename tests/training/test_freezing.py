@@ -309,7 +309,7 @@ def test_a_command_killed_beside_the_thaw_goes_on_as_if_it_had_not_been(
             "train.checkpoint_every_steps=1",
             "train.log_images=0",
         ),
-        *("train.schedule=cosine", "train.ema_decay=0.8", "train.tensorboard=false"),
+        *("train.schedule=cosine", "train.ema_decay=0.8", "train.trackers=[]"),
         "data.limit=16",
     )
     server.run(*words, "--out", tmp_path / "whole")

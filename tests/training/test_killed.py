@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EPOCHS, STEPS, EVERY = 5, 4, 3
 SETTINGS = (
     *("--epochs", EPOCHS, "--batch-size", 4, "--image-size", 16, "--learning-rate", 0.02),
-    *("model.name=little", "model.width=2", "train.tensorboard=false"),
+    *("model.name=little", "model.width=2", "train.trackers=[]"),
     *("train.ema_decay=0.9", "train.schedule=cosine", f"train.checkpoint_every_steps={EVERY}"),
 )
 

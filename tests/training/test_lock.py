@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WORDS = "another training is writing into this folder at this moment; wait for it, stop it, or"
 SETTINGS = ("--epochs", 6, "--batch-size", 3, "--image-size", 16, "--learning-rate", 0.02)
 SMALL = (
-    *("model.name=little", "model.width=2", "train.tensorboard=false"),
+    *("model.name=little", "model.width=2", "train.trackers=[]"),
     "train.checkpoint_every_steps=1",
 )
 

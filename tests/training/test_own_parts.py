@@ -313,7 +313,7 @@ def test_they_are_given_to_notan_train(drawn_folder: Path, tmp_path: Path) -> No
         drawn_folder,
         image_size=16,
         epochs=1,
-        overrides=["model.width=2", "train.tensorboard=false"],
+        overrides=["model.width=2", "train.trackers=[]"],
         logger=seen.append,
         out=tmp_path / "run",
         **PARTS,

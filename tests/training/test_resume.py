@@ -34,11 +34,12 @@ from runs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from notan.config import Run
     from notan.data.batches import Batch
+    from notan.data.loading import Batches
 
 IMAGES = Drawn(12, size=(24, 30))
 CHECKS = Drawn(4, size=(24, 30), first=12)
@@ -72,7 +73,7 @@ def in_validation(number: int, action: Callable[[Trainer], None]) -> Callable[..
     calls = itertools.count(1)
     original = Trainer.until_stopped
 
-    def replaced(trainer: Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def replaced(trainer: Trainer, batches: Batches) -> Iterator[Batch]:
         for batch in original(trainer, batches):
             if next(calls) == number:
                 action(trainer)
@@ -401,7 +402,7 @@ def test_resumed_curves_have_one_point_for_each_epoch(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = tiny(
         train__epochs=4,
-        train__tensorboard=True,
+        train__trackers=("tensorboard",),
         train__checkpoint_every_steps=1,
         train__log_images=1,
     )

@@ -211,7 +211,7 @@ def test_a_limit_on_file_sizes_ends_a_run_that_can_go_on_without_it(
         16,
     )
     words += ("--learning-rate", 0.02, "--model", "little", "model.width=2")
-    words += ("train.tensorboard=false",)
+    words += ("train.trackers=[]",)
     server.run(*words, "--epochs", 4, "--out", tmp_path / "whole")
     server.run(*words, "--epochs", 2, "--out", tmp_path / "run")
     (state,) = (tmp_path / "run" / "last").iterdir()

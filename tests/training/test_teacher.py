@@ -262,7 +262,7 @@ def test_an_ensemble_can_teach(drawn_folder: Path, small_run: Run, tmp_path: Pat
     models = [train(run, out=tmp_path / str(run.seed)).checkpoint for run in runs]
     whole = make_ensemble(models, tmp_path / "e.safetensors").path
     words = ["train", "--data-path", str(drawn_folder), "--out", str(tmp_path / "student")]
-    quick = ["--image-size", "32", "--epochs", "1", "model.width=2", "train.tensorboard=false"]
+    quick = ["--image-size", "32", "--epochs", "1", "model.width=2", "train.trackers=[]"]
     main([*words, *quick, "--device", "cpu", "--teacher", str(whole)])
     card = read_card(tmp_path / "student" / "best.safetensors")
     assert card.run.train.teacher == whole

@@ -98,6 +98,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         return decide(*arguments)
 
     monkeypatch.setattr("notan.training.time_limit.time", clock)
+    monkeypatch.setattr("notan.training.ranks.time", clock)
     monkeypatch.setattr("notan.training.time_limit.how_busy", lambda: clock.busy)
     monkeypatch.setattr(Schedule, "advance", advancing)
     monkeypatch.setattr(Trainer, "after_step", clock.after(Trainer.after_step))

@@ -316,7 +316,7 @@ def test_what_is_ignored_changes_neither_weights_nor_scores(tmp_path: Path) -> N
 
 def test_events_for_tensorboard_are_written_where_they_are_wanted(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run = tiny(train__tensorboard=True, train__log_images=2)
+    run = tiny(train__trackers=("tensorboard",), train__log_images=2)
     train_own(run, tmp_path / "run")
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     content = events.read_bytes()

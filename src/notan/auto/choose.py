@@ -304,7 +304,7 @@ those so far, whatever the machine's speed; see ``WeightAverage``."""
 def validation(case: Case) -> Iterator[ChosenSetting]:
     """Set aside enough images to choose by, where the data have no validation part."""
     images = case.images
-    if not images.makes_validation:
+    if not images.makes_validation or case.get("data.fold"):
         return
     pairs = images.training + images.validation
     usual = float(case.get("data.validation_fraction"))

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from notan.checking.diagnosis import Diagnosis, Finding, number_of, worst_first
-from notan.checking.reading import WHOLE, collect, label_reader
+from notan.checking.reading import WHOLE, collect
 from notan.checking.suspicion import SuspectRanking, judge_all, rank
-from notan.data.folders import groups_of, image_reading
+from notan.data.folders import groups_of, image_reading, label_reader
 from notan.data.samples import (
     FileSource,
     Pair,
@@ -367,7 +367,7 @@ def plan_search(
     # images without masks: each fold would see the held-out ones among them
     settings: dict[str, object] = {
         "epochs": epochs,
-        "tensorboard": False,
+        "trackers": (),
         "log_images": 0,
         "teacher": None,
         "encoder_weights": None,

@@ -21,9 +21,10 @@ from notan.checking.alignment import Alignment, align
 from notan.checking.diagnosis import Finding, Severity, number_of
 from notan.data.annotations.formats import FORMATS, read_annotations
 from notan.data.copies import Plane, digest_of, thumbnail_of
-from notan.data.folders import annotation_reader, annotations_in_words, mask_labels
+from notan.data.folders import annotations_in_words, label_reader
 from notan.data.layouts import (
     SUFFIXES,
+    SUFFIXES_OF,
     find_parts,
     image_files,
     match,
@@ -31,8 +32,9 @@ from notan.data.layouts import (
     unread_partner,
 )
 from notan.data.layouts import WHOLE as WHOLE
-from notan.data.pets import pair_of, split_names, trimap_labels
+from notan.data.pets import pair_of, split_names
 from notan.data.samples import Labels
+from notan.data.shards import find_pack, packed_pair
 from notan.data.survey import ImageValues, choose_reading, look_into_channels, reading_lines
 from notan.errors import DataError, UnsupportedError
 from notan.io.headers import read_contents, read_format, read_size
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
     from notan.config import Data, TrimapBorder
     from notan.data.layouts import FolderPart, Matching
+    from notan.data.shards import Pack
     from notan.io.images import ImageReading
     from notan.types import Image8, Mask, Size
 
@@ -84,7 +87,9 @@ def collect(
             annotations cannot be read.
     """
     try:
-        if layout in FORMATS:
+        if pack := find_pack(folder):
+            entries, findings = _packed(pack)
+        elif layout in FORMATS:
             entries, findings = _annotated(folder, layout)
         elif layout == "pets":
             entries, findings = _pets(folder)
@@ -101,6 +106,15 @@ def collect(
             f"files ending in {', '.join(sorted(SUFFIXES))} were wanted"
         )
     return entries, findings
+
+
+def _packed(pack: Pack) -> tuple[list[Entry], list[Finding]]:
+    """List the images of packed data."""
+    pairs = ((packed_pair(pack, sample), sample.split) for sample in pack.samples)
+    entries = [
+        Entry(pair.name, split, pair.image, pair.mask, pair.channels) for pair, split in pairs
+    ]
+    return entries, [Finding("recognised", "note", f"{pack.folder}: {pack.in_words()}")]
 
 
 def _annotated(folder: Path, layout: str) -> tuple[list[Entry], list[Finding]]:
@@ -253,23 +267,6 @@ def _named(files: Sequence[Path]) -> str:
     return f"{names} {'is' if len(files) == 1 else 'are'}"
 
 
-SUFFIXES_OF = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"),  # several JPEGs in one file, from cameras
-    "PNG": (".png",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "DIB": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-    "PPM": (".pgm", ".ppm", ".pbm"),
-    "JPEG2000": (".jp2",),
-    "AVIF": (".avif",),
-    "NPY": (".npy",),
-    "HEIF": (".heic", ".heif"),
-}
-"""The names that each format goes by."""
-
 PLACE_SIDE = 16
 
 Fault: TypeAlias = Literal["unreadable", "truncated", "ambiguous", "unsupported"]
@@ -406,20 +403,6 @@ def read_choices(entries: Sequence[Entry], data: Data) -> tuple[list[Finding], I
     ]
     findings += [Finding("image-choice", "note", line) for line in reading_lines(reading, images)]
     return findings, reading
-
-
-def label_reader(layout: str, data: Data) -> Callable[[Path], Labels]:
-    """Return how masks of a layout are read as two classes.
-
-    Raises:
-        ConfigError: The owner names a class that is not there.
-        DataError: There are several classes, and the owner does not say which counts.
-    """
-    if layout == "pets":
-        return partial(trimap_labels, trimap_border=data.trimap_border)
-    if layout in FORMATS and data.path:
-        return annotation_reader(data.path, layout, data)
-    return partial(mask_labels, rule=data.masks)
 
 
 def mask_reader(layout: str, data: Data) -> Callable[[Path], MaskPixels]:

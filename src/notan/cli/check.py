@@ -17,10 +17,10 @@ from notan.cli.flags import (
     ReadingFlags,
     Switch,
     flag,
+    only_data,
     settings_of,
 )
-from notan.config import load_run
-from notan.config.sections import Layout
+from notan.config import Layout, load_run
 from notan.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from notan.checking.label_errors import LabelPlan, LabelSearch
 
 JSON, PAGE = "check.json", "check.html"
-DATA = "data."
 
 
 def check(
@@ -73,11 +72,7 @@ def check(
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
     plan = _plan(model, folds, epochs, model_class)
     flags = {**settings_of(reading), "data.layout": layout}
-    for word in overrides:
-        if not word.startswith(DATA):
-            raise ConfigError(
-                f"{word}: a check takes settings of the data only, such as {DATA}white"
-            )
+    only_data(overrides, "a check takes")
     diagnosis = examine(data_path, load_run(flags=flags, overrides=overrides).data)
     diagnosis = diagnosis.model_copy(update={"is_final": plan is None})
     folder = out or fresh_folder(Path("runs") / "check")

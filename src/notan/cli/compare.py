@@ -179,8 +179,9 @@ def ensemble(
 
     It answers with their weighted mean. Weights, calibration and threshold are chosen on the
     validation images of the first model, on which none of them may have been trained: give all
-    trainings one split, data.split_seed=0, where the data have no val/ part. The file is used like
-    any other model, and takes the time of all its members.
+    trainings one split, data.split_seed=0, where the data have no val/ part. Folds of one
+    cross-validation are chosen for by what each says of the images that it has not seen. The file
+    is used like any other model, and takes the time of all its members.
 
     Args:
         out: The file to write, such as ensemble.safetensors.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from tyro.conf import Positional, arg
 
 from notan.config import Run
+from notan.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -119,6 +120,13 @@ def settings_of(*groups: object) -> Mapping[str, object]:
         if SETTING in each.metadata
         for value in (getattr(group, each.name),)
     }
+
+
+def only_data(overrides: tuple[str, ...], who: str) -> None:
+    """Refuse settings that are not about the data, in the words of who takes none."""
+    for word in overrides:
+        if not word.startswith("data."):
+            raise ConfigError(f"{word}: {who} settings of the data only, such as data.white")
 
 
 @dataclass(frozen=True)

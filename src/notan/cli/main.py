@@ -18,12 +18,20 @@ from notan.cli.check import check, download
 from notan.cli.compare import benchmark_models, compare, ensemble
 from notan.cli.demo import demo
 from notan.cli.evaluate import evaluate, inference, report
+from notan.cli.export import export
+from notan.cli.pack import pack
 from notan.cli.parse import parse
-from notan.cli.predict import export, predict, submit
+from notan.cli.predict import predict, submit
 from notan.cli.serve import serve
 from notan.cli.studio import studio
 from notan.cli.train import pretrain, train
-from notan.errors import NotanError, StoppedBySignal, explaining_extras, explaining_memory
+from notan.errors import (
+    ConfigError,
+    NotanError,
+    StoppedBySignal,
+    explaining_extras,
+    explaining_memory,
+)
 from notan.version import __version__
 
 if TYPE_CHECKING:
@@ -34,7 +42,7 @@ GROUPS = {
     "Train": (train, pretrain, benchmark_models),
     "Judge": (evaluate, inference, compare, report),
     "Use": (predict, serve, export, ensemble, submit),
-    "Look after data": (studio, check, download, demo),
+    "Look after data": (studio, check, pack, download, demo),
 }
 COMMANDS = {
     command.__name__.replace("_", "-"): command
@@ -69,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        _refuse_to_be_many(words[0])
         command = parse(words, COMMANDS)
         extra = explaining_extras("training" if words[0] == "train" else f"notan {words[0]}")
         with explaining_memory(), extra, _ending_as_by_ctrl_c():
@@ -87,6 +96,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(getattr(interrupt, "exit_code", INTERRUPTED))
     except BrokenPipeError:  # somebody's `| head` has read enough
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives as long as the process
+
+
+def _refuse_to_be_many(command: str) -> None:
+    """Refuse torchrun in front of a command whose processes would all write the same files.
+
+    Raises:
+        ConfigError: It is there.
+    """
+    if "RANK" not in os.environ or command == "train":
+        return
+    from notan.runtime import processes
+
+    if processes() > 1:
+        raise ConfigError(
+            f"torchrun has started {processes()} processes, and notan {command} is one: start it "
+            "without; only notan train divides its work among several"
+        )
 
 
 def _let_no_name_end_a_command() -> None:

@@ -1,14 +1,17 @@
-"""Models in use: ``notan predict``, ``submit`` and ``export``."""
+"""Models in use: ``notan predict`` and ``submit``."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import logging
 import signal
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -16,27 +19,25 @@ from notan.cli.flags import (
     MACHINE,
     MASKS,
     DataPath,
-    KnownDataPath,
     MachineFlags,
     MaskFlags,
-    ModelClass,
     Switch,
     flag,
     load_predictor,
 )
-from notan.errors import ConfigError, DataError
+from notan.errors import ConfigError, DataError, StoppedBySignal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Self
 
-    from tqdm import tqdm
-
-    from notan.exporting import Kind
-    from notan.modelfile.card import Exported
+    from notan.prediction.formats import Writers
     from notan.prediction.inputs import Found, Item
     from notan.prediction.pipeline import Pipeline
     from notan.prediction.predictor import Predictor
     from notan.prediction.table import PredictionTable
+    from notan.scale.blocks import Manifest
+    from notan.scale.ray_engine import RayPrediction
 
 logger = logging.getLogger("notan")
 
@@ -62,7 +63,21 @@ class InputFlags:
     scale: Annotated[float | None, flag("FRACTION", "as training saw its images")] = None
 
 
-INPUT = InputFlags()
+@dataclass(frozen=True)
+class EngineFlags:
+    """What hands out the work.
+
+    Attributes:
+        engine: ray predicts blocks of images on all GPUs, or sets of cores, of one machine or many
+            (pip install 'notan[ray]').
+        address: HOST:PORT of a Ray that runs, or auto for the one on this machine.
+    """
+
+    engine: Annotated[Literal["local", "ray"], arg(metavar="local|ray")] = "local"
+    address: Annotated[str | None, flag("HOST:PORT|auto", "one is started here")] = None
+
+
+INPUT, ENGINE = InputFlags(), EngineFlags()
 
 
 def predict(
@@ -78,6 +93,7 @@ def predict(
     input: OmitArgPrefixes[InputFlags] = INPUT,  # noqa: A002 - the title of its flags
     mask: OmitArgPrefixes[MaskFlags] = MASKS,
     machine: OmitArgPrefixes[MachineFlags] = MACHINE,
+    engine: OmitArgPrefixes[EngineFlags] = ENGINE,
 ) -> None:
     """Write the masks of images, folders and videos.
 
@@ -109,49 +125,130 @@ def predict(
     from notan.io.video import VIDEO_SUFFIXES
     from notan.prediction.formats import Writers
     from notan.prediction.inputs import find_inputs, refuse_outputs_over_inputs
-    from notan.prediction.pipeline import Pipeline
-    from notan.prediction.table import PredictionTable
     from notan.prediction.tiles import make_tiling
 
     if input.frame_step < 1:
         raise ConfigError(f"--frame-step is {input.frame_step}; 1 or more is wanted")
     _refuse_no_batch(machine)
+    _refuse_beside_engine(engine, profile=profile)
     found = find_inputs(inputs)
     if model is None:
         _say_what_the_default_model_knows()
     tiling = make_tiling(always=input.tiles, scale=input.scale)
-    predictor = load_predictor(model, mask, machine, tiling=tiling)
-    writers = Writers([name.strip() for name in format.split(",")], out, resume=resume)
+    load = functools.partial(load_predictor, model, mask, machine, tiling=tiling)
+    names = [name.strip() for name in format.split(",")]
+    writers = Writers(names, out, resume=resume)
     refuse_outputs_over_inputs(found, writers.paths)
-    table = PredictionTable.begin(out, _settings(predictor), resume=resume)
-    batch_size = predictor.choose_batch_size(machine.batch_size)
+    if engine.engine == "ray":
+        table = _predict_on_ray(
+            *(load, found, writers),
+            resume=resume,
+            frame_step=input.frame_step,
+            machine=machine,
+            address=engine.address,
+        )
+    else:
+        table = _predict_here(
+            *(load(), found, writers),
+            resume=resume,
+            frame_step=input.frame_step,
+            batch_size=machine.batch_size,
+            profile=profile,
+        )
+    _say_what_is_done(table, out)
+    for folder in (each for each in inputs if each.is_dir()):
+        if others := passed_over(folder, SUFFIXES | VIDEO_SUFFIXES):
+            print(f"passed over in {folder}: {others}")
+    _raise_failures(table)
+
+
+def _refuse_beside_engine(engine: EngineFlags, *, profile: bool) -> None:
+    if engine.engine == "local" and engine.address is not None:
+        raise ConfigError(f"--address {engine.address}: of a Ray; give --engine ray too")
+    if engine.engine == "ray" and profile:
+        raise ConfigError("--profile measures one process; leave it or --engine ray out")
+
+
+def _predict_here(
+    predictor: Predictor,
+    found: Sequence[Found],
+    writers: Writers,
+    *,
+    resume: bool,
+    frame_step: int,
+    batch_size: int | None,
+    profile: bool,
+) -> PredictionTable:
+    """Predict in this process."""
+    from notan.prediction.inputs import items_of
+    from notan.prediction.pipeline import Pipeline
+    from notan.prediction.table import PredictionTable, output_settings
+
+    table = PredictionTable.begin(writers.out, output_settings(predictor), resume=resume)
+    batch_size = predictor.choose_batch_size(batch_size)
     if profile:
         from notan.prediction.profile import profile_prediction
 
         page = profile_prediction(
-            *(predictor, found, writers.names),
-            batch_size=batch_size,
-            frame_step=input.frame_step,
+            *(predictor, found, writers.names), batch_size=batch_size, frame_step=frame_step
         )
-        page.save(out)
+        page.save(writers.out)
         print(page.in_words())
     pipeline = Pipeline(predictor, writers, table, batch_size=batch_size, images=len(found))
+    reading = predictor.preprocessor.reading
+    items = itertools.chain.from_iterable(
+        items_of(file, frame_step=frame_step, reading=reading) for file in found
+    )
     try:
-        _run(pipeline, found, input.frame_step, predictor)
+        with _Progress(len(found)) as progress, _saying_how_to_go_on(pipeline):
+            pipeline.progress = progress.image
+            pipeline.run(items)
     finally:
         writers.close()
+    if pipeline.timing.seconds >= LONG_SECONDS and pipeline.timing.images:
+        logger.info("%s", pipeline.timing.in_words())
+    return table
+
+
+def _predict_on_ray(
+    load: Callable[[], Predictor],
+    found: Sequence[Found],
+    writers: Writers,
+    *,
+    resume: bool,
+    frame_step: int,
+    machine: MachineFlags,
+    address: str | None,
+) -> PredictionTable:
+    """Predict on the workers of a Ray."""
+    from notan.scale.ray_engine import RayPrediction
+
+    prediction = RayPrediction(
+        *(load, writers.out, writers.names),
+        frame_step=frame_step,
+        batch_size=machine.batch_size,
+        resume=resume,
+    )
+    begun = time.monotonic()
+    with _Progress(len(found)) as progress, _saying_how_to_go_on(prediction):
+        prediction.progress = progress.block
+        table = prediction.run(found, address=address, device=machine.device, cores=machine.threads)
+    if (seconds := time.monotonic() - begun) >= LONG_SECONDS and table.predicted:
+        logger.info(
+            "%.1f images a second from files to files, by %d workers and the start of Ray",
+            table.predicted / seconds,
+            prediction.workers,
+        )
+    return table
+
+
+def _say_what_is_done(table: PredictionTable, out: Path) -> None:
     if unsure := table.summary():
         print(unsure)
     notes = [f"{table.kept} were there already"] if table.kept else []
     notes += [f"{table.changed} changed since: predicted anew"] if table.changed else []
     kept = f" ({'; '.join(notes)})" if notes else ""
-    if pipeline.timing.seconds >= LONG_SECONDS and pipeline.timing.images:
-        logger.info("%s", pipeline.timing.in_words())
     print(f"{table.predicted + table.kept} of {table.total} images: {out}{kept}")
-    for folder in (each for each in inputs if each.is_dir()):
-        if others := passed_over(folder, SUFFIXES | VIDEO_SUFFIXES):
-            print(f"passed over in {folder}: {others}")
-    _raise_failures(table)
 
 
 def _say_what_the_default_model_knows() -> None:
@@ -160,59 +257,57 @@ def _say_what_the_default_model_knows() -> None:
     logger.info("no --model was given: %s", WHAT_IT_KNOWS)
 
 
-def _settings(predictor: Predictor) -> dict[str, str]:
-    """Name what decides how a mask comes out, beside its image."""
-    card = predictor.card
-    return {
-        "model": card.sha256 if card else "not known",
-        "postprocessing": predictor.postprocessing.model_dump_json(),
-        "tta": predictor.augment or "none",
-        "tiling": predictor.tiling.model_dump_json(),
-        "precision": predictor.precision,
-    }
-
-
-def _run(pipeline: Pipeline, found: Sequence[Found], frame_step: int, predictor: Predictor) -> None:
-    from tqdm import tqdm
-
-    from notan.errors import StoppedBySignal
-    from notan.prediction.inputs import items_of
-
-    reading = predictor.preprocessor.reading
-    items = itertools.chain.from_iterable(
-        items_of(file, frame_step=frame_step, reading=reading) for file in found
-    )
-    with tqdm(total=len(found), unit="image", leave=False, disable=None) as bar:
-        pipeline.progress = progress = _Progress(bar)
-        try:
-            pipeline.run(items)
-        except KeyboardInterrupt as stop:
-            number = stop.number if isinstance(stop, StoppedBySignal) else signal.SIGINT
-            by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-            raise StoppedBySignal(
-                f"stopped by {by}; {len(pipeline.table.rows)} images are done and whole: "
-                "give the same command with --resume to go on",
-                number,
-            ) from stop
-        finally:
-            for choice, count in progress.choices.items():
-                logger.info("images: %s (%d)", choice, count)
+@contextlib.contextmanager
+def _saying_how_to_go_on(work: Pipeline | RayPrediction) -> Iterator[None]:
+    """Add to Ctrl-C and SIGTERM how much is done by then."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if work.table is None:  # nothing was begun
+            raise
+        number = stop.number if isinstance(stop, StoppedBySignal) else signal.SIGINT
+        by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        raise StoppedBySignal(
+            f"stopped by {by}; {len(work.table.rows)} images are done and whole: "
+            "give the same command with --resume to go on",
+            number,
+        ) from stop
 
 
 class _Progress:
-    """Moves a bar on, and lengthens it by the frames and pages that are found on the way."""
+    """A bar that is lengthened by the frames and pages that are found on the way.
 
-    def __init__(self, bar: tqdm[NoReturn]) -> None:
-        self.bar = bar
+    In the end it says what reading has chosen.
+    """
+
+    def __init__(self, files: int) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=files, unit="image", leave=False, disable=None)
         self.seen: set[Path] = set()
         self.choices: Counter[str] = Counter()
 
-    def __call__(self, item: Item) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        for choice, count in self.choices.items():
+            logger.info("images: %s (%d)", choice, count)
+
+    def image(self, item: Item) -> None:
+        """Move on by an image."""
         if item.siblings > 1 and item.path not in self.seen:
             self.seen.add(item.path)
             self.bar.total = (self.bar.total or 0) + item.siblings - 1
         self.choices.update(item.choices)
         self.bar.update()
+
+    def block(self, manifest: Manifest, files: int) -> None:
+        """Move on by all images of a block."""
+        self.bar.total = (self.bar.total or 0) + manifest.images - files
+        self.choices.update(manifest.choices)
+        self.bar.update(manifest.images)
 
 
 def _refuse_no_batch(machine: MachineFlags) -> None:
@@ -327,68 +422,3 @@ def _check_submission(path: Path, data_path: Path | None, listing: Path | None) 
         problems = "1 problem" if findings.count == 1 else f"{findings.count} problems"
         raise DataError(f"{path}: {problems}, listed above; mend them before you submit it")
     print(f"fine: {findings.images} images")
-
-
-def export(
-    *,
-    model: Annotated[Path, arg(metavar="FILE")],
-    model_class: ModelClass = None,
-    to: Annotated[Literal["onnx"], arg(metavar="onnx")] = "onnx",  # noqa: ARG001 - one so far
-    out: Annotated[Path | None, flag("FILE", "beside the model, best.onnx")] = None,
-    half: Switch = False,
-    int8: Switch = False,
-    end_to_end: Switch = False,
-    data_path: KnownDataPath = None,
-) -> None:
-    """Write an ONNX model, which predicts without PyTorch.
-
-    Before it is written, its masks are compared with the checkpoint's on validation images, at
-    their own size, under ONNX Runtime and, where it is installed, OpenVINO; a file whose masks
-    differ is refused. The file holds the card, so predict, evaluate and compare take it like a
-    checkpoint. With --int8 it is calibrated on validation images too.
-
-    Args:
-        model: A best.safetensors that train wrote.
-        to: The format.
-        out: The file to write.
-        half: Store the weights in float16: a file half as large, of the same speed.
-        int8: Compute in eight bits: several times as quick, a quarter of the size; refused where
-            the masks would be others.
-        end_to_end: For programs without notan: a graph from an image's pixels to its probability
-            and mask at its own size; what goes by components or tiles has no place in it.
-    """
-    from notan.exporting import export as export_model
-
-    if half and int8:
-        raise ConfigError(
-            "--half and --int8 are two kinds of file; give one: --int8 for a quicker file, --half "
-            "for a smaller one with nearly the same masks"
-        )
-    precision: Kind = "int8" if int8 else "half" if half else "fp32"
-    path, card = export_model(
-        model,
-        out,
-        precision=precision,
-        data_path=data_path,
-        own_model=model_class,
-        end_to_end=end_to_end,
-    )
-    if card.exported:
-        print(_parity_in_words(card.exported))
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def _parity_in_words(exported: Exported) -> str:
-    lines = []
-    if made := exported.quantized:
-        lines.append(
-            f"int8: {made.layers} of {made.layers + len(made.float_layers)} convolutions, "
-            f"{made.share:.1%} of the multiplications, calibrated on {made.images}"
-        )
-    lines += [
-        f"{each.runtime}: mask IoU {each.mask_iou:.5f} with the checkpoint on {each.images} "
-        f"(worst {each.worst_iou:.5f}), probabilities differ by at most "
-        f"{each.largest_difference:.1g}"
-        for each in exported.parity
-    ]
-    return "\n".join(lines)

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from notan.auto import Suggestion
+    from notan.config import Run
     from notan.training import TrainResult
+    from notan.training.ranks import Ranks
     from notan.training.time_limit import Overhead
 
 
@@ -59,6 +61,8 @@ class MainFlags:
         epochs: Passes over the training images.
         batch_size: Images in a step.
         learning_rate: Peak learning rate of AdamW.
+        folds: Cross-validate: divide all images but the test part into so many folds, train on
+            all but one of them in turn, and make one model of the networks, ensemble.safetensors.
         out: Where the run is kept.
         profile: Measure first, for about ten seconds, what the steps wait for and what to do about
             it; kept with the run as profile.md. The training is the same.
@@ -85,6 +89,7 @@ class MainFlags:
         "train.learning_rate"
     )
     device: DeviceSetting = sets("device")
+    folds: Annotated[int | None, flag("N")] = None
     out: Annotated[Path | None, flag("FOLDER", "a fresh folder under runs/")] = None
     profile: Switch = False
     resume: Annotated[Path | None, flag("FOLDER")] = None
@@ -183,19 +188,36 @@ def train(
     """
     flags = settings_of(main, reading, learning)
     _refuse_mixed(main, recipe)
+    if with_folds := _is_of_folds(main):
+        _refuse_for_folds(main, recipe)
     if recipe.recipe is None and main.resume is None:
         flags = with_model_of_weights(flags, overrides)
     if recipe.write_recipe is not None:
         _write_recipe(recipe.write_recipe, flags, overrides, overwrite=recipe.overwrite)
         return
     overhead = _overhead()
-    result = _train(main, recipe, flags, overrides, overhead)
+    if with_folds:
+        _train_folds(main, recipe, flags, overrides, overhead)
+        return
+    from notan.training.ranks import joined
+
+    with joined() as ranks:
+        if not ranks.is_first:
+            logger.setLevel(logging.ERROR)  # one of them tells what they all do
+        result = _train(main, recipe, flags, overrides, overhead, ranks)
+    if not ranks.is_first:
+        return
     print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})\n{result.checkpoint}")
+    _report_in_time(result, main.model_class, overhead)
+
+
+def _report_in_time(result: TrainResult, model_class: str | None, overhead: Overhead) -> None:
+    """Write the report of a training, if its time limit leaves time for it."""
     folder = result.checkpoint.parent
     if result.time_for_report:
         left = math.inf if result.seconds_left is None else result.seconds_left
         ends = time.monotonic() + left - overhead.leaving_seconds
-        _report(folder, main.model_class, ends=ends)
+        _report(folder, model_class, ends=ends)
     else:
         again = f"notan report {shlex.quote(str(folder))}"
         logger.warning("the time limit left no time for the report; write it with: %s", again)
@@ -248,20 +270,100 @@ def _report(folder: Path, model_class: str | None, *, ends: float) -> None:
         ends: The moment by which it has to be there, by ``time.monotonic()``.
     """
     from notan.report.run import write_report
+    from notan.training.trackers import hand_in
 
     def between() -> None:
         if time.monotonic() > ends:
             raise TimeoutError("the time limit is over")
 
     try:
-        device = load_run(folder / "run.toml").device
-        page = write_report(folder, device=device, network=model_class, between=between)
+        run = load_run(folder / "run.toml")
+        page = write_report(folder, device=run.device, network=model_class, between=between)
     except Exception as error:  # noqa: BLE001 - a page must not fail a training that went well
         mine = f" --model-class {shlex.quote(model_class)}" if model_class else ""
         again = f"notan report {shlex.quote(str(folder))}{mine}"
         logger.warning("there is no report (%s); try again with: %s", error, again)
     else:
         logger.info("report: %s", page)
+        hand_in(run.train.trackers, folder, page)
+
+
+def _train_folds(
+    main: MainFlags,
+    recipe: RecipeFlags,
+    flags: Mapping[str, object],
+    overrides: Sequence[str],
+    overhead: Overhead,
+) -> None:
+    """Begin a cross-validation, or go on with one."""
+    from notan.training.ranks import processes
+
+    if processes() > 1:
+        raise ConfigError(
+            "--folds trains each fold in one process: start it without torchrun; several GPUs take "
+            "a fold each"
+        )
+    from notan.comparison.folds import resume_folds, train_folds
+    from notan.io.write import fresh_folder
+    from notan.run_folder import FOLD_SETTINGS
+
+    def report(result: TrainResult) -> None:
+        print(f"Best validation Dice: {result.dice:.4f} (epoch {result.epoch})", flush=True)
+        _report_in_time(result, None, overhead)
+
+    if main.resume is not None:
+        run = load_run(main.resume / FOLD_SETTINGS, flags=flags, overrides=overrides)
+        found = resume_folds(main.resume, run=run, overhead=overhead, on_trained=report)
+    else:
+        first = f"1/{main.folds}"
+        run, reasons = _settings(main, recipe, {**flags, "data.fold": first}, overrides)
+        if run.data.fold != first:
+            raise ConfigError(f"data.fold = {run.data.fold}: the folds are said by --folds")
+        found = train_folds(
+            run,
+            main.out or fresh_folder(Path("runs") / f"{run.model.name}-{main.folds}-folds"),
+            overwrite=recipe.overwrite,
+            recipe=reasons,
+            overhead=overhead,
+            on_trained=report,
+        )
+    print(f"{found.summary()}\n{found.ensemble}")
+
+
+def _is_of_folds(main: MainFlags) -> bool:
+    """Say whether all folds of a cross-validation are to be trained."""
+    if main.folds is not None or main.resume is None:
+        return main.folds is not None
+    from notan.run_folder import FOLD_SETTINGS
+
+    return (main.resume / FOLD_SETTINGS).is_file()
+
+
+def _refuse_for_folds(main: MainFlags, recipe: RecipeFlags) -> None:
+    """Refuse what has no meaning for a cross-validation as a whole."""
+    if main.resume is not None and main.folds is not None:
+        raise ConfigError("--resume finds the folds in their folder: leave --folds out")
+    if recipe.write_recipe:
+        raise ConfigError(
+            "--write-recipe trains nothing: leave --folds out here, and give it with --recipe"
+        )
+    if main.folds is not None and main.folds < 2:
+        raise ConfigError(
+            f"--folds {main.folds}: two or more are wanted, so that each network validates on "
+            "images that others were trained on"
+        )
+    if main.profile:
+        raise ConfigError("--profile looks at one training: give data.fold=1/5 in place of --folds")
+    if main.model_class:
+        raise ConfigError(
+            "--model-class: the model of all folds can only hold notan's own networks; train the "
+            "folds one by one: data.fold=1/5, data.fold=2/5 ..."
+        )
+    if recipe.allow_changes:
+        raise ConfigError(
+            "--allow-changes would make one fold another run than the others: change them all in "
+            "a new --out, or resume that fold's own folder"
+        )
 
 
 def _train(
@@ -270,28 +372,28 @@ def _train(
     flags: Mapping[str, object],
     overrides: Sequence[str],
     overhead: Overhead,
+    ranks: Ranks,
 ) -> TrainResult:
     """Begin a run, by settings that were given or chosen, or go on with one."""
     from notan.training import resume as resume_training
     from notan.training import train as run_training
 
-    if main.resume is not None:
-        stored = main.resume / "run.toml"
+    folder = main.resume or _begun_before(main, ranks)
+    if folder is not None:
+        stored = folder / "run.toml"
         run = load_run(stored, flags=flags, overrides=overrides) if stored.is_file() else None
         return resume_training(
-            main.resume,
+            folder,
             run=run,
             allow_changes=recipe.allow_changes,
             model=main.model_class,
             overhead=overhead,
             profile=main.profile,
         )
-    reasons = None
-    if main.auto:
-        chosen = _suggest(flags, overrides)
-        run, reasons = chosen.run, chosen.recipe
+    if main.auto:  # by the clock, too: one chooses for all
+        run, reasons = ranks.first_does(lambda: _settings(main, recipe, flags, overrides))
     else:
-        run = load_run(recipe.recipe, flags=flags, overrides=overrides)
+        run, reasons = _settings(main, recipe, flags, overrides)
     return run_training(
         run,
         out=main.out,
@@ -301,6 +403,33 @@ def _train(
         overhead=overhead,
         profile=main.profile,
     )
+
+
+def _begun_before(main: MainFlags, ranks: Ranks) -> Path | None:
+    """Return the run that torchrun has started all ranks anew for, once one of them was lost.
+
+    Raises:
+        ConfigError: It may do so, and nobody would know then where the run is.
+    """
+    from notan.training.ranks import restarts
+
+    done, most = restarts()
+    if most and main.out is None:
+        raise ConfigError(
+            f"--max-restarts {most}: give --out FOLDER too, where a restart finds the run"
+        )
+    begun = done > 0 and main.out is not None and (main.out / "run.toml").is_file()
+    return main.out if ranks.of_first(begun) else None
+
+
+def _settings(
+    main: MainFlags, recipe: RecipeFlags, flags: Mapping[str, object], overrides: Sequence[str]
+) -> tuple[Run, str | None]:
+    """Return the settings of a new run and, where they were chosen, the recipe that says why."""
+    if main.auto:
+        chosen = _suggest(flags, overrides)
+        return chosen.run, chosen.recipe
+    return load_run(recipe.recipe, flags=flags, overrides=overrides), None
 
 
 def _suggest(flags: Mapping[str, object], overrides: Sequence[str]) -> Suggestion:

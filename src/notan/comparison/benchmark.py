@@ -22,8 +22,11 @@ from notan.run_folder import BEST, SETTINGS
 from notan.training import resume, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from notan.training import TrainResult
+    from notan.training.time_limit import Overhead
 
 logger = logging.getLogger("notan")
 
@@ -133,7 +136,7 @@ def run_benchmark(plan: BenchmarkPlan, folder: Path) -> Comparison:
     ended = _claim(plan, folder)
     for number, (name, run) in enumerate(plan.runs().items(), start=1):
         where = f"run {number} of {len(plan.runs())}: {name}"
-        if _is_over(ended, folder / name):
+        if is_over(ended, folder / name):
             logger.info("%s has ended before", where)
             continue
         logger.info("%s%s", where, _remaining(plan, ended, folder))
@@ -160,10 +163,7 @@ def _train(run: Run, folder: Path, *, anew: bool) -> dict[str, Any]:
     """Train or go on, or begin anew where an ended run has lost its model; say how it ended."""
     began = time.perf_counter()
     try:
-        if (folder / SETTINGS).is_file() and not anew:
-            result = resume(folder, run=run)
-        else:
-            result = train(run, out=folder, overwrite=anew)
+        result = train_or_resume(run, folder, anew=anew)
     except DivergedError as error:
         logger.warning("%s", error)
         return {"diverged": str(error)}
@@ -173,6 +173,22 @@ def _train(run: Run, folder: Path, *, anew: bool) -> dict[str, Any]:
         ) from stop
     seconds = time.perf_counter() - began
     return {"dice": result.dice, "epoch": result.epoch, "seconds": seconds}
+
+
+def train_or_resume(
+    run: Run, folder: Path, *, anew: bool, overhead: Overhead | None = None
+) -> TrainResult:
+    """Begin a run of several, or go on with it where it was stopped.
+
+    Args:
+        run: Its settings.
+        folder: Its run folder.
+        anew: It has ended, and what it left is gone: begin again.
+        overhead: As for ``notan.training.train``; see there for the errors too.
+    """
+    if (folder / SETTINGS).is_file() and not anew:
+        return resume(folder, run=run, overhead=overhead)
+    return train(run, out=folder, overwrite=anew, overhead=overhead)
 
 
 def _claim(plan: BenchmarkPlan, folder: Path) -> dict[str, Any]:
@@ -221,7 +237,7 @@ def _write(plan: BenchmarkPlan, ended: dict[str, Any], folder: Path) -> None:
     write_bytes(folder / PLAN, (stored.model_dump_json(indent=2) + "\n").encode())
 
 
-def _is_over(ended: dict[str, Any], folder: Path) -> bool:
+def is_over(ended: Mapping[str, Any], folder: Path) -> bool:
     """Say whether a run ended, and what it left is still there."""
     end = ended.get(folder.name)
     return end is not None and ("diverged" in end or (folder / BEST).is_file())
@@ -229,7 +245,7 @@ def _is_over(ended: dict[str, Any], folder: Path) -> bool:
 
 def _remaining(plan: BenchmarkPlan, ended: dict[str, Any], folder: Path) -> str:
     """Say how long the runs that are left will take, going by those that ended."""
-    left = sum(not _is_over(ended, folder / name) for name in plan.runs())
+    left = sum(not is_over(ended, folder / name) for name in plan.runs())
     known = [end["seconds"] for end in ended.values() if "seconds" in end]
     seconds = plan.run.train.time_limit_seconds or (sum(known) / len(known) if known else None)
     return "" if seconds is None else f"; about {left * seconds / 60:.0f} minutes are left"

@@ -13,9 +13,9 @@ import torch
 from tqdm import tqdm
 
 from notan.comparison.candidates import named_files
-from notan.data.samples import fingerprint
+from notan.data.samples import Joined, fingerprint
 from notan.errors import ConfigError, DataError
-from notan.evaluation.calibrate import choose_postprocessing
+from notan.evaluation.calibrate import choose_on
 from notan.evaluation.evaluate import find_seen, open_data
 from notan.io.digest import sha256
 from notan.metrics.statistics import compare_paired
@@ -53,6 +53,11 @@ Chances: TypeAlias = npt.NDArray[np.float64]
 
 FEWEST = 10
 """Validation images without which the members keep equal weights."""
+
+OUT_OF_FOLD = (
+    "out of fold: each of {} images was predicted by the one member that had not seen it, and what "
+    "follows is chosen and scored on these answers; the ensemble answers with the mean of all"
+)
 
 FOLDS, ROUNDS = 5, 200
 SMALLEST_CHANCE = 1e-6
@@ -139,7 +144,9 @@ def make_ensemble(
     """Make one model file of several; weights, calibration and threshold come from validation.
 
     The result is a model file like any other, with the images of all members in its card, so that
-    none of them can be scored on what another has learned.
+    none of them can be scored on what another has learned. Members that are the folds of one
+    cross-validation have no validation images in common: they weigh alike, and the rest is chosen
+    on all their images, each predicted by the member that has not seen it.
 
     Args:
         models: Run folders or model files, two or more, of any of notan's networks.
@@ -160,8 +167,12 @@ def make_ensemble(
         raise ConfigError(f"--batch-size is {batch_size}; 1 or more is wanted")
     place = find_device(device)
     members = _open(models)
-    source = _validation(members, data_path)
-    weights, reason = choose_weights(_ask(members, source, place, batch_size))
+    folds = _open_folds(members, data_path)
+    source = Joined(list(folds.values())) if folds else _validation(members, data_path)
+    if folds:
+        weights, reason = (1 / len(members),) * len(members), OUT_OF_FOLD.format(len(source))
+    else:
+        weights, reason = choose_weights(_ask(members, source, place, batch_size))
     logger.info("chosen on validation: %s", reason)
     weight_of = dict(zip(members, weights, strict=True))
     kept = {name: member for name, member in members.items() if weight_of[name] > 0}
@@ -174,8 +185,9 @@ def make_ensemble(
     network = rebuild(Checkpoint(card, states), None)
     stride = {"stride": stride_of(network)}
     card = card.model_copy(update={"preprocess": card.preprocess.model_copy(update=stride)})
-    predictor = Predictor(TorchBackend(network, place), card.preprocess)
-    choice = choose_postprocessing(predictor, source, batch_size=batch_size)
+    judged = [(_predictor(members[name], place), images) for name, images in folds.items()]
+    whole = Predictor(TorchBackend(network, place), card.preprocess)
+    choice = choose_on(judged or [(whole, source)], batch_size=batch_size)
     for chosen in choice.reasons:
         logger.info("chosen on validation: %s", chosen)
     unknown = (
@@ -253,18 +265,35 @@ def _validation(members: Mapping[str, Checkpoint], data_path: Path | None) -> So
     return source
 
 
+def _open_folds(members: Mapping[str, Checkpoint], data_path: Path | None) -> dict[str, Source]:
+    """Open the validation images of each member, where they are folds of one cross-validation."""
+    cards = {name: member.card for name, member in members.items()}
+    known = [frozenset(card.data.validation_hashes) for card in cards.values()]
+    apart = sum(map(len, known)) == len(frozenset().union(*known))
+    if not (apart and all(card.run.data.division for card in cards.values())):
+        return {}
+    return {
+        name: open_data(card, "val", data_path=data_path or card.run.data.path).source
+        for name, card in cards.items()
+    }
+
+
+def _predictor(member: Checkpoint, device: torch.device) -> Predictor:
+    """Return what answers as a member does in an ensemble: calibrated, and no more."""
+    chosen = member.card.postprocessing
+    calibrated = Postprocessing(temperature=chosen.temperature, bias=chosen.bias)
+    backend = TorchBackend(rebuild(member, None), device)
+    return Predictor(backend, member.card.preprocess, postprocessing=calibrated)
+
+
 def _ask(
     members: Mapping[str, Checkpoint], source: Source, device: torch.device, batch_size: int
 ) -> list[Chances]:
     """Return what each member gives to the truth of some pixels of each image."""
     asked: list[list[npt.NDArray[np.float64]]] = []
     for name, member in members.items():
-        chosen = member.card.postprocessing
-        calibrated = Postprocessing(temperature=chosen.temperature, bias=chosen.bias)
-        backend = TorchBackend(rebuild(member, None), device)
-        predictor = Predictor(backend, member.card.preprocess, postprocessing=calibrated)
         pairs = tqdm(
-            predictor.predict_samples(source, batch_size=batch_size),
+            _predictor(member, device).predict_samples(source, batch_size=batch_size),
             total=len(source),
             desc=name,
             unit="image",

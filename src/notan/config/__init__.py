@@ -9,12 +9,14 @@ from notan.config.load import (
     load_settings,
     run_to_toml,
     seconds_of,
+    settings_by_name,
 )
 from notan.config.sections import (
     UNLIMITED_EPOCHS,
     Augment,
     Cache,
     Data,
+    Layout,
     LossTerms,
     Masks,
     Model,
@@ -34,6 +36,7 @@ __all__ = [
     "Augment",
     "Cache",
     "Data",
+    "Layout",
     "LossTerms",
     "Masks",
     "Model",
@@ -52,4 +55,5 @@ __all__ = [
     "load_settings",
     "run_to_toml",
     "seconds_of",
+    "settings_by_name",
 ]

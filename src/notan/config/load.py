@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from notan.config.sections import Run
+from notan.config.sections import Run, with_trackers
 from notan.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def asked_settings(
     """
     settings: dict[str, Any] = {}
     _add(settings, flags or {}, overrides)
+    if isinstance(settings.get("train"), dict):
+        settings["train"] = with_trackers(settings["train"])
     values = _flat(_checked(Run, settings).model_dump())
     return {name: values[name] for name in _flat(settings)}
 
@@ -119,6 +121,11 @@ def changed_settings(before: BaseModel, now: BaseModel) -> dict[str, tuple[objec
     names = dict.fromkeys((*old, *new))  # of a table, such as model.arguments, one may lack some
     both = {name: (old.get(name), new.get(name)) for name in names}
     return {name: (before, now) for name, (before, now) in both.items() if before != now}
+
+
+def settings_by_name(run: BaseModel) -> dict[str, object]:
+    """Return all settings by dotted name, as plain values."""
+    return _flat(run.model_dump(mode="json"))
 
 
 def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:

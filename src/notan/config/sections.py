@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
@@ -135,6 +135,10 @@ class Data(Section):
     """Images of one group stay on one side of that split: a regular expression whose first
     brackets, or whose whole match, in an image's name is its group, or ``FILE.csv:COLUMN``; None:
     only copies of one image stay together."""
+    fold: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
+    """Cross-validation: ``2/5`` divides all images but the test part into five, a validation part
+    of the data's own among them, validates on the second and trains on the others. None: the
+    data's own validation part, or ``validation_fraction``."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Train on the first so many training images only; None: on all."""
     workers: Annotated[int, Field(ge=0)] | None = None
@@ -144,6 +148,23 @@ class Data(Section):
     quarters of what is free; ``disk``: in the cache folder, for later trainings too; ``auto``: in
     memory while they take at most a quarter of it, else on disk; ``off``, or where they do not
     fit: nowhere, each epoch decodes them."""
+
+    @property
+    def division(self) -> tuple[int, int] | None:
+        """Which of how many folds validates, from 1; None: there are none."""
+        if self.fold is None:
+            return None
+        number, _, count = self.fold.partition("/")
+        return int(number), int(count)
+
+    @model_validator(mode="after")
+    def _is_a_fold(self) -> Data:
+        if self.fold is not None:
+            is_one = re.fullmatch(r"[1-9]\d*/[1-9]\d*", self.fold, re.ASCII)
+            number, count = (self.division or (1, 1)) if is_one else (1, 1)
+            if not number <= count > 1:
+                raise ValueError(f"fold {self.fold}: one of two or more is wanted, such as 2/5")
+        return self
 
 
 class Preprocess(Section):
@@ -263,6 +284,20 @@ class LossTerms(Section):
         return {name: weight for name in names if (weight := float(getattr(self, name))) > 0}
 
 
+TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb"]
+
+
+def with_trackers(train: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of ``train`` that say by ``trackers`` what ``tensorboard`` said earlier.
+
+    Recipes, runs and cards of earlier versions have it: true, where it is installed, or false.
+    """
+    if not isinstance(train.get("tensorboard"), bool):
+        return train
+    others = {name: value for name, value in train.items() if name != "tensorboard"}
+    return others if train["tensorboard"] else {"trackers": (), **others}
+
+
 UNLIMITED_EPOCHS = 100_000
 """Epochs that no time limit gets through."""
 
@@ -294,6 +329,9 @@ class Train(Section):
     CUDA graphs. ``auto``: on a GPU, and compiled where the steps that are left are worth the
     minute, not with ``deterministic``; ``tuned`` takes longer and searches for quicker programs, on
     a GPU only. What cannot be compiled is trained as it is, with a line that says so."""
+    compress_gradients: bool = False
+    """Have gradients travel between the processes of torchrun as bf16: half the bytes, for a slow
+    network."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 5.0
     """Largest norm of the gradient over all weights; None: no clipping."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
@@ -343,9 +381,16 @@ class Train(Section):
     detect_anomaly: bool = False
     """Stop at the operation that made a NaN (PyTorch's anomaly mode); slow."""
     log_images: Annotated[int, Field(ge=0)] = 4
-    """Validation images shown in TensorBoard."""
-    tensorboard: bool = True
-    """Write TensorBoard events where the package is installed."""
+    """Validation images shown to trackers."""
+    trackers: Annotated[tuple[TrackerName, ...], BeforeValidator(_split)] | None = None
+    """What follows the training beside history.jsonl: ``tensorboard``, ``mlflow``, ``wandb``, each
+    offline unless its own environment variables say otherwise. None: TensorBoard, where it is
+    installed; ``[]``: nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_earlier_settings(cls, settings: object) -> object:
+        return with_trackers(settings) if isinstance(settings, dict) else settings
 
     @model_validator(mode="before")
     @classmethod
@@ -428,7 +473,7 @@ class PretrainTrain(Train):
                 "unlabelled",
                 "consistency_steps",
             ),
-            *("detect_anomaly", "log_images", "tensorboard"),
+            *("detect_anomaly", "log_images", "trackers"),
         ):
             if getattr(self, name) != Train.model_fields[name].default:
                 raise ValueError(f"{name} has no meaning for a pretraining; leave it out")

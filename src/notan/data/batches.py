@@ -11,7 +11,7 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ logger = logging.getLogger("notan")
 SALT = 0x0ABE1
 """Keeps the random numbers of images without masks apart from those of images with masks."""
 
+Item = TypeVar("Item")
+
 Key: TypeAlias = tuple[int, int]
 """(epoch, index of the sample)."""
 
@@ -59,6 +61,35 @@ class UnlabelledKey(NamedTuple):
 
     turn: int
     number: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the batches a process makes, where several train together.
+
+    Attributes:
+        number: The process, from 0.
+        count: How many there are.
+        slices: Whether each makes a slice of every batch; else every so many-th batch, whole.
+    """
+
+    number: int = 0
+    count: int = 1
+    slices: bool = True
+
+    def of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return the slice of a batch; slices differ by one item at most."""
+        if not self.slices:
+            return items
+        first, last = (len(items) * n // self.count for n in (self.number, self.number + 1))
+        return items[first:last]
+
+    def places(self, first: int, batches: int) -> range:
+        """Return the batches of an epoch of which something is made, from one on."""
+        return range(first, batches) if self.slices else range(self.number, batches, self.count)
+
+
+WHOLE = Share()
 
 
 @dataclass(frozen=True)
@@ -312,6 +343,7 @@ class BalancedBatchSampler(Sampler["list[Key | UnlabelledKey]"]):
         shuffle: bool,
         kinds: Sequence[int] | None = None,
         unlabelled: UnlabelledImages | None = None,
+        share: Share = WHOLE,
     ) -> None:
         """Plan the batches of every epoch.
 
@@ -323,8 +355,10 @@ class BalancedBatchSampler(Sampler["list[Key | UnlabelledKey]"]):
             kinds: Of each image: those of a kind come in batches together as far as that goes.
                 None: all are of one kind.
             unlabelled: Images without masks, up to ``batch_size`` of them behind each batch.
+            share: What of the batches is made here.
         """
         self.count = count
+        self.share = share
         self.batches = -(-count // batch_size)
         self.batch_size = batch_size
         self.seed = seed
@@ -335,7 +369,7 @@ class BalancedBatchSampler(Sampler["list[Key | UnlabelledKey]"]):
         self.first = 0
 
     def __len__(self) -> int:
-        return self.batches
+        return self.batches if self.share.slices else -(-self.batches // self.share.count)
 
     def __iter__(self) -> Iterator[list[Key | UnlabelledKey]]:
         order = np.arange(self.count)
@@ -348,11 +382,11 @@ class BalancedBatchSampler(Sampler["list[Key | UnlabelledKey]"]):
             if self.shuffle:
                 rng.shuffle(turns)
         parts = np.array_split(order, self.batches)
-        for place in range(self.first, self.batches):
+        for place in self.share.places(self.first, self.batches):
             keys = [(self.epoch, int(index)) for index in parts[turns[place]]]
             step = self.epoch * self.batches + place
             more = self.unlabelled.keys(step, self.batch_size) if self.unlabelled else []
-            yield [*keys, *more]
+            yield [*self.share.of(keys), *self.share.of(more)]
 
 
 class _BothKinds(Dataset["Batch | Unlabelled | NotanError"]):
@@ -379,6 +413,7 @@ class BatchLoader:
         pin_memory: bool = False,
         unlabelled: UnlabelledImages | None = None,
         kinds: Sequence[int] | None = None,
+        share: Share = WHOLE,
     ) -> None:
         """Prepare to read.
 
@@ -390,6 +425,7 @@ class BatchLoader:
             pin_memory: Whether batches go to page-locked memory, for faster copies to a GPU.
             unlabelled: Images without masks, of which each batch gets up to ``batch_size`` too.
             kinds: Of each image with a mask: a batch is of one kind as far as that goes.
+            share: What of the batches is made here.
         """
         self._order = BalancedBatchSampler(
             len(images.source),
@@ -398,6 +434,7 @@ class BatchLoader:
             shuffle=shuffle,
             kinds=kinds,
             unlabelled=unlabelled,
+            share=share,
         )
         self._open: Callable[..., DataLoader[Any]] = partial(
             DataLoader,

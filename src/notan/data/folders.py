@@ -6,24 +6,16 @@ tools write (``notan.data.annotations``); and the Oxford-IIIT Pet dataset (``not
 
 from __future__ import annotations
 
-import difflib
-import logging
 from dataclasses import replace
-from functools import cache, lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from notan.config import Data, Masks
+from notan.data.annotations import labels
 from notan.data.annotations.formats import FORMATS, find, read_annotations, recognise
-from notan.data.annotations.labels import (
-    AnnotationReader,
-    choose,
-    is_value,
-    mask_rule,
-    require_values,
-    without_void,
-)
 from notan.data.annotations.table import find_lists
-from notan.data.copies import all_copies, look_at
+from notan.data.dividing import choose_by_content, say_once
+from notan.data.dividing import groups_of as groups_of
 from notan.data.layouts import PART_NAMES as PART_NAMES
 from notan.data.layouts import SUFFIXES as SUFFIXES
 from notan.data.layouts import (
@@ -31,36 +23,26 @@ from notan.data.layouts import (
     FolderPart,
     find_parts,
     refuse_other_kinds,
-    unread_partner,
+    require_different_stems,
+    require_partners,
     whole_part,
 )
 from notan.data.layouts import image_files as image_files
-from notan.data.pets import has_list, looks_like_pets, pets_source
+from notan.data.pets import has_list, looks_like_pets, pets_source, trimap_labels
 from notan.data.samples import FileSource, ImageReading, Labels, Pair
-from notan.data.splits import choose_validation, join_groups, name_groups
-from notan.data.survey import (
-    MOST_REMEMBERED,
-    choose_reading,
-    in_threads,
-    look_into,
-    stamp_of,
-    survey_mask,
-)
+from notan.data.shards import packed_labels, packed_layout, packed_source, packed_splits
 from notan.errors import ConfigError, DataError, nearest
-from notan.io.images import FULL_DEPTH, RGB_CHANNELS, read_image
-from notan.io.masks import AS_IT_STANDS, read_mask
+from notan.io.images import FULL_DEPTH, RGB_CHANNELS
+from notan.io.packed import find_pack, is_shard
+from notan.io.remote import is_remote, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from notan.config import TrimapBorder
-    from notan.config.sections import Layout
+    from notan.config import Layout, TrimapBorder
     from notan.data.annotations.sets import AnnotationSet
-    from notan.data.copies import ImageLook
     from notan.modelfile.card import Card, DataCard
-
-logger = logging.getLogger("notan")
 
 
 def looks_like_folder(folder: Path, mask_folder: Path | None = None) -> bool:
@@ -86,25 +68,15 @@ def _source_of(part: FolderPart) -> FileSource:
             "wanted"
         )
     for files in (images, masks):
-        _require_different_stems(files)
+        require_different_stems(files)
     for path, several in part.matching.unclear.items():
         names = " and ".join(each.name for each in several)
         raise DataError(
             f"{path}: {names} may both belong to it; take away, or rename, those that do not"
         )
-    _require_partners(part.matching.images_alone, masks, part.masks, "mask")
-    _require_partners(part.matching.masks_alone, images, part.images, "image")
-    return FileSource(part.pairs(), mask_labels)
-
-
-def mask_labels(path: Path, *, rule: Masks = AS_IT_STANDS) -> Labels:
-    """Read a two-class mask by the one rule of ``notan.io.masks``, and what the owner says.
-
-    Raises:
-        DataError: The file is unreadable or its values are ambiguous.
-    """
-    reading = read_mask(path, rule)
-    return Labels(reading.mask, reading.ignore, reading.encoding)
+    require_partners(part.matching.images_alone, masks, part.masks, "mask")
+    require_partners(part.matching.masks_alone, images, part.images, "image")
+    return FileSource(part.pairs(), labels.mask_labels)
 
 
 def loose_images(folder: Path) -> list[Path]:
@@ -119,35 +91,6 @@ def loose_images(folder: Path) -> list[Path]:
     raise DataError(
         f"{folder}: no images here; files ending in {', '.join(sorted(SUFFIXES))} were wanted, "
         "in the folder itself or in images/"
-    )
-
-
-def _require_different_stems(files: Sequence[Path]) -> None:
-    found: dict[str, Path] = {}
-    for path in files:
-        if path.stem in found:
-            raise DataError(
-                f"{path}: {found[path.stem].name} has the same stem, so its partner is unclear; "
-                "rename or remove one of them"
-            )
-        found[path.stem] = path
-
-
-def _require_partners(
-    alone: Sequence[Path], partners: Sequence[Path], where: Path, wanted: str
-) -> None:
-    if not alone:
-        return
-    stem = alone[0].stem
-    near = {path.stem: path for path in partners}
-    closest = difflib.get_close_matches(stem, near, n=1, cutoff=0.4)
-    hint = f" (the nearest is {near[closest[0]].name})" if closest else ""
-    if other := unread_partner(alone[0], where):
-        hint = f" ({other.name} is of a kind that is not read)"
-    others = f", nor for {len(alone) - 1} others" if len(alone) > 1 else ""
-    raise DataError(
-        f"{alone[0]}: there is no {wanted} {stem}.* in {where}{hint}{others}; "
-        "image and mask must have the same name before the dot"
     )
 
 
@@ -175,11 +118,17 @@ def open_split(
     if split not in {*SPLITS, "all"}:
         raise ConfigError(f"'{split}': there is no such split{nearest(split, {*SPLITS, 'all'})}")
     split = SPLITS.get(split, split)
-    if find_layout(data) == "pets":
-        source = pets_source(folder, split, data.trimap_border).with_images(image_reading(data))
+    if find_layout(data) == "pets" and (data.division is None or split in ("test", "all")):
+        source = _pets(folder, split, data)
     else:
         source = _folder_split(folder, split, data, seed, validation_names)
     return source.first(data.limit) if split == "train" else source
+
+
+def _pets(folder: Path, split: str, data: Data) -> FileSource:
+    if pack := find_pack(folder):
+        return packed_source(pack, split, data, image_reading(data))
+    return pets_source(folder, split, data.trimap_border).with_images(image_reading(data))
 
 
 def image_reading(data: Data) -> ImageReading:
@@ -220,6 +169,7 @@ def open_as_trained(
         exif_orientation=known.exif_orientation,
         white=card.preprocess.white,
         channels=card.preprocess.channels,
+        fold=known.fold,
         **({"trimap_border": border} if border else {}),
     )
     names = _names_set_aside(card.data, split, data)
@@ -271,7 +221,7 @@ def _masks_as_trained(card: Card, masks: Masks, layout: str, path: Path) -> Mask
     chosen = (*masks.foreground, *masks.ignore)
     if layout == trained or not chosen:
         return masks
-    if layout == "folder" and not any(map(is_value, chosen)):
+    if layout == "folder" and not any(map(labels.is_value, chosen)):
         # names of classes say nothing of mask files, and two classes need no names
         return masks.model_copy(update={"foreground": (), "ignore": ()})
     if any(isinstance(each, int) for each in chosen) and {layout, trained} & REGIONS:
@@ -295,6 +245,8 @@ def find_layout(data: Data) -> Layout:
     """
     folder = _existing(data.path)
     mask_folder = data.masks.folder
+    if pack := find_pack(folder):
+        return packed_layout(pack, data)
     if data.layout in ("auto", "pets") and looks_like_pets(folder) and not mask_folder:
         return "pets"
     if data.layout == "auto" and folder.is_dir() and not mask_folder and find_lists(folder):
@@ -334,22 +286,30 @@ def holds_masks(folder: Path) -> bool:
     return True
 
 
-def open_annotated(data: Data) -> list[FileSource]:
-    """Open all parts of a data set that is no plain folder of images and masks.
+def open_divided(data: Data) -> list[tuple[FileSource, Sequence[str]]]:
+    """Open all parts of a data set, with the split of each sample.
 
     Raises:
-        DataError: The folder is missing, or its annotations are faulty.
+        DataError: The folder is missing, or what is in it is faulty.
     """
     folder = _existing(data.path)
-    if find_layout(data) == "pets":
-        source = pets_source(folder, "all", data.trimap_border)
-        return [source.with_images(image_reading(data))]
-    return [open_part() for open_part in _parts_of(folder, data).values()]
+    if find_layout(data) != "pets":
+        parts = ((split, open_part()) for split, open_part in _parts_of(folder, data).items())
+        return [(part, [split] * len(part)) for split, part in parts]
+    source = _pets(folder, "all", data)
+    known = {
+        name: split
+        for split in ("train", "validation", "test")
+        for name in _pets(folder, split, data).names
+    }
+    return [(source, [known[name] for name in source.names])]
 
 
 def makes_validation(data: Data) -> bool:
-    """Say whether the validation split is made by us, for want of one in the data."""
+    """Say whether the validation split is made by us: a fold, or for want of one in the data."""
     folder = _existing(data.path)
+    if data.division:
+        return True
     if find_layout(data) == "pets":
         return False
     parts = _parts_of(folder, data)
@@ -363,7 +323,7 @@ def has_test(data: Data) -> bool:
         DataError: The folder is missing or holds no images with masks.
     """
     folder = _existing(data.path)
-    if find_layout(data) == "pets":
+    if find_layout(data) == "pets" and not find_pack(folder):
         return has_list(folder, "test")
     return "test" in _parts_of(folder, data)
 
@@ -371,6 +331,12 @@ def has_test(data: Data) -> bool:
 def _parts_of(folder: Path, data: Data) -> dict[str, Callable[[], FileSource]]:
     """Return what opens each of the parts that have images and masks."""
     layout = find_layout(data)
+    if pack := find_pack(folder):
+        say_once(f"{folder}: {pack.in_words()}")
+        return {
+            split: partial(packed_source, pack, split, data, image_reading(data))
+            for split in packed_splits(pack)
+        }
     if layout in FORMATS:
         found = read_annotations(folder, layout)
         if found.faults:
@@ -390,16 +356,16 @@ def _parts_of(folder: Path, data: Data) -> dict[str, Callable[[], FileSource]]:
 
 
 def _open_folder(folder: Path, part: FolderPart, data: Data) -> FileSource:
-    require_values(data.masks, folder)
+    labels.require_values(data.masks, folder)
     pairs = _source_of(part).pairs
-    _say_once(f"{folder}: {part.in_words(folder)}")
-    return FileSource(pairs, partial(mask_labels, rule=data.masks), image_reading(data))
+    say_once(f"{folder}: {part.in_words(folder)}")
+    return FileSource(pairs, partial(labels.mask_labels, rule=data.masks), image_reading(data))
 
 
 def _open_annotated(
     folder: Path, found: AnnotationSet, layout: str, data: Data, pairs: Sequence[Pair]
 ) -> FileSource:
-    _say_once(f"{folder}: {annotations_in_words(found, layout)}")
+    say_once(f"{folder}: {annotations_in_words(found, layout)}")
     return FileSource(pairs, annotation_reader(folder, layout, data), image_reading(data))
 
 
@@ -421,21 +387,46 @@ def annotation_reader(folder: Path, layout: str, data: Data) -> Callable[[Path],
     """
     found = read_annotations(folder, layout)
     if not found.annotations:
-        return partial(mask_labels, rule=mask_rule(found, data.masks, folder))
-    return AnnotationReader(
+        return partial(labels.mask_labels, rule=labels.mask_rule(found, data.masks, folder))
+    return labels.AnnotationReader(
         found.annotations,
-        choose(found, without_void(found, data.masks), folder),
-        mask_rule(found, data.masks, folder),
+        labels.choose(found, labels.without_void(found, data.masks), folder),
+        labels.mask_rule(found, data.masks, folder),
         data.exif_orientation == "apply",
         f"{folder}, {layout}, {found.number}",
     )
 
 
+def label_reader(layout: str, data: Data) -> Callable[[Path], Labels]:
+    """Return how masks of a layout are read as two classes.
+
+    Raises:
+        ConfigError: The owner names a class that is not there.
+        DataError: There are several classes, and the owner does not say which counts.
+    """
+    if data.path and (pack := find_pack(data.path)):
+        return packed_labels(pack, data)
+    if layout == "pets":
+        return partial(trimap_labels, trimap_border=data.trimap_border)
+    if layout in FORMATS and data.path:
+        return annotation_reader(data.path, layout, data)
+    return partial(labels.mask_labels, rule=data.masks)
+
+
 def _existing(path: Path | None) -> Path:
     if path is None:
         raise ConfigError("no data folder was given; name one with --data-path FOLDER")
+    if is_remote(path):
+        if find_pack(path):
+            return path
+        raise DataError(
+            f"{shown(path)}: there is no index of packed data here; check the address; only what "
+            "notan pack wrote is read from a store"
+        )
     if not path.exists():
         raise DataError(f"{path}: there is no such folder; check --data-path")
+    if is_shard(path.name):
+        raise DataError(f"{path}: this is one shard of packed data; give the folder that holds it")
     if path.suffix.lower() in PACKED:
         raise DataError(f"{path}: this is an archive; unpack it, and give the folder")
     if not path.is_dir() and path.suffix.lower() not in NAMED_FILES:
@@ -462,9 +453,8 @@ def _folder_split(
             f"{folder}: only one pair of image and mask; at least two are wanted, "
             "one to train on and one to validate on"
         )
-    if data.split_seed is not None:
-        seed = data.split_seed
-    chosen = validation_names or _set_aside(folder, whole, data, seed)
+    told = told_groups(data)
+    chosen = validation_names or choose_by_content(folder, whole, data, seed, told=told)
     missing = sorted(chosen - set(whole.names))
     if missing:
         raise DataError(
@@ -475,89 +465,14 @@ def _folder_split(
     return whole.only(held_back)
 
 
-def _set_aside(folder: Path, whole: FileSource, data: Data, seed: int) -> frozenset[str]:
-    """Choose the validation images of a folder that has none, by what masks and images show.
-
-    Every image is decoded once for it, and every mask, which ``survey`` then knows.
-    """
-    looks = in_threads(
-        partial(_glance, read_labels=whole.read_labels), whole.pairs, "reading masks"
-    )
-    empty = {pair.name for pair, look in zip(whole.pairs, looks, strict=True) if look is False}
-    groups, copies = groups_of(whole, data.group_by, told=_told_groups(folder, data))
-    names = whole.names
-    count = len({groups.get(name, name) for name in names})
-    if count == 1 and data.group_by:
-        raise DataError(
-            f"{folder}: all {len(names)} images are of one group by data.group_by = "
-            f"'{data.group_by}'; at least two groups are wanted, one of them to validate on"
-        )
-    chosen = choose_validation(
-        names, fraction=data.validation_fraction, seed=seed, groups=groups, empty=empty
-    )
-    how = f"{len(chosen)} of {len(names)} images set aside for validation, from {count} groups"
-    if copies:
-        how += f"; {copies} are copies of each other, or nearly so"
-    if empty:
-        how += f"; {len(empty & chosen)} without foreground there, {len(empty - chosen)} elsewhere"
-    _say_once(f"{folder}: {how}")
-    if count == 1:
-        _warn_once(f"{folder}: all images are copies of one, so validation sees what training saw")
-    elif len(names) - len(empty) == 1:
-        _warn_once(f"{folder}: only one mask has foreground, so that validation has none")
-    return chosen
-
-
-def _told_groups(folder: Path, data: Data) -> Mapping[str, str]:
+def told_groups(data: Data) -> Mapping[str, str]:
     """Return the groups that the data themselves tell, where the owner names none."""
-    layout = find_layout(data)
-    is_told = layout in FORMATS and data.group_by is None
-    return read_annotations(folder, layout).groups if is_told else {}
-
-
-def groups_of(
-    source: FileSource, group_by: str | None, *, told: Mapping[str, str] | None = None
-) -> tuple[dict[str, str], int]:
-    """Return which images have to stay on one side of a split, and how many of them are copies.
-
-    Args:
-        source: Its images are decoded once, to tell copies; one that cannot be is taken for none.
-        group_by: As for ``name_groups``.
-        told: Groups that are known already.
-
-    Raises:
-        ConfigError: It is no regular expression, or found in no name.
-        DataError: It is a table that cannot be read, or that lacks an image.
-    """
-    names = source.names
-    looks = in_threads(_look_at, [pair.image for pair in source.pairs], "looking for copies")
-    linked = ((names[one], names[other]) for one, other in all_copies(looks))
-    own = frozenset(names)
-    known = {name: group for name, group in (told or {}).items() if name in own}
-    return join_groups({**known, **name_groups(names, group_by)}, linked)
-
-
-def _look_at(path: Path) -> ImageLook | None:
-    try:
-        return _looked_at(path, stamp_of(path))
-    except DataError:  # whoever trains on it hears of it
-        return None
-
-
-@lru_cache(MOST_REMEMBERED)
-def _looked_at(path: Path, stamp: tuple[int, int] | None) -> ImageLook:
-    del stamp
-    found = look_into(path)
-    reading = choose_reading(Data(), [found])
-    return look_at(read_image(path, replace(reading, white=FULL_DEPTH)))
-
-
-def _glance(pair: Pair, *, read_labels: Callable[[Path], Labels]) -> bool | None:
-    """Say whether a mask has foreground; None where it cannot be read, as the survey will say."""
-    try:
-        return survey_mask(pair.mask, read_labels).foreground > 0
-    except DataError:
-        return None
+    folder, layout = _existing(data.path), find_layout(data)
+    if data.group_by is not None:
+        return {}
+    if pack := find_pack(folder):
+        return {each.name: each.group for each in pack.samples if each.group is not None}
+    return read_annotations(folder, layout).groups if layout in FORMATS else {}
 
 
 def undivided_names(data: Data) -> Sequence[str]:
@@ -566,7 +481,25 @@ def undivided_names(data: Data) -> Sequence[str]:
 
 
 def _undivided(folder: Path, data: Data) -> FileSource:
-    return _own_part(folder, WHOLE if WHOLE in _parts_of(folder, data) else "train", data)
+    """Return the images that we divide: of folds a validation part of the data's own too."""
+    if find_layout(data) == "pets" and find_pack(folder):
+        both = [_pets(folder, split, data) for split in ("train", "validation")]
+        return FileSource([*both[0].pairs, *both[1].pairs], both[0].read_labels, both[0].images)
+    if find_layout(data) == "pets":
+        source = pets_source(folder, "trainval", data.trimap_border)
+        return source.with_images(image_reading(data))
+    parts = _parts_of(folder, data)
+    training = _own_part(folder, WHOLE if WHOLE in parts else "train", data)
+    if data.division is None or WHOLE in parts or "validation" not in parts:
+        return training
+    validation = _own_part(folder, "validation", data)
+    twice = {*training.names} & {*validation.names}
+    pairs = [
+        replace(pair, name=f"{part}/{pair.name}") if pair.name in twice else pair
+        for part, source in (("train", training), ("val", validation))
+        for pair in source.pairs
+    ]
+    return FileSource(pairs, training.read_labels, training.images)
 
 
 def _own_part(folder: Path, split: str, data: Data) -> FileSource:
@@ -582,14 +515,3 @@ def _own_part(folder: Path, split: str, data: Data) -> FileSource:
             "choose another with --split train, --split val or --split all"
         )
     return open_part()
-
-
-@cache
-def _say_once(words: str) -> None:
-    """Write into the log what was recognised, however often a folder is opened."""
-    logger.info("%s", words)
-
-
-@cache
-def _warn_once(words: str) -> None:
-    logger.warning("%s", words)

@@ -8,6 +8,7 @@ usually added to it: ``x_mask.png`` is the mask of ``x.jpg``. What could mean tw
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -27,6 +28,23 @@ SUFFIXES = frozenset((
     ".ppm", ".pbm", ".tga", ".jp2", ".avif", ".heic", ".heif", ".npy",
 ))  # fmt: skip
 """File names that count as images; what is inside decides how they are decoded."""
+
+SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"),  # several JPEGs in one file, from cameras
+    "PNG": (".png",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "DIB": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "PPM": (".pgm", ".ppm", ".pbm"),
+    "JPEG2000": (".jp2",),
+    "AVIF": (".avif",),
+    "NPY": (".npy",),
+    "HEIF": (".heic", ".heif"),
+}
+"""The names that each format goes by."""
 
 PART_NAMES = {
     "train": ("train", "training"),
@@ -110,6 +128,51 @@ def unread_partner(path: Path, where: Path) -> Path | None:
     others = where.iterdir() if where.is_dir() else ()
     found = (each for each in others if each.stem == path.stem and each != path)
     return next((each for each in found if not _is_image(each)), None)
+
+
+def require_different_stems(files: Sequence[Path]) -> None:
+    """Refuse files of which two have the same name before the dot.
+
+    Raises:
+        DataError: Two have; the message names both.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.stem in found:
+            raise DataError(
+                f"{path}: {found[path.stem].name} has the same stem, so its partner is unclear; "
+                "rename or remove one of them"
+            )
+        found[path.stem] = path
+
+
+def require_partners(
+    alone: Sequence[Path], partners: Sequence[Path], where: Path, wanted: str
+) -> None:
+    """Refuse files that have no partner, and offer the nearest.
+
+    Args:
+        alone: Those, if there are any.
+        partners: Where theirs would have been.
+        where: The folder of these.
+        wanted: What these are: ``image`` or ``mask``.
+
+    Raises:
+        DataError: There are such files.
+    """
+    if not alone:
+        return
+    stem = alone[0].stem
+    near = {path.stem: path for path in partners}
+    closest = difflib.get_close_matches(stem, near, n=1, cutoff=0.4)
+    hint = f" (the nearest is {near[closest[0]].name})" if closest else ""
+    if other := unread_partner(alone[0], where):
+        hint = f" ({other.name} is of a kind that is not read)"
+    others = f", nor for {len(alone) - 1} others" if len(alone) > 1 else ""
+    raise DataError(
+        f"{alone[0]}: there is no {wanted} {stem}.* in {where}{hint}{others}; "
+        "image and mask must have the same name before the dot"
+    )
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from notan.data.batches import BatchLoader, SampleDataset
+from notan.data.batches import WHOLE, BatchLoader, SampleDataset, Share
 from notan.data.on_device import DeviceBatchLoader, DeviceSamples
 from notan.data.transforms import (
     BrightnessContrast,
@@ -51,6 +52,7 @@ def load_batches(
     transform: Callable[..., Mapping[str, Any]] | None = None,
     unlabelled: UnlabelledImages | None = None,
     decode_once: bool = True,
+    share: Share = WHOLE,
 ) -> tuple[Batches, Batches]:
     """Return what makes the batches of a training, shuffled and varied, and of its validation.
 
@@ -64,6 +66,8 @@ def load_batches(
         transform: The user's own augmentation, in place of the settings'; None: theirs.
         unlabelled: Images without masks that the training's batches have too; None: none.
         decode_once: Whether decoded images may be kept on the device.
+        share: What of the training's batches is made here; of the validation's each process
+            makes every so many-th, which leaves each as it is.
 
     Raises:
         NotanError: An image could not be read.
@@ -74,8 +78,9 @@ def load_batches(
     plain = SampleDataset(validation, preprocessor)
     batch_size = run.train.batch_size
     kept = partial(open_on_device, batch_size=batch_size, device=device, decode_once=decode_once)
+    whole = replace(share, slices=False)
     return (
-        kept(varied, shuffle=True, what="training", unlabelled=unlabelled)
+        kept(varied, shuffle=True, what="training", unlabelled=unlabelled, share=share)
         or BatchLoader(
             varied,
             batch_size,
@@ -85,9 +90,10 @@ def load_batches(
             unlabelled=unlabelled,
             # images that lie and that stand would fill each other's batches with padding
             kinds=[h > w for h, w in training.sizes()] if preprocessor.keep_aspect_ratio else None,
+            share=share,
         ),
-        kept(plain, shuffle=False, what="validation")
-        or BatchLoader(plain, batch_size, shuffle=False, workers=workers),
+        kept(plain, shuffle=False, what="validation", share=whole)
+        or BatchLoader(plain, batch_size, shuffle=False, workers=workers, share=whole),
     )
 
 
@@ -117,6 +123,7 @@ def open_on_device(
     what: str,
     unlabelled: UnlabelledImages | None = None,
     decode_once: bool = True,
+    share: Share = WHOLE,
 ) -> DeviceBatchLoader | None:
     """Decode images once to make their batches on a device, where that fits; say in a line where.
 
@@ -128,6 +135,7 @@ def open_on_device(
         what: Names the images in that line.
         unlabelled: Images without masks that batches have too; None: there are none.
         decode_once: Whether decoded images may be kept at all.
+        share: What of the batches is made here.
 
     Returns:
         None where the batches are made by the processor.
@@ -154,7 +162,7 @@ def open_on_device(
         "%s images: %s decoded once, %s in %s",
         *(what, f"{len(samples.names):,}", _in_words(size), where),
     )
-    return DeviceBatchLoader(images, samples, batch_size, shuffle=shuffle)
+    return DeviceBatchLoader(images, samples, batch_size, shuffle=shuffle, share=share)
 
 
 def bytes_of(sizes: Sequence[Size], preprocessor: Preprocessor, *, resized: bool) -> int:

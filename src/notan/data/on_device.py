@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from notan.data.batches import BalancedBatchSampler, Batch, UnlabelledKey
+from notan.data.batches import WHOLE, BalancedBatchSampler, Batch, Share, UnlabelledKey
 from notan.data.samples import Sample
 from notan.data.survey import in_threads
 from notan.data.transforms import (
@@ -215,7 +215,13 @@ class DeviceBatchLoader:
     """
 
     def __init__(
-        self, images: SampleDataset, samples: DeviceSamples, batch_size: int, *, shuffle: bool
+        self,
+        images: SampleDataset,
+        samples: DeviceSamples,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        share: Share = WHOLE,
     ) -> None:
         """Prepare to make batches.
 
@@ -224,11 +230,12 @@ class DeviceBatchLoader:
             samples: Those of its source, kept resized where no transform varies them.
             batch_size: At most so many images in a batch.
             shuffle: Whether each epoch has an order of its own.
+            share: What of the batches is made here.
         """
         self.samples = samples
         self._images = images
         self._order = BalancedBatchSampler(
-            len(samples.names), batch_size, seed=images.seed, shuffle=shuffle
+            len(samples.names), batch_size, seed=images.seed, shuffle=shuffle, share=share
         )
         output = images.preprocessor.fit(samples.sizes[0])
         self._frame = Frame(output, images.preprocessor.place(output).padded, samples.ignores)

@@ -34,7 +34,7 @@ def pets_source(folder: Path, split: str, trimap_border: TrimapBorder) -> FileSo
         folder: Holds ``images/`` and ``annotations/`` with ``trainval.txt``, ``test.txt`` and
             ``trimaps/``.
         split: ``train`` and ``validation`` share ``trainval.txt`` (nine lines to one), ``test``
-            is ``test.txt``, ``all`` is both lists.
+            is ``test.txt``, ``trainval`` is that whole list, ``all`` is both lists.
         trimap_border: What the trimap's border counts as.
 
     Raises:
@@ -69,6 +69,8 @@ def split_names(folder: Path, split: str) -> Sequence[str]:
     if split == "test":
         return _read_list(annotations / "test.txt")
     listed = _read_list(annotations / "trainval.txt")
+    if split == "trainval":
+        return listed
     if split == "all":
         return [*listed, *_read_list(annotations / "test.txt")]
     validation = listed[::VALIDATION_EVERY]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from notan.io.digest import hash_content, sha256
 from notan.io.headers import read_format, read_size
 from notan.io.images import PLAIN, read_channels
 from notan.io.images import ImageReading as ImageReading
+from notan.io.packed import is_member, open_file, stamp_of
 from notan.io.write import as_written
 
 if TYPE_CHECKING:
@@ -143,6 +145,28 @@ class Subset(Source):
         return [hashes[place] for place in self._places]
 
 
+class Joined(Source):
+    """The samples of several sources, one source after the other."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self._parts = tuple(parts)
+        self._places = [(part, place) for part in parts for place in range(len(part))]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The samples' names, in order."""
+        return [name for part in self._parts for name in part.names]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample; see ``Source`` for the errors."""
+        part, place = self._places[index]
+        return part[place]
+
+    def hashes(self) -> list[str]:
+        """Return a short hash of each image, as its own source makes it."""
+        return [each for part in self._parts for each in part.hashes()]
+
+
 def _bytes_of(*arrays: npt.NDArray[np.generic] | None) -> Iterator[bytes]:
     return (np.ascontiguousarray(each).tobytes() for each in arrays if each is not None)
 
@@ -181,6 +205,23 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class PairFacts:
+    """What is known of a pair's files, whether or not they are read.
+
+    Attributes:
+        image_hash: As ``FileSource.hashes`` takes it of the files.
+        content_hash: As ``FileSource.content_hashes`` does.
+        size: (height, width) of the image, upright.
+        sideways: Whether EXIF turns it by a quarter.
+    """
+
+    image_hash: str
+    content_hash: str
+    size: Size
+    sideways: bool
+
+
+@dataclass(frozen=True)
 class Pair:
     """Where one sample's image and mask lie.
 
@@ -190,12 +231,14 @@ class Pair:
         mask: The mask's file; or the path of a file of annotations, with the image's name behind
             it where the file is about several images.
         channels: Files of the image's further channels, if it lies in several.
+        facts: What is known of them, if the files need not be asked.
     """
 
     name: str
     image: Path
     mask: Path
     channels: tuple[Path, ...] = ()
+    facts: PairFacts | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -209,6 +252,8 @@ class Pair:
 
 def stored_in(mask: Path) -> Path:
     """Return the file that a mask stands in: itself, or the annotations of several images."""
+    if is_member(mask):
+        return mask
     return next((path for path in (mask, *mask.parents) if path.is_file()), mask)
 
 
@@ -255,7 +300,7 @@ class FileSource(Source):
         Raises:
             DataError: A file cannot be read.
         """
-        return [hash_image(pair) for pair in self.pairs]
+        return [pair.facts.image_hash if pair.facts else hash_image(pair) for pair in self.pairs]
 
     def content_hashes(self) -> list[str]:
         """Return a short hash of each image's file with its mask's, whatever their names.
@@ -266,13 +311,18 @@ class FileSource(Source):
             DataError: A file cannot be read.
         """
         # one file of annotations may be about all images
-        files = [stored_in(pair.mask) for pair in self.pairs]
-        images = {pair.image for pair in self.pairs}
-        masks = {path: hash_content(path) for path in {*files} - images}
-        return [
-            short_hash(f"{' '.join(map(_hash_pixels, pair.files))} {masks.get(path)}".encode())
-            for pair, path in zip(self.pairs, files, strict=True)
-        ]
+        asked = [pair for pair in self.pairs if not pair.facts]
+        files = {pair.mask: stored_in(pair.mask) for pair in asked}
+        images = {pair.image for pair in asked}
+        # YOLO writes no file for an image without objects
+        kept = (path for path in {*files.values()} - images if stamp_of(path))
+        masks = {path: hash_content(path) for path in kept}
+
+        def hash_of(pair: Pair) -> str:
+            pixels = " ".join(map(_hash_pixels, pair.files))
+            return short_hash(f"{pixels} {masks.get(files[pair.mask])}".encode())
+
+        return [pair.facts.content_hash if pair.facts else hash_of(pair) for pair in self.pairs]
 
     def sizes(self) -> list[Size]:
         """Return the (height, width) of each image, from its file's header.
@@ -280,7 +330,12 @@ class FileSource(Source):
         Raises:
             DataError: A file cannot be read.
         """
-        return [read_size(pair.image, upright=self.images.upright) for pair in self.pairs]
+        return [
+            _size_known(pair.facts, upright=self.images.upright)
+            if pair.facts
+            else read_size(pair.image, upright=self.images.upright)
+            for pair in self.pairs
+        ]
 
     def first(self, count: int | None) -> FileSource:
         """Return the first ``count`` samples as a source; None means all of them."""
@@ -294,6 +349,11 @@ class FileSource(Source):
     def with_images(self, images: ImageReading) -> FileSource:
         """Return the same pairs, whose image files are read in another way."""
         return FileSource(self.pairs, self.read_labels, images)
+
+
+def _size_known(facts: PairFacts, *, upright: bool) -> Size:
+    height, width = facts.size
+    return (width, height) if facts.sideways and not upright else (height, width)
 
 
 def without_masks(paths: Sequence[Path], images: ImageReading = PLAIN) -> FileSource:
@@ -331,8 +391,9 @@ def hash_ends(path: Path) -> str:
         DataError: It cannot be read.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
             ends = file.read(HASHED)
             file.seek(max(0, size - HASHED))
             ends += file.read()

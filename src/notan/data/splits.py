@@ -93,7 +93,12 @@ def _more_units(
 
 
 def choose_folds(
-    names: Sequence[str], count: int, *, seed: int, groups: Mapping[str, str] | None = None
+    names: Sequence[str],
+    count: int,
+    *,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+    empty: Collection[str] = (),
 ) -> tuple[frozenset[str], ...]:
     """Divide images into parts for cross-validation, their sizes as equal as groups allow.
 
@@ -104,13 +109,15 @@ def choose_folds(
         count: How many parts, at least 2.
         seed: Another seed makes other parts.
         groups: Images of one group stay in one part. Fewer groups than parts are not kept whole.
+        empty: Images without foreground, of which each part gets its share.
     """
     order = _in_hash_order(names, seed)
     units = _units(order, groups or {})
     if len(units) < count:
         units = [[name] for name in order]
     folds: list[list[str]] = [[] for _ in range(count)]
-    for unit in units:
+    empty = frozenset(empty)
+    for unit in sorted(units, key=empty.issuperset):
         min(folds, key=len).extend(unit)
     return tuple(map(frozenset, folds))
 

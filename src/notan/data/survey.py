@@ -28,6 +28,7 @@ from notan.io.images import (
     read_held,
 )
 from notan.io.masks import CHOSEN
+from notan.io.packed import stamp_of as stamp_of
 from notan.modelfile.postprocess import label_components
 
 if TYPE_CHECKING:
@@ -478,15 +479,6 @@ def _looked_into(path: Path, stamp: tuple[int, int] | None, *, upright: bool) ->
     del stamp
     contents = read_contents(path, upright=upright)
     return ImageValues(path, contents, read_held(path) if contents.deep else None)
-
-
-def stamp_of(path: Path) -> tuple[int, int] | None:
-    """Return what changes when a file does; None where it is missing."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_mtime_ns, facts.st_size
 
 
 def in_threads(

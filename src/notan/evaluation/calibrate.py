@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from notan.data.samples import Joined
 from notan.data.survey import several_objects_fraction
 from notan.metrics.counts import Counts
 from notan.metrics.statistics import CONFIDENCE
 from notan.modelfile.postprocess import Postprocessing, foretold_dice_of_each, logit, sigmoid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -136,11 +137,31 @@ def choose_postprocessing(
         observation, however many pixels it has: those are not independent of each other.
     """
     plain = predictor.with_postprocessing(Postprocessing())
+    return choose_on([(plain, source)], training=training, batch_size=batch_size, between=between)
+
+
+def choose_on(
+    judged: Sequence[tuple[Predictor, Source]],
+    *,
+    training: Source | None = None,
+    batch_size: int = 1,
+    between: Callable[[], None] = lambda: None,
+) -> Choice:
+    """Choose for several networks at once, each judged on validation images of its own.
+
+    Args:
+        judged: Predictors whose probabilities are taken as they are, and the images of each.
+        training: As for ``choose_postprocessing``; likewise below.
+        batch_size: See there.
+        between: See there.
+    """
+    source = judged[0][1] if len(judged) == 1 else Joined([images for _, images in judged])
 
     def predictions() -> Iterator[tuple[Sample, Probability]]:
-        for sample, prediction in plain.predict_samples(source, batch_size=batch_size):
-            between()
-            yield sample, prediction.probability
+        for predictor, images in judged:
+            for sample, prediction in predictor.predict_samples(images, batch_size=batch_size):
+                between()
+                yield sample, prediction.probability
 
     pixels, kept = _Pixels(), _Kept()
     for sample, probability in _counted(predictions(), len(source)):

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from notan.errors import DataError
+from notan.io.packed import open_file, stamp_of
 from notan.io.write import encoded
 
 WHOLE, END = 2**26, 2**16
@@ -39,13 +40,15 @@ def hash_content(path: Path) -> str:
         DataError: It cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            about = os.fstat(file.fileno())
-            if about.st_size <= WHOLE:
+        with open_file(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if size <= WHOLE:
                 return sha256(file.read(WHOLE))[:16]
+            time, _ = stamp_of(path) or (0, 0)
             start = file.read(END)
             file.seek(-END, os.SEEK_END)
-            return sha256(f"{about.st_size} {about.st_mtime_ns} ", start, file.read(END))[:16]
+            return sha256(f"{size} {time} ", start, file.read(END))[:16]
     except OSError as error:
         raise DataError(f"{path}: could not be read ({error.strerror or error})") from error
 
@@ -57,7 +60,7 @@ def hash_file(path: Path, algorithm: str = "sha256") -> str:
         DataError: It cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             # MD5 guards no secret here: it is what some publishers of data give
             begin = hashlib.new(algorithm, usedforsecurity=False)
             return hashlib.file_digest(file, begin.copy).hexdigest()

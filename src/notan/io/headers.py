@@ -28,6 +28,7 @@ from PIL.ImageFile import ImageFile
 from notan.errors import DataError, UnsupportedError
 from notan.io.foreign import COPY, MOST_PAGES, TRANSPARENCY, ForeignTiff, as_foreign
 from notan.io.npy import NpyArray, read_npy
+from notan.io.packed import open_file
 from notan.io.signatures import NPY, RAW, find_format, heif_opener, without_texts
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def read_header(path: Path, work: Callable[[Header], _T]) -> _T:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading, or say why that is impossible."""
     try:
-        file = path.open("rb")
+        file = open_file(path)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise DataError(_why_not_opened(path, error)) from error
     with file:

@@ -43,6 +43,7 @@ from notan.io.images import (
     other_channels,
     to_image,
 )
+from notan.io.packed import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -223,7 +224,7 @@ class TiffParts:
         self._layout = read_header(path, lambda image: _read_layout(image, str(path), reading))
         part_bytes = reading.channels * math.prod(self._layout.part)
         self._part = lru_cache(maxsize=max(1, CACHE_BYTES // part_bytes))(self._decode)
-        self._file = path.open("rb")
+        self._file = open_file(path)
         try:
             self._refuse_missing_parts()
         except DataError:

@@ -34,7 +34,18 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[s
     """
     from safetensors.torch import save  # imports torch, which reading metadata must not
 
-    write_bytes(path, save(dict(weights), metadata={**metadata, "format": "pt"}))
+    content = save(dict(weights), metadata={**metadata, "format": "pt"})
+    write_bytes(path, _in_one_order(content))
+
+
+def _in_one_order(content: bytes) -> bytes:
+    """Sort the metadata, whose order safetensors leaves to chance: one model is one file."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((struct.pack("<Q", len(text)), text, memoryview(content)[8 + length :]))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -102,9 +102,7 @@ class TorchBackend:
                 the memory.
             threads: At most so many of the processor, whichever thread calls; None: as PyTorch
                 is set.
-            in_training: Leave its weights lying in memory as they do, for it will be trained on:
-                a fused optimizer takes weights and moments number by number as they lie, and would
-                pair each with another one's.
+            in_training: Leave its weights lying as a fused optimizer pairs them with moments.
         """
         import torch
 
@@ -113,8 +111,8 @@ class TorchBackend:
         self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         if self.precision == "bf16":
             model = copy.deepcopy(model).to(torch.bfloat16)
-        self._layout = torch.preserve_format if in_training else torch.channels_last
-        self.model = model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
+        self._layout = layout = torch.preserve_format if in_training else torch.channels_last
+        self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self._forward: Callable[[torch.Tensor], torch.Tensor] = self.model
         self._threads = threads
         if threads is not None:

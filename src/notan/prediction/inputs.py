@@ -35,7 +35,9 @@ from notan.io.images import (
     other_channels,
     read_image,
 )
+from notan.io.packed import find_pack
 from notan.io.pipes import MAX_BYTES, read_pipe
+from notan.io.remote import is_remote
 from notan.io.tiff import TIFF_SIGNATURES, TiffPages, TiffParts, is_large_tiff
 from notan.io.video import VIDEO_SUFFIXES, Video, is_video
 
@@ -242,6 +244,7 @@ def find_inputs(words: Iterable[Path], *, standard_input: BinaryIO | None = None
 
     Args:
         words: Files, whatever they are called; folders, of which every image and video is taken;
+            packed data likewise, in a store too;
             patterns with ``*``, ``?`` or ``[a-z]``, and ``**`` for folders in folders; ``-`` for
             the bytes of one image on standard input. A named pipe, ``/dev/stdin`` and a shell's
             ``<(command)`` are read likewise.
@@ -298,6 +301,8 @@ def refuse_outputs_over_inputs(
 def _files(word: Path) -> list[Path]:
     if word == STANDARD_INPUT:
         return [word]
+    if (word.is_dir() or is_remote(word)) and (pack := find_pack(word)):
+        return [pack.path_of(sample, sample.images[0]) for sample in pack.samples]
     if word.is_dir():
         files = _in_folder(word)
         if not files:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from notan.prediction.predictor import LargePrediction, Prediction
+    from notan.prediction.predictor import LargePrediction, Prediction, Predictor
 
 SETTINGS, TABLE, FAILED = "predict.json", "predictions.csv", "failed.csv"
 MOST_NAMED = 5
@@ -215,6 +215,18 @@ class PredictionTable:
         names = ", ".join(f"{row.name} ({row.expected_dice:.2f})" for row in unsure[:MOST_NAMED])
         more = f" and {len(unsure) - MOST_NAMED} more" if len(unsure) > MOST_NAMED else ""
         return f"please check, by expected Dice: {names}{more}; all in {TABLE}"
+
+
+def output_settings(predictor: Predictor) -> dict[str, str]:
+    """Name what decides how a mask comes out, beside its image."""
+    card = predictor.card
+    return {
+        "model": card.sha256 if card else "not known",
+        "postprocessing": predictor.postprocessing.model_dump_json(),
+        "tta": predictor.augment or "none",
+        "tiling": predictor.tiling.model_dump_json(),
+        "precision": predictor.precision,
+    }
 
 
 def _refuse_others(path: Path, settings: Mapping[str, str]) -> None:

@@ -11,17 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from notan.data.folders import (
-    find_layout,
-    holds_masks,
-    image_files,
-    mask_labels,
-    open_annotated,
-)
-from notan.data.layouts import find_parts
+from notan.data.annotations.labels import mask_labels
+from notan.data.folders import find_layout, holds_masks, open_divided
+from notan.data.layouts import find_parts, image_files
 from notan.errors import DataError
 from notan.io.digest import sha256
 from notan.io.headers import read_size
+from notan.io.packed import find_pack
 from notan.io.write import as_written, is_text
 
 if TYPE_CHECKING:
@@ -141,8 +137,8 @@ def _listed(data: Data, path: Path) -> Iterator[ListedImage]:
         for place in _image_folders(path):
             yield from map(make, image_files(place))
         return
-    if find_layout(data) != "folder":
-        for source in open_annotated(data):
+    if find_layout(data) != "folder" or find_pack(path):
+        for source, _ in open_divided(data):
             for pair in source.pairs:
                 yield make(pair.image, pair.mask, source.read_labels)
         return

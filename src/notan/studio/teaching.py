@@ -15,8 +15,8 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from notan.errors import DataError, NotanError, StorageError
+from notan.run_process import TrainingProcess
 from notan.studio.lessons import BASE, Lesson
-from notan.studio.trainer import TrainingProcess
 from notan.studio.trial import try_model
 from notan.web.answers import RefusedError
 
@@ -231,7 +231,7 @@ class Teaching:
         place = ["--out", str(self.lessons.run(lesson.number)), "--overwrite"]
         limit = ["--time-limit", f"{lesson.seconds}s", "--device", self.shelf.given.device]
         data = ["--data-path", str(self.lessons.folder), *self._reading]
-        return ["train", "--auto", *data, *weights, *place, *limit, "train.tensorboard=false"]
+        return ["train", "--auto", *data, *weights, *place, *limit, "train.trackers=[]"]
 
     def _start(self, lesson: Lesson, words: Sequence[str]) -> None:
         self.lessons.keep(lesson)

@@ -10,6 +10,7 @@ from notan.training.own import (
     OwnTransform,
 )
 from notan.training.start import resume, train
+from notan.training.trackers import Tracker
 from notan.training.trainer import Trainer, TrainResult
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "OwnParts",
     "OwnSchedule",
     "OwnTransform",
+    "Tracker",
     "TrainResult",
     "Trainer",
     "resume",

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from notan.config import run_to_toml
-from notan.data.batches import fingerprint_unlabelled
+from notan.config import run_to_toml, settings_by_name
+from notan.data.batches import Share, fingerprint_unlabelled
 from notan.data.folders import makes_validation
 from notan.data.loading import load_batches
 from notan.data.opening import OWN, foreground_fraction, measure_statistics, open_sources
 from notan.data.samples import fingerprint, median_size
 from notan.errors import ConfigError
 from notan.losses import Loss
-from notan.modelfile.card import Card, DataCard
+from notan.modelfile.card import PATHS, Card, DataCard
 from notan.modelfile.preprocess import RGB_CHANNELS, Preprocessor
 from notan.models.base import Encoder, SegmentationModel, encoder_of, stride_of
 from notan.models.own import require_contract, trial_sizes
 from notan.runtime import Precision, choose_workers, describe_hardware
+from notan.training.batch_norm import share_batch_norm
 from notan.training.computing import avoid_faults as avoid_faults
 from notan.training.computing import begin_computing as begin_computing
 from notan.training.computing import confirm_precision, precision_of_state
@@ -44,6 +45,7 @@ from notan.training.own import (
     checked_factor,
     try_loss,
 )
+from notan.training.ranks import ALONE, require_same_material
 from notan.training.semi_supervised import (
     Consistency,
     build_consistency,
@@ -64,10 +66,15 @@ if TYPE_CHECKING:
     from notan.data.samples import ImageReading, Source
     from notan.training.fine_tuning import Freezing
     from notan.training.optim import WeightAverage
-    from notan.training.own import OwnLogger
+    from notan.training.ranks import Ranks
     from notan.training.semi_supervised import Teacher
+    from notan.training.trackers import Tracker
 
 logger = logging.getLogger("notan")
+
+PLACES = {"data.path", "data.workers", *(f"train.{name}" for name in PATHS)}
+"""Settings in which the ranks of a training may differ: each machine has its own folders, and what
+lies in them is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +93,7 @@ class Setup:
         optimization: What the loss is made small with.
         average: The EMA of the weights, where one is kept.
         start: Where the encoder's weights came from, where it did not begin from scratch.
+        ranks: The processes that train together.
     """
 
     model: nn.Module
@@ -99,6 +107,7 @@ class Setup:
     optimization: Optimization
     average: WeightAverage | None = None
     start: Start | None = None
+    ranks: Ranks = ALONE
 
     def describe(self) -> str:
         """Say in a line what will be trained on what, where."""
@@ -116,7 +125,8 @@ class TrainingSetup(Setup):
         loss: What is made small.
         teacher: The model that is learned from beside the masks, where there is one.
         consistency: What is learned from images without masks, where there are some.
-        logger: The user's, called with each epoch's line of the history.
+        tracker: The user's, which is told of each epoch.
+        shared: How batch norm sees the batches that several ranks divide, in words.
     """
 
     run: Run
@@ -125,7 +135,8 @@ class TrainingSetup(Setup):
     loss: Loss | Objective
     teacher: Teacher | None
     consistency: Consistency | None
-    logger: OwnLogger | None = None
+    tracker: Tracker | None = None
+    shared: str | None = None
 
     def card(self, epoch: int, scores: Mapping[str, float]) -> Card:
         """Return the card of a checkpoint of this training."""
@@ -138,13 +149,9 @@ class TrainingSetup(Setup):
             scores=dict(scores),
             data=self.data_card,
             run=self.run,
-            versions={
-                "notan": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            versions=_versions(),
             parameters=self.parameters,
-            hardware=describe_hardware(self.device),
+            hardware="; ".join(filter(None, (describe_hardware(self.device), self.shared))),
             precision=str(self.optimization.precision),
             pretrained=self._pretrained(),
         )
@@ -180,6 +187,7 @@ class TrainingSetup(Setup):
             f"{len(self.training)} images to train on, {len(self.validation)} to validate on"
             f"{f', {more} without masks' if more else ''}; "
             f"{self.device}, {self.optimization.precision}"
+            f"{f'; {self.shared}' if self.shared else ''}"
             f"{f'; {frozen}' if (frozen := str(self.optimization.freezing)) else ''}"
             f"{f'; taught by {self.run.train.teacher}' if self.teacher else ''}"
         )
@@ -193,6 +201,7 @@ def prepare(
     own: OwnParts | None = None,
     state: Mapping[str, Any] | None = None,
     validation_names: frozenset[str] | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainingSetup:
     """Build and check everything; see ``notan.training.train`` for the arguments.
 
@@ -204,12 +213,13 @@ def prepare(
         state: What the training will go on from; its weights take the place of any that an encoder
             would begin with, so that those are not looked for again.
         validation_names: What was set aside when the training began; None: it begins now.
+        ranks: The processes that train together; all of them prepare.
 
     Raises:
         ConfigError: A setting does not fit.
         DataError: An image or mask is missing, unreadable or ambiguous.
     """
-    precision = begin_computing(run.device, run.train, seed=run.seed)
+    precision = _begin_together(run, ranks)
     device = precision.device
     own = own or OwnParts()
     own_model = own.model is not None
@@ -231,19 +241,14 @@ def prepare(
     if run.train.precision == "auto" and device.type == "cpu":
         images = min(run.train.batch_size, len(training))
         shape = (images, preprocessor.channels, *trial_sizes(preprocessor)[0])
-        precision = confirm_precision(precision, network, shape, state)
+        precision = ranks.of_first(confirm_precision(precision, network, shape, state))
+    shared = share_batch_norm(network, ranks, run.train.batch_size)
     lay_out(network, precision)
-    _require_statistics(run, preprocessor, training)
+    _require_statistics(run, preprocessor, training, ranks)
     unlabelled = open_unlabelled(
         run, preprocessor, validation, own_source=layout == OWN, workers=workers
     )
-    teacher = load_teacher(
-        run.train.teacher,
-        preprocessor,
-        precision,
-        trimap_border=_trimap_border(run.data, layout),
-        weight=run.loss.teacher,
-    )
+    teacher = _teacher(run, preprocessor, precision, layout)
     _require_unseen(run, start, teacher, validation)
     known = [start, teacher.card.data if teacher else None]
     data_card = _data_card(run.data, layout, training, validation, unlabelled, known)
@@ -255,7 +260,9 @@ def prepare(
         transform=own.transform,
         unlabelled=unlabelled,
         decode_once=run.data.cache != "off",
+        share=Share(ranks.number, ranks.count),
     )
+    require_same_material(ranks, data_card, network)
     loss = _build_loss(run, own, taught=teacher is not None)
     _try_own(own, network, loss, preprocessor)
     return TrainingSetup(
@@ -271,15 +278,47 @@ def prepare(
         training_batches=batches[0],
         validation_batches=batches[1],
         loss=loss,
-        logger=own.logger,
+        tracker=own.tracker,
         optimization=build_optimization(
             run.train, network, precision, len(batches[0]), freezing, own
         ),
+        ranks=ranks,
+        shared=shared,
         average=average,
         teacher=teacher,
         start=start,
         consistency=_consistency(run, precision, teacher, average) if unlabelled else None,
     )
+
+
+def _begin_together(run: Run, ranks: Ranks) -> Precision:
+    """Return the device and arithmetic of this rank, once all have the same settings."""
+    ranks.require_same(_versions())
+    settings = settings_by_name(run)
+    ranks.require_same({name: settings[name] for name in settings.keys() - PLACES})
+    precision = begin_computing(ranks.choose_device(run.device), run.train, seed=run.seed)
+    ranks.use(precision.device)
+    return precision
+
+
+def _teacher(
+    run: Run, preprocessor: Preprocessor, precision: Precision, layout: str
+) -> Teacher | None:
+    return load_teacher(
+        run.train.teacher,
+        preprocessor,
+        precision,
+        trimap_border=_trimap_border(run.data, layout),
+        weight=run.loss.teacher,
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "notan": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _start_of(
@@ -403,11 +442,18 @@ def _data_card(
     )
 
 
-def _require_statistics(run: Run, preprocessor: Preprocessor, training: Source) -> None:
-    """Refuse batches in which batch norm would see a single value of each channel."""
+def _require_statistics(
+    run: Run, preprocessor: Preprocessor, training: Source, ranks: Ranks
+) -> None:
+    """Refuse batches that leave a rank without an image, or batch norm with a single value."""
     sizes = training.sizes() if preprocessor.keep_aspect_ratio else [run.preprocess.image_size]
     padded = min((preprocessor.place(size).padded for size in sizes), key=max)
     smallest = len(training) // -(-len(training) // run.train.batch_size)
+    if smallest < ranks.count:
+        raise ConfigError(
+            f"{ranks} would divide batches of {smallest} among them; start fewer, or raise "
+            "--batch-size"
+        )
     if smallest == 1 and max(padded) <= preprocessor.stride:
         raise ConfigError(
             f"batches of one image at {padded[0]}x{padded[1]} leave batch norm one value a "
@@ -479,4 +525,5 @@ def build_optimization(
         freezing,
         own=own.optimizer is not None,
         blank=copy.deepcopy(optimizer.state_dict()["state"]),
+        gradients_as=torch.bfloat16 if settings.compress_gradients else None,
     )

@@ -88,6 +88,7 @@ class Stepper:
             setup.optimization,
             self.spikes,
             network=self.network,
+            ranks=setup.ranks,
         )
         if setup.average:
             setup.average.update_parameters(setup.model, values.taken)

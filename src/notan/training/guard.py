@@ -70,7 +70,8 @@ class LossGuard:
             self.judge.restore(tree["guard"])
         self.spikes.load(self.judge)
         self.good = tree["good"]
-        keep_lines(self.path, lambda line: _is_before(line, progress))
+        if self.setup.ranks.is_first:
+            keep_lines(self.path, lambda line: _is_before(line, progress))
 
     def keep(self) -> None:
         """Remember the present weights as good, unless the last steps were trouble."""
@@ -112,7 +113,9 @@ class LossGuard:
             )
         if taken:
             return False
-        what = _describe(batch, losses, gradient_norm)
+        of_ranks = self.setup.ranks.gather(_names_of(batch))
+        names = tuple(name for part in of_ranks for name in part)
+        what = _describe(names, losses, gradient_norm)
         if verdict is None:
             raise DivergedError(f"{place}: {what}; {ADVICE}")
         self._act(
@@ -126,7 +129,7 @@ class LossGuard:
                 "loss": _finite_or_text(loss),
                 "terms": {name: _finite_or_text(term) for name, term in _terms(losses)},
                 "gradient_norm": _finite_or_text(gradient_norm),
-                "images": _names_of(batch),
+                "images": names,
             },
             progress,
         )
@@ -209,7 +212,8 @@ class LossGuard:
         logger.warning("%s: %s; %s (%s)", place, verdict.reason, ACTIONS[verdict.action], what)
         schedule = self.setup.optimization.schedule
         rate = schedule.rate_after(progress.step / schedule.steps_per_epoch)
-        append_line(self.path, {**incident, **asdict(verdict), "learning_rate": rate})
+        if self.setup.ranks.is_first:
+            append_line(self.path, {**incident, **asdict(verdict), "learning_rate": rate})
         if verdict.action == "stop":
             returns = self.judge.returns if self.judge else 0
             raise DivergedError(
@@ -236,10 +240,10 @@ def _terms(losses: Mapping[str, float]) -> list[tuple[str, float]]:
     return [(name, loss) for name, loss in losses.items() if name != "loss"]
 
 
-def _describe(batch: Batch, losses: Mapping[str, float], gradient_norm: float) -> str:
+def _describe(names: Sequence[str], losses: Mapping[str, float], gradient_norm: float) -> str:
     """Say in a few words which batch it was and what it gave."""
     terms = ", ".join(f"{name} {term:.4g}" for name, term in _terms(losses))
-    return f"loss of {_few(_names_of(batch))}: {terms}; gradient norm {gradient_norm:.4g}"
+    return f"loss of {_few(names)}: {terms}; gradient norm {gradient_norm:.4g}"
 
 
 def _few(images: Sequence[str]) -> str:

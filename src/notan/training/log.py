@@ -1,28 +1,26 @@
-"""What a run leaves behind while it goes on: run.toml, history.jsonl, TensorBoard events."""
+"""What a run leaves behind while it goes on: run.toml, history.jsonl, and what trackers keep."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import logging
 from typing import TYPE_CHECKING, Any
 
-from notan.config import run_to_toml
+from notan.config import run_to_toml, settings_by_name
 from notan.io.write import storage_errors, write_bytes
-from notan.run_folder import EVENTS, HISTORY, SETTINGS
+from notan.run_folder import HISTORY, SETTINGS
+from notan.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from notan.config import Run
+    from notan.training.trackers import Tracker
     from notan.types import RGBImage
-
-logger = logging.getLogger("notan")
 
 
 class RunLog:
-    """Writes a run's folder; a context manager, so that events are flushed whatever happens."""
+    """Writes a run's folder; a context manager, so that trackers are closed whatever happens."""
 
     def __init__(
         self,
@@ -30,7 +28,8 @@ class RunLog:
         run: Run,
         *,
         first_epoch: int = 1,
-        own: Callable[[Mapping[str, float]], object] | None = None,
+        own: Tracker | None = None,
+        writes: bool = True,
     ) -> None:
         """Write the settings and open the logs.
 
@@ -39,42 +38,49 @@ class RunLog:
             run: All settings.
             first_epoch: The epoch that is written next; what a stopped run wrote of it and of
                 later ones is dropped.
-            own: Called with each epoch's line of the history; what it raises ends the training.
+            own: The user's tracker, beside those that the settings name.
+            writes: Of several processes that train together, one writes, and the others nothing.
 
         Raises:
             StorageError: The folder cannot be written.
         """
         self.folder = folder
-        self._own = own
+        self._writes = writes
+        self._run, self._first_epoch = run, first_epoch
+        self._trackers = Trackers(run.train.trackers if writes else (), own if writes else None)
+        if not writes:
+            return
         write_bytes(folder / SETTINGS, run_to_toml(run).encode())
         keep_lines(folder / HISTORY, lambda line: line["epoch"] < first_epoch)
-        self._events = _open_events(folder / EVENTS, first_epoch) if run.train.tensorboard else None
 
     def __enter__(self) -> RunLog:
+        self._trackers.begin(settings_by_name(self._run), self.folder, self._first_epoch)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._events:
-            self._events.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self._trackers.end("finished" if kind is None else "stopped" if stopped else "failed")
 
     def epoch(self, number: int, values: Mapping[str, float]) -> None:
-        """Append one epoch's values to the history and to TensorBoard.
+        """Append one epoch's values to the history, and tell the trackers.
 
         Raises:
             StorageError: The disk is full.
         """
+        if not self._writes:
+            return
         append_line(self.folder / HISTORY, {"epoch": number, **values})
-        if self._events:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, number)
-        if self._own:
-            self._own({"epoch": number, **values})
+        self._trackers.epoch(number, values)
 
     def overlays(self, number: int, named: Iterable[tuple[str, RGBImage]]) -> None:
-        """Show images, uint8 (height, width, 3), in TensorBoard; without it none is asked for."""
-        if self._events:
+        """Show trackers images, uint8 (height, width, 3); where none wants any, none is drawn."""
+        if self._trackers.want_images:
             for name, image in named:
-                self._events.add_image(f"validation/{name}", image, number, dataformats="HWC")
+                self._trackers.image(number, name, image)
+
+    def card(self, text: str) -> None:
+        """Give the trackers the card of the finished model, as JSON."""
+        self._trackers.document("card.json", text)
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
@@ -95,17 +101,3 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     whole = [line for line in lines if line.endswith("\n")]
     kept = [line for line in whole if wanted(json.loads(line))]
     write_bytes(path, "".join(kept).encode())
-
-
-def _open_events(folder: Path, first_epoch: int) -> Any:  # noqa: ANN401 - of an optional package
-    if importlib.util.find_spec("tensorboard") is None:
-        logger.info("TensorBoard is not installed, so no events: pip install 'notan[tensorboard]'")
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    try:
-        with storage_errors(folder):
-            return SummaryWriter(str(folder), purge_step=first_epoch)
-    except UnicodeEncodeError:  # TensorBoard wants names that are text; the training does not
-        logger.warning("%s: no TensorBoard events, for this folder's name is no text", folder)
-        return None

@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tqdm import tqdm
 
@@ -20,7 +21,7 @@ from notan.training.state import Progress, StateFolder, capture, restore
 from notan.training.steps import ADVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from types import FrameType
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from notan.config import Train
     from notan.data.batches import Batch
+    from notan.data.loading import Batches
     from notan.training.build import Setup
     from notan.training.compiling import GraphStepper, How
     from notan.training.state import Best
@@ -87,6 +89,14 @@ class StopRequest:
         self.number = number
 
 
+class _Begun(NamedTuple):
+    """A step that was begun: its batch, the images of all ranks' slices, and what comes of it."""
+
+    batch: Batch
+    images: int
+    values: StepValues
+
+
 class Loop:
     """Takes the steps of one training in one folder.
 
@@ -100,6 +110,7 @@ class Loop:
 
     def __init__(self, setup: Setup, settings: Train, folder: Path, loss: Criterion) -> None:
         self.setup: Setup = setup
+        self.ranks = setup.ranks
         self.loss = loss
         self.folder = folder
         self.settings = settings
@@ -111,10 +122,11 @@ class Loop:
         self.states = StateFolder(folder / STATES)
         self.stop = StopRequest()
         self.failure: DivergedError | None = None
-        self._saved_at = time.monotonic()
+        self._saved_at = self.ranks.now()
         self._epoch_began = time.perf_counter()
         self._ahead = steps_ahead(setup.device)
-        self._begun: deque[tuple[Batch, StepValues]] = deque()
+        self._begun: deque[_Begun] = deque()
+        self._agreed: int | None = None
         self._take_step: Stepper | GraphStepper | None = None
         self._compiled: How | None = None
 
@@ -139,6 +151,19 @@ class Loop:
         """Return all that the rest of the training depends on, as a tree for a StateFolder."""
         compiled = {"compiled": self._take_step.how if self._take_step else self._compiled}
         return {**capture(self.setup, self.progress), **self.guard.state(), **compiled}
+
+    @property
+    def asked_to_stop(self) -> int | None:
+        """The signal that came; of several ranks, that one of them was sent by their last meeting.
+
+        They all stop behind the same step then.
+        """
+        return self.stop.number if self.ranks.is_alone else self._agreed
+
+    def _meet(self, images: int = 0) -> int:
+        """Agree with the other ranks, before a step; return the images of their slices together."""
+        images, self._agreed = self.ranks.meet(images, self.stop.number)
+        return images
 
     def begin_epoch(self) -> None:
         """Start the clock of an epoch, or of the rest of one, and set its first batch."""
@@ -189,6 +214,7 @@ class Loop:
 
     def _begin_step(self, batch: Batch) -> None:
         """Have the device take a step, without waiting for it."""
+        images = self._meet(len(batch.names))
         schedule = self.setup.optimization.schedule
         self.setup.optimization.freezing.set_mode(self.setup.model, frozen=schedule.freezes)
         if 0 < schedule.steps / schedule.steps_per_epoch == schedule.starts:
@@ -200,31 +226,63 @@ class Loop:
                 self.time_limit.begin_steps(anew=False)
         values = self._take_step(answered)
         schedule.advance()
-        self._begun.append((batch, values.on_the_way()))
+        self._begun.append(_Begun(batch, images, values.on_the_way()))
 
     def _prepare_steps(self, batch: Batch) -> Stepper | GraphStepper:
         """Choose how steps are run on the device, once it is known what they work on."""
         setup, settings = self.setup, self.settings
         optimization, preprocessor = setup.optimization, setup.preprocessor
-        is_repeatable = settings.deterministic
+        # ranks could choose otherwise each, and would wait for each other for ever
+        is_bound = settings.deterministic or not self.ranks.is_alone
 
         def steps_left(seconds: float) -> float:
             if self.time_limit:
                 return self.time_limit.left / seconds
             return settings.epochs * len(setup.training_batches) - self.progress.step
 
+        plain = Stepper(setup, self.loss, self.guard.spikes)
+        if not self.ranks.is_alone:
+            self._say_what_the_network_allows(plain, batch)
         return make_stepper(
-            Stepper(setup, self.loss, self.guard.spikes),
+            plain,
             batch,
             # what a clock decides would not be repeatable
-            wanted="off" if is_repeatable and settings.compile == "auto" else settings.compile,
+            wanted="off" if is_bound and settings.compile == "auto" else settings.compile,
             known=self._compiled,
             steps_left=steps_left,
             one_size=preprocessor.image_size is not None and not preprocessor.keep_aspect_ratio,
             captures=not (
-                optimization.own or optimization.scaler.is_enabled() or settings.detect_anomaly
+                optimization.own
+                or optimization.scaler.is_enabled()
+                or settings.detect_anomaly
+                or not self.ranks.is_alone
             ),
         )
+
+    def _say_what_the_network_allows(self, step: Stepper, batch: Batch) -> None:
+        """Say before the first step how much of each the ranks will wait for each other's sums."""
+        optimization, ranks = self.setup.optimization, self.ranks
+        weights = [each for each in self.setup.model.parameters() if each.requires_grad]
+        dtype = optimization.gradients_as or weights[0].dtype
+        numbers = sum(each.numel() for each in weights)
+        with step.trying():
+            step(batch).read()
+            began = time.perf_counter()
+            step(batch).read()
+            seconds = ranks.of_first(time.perf_counter() - began)
+        message = ranks.seconds_to_add_up(numbers, self.setup.device, dtype)
+        gain = ranks.count * max(0.0, 1 - message / seconds)
+        logger.info(
+            "%s: a step takes %.0f ms, %.0f of them for %.1f MB of gradients: up to %.1f times as "
+            "fast as one process on one of these devices",
+            *(ranks, 1000 * seconds, 1000 * message, numbers * dtype.itemsize / 1e6, gain),
+        )
+        if gain <= 1:
+            logger.warning(
+                "the network between the processes is too slow for them: one alone is as fast; "
+                "train.compress_gradients=true halves the message, a larger --batch-size makes "
+                "fewer of them"
+            )
 
     def _something_is_due(self) -> bool:
         """Say whether what was begun must end before the next step: the weights will be kept."""
@@ -233,7 +291,7 @@ class Loop:
             (self.progress.batch + begun) % GOOD_BATCHES == 0
             or bool(every and (self.progress.step + begun) % every == 0)
             or self._is_time_to_save()
-            or self.stop.number is not None
+            or self.asked_to_stop is not None
         )
 
     def _end_step(self) -> None:
@@ -242,22 +300,22 @@ class Loop:
         Steps that were begun after one from which the training went back have changed nothing; they
         are begun again.
         """
-        batch, values = self._begun.popleft()
+        batch, images, values = self._begun.popleft()
         taken, norm, losses = values.read()
         went_back = self.guard.after_step(self.progress, batch, losses, norm, taken=taken)
         if went_back:
-            again = [each for each, _ in self._begun]
+            again = [each.batch for each in self._begun]
             self._begun.clear()
             self.setup.optimization.schedule.go_back(len(again))
             for each in again:
                 self._begin_step(each)
-        self.after_step(batch, losses if taken else None)
+        self.after_step(images, losses if taken else None)
 
-    def after_step(self, batch: Batch, losses: Mapping[str, float] | None) -> None:
+    def after_step(self, images: int, losses: Mapping[str, float] | None) -> None:
         """Count a step, save the state when it is time, and stop where that was asked for.
 
         Args:
-            batch: What it worked on.
+            images: Of the whole batch.
             losses: By name; None: it was skipped.
         """
         progress = self.progress
@@ -269,7 +327,7 @@ class Loop:
         progress.step += 1
         progress.seconds = time.perf_counter() - self._epoch_began
         if losses is not None:
-            progress.means.add(losses, len(batch.names))
+            progress.means.add(losses, images)
         if self._begun:  # the weights are of a later step
             return
         if progress.batch % GOOD_BATCHES == 0:
@@ -280,7 +338,7 @@ class Loop:
         self.stop_if_asked()
 
     def _is_time_to_save(self) -> bool:
-        return time.monotonic() - self._saved_at >= self.settings.checkpoint_every_seconds
+        return self.ranks.now() - self._saved_at >= self.settings.checkpoint_every_seconds
 
     def end_epoch(self) -> None:
         """Go on to the next epoch, and remember its first weights as good if all is calm."""
@@ -305,11 +363,16 @@ class Loop:
             )
         return self.progress.best
 
-    def until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield batches that are only looked at, between which stopping is safe."""
-        for batch in batches:
+    def until_stopped(self, batches: Batches) -> Iterator[Batch]:
+        """Yield batches that are only looked at, between which stopping is safe.
+
+        Where ranks divide them, one may have a batch less than another, and meets it all the same.
+        """
+        left = iter(batches)
+        for _ in range(len(batches)):
+            self._meet()
             self.stop_if_asked()
-            yield batch
+            yield from islice(left, 1)
 
     def stop_if_asked(self) -> None:
         """Save the state and end the training where a signal came.
@@ -317,18 +380,20 @@ class Loop:
         Raises:
             StoppedBySignal: One came.
         """
-        if self.stop.number is None:
+        number = self.asked_to_stop
+        if number is None:
             return
         self.save_state()
         raise StoppedBySignal(
-            f"stopped and saved; go on with: {self.command} --resume {self.folder}",
-            self.stop.number,
+            f"stopped and saved; go on with: {self.command} --resume {self.folder}", number
         )
 
     def save_state(self) -> None:
         """Write all that a resume needs."""
-        self.states.save(self.progress.step, self.capture())
-        self._saved_at = time.monotonic()
+        tree = self.capture()
+        if self.ranks.is_first:
+            self.states.save(self.progress.step, tree)
+        self._saved_at = self.ranks.now()
 
     def _progress_bar(self) -> tqdm[Batch]:
         loader = self.setup.training_batches
@@ -339,5 +404,5 @@ class Loop:
             total=len(loader),
             unit="batch",
             leave=False,
-            disable=None,
+            disable=None if self.ranks.is_first else True,
         )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from notan.config import LossTerms, Model, Own
 from notan.errors import ConfigError
-from notan.losses import LossValue, bce
+from notan.losses import LossValue, bce, share_of_whole
 from notan.models.build import build_model
 from notan.models.own import (
     Network,
@@ -31,6 +31,7 @@ from notan.models.own import (
     short_name,
     shown,
 )
+from notan.training.trackers import Called, Tracker, require_trackers
 
 if TYPE_CHECKING:
     from notan.config import Run
@@ -81,7 +82,7 @@ class OwnParts:
     loss: OwnLoss | None = None
     optimizer: OwnOptimizer | None = None
     schedule: OwnSchedule | None = None
-    logger: OwnLogger | None = None
+    logger: OwnLogger | Tracker | None = None
     transform: OwnTransform | None = None
 
     def noted_in(self, run: Run) -> Run:
@@ -89,6 +90,7 @@ class OwnParts:
 
         Raises:
             ConfigError: They name something that was not brought, or that cannot go with it.
+            MissingExtraError: They name a tracker that is not installed.
         """
         names: dict[str, str | None] = {}
         for part in Own.model_fields:
@@ -100,7 +102,8 @@ class OwnParts:
                     "training without it"
                 )
             names[part] = None if given is None else _name_of(part, given)
-        if self.logger is not None:
+        require_trackers(run.train.trackers)
+        if self.logger is not None and not isinstance(self.logger, Tracker):
             _name_of("logger", self.logger)
         self._refuse_together(run)
         model = run.model if self.model is None else self._named_model(run.model)
@@ -108,6 +111,12 @@ class OwnParts:
             if getattr(self, part) is not None:
                 _say_unused(part, section, getattr(run, section), fields)
         return run.model_copy(update={"own": Own(**names), "model": model})
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """What the user follows the training with."""
+        given = self.logger
+        return given if given is None or isinstance(given, Tracker) else Called(given)
 
     def _named_model(self, settings: Model) -> Model:
         """Return settings of the user's network; one of the same name keeps its noted path."""
@@ -208,6 +217,7 @@ class Objective:
                 f"loss: it returned {own.item():.4g}, and the guard takes losses from 0 on; add a "
                 "constant, such as 1 - dice, or switch the guard off: train.loss_guard=false"
             )
+        own = own * share_of_whole(len(logits), own)
         terms = {"own": own}
         if soft is None or self.teacher == 0:
             return LossValue(own, terms)

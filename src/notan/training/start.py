@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from notan.models.own import short_name
 from notan.run_folder import RECIPE, SPLIT, STATES, RunFolder, refuse_changes
 from notan.training.build import prepare
 from notan.training.own import OwnParts
+from notan.training.ranks import joined
 from notan.training.state import StateFolder, changed_contents
 from notan.training.time_limit import Overhead
 from notan.training.trainer import Trainer, TrainResult
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from notan.models.own import Network
     from notan.training.build import TrainingSetup
     from notan.training.own import OwnLogger, OwnLoss, OwnOptimizer, OwnSchedule, OwnTransform
+    from notan.training.trackers import Tracker
     from notan.types import ProgressCallback
 
 log = logging.getLogger("notan")
@@ -42,7 +46,7 @@ HARMLESS = {
     "train.checkpoint_every_steps",
     "train.detect_anomaly",
     "train.log_images",
-    "train.tensorboard",
+    "train.trackers",
     "train.loss_guard",
     "train.max_rollbacks",
 }
@@ -65,7 +69,7 @@ def train(
     loss: OwnLoss | None = None,
     optimizer: OwnOptimizer | None = None,
     schedule: OwnSchedule | None = None,
-    logger: OwnLogger | None = None,
+    logger: OwnLogger | Tracker | None = None,
     overhead: Overhead | None = None,
     progress: ProgressCallback | None = None,
     profile: bool = False,
@@ -89,7 +93,8 @@ def train(
         optimizer: Of your own instead of AdamW: ``optimizer(weights)`` makes it.
         schedule: Of your own instead of ``run.train.schedule``: ``schedule(step, steps)`` is the
             learning rate's factor.
-        logger: Called after every epoch with the line that history.jsonl gets.
+        logger: Called after every epoch with the line that history.jsonl gets; or a ``Tracker`` of
+            your own, which is told more.
         overhead: What surrounds the call and is paid for by ``train.time_limit_seconds`` too; None:
             nothing, and the time limit is this call's.
         progress: Called after each epoch with the number of those that are done, and of all; a
@@ -115,15 +120,20 @@ def train(
     )
     run = own.noted_in(run)
     name = run.model.name if model is None else short_name(model)
-    folder = RunFolder(out or fresh_folder(Path("runs") / name))
-    folder.claim(overwrite=overwrite)
-    setup = prepare(run, training=training, validation=validation, own=own)
-    with folder.locked():
-        folder.clear()  # only now: a wrong setting must not cost the earlier run
-        if recipe is not None:
-            write_bytes(folder.path / RECIPE, recipe.encode())
-        trainer = Trainer(setup, folder.path, overhead=overhead, on_epoch=progress, profile=profile)
-        return trainer.train()
+    with joined() as ranks:
+        place = ranks.first_does(lambda: out or fresh_folder(Path("runs") / name))
+        folder = RunFolder(place)
+        ranks.first_does(partial(folder.claim, overwrite=overwrite))
+        setup = prepare(run, training=training, validation=validation, own=own, ranks=ranks)
+        with folder.locked() if ranks.is_first else nullcontext():
+            if ranks.is_first:
+                folder.clear()  # only now: a wrong setting must not cost the earlier run
+            if ranks.is_first and recipe is not None:
+                write_bytes(folder.path / RECIPE, recipe.encode())
+            trainer = Trainer(
+                setup, folder.path, overhead=overhead, on_epoch=progress, profile=profile
+            )
+            return trainer.train()
 
 
 def resume(
@@ -138,7 +148,7 @@ def resume(
     loss: OwnLoss | None = None,
     optimizer: OwnOptimizer | None = None,
     schedule: OwnSchedule | None = None,
-    logger: OwnLogger | None = None,
+    logger: OwnLogger | Tracker | None = None,
     overhead: Overhead | None = None,
     progress: ProgressCallback | None = None,
     profile: bool = False,
@@ -192,8 +202,9 @@ def resume(
         harmless=None if allow_changes else HARMLESS | MOVED | lasts,
         hint=", or go on all the same with --allow-changes",
     )
-    with kept.locked():
+    with joined() as ranks, kept.locked() if ranks.is_first else nullcontext():
         tree = StateFolder(folder / STATES).load()
+        ranks.require_same({"a saved state of step": tree and tree["progress"]["step"]})
         setup = prepare(
             run,
             training=training,
@@ -201,9 +212,10 @@ def resume(
             own=own,
             state=tree,
             validation_names=None if training else _set_aside(kept.path, run),
+            ranks=ranks,
         )
         if tree is None:
-            kept.begin_again()
+            ranks.first_does(kept.begin_again)
         elif allow_changes:
             for words in changed_contents(setup, tree, setup.run.data.path):
                 log.warning("%s", words)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from notan.training.build import Setup
+    from notan.training.ranks import Ranks
     from notan.training.steps import Optimization
 
 logger = logging.getLogger("notan")
@@ -266,8 +267,14 @@ def capture(setup: Setup, progress: Progress) -> dict[str, Any]:
             "thawed": schedule.thawed,
         },
         "scaler": optimization.scaler.state_dict(),
-        "random": random_states(),
+        **_all_random_states(setup.ranks),
     }
+
+
+def _all_random_states(ranks: Ranks) -> dict[str, Any]:
+    """Return the random generators of this process, and of all where several train together."""
+    states = ranks.gather(random_states())
+    return {"random": states[0], **({} if ranks.is_alone else {"random_of_ranks": states})}
 
 
 def changed_contents(setup: Setup, tree: Mapping[str, Any], path: Path | None) -> Iterator[str]:
@@ -314,7 +321,9 @@ def restore(setup: Setup, tree: dict[str, Any]) -> Progress:
     schedule.lowered, schedule.steps = tree["schedule"]["lowered"], tree["schedule"]["steps"]
     schedule.thawed = tree["schedule"].get("thawed")  # not in states of earlier versions
     schedule.apply()
-    restore_random_states(tree["random"])
+    ranks, of_ranks = setup.ranks, tree.get("random_of_ranks", ())
+    same = len(of_ranks) == ranks.count  # others begin from those of the first
+    restore_random_states(of_ranks[ranks.number] if same else tree["random"])
     fields = tree["progress"]
     best = fields["best"]
     return Progress(

@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from notan.training.fine_tuning import Freezing
+from notan.training.ranks import ALONE
 from notan.training.semi_supervised import add_agreement
 from notan.training.spikes import exact_dtype
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from notan.losses import LossValue
     from notan.runtime import Precision
     from notan.training.optim import Schedule
+    from notan.training.ranks import Ranks
     from notan.training.spikes import SpikeDetector
     from notan.types import Images, Logits
 
@@ -43,6 +45,7 @@ class Optimization:
         freezing: What it leaves as it is.
         own: Whether the optimizer is the user's, and its groups' settings belong to the state.
         blank: What the optimizer knew of its weights before the first step.
+        gradients_as: In which type gradients travel between ranks; None: their own.
     """
 
     optimizer: torch.optim.Optimizer
@@ -53,6 +56,7 @@ class Optimization:
     freezing: Freezing = field(default_factory=Freezing)
     own: bool = False
     blank: dict[str, Any] = field(default_factory=dict)
+    gradients_as: torch.dtype | None = None
 
 
 @dataclass
@@ -124,6 +128,7 @@ def train_step(
     spikes: SpikeDetector | None = None,
     *,
     network: Callable[[Images], Logits] | None = None,
+    ranks: Ranks = ALONE,
 ) -> StepValues:
     """Take one step down the gradient of one batch's loss, without waiting for the device.
 
@@ -140,29 +145,42 @@ def train_step(
         spikes: Says from the loss and the norm of the gradient whether to leave all as it is; None:
             never.
         network: The model, compiled; None: as it is.
+        ranks: Each of which has a slice of the batch; their sums are what one process would have.
     """
     scaler, optimizer = optimization.scaler, optimization.optimizer
     # An image of NaN would stay in batch norm's statistics long after its batch was skipped.
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]
     optimizer.zero_grad(set_to_none=True)
-    value = compute_loss(model if network is None else network, batch, loss, optimization.precision)
+    with ranks.counting():
+        value = compute_loss(
+            model if network is None else network, batch, loss, optimization.precision
+        )
     scaler.scale(value.total).backward()  # type: ignore[no-untyped-call]
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    ranks.add_up(gradients, optimization.gradients_as)
     scaler.unscale_(optimizer)
-    total = value.total.detach()
+    total, *terms = _losses_of_all(value, ranks)
     norm = _gradient_norm(model, optimization)
     overflow = ~norm.isfinite() & scaler.is_enabled()
     # float16's scaler scales less after such a step, which is no spike
     norm = norm.masked_fill(overflow, 0)
     skipped = spikes(total, norm) if spikes else torch.zeros_like(overflow)
     _change_weights(optimizer, skipped | overflow, asks=spikes is not None or scaler.is_enabled())
+    ranks.average(buffers)
     with torch.no_grad():
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(torch.where(skipped, old, buffer))
     scaler.update()
-    numbers = [~skipped, norm, total, *(term.detach() for term in value.terms.values())]
+    numbers = [~skipped, norm, total, *terms]
     exact = exact_dtype(total.device)
     return StepValues(("loss", *value.terms), torch.stack([number.to(exact) for number in numbers]))
+
+
+def _losses_of_all(value: LossValue, ranks: Ranks) -> list[Tensor]:
+    """Return the loss and its terms, of the whole batch."""
+    here = [value.total.detach(), *(term.detach() for term in value.terms.values())]
+    return here if ranks.is_alone else list(ranks.total(torch.stack(here)))
 
 
 def _change_weights(optimizer: torch.optim.Optimizer, skipped: Tensor, *, asks: bool) -> None:

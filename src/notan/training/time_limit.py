@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from notan.runtime import how_busy
 from notan.training.optim import SHORTEST, Throughput
+from notan.training.ranks import ALONE
 
 if TYPE_CHECKING:
     from notan.training.optim import Schedule
+    from notan.training.ranks import Ranks
     from notan.training.state import Progress
 
 logger = logging.getLogger("notan")
@@ -110,14 +112,18 @@ class Spent:
 class TimeLimit:
     """Divides a time among steps, validations and the end of a training."""
 
-    def __init__(self, seconds: float, overhead: Overhead, schedule: Schedule) -> None:
+    def __init__(
+        self, seconds: float, overhead: Overhead, schedule: Schedule, ranks: Ranks = ALONE
+    ) -> None:
         """Take what there is to divide.
 
         Args:
             seconds: From the beginning of the command to its end.
             overhead: What goes on before and after the training.
             schedule: Of the learning rate; gets the pace of the training at every note.
+            ranks: Whose time it is: they all go by the first one's clock.
         """
+        self.ranks = ranks
         self.seconds = seconds
         self.overhead = overhead
         self.schedule = schedule
@@ -153,7 +159,7 @@ class TimeLimit:
     @property
     def total(self) -> float:
         """Seconds that are spent."""
-        return self._before + time.monotonic() - self.overhead.began
+        return self._before + self.ranks.now() - self.overhead.began
 
     @property
     def left(self) -> float:
@@ -168,7 +174,7 @@ class TimeLimit:
 
     def plan(self) -> None:
         """Decide what the end consists of, once for each time limit."""
-        self._busy = how_busy()
+        self._busy = self.ranks.of_first(how_busy())
         if self.spent.time_limit == self.seconds:
             return
         spent = self.spent
@@ -223,7 +229,7 @@ class TimeLimit:
             anew: Whether the epoch begins; the speed is noted then, as there was a validation or
                 a stop before it.
         """
-        self._moment = time.monotonic()
+        self._moment = self.ranks.now()
         if anew:
             self.note()
             self.spent.rate = self.schedule.present_rate
@@ -240,7 +246,7 @@ class TimeLimit:
         Returns:
             Whether it is known now, and was not before, how many steps fit: True once.
         """
-        now = time.monotonic()
+        now = self.ranks.now()
         self.spent.trained += now - self._moment
         self._moment = now
         pace, steps = self.schedule.pace, self.schedule.steps
@@ -254,7 +260,7 @@ class TimeLimit:
     def after_validation(self, models: int) -> None:
         """Count what has been done since the last step as a validation of so many models."""
         spent = self.spent
-        spent.validating = time.monotonic() - self._moment
+        spent.validating = self.ranks.now() - self._moment
         spent.validated = spent.trained
         if spent.choosing is not None:
             before, spent.predicting = spent.predicting, spent.validating / models

@@ -12,16 +12,17 @@ import torch
 
 from notan.data.opening import NO_FOREGROUND
 from notan.data.samples import Subset
-from notan.errors import DivergedError
+from notan.errors import ConfigError, DivergedError
 from notan.evaluation.calibrate import choose_postprocessing
 from notan.io.write import write_bytes
-from notan.modelfile.card import Checkpoint, load_checkpoint, save_checkpoint
+from notan.modelfile.card import Checkpoint, load_checkpoint, read_card, save_checkpoint
 from notan.prediction.backends import TorchBackend, rebuild
 from notan.prediction.formats import overlay_image
 from notan.prediction.predictor import Predictor
 from notan.run_folder import BEST, SPLIT
 from notan.training.log import RunLog
 from notan.training.loop import Loop
+from notan.training.ranks import ALONE
 from notan.training.state import Best
 from notan.training.time_limit import Overhead, Rehearsal, TimeLimit
 from notan.training.validation import Validation, open_scoring, validate
@@ -173,7 +174,8 @@ class Trainer(Loop):
         self._profiles = profile
         seconds, schedule = self.settings.time_limit_seconds, setup.optimization.schedule
         if seconds:
-            self.time_limit = TimeLimit(seconds, overhead or Overhead(), schedule)
+            overhead = self.ranks.of_first(overhead or Overhead())
+            self.time_limit = TimeLimit(seconds, overhead, schedule, self.ranks)
 
     def train(self, tree: dict[str, Any] | None = None) -> TrainResult:
         """Train from the start, or from a state, to the end; for errors see ``train``.
@@ -185,9 +187,16 @@ class Trainer(Loop):
         self.begin(tree)
         if tree and time_limit:
             time_limit.restore(tree["time limit"], self.progress)
-        log = RunLog(self.folder, setup.run, first_epoch=self.progress.epoch, own=setup.logger)
-        names = "".join(f"{name}\n" for name in setup.validation.names)
-        write_bytes(self.folder / SPLIT, names.encode(errors="surrogateescape"))
+        log = RunLog(
+            self.folder,
+            setup.run,
+            first_epoch=self.progress.epoch,
+            own=setup.tracker,
+            writes=self.ranks.is_first,
+        )
+        if self.ranks.is_first:
+            names = "".join(f"{name}\n" for name in setup.validation.names)
+            write_bytes(self.folder / SPLIT, names.encode(errors="surrogateescape"))
         anomaly = torch.autograd.set_detect_anomaly(self.settings.detect_anomaly)
         try:
             with log, anomaly, self.stop:
@@ -212,11 +221,12 @@ class Trainer(Loop):
                     if self._on_epoch:
                         self._on_epoch(self.progress.epoch - 1, self.settings.epochs)
                 best, dice = self._finish()
+                log.card(read_card(self.folder / BEST).model_dump_json(indent=2))
         finally:
             setup.training_batches.close()
             setup.validation_batches.close()
         left = time_limit.left if time_limit else None
-        fits = time_limit.fits_report() if time_limit else True
+        fits = time_limit.fits_report() if time_limit and self.ranks.is_alone else True
         result = TrainResult(self.folder / BEST, dice, best.epoch, left, fits)
         logger.info("done; best epoch %d: %s", best.epoch, result.checkpoint)
         if time_limit:
@@ -230,6 +240,10 @@ class Trainer(Loop):
 
     def _profile(self) -> None:
         """Say what the steps wait for; of a time limit it takes a part."""
+        if not self.ranks.is_alone:
+            raise ConfigError(
+                "--profile measures one process: leave it out under torchrun, or measure without"
+            )
         from notan.training.profile import profile_training  # it loads what no training wants
 
         profile_training(self, self.setup, self.score)
@@ -240,7 +254,8 @@ class Trainer(Loop):
         if time_limit is None:
             return
         if time_limit.spent.choosing is None:
-            time_limit.expect(rehearse(setup, self.stop_if_asked), self._models_validated)
+            rehearsal = self.ranks.first_does(lambda: rehearse(setup, self._rehearsing))
+            time_limit.expect(rehearsal, self._models_validated)
         time_limit.plan()
         time_limit.warn_if_too_small()
 
@@ -299,8 +314,9 @@ class Trainer(Loop):
         """
         setup = self.setup
         if self._scoring:
-            return self._scoring(model, batches, setup.loss)
-        return validate(TorchBackend(model, setup.device, in_training=True), batches, setup.loss)
+            return self._scoring(model, batches, setup.loss, self.ranks)
+        backend = TorchBackend(model, setup.device, in_training=True)
+        return validate(backend, batches, setup.loss, self.ranks)
 
     def _keep_unscored(self) -> None:
         """Save a first model before its validation where that will end after the time limit.
@@ -309,8 +325,7 @@ class Trainer(Loop):
         """
         time_limit, setup, progress = self.time_limit, self.setup, self.progress
         if time_limit and progress.best is None and time_limit.left < time_limit.spent.validating:
-            card = setup.card(progress.epoch, {})
-            save_checkpoint(self.folder / BEST, Checkpoint(card, setup.model.state_dict()))
+            self._save_best(setup.model, {})
 
     def _keep_if_better(self, validations: list[Validation], log: RunLog) -> None:
         """Save the model, or its EMA, if it is better than all before."""
@@ -320,12 +335,16 @@ class Trainer(Loop):
             return
         averaged = setup.average if scored is not validations[0] else None
         model = averaged.module if averaged else setup.model
-        card = setup.card(progress.epoch, {"dice": scored.dice, "iou": scored.iou})
-        save_checkpoint(self.folder / BEST, Checkpoint(card, model.state_dict()))
-        log.overlays(progress.epoch, self._overlays(model))  # drawn for TensorBoard alone
+        self._save_best(model, {"dice": scored.dice, "iou": scored.iou})
+        log.overlays(progress.epoch, self._overlays(model))  # drawn for trackers alone
         progress.best = Best(
             scored.dice, progress.epoch, scored.all_foreground_dice, averaged is not None
         )
+
+    def _save_best(self, model: nn.Module, scores: dict[str, float]) -> None:
+        if self.ranks.is_first:
+            card = self.setup.card(self.progress.epoch, scores)
+            save_checkpoint(self.folder / BEST, Checkpoint(card, model.state_dict()))
 
     def _overlays(self, model: nn.Module) -> Iterator[tuple[str, RGBImage]]:
         setup = self.setup
@@ -373,10 +392,11 @@ class Trainer(Loop):
     def _finish(self) -> tuple[Best, float]:
         """Choose how the best checkpoint's probabilities become masks; return it and its Dice.
 
-        The state that is saved before says that the run is finished.
+        The state that is saved before says that the run is finished. Of several ranks the first
+        goes on alone from there.
         """
         path = self.folder / BEST
-        if self.progress.best is None:
+        if self.progress.best is None and self.ranks.is_first:
             path.unlink(missing_ok=True)  # see _keep_unscored
         best = self.require_best()
         if best.baseline == 0:  # what all foreground scores where there is none
@@ -389,11 +409,24 @@ class Trainer(Loop):
                 *(best.score, best.baseline),
             )
         self.save_state()
+        if not self.ranks.is_first:
+            return best, best.score
+        self._go_on_alone()
         if self.time_limit is None or self.time_limit.fits_choice:
             with contextlib.suppress(TimeoutError):
                 return best, decide(path, self.setup, self._while_choosing).dice
         leave_undecided(path)
         return best, best.score
+
+    def _go_on_alone(self) -> None:
+        """Have the clock and the signals of this process decide from here on."""
+        self.ranks = ALONE
+        if self.time_limit:
+            self.time_limit.ranks = ALONE
+
+    def _rehearsing(self) -> None:
+        if self.ranks.is_alone:  # several hear of a signal when they meet
+            self.stop_if_asked()
 
     def _while_choosing(self) -> None:
         self.stop_if_asked()

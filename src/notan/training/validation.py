@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,7 @@ from notan.data.warp import BACKGROUND, FOREGROUND, share
 from notan.errors import DivergedError
 from notan.metrics import Counts
 from notan.modelfile.postprocess import sigmoid
+from notan.training.ranks import ALONE
 from notan.training.steps import ADVICE, AverageMeter, losses_of
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from notan.data.loading import Batches
     from notan.modelfile.preprocess import Preprocessor
     from notan.prediction.backends import Array, Backend
+    from notan.training.ranks import Ranks
     from notan.training.steps import Criterion
     from notan.types import Size
 
@@ -57,31 +60,78 @@ class Validation:
     all_foreground_dice: float
 
 
-def validate(backend: Backend, batches: Iterable[Batch], loss: Criterion) -> Validation:
+class Scored(NamedTuple):
+    """What came of a batch.
+
+    Attributes:
+        losses: By name, at the model's size; none where the network gave no numbers.
+        counts: Of each image.
+        all_foreground: What they would be if every pixel were called foreground.
+        ill: The images for which the network gave NaN or infinity.
+    """
+
+    losses: dict[str, float]
+    counts: list[Counts]
+    all_foreground: list[Counts]
+    ill: tuple[str, ...] = ()
+
+
+def validate(
+    backend: Backend, batches: Iterable[Batch], loss: Criterion, ranks: Ranks = ALONE
+) -> Validation:
     """Score every validation image at its own size, by the Predictor's own path.
 
     Args:
         backend: The network in evaluation mode.
-        batches: Images without augmentation.
+        batches: Images without augmentation; of several ranks, each one's share.
         loss: Computed at the model's size.
+        ranks: Among which the images are divided; each batch is scored as one process would, and
+            so the result is the same, to the last bit, for any number of them.
 
     Raises:
         DivergedError: The network's output has NaN or infinity.
     """
-    means, counts, all_foreground = AverageMeter(), list[Counts](), list[Counts]()
-    for batch in _with_bar(batches):
+    done = list[Scored]()
+    for batch in _with_bar(batches, ranks):
         logits = backend(batch.images.numpy())
         if not np.isfinite(logits).all():
-            raise _diverged(batch.names)
+            done.append(Scored({}, [], [], batch.names))
+            if ranks.is_alone:
+                break
+            continue  # the others go on meeting this one before every batch
         value = loss(torch.from_numpy(logits), batch.targets, batch.valid, None)
-        means.add(losses_of(value), len(batch.names))
-        counts.extend(_counts(sigmoid(logits[:, 0]), batch.truths))
-        all_foreground.extend(_counts(np.ones_like(logits[:, 0]), batch.truths))
-    return _mean_of(means.result(), counts, all_foreground)
+        counts = list(_counts(sigmoid(logits[:, 0]), batch.truths))
+        all_foreground = list(_counts(np.ones_like(logits[:, 0]), batch.truths))
+        done.append(Scored(losses_of(value), counts, all_foreground))
+    return _in_all(done, ranks)
 
 
-def _with_bar(batches: Iterable[Batch]) -> Iterable[Batch]:
-    return tqdm(batches, desc="validating", unit="batch", leave=False, disable=None)
+def _in_all(done: list[Scored], ranks: Ranks) -> Validation:
+    """Return the means over the batches of all ranks, which took them in turns.
+
+    Raises:
+        DivergedError: The network gave NaN or infinity for an image.
+    """
+    of_ranks = ranks.gather(done)
+    scored = [each for turn in zip_longest(*of_ranks) for each in turn if each is not None]
+    if ill := [name for each in scored for name in each.ill]:
+        raise _diverged(ill)
+    means = AverageMeter()
+    for each in scored:
+        means.add(each.losses, len(each.counts))
+    counts = [count for each in scored for count in each.counts]
+    all_foreground = [count for each in scored for count in each.all_foreground]
+    return Validation(
+        means.result(),
+        dice=fmean(count.dice for count in counts),
+        iou=fmean(count.iou for count in counts),
+        all_foreground_dice=fmean(count.dice for count in all_foreground),
+    )
+
+
+def _with_bar(batches: Iterable[Batch], ranks: Ranks) -> Iterable[Batch]:
+    disable = None if ranks.is_first else True
+    return tqdm(batches, desc="validating", unit="batch", leave=False, disable=disable)
 
 
 def _diverged(names: Sequence[str]) -> DivergedError:
@@ -95,17 +145,6 @@ def _counts(probabilities: Array, truths: Iterable[Target]) -> Iterator[Counts]:
     for probability, truth in zip(probabilities, truths, strict=True):
         prediction = truth.placement.restore(probability) >= THRESHOLD
         yield Counts.of(prediction, truth.mask, truth.ignore)
-
-
-def _mean_of(
-    losses: dict[str, float], counts: Sequence[Counts], all_foreground: Sequence[Counts]
-) -> Validation:
-    return Validation(
-        losses,
-        dice=fmean(count.dice for count in counts),
-        iou=fmean(count.iou for count in counts),
-        all_foreground_dice=fmean(count.dice for count in all_foreground),
-    )
 
 
 class _Truth(NamedTuple):
@@ -131,30 +170,28 @@ class _Pass:
     losses: list[Tensor] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list)
 
-    def result(self) -> Validation:
-        """Read all of it at once, which is what waits for the device.
-
-        Raises:
-            DivergedError: The network's output has NaN or infinity.
-        """
+    def result(self) -> list[Scored]:
+        """Read all of it at once, which is what waits for the device; return it by batches."""
+        if not self.names:
+            return []
         images, batches = len(self.names), len(self.sizes)
         parts = (*self.finite, *self.losses, *self.counts)
         numbers = np.array(torch.cat([part.double() for part in parts]).tolist())
         finite, losses, counted = np.split(numbers, [images, images + batches * len(self.terms)])
-        if not finite.all():
-            ill = zip(self.names, finite, strict=True)
-            raise _diverged([name for name, is_finite in ill if not is_finite])
-        means = {
-            name: sum(float(loss) * size for loss, size in zip(column, self.sizes, strict=True))
-            / images
-            for name, column in zip(self.terms, losses.reshape(batches, -1).T, strict=True)
-        }
-        counts, all_foreground = [], []
-        for both, predicted, actual, pixels in counted.astype(int).reshape(images, -1).tolist():
-            wrong, missed = predicted - both, actual - both
-            counts.append(Counts(both, wrong, missed, pixels - both - wrong - missed))
-            all_foreground.append(Counts(actual, pixels - actual, 0, 0))
-        return _mean_of(means, counts, all_foreground)
+        rows = iter(
+            zip(self.names, finite, counted.astype(int).reshape(images, -1).tolist(), strict=True)
+        )
+        done = []
+        for size, values in zip(self.sizes, losses.reshape(batches, -1).tolist(), strict=True):
+            counts, all_foreground, ill = list[Counts](), list[Counts](), list[str]()
+            for name, is_finite, (both, predicted, actual, pixels) in islice(rows, size):
+                wrong, missed = predicted - both, actual - both
+                counts.append(Counts(both, wrong, missed, pixels - both - wrong - missed))
+                all_foreground.append(Counts(actual, pixels - actual, 0, 0))
+                ill += [] if is_finite else [name]
+            of_terms = dict(zip(self.terms, values, strict=True))
+            done.append(Scored(of_terms, counts, all_foreground, tuple(ill)))
+        return done
 
 
 class DeviceScoring:
@@ -187,22 +224,25 @@ class DeviceScoring:
         self._masks = dict(masks or {})
         self._room = room
 
-    def __call__(self, model: nn.Module, batches: Iterable[Batch], loss: Criterion) -> Validation:
+    def __call__(
+        self, model: nn.Module, batches: Iterable[Batch], loss: Criterion, ranks: Ranks = ALONE
+    ) -> Validation:
         """Score every validation image at its own size.
 
         Args:
             model: On the device; in its own mode again afterwards.
-            batches: Images without augmentation.
+            batches: Images without augmentation; of several ranks, each one's share.
             loss: Computed at the model's size.
+            ranks: Among which the images are divided.
 
         Raises:
             DivergedError: The network's output has NaN or infinity; it names the images.
         """
         done = _Pass()
         with _evaluating(model):
-            for batch in _with_bar(batches):
+            for batch in _with_bar(batches, ranks):
                 self._score(model, batch, loss, done)
-        return done.result()
+        return _in_all(done.result(), ranks)
 
     @torch.inference_mode()
     def _score(self, model: nn.Module, batch: Batch, loss: Criterion, done: _Pass) -> None:

@@ -11,7 +11,7 @@ from notan.config import Masks
 from notan.data.samples import Labels
 from notan.errors import ConfigError, DataError, nearest
 from notan.io.headers import read_size
-from notan.io.masks import CHOSEN, read_mask
+from notan.io.masks import AS_IT_STANDS, CHOSEN, read_mask
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -112,6 +112,16 @@ def require_values(masks: Masks, where: Path) -> None:
             f"{where}: the masks here hold values, not names such as '{names[0]}'; give the value "
             "of the class, such as --foreground 17, or a colour, --foreground '#804080'"
         )
+
+
+def mask_labels(path: Path, *, rule: Masks = AS_IT_STANDS) -> Labels:
+    """Read a two-class mask by the one rule of ``notan.io.masks``, and what the owner says.
+
+    Raises:
+        DataError: The file is unreadable or its values are ambiguous.
+    """
+    reading = read_mask(path, rule)
+    return Labels(reading.mask, reading.ignore, reading.encoding)
 
 
 def is_value(wanted: ClassValue) -> bool:

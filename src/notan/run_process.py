@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from notan.io.write import storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "notan.cli.leashed")
@@ -24,18 +25,27 @@ MOST_LOG_BYTES = 20_000
 class TrainingProcess:
     """One training in a process of its own, which ends with this one whatever ends that."""
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        log: Path,
+        *,
+        chosen_by: str = "--corrections",
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         """Begin it.
 
         Args:
             words: What stands after ``notan``.
             log: What it says goes to the end of this file.
+            chosen_by: The flag that would choose another place for the log.
+            variables: Of its environment, beside this process's.
 
         Raises:
             StorageError: The log cannot be written, or no process can be begun.
         """
         self._log = log
-        with storage_errors(log, chosen_by="--corrections"):
+        with storage_errors(log, chosen_by=chosen_by):
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file:
                 self._said_before = file.tell()
@@ -44,6 +54,9 @@ class TrainingProcess:
                     stdin=subprocess.PIPE,
                     stdout=file,
                     stderr=subprocess.STDOUT,
+                    env={**os.environ, **(variables or {})},
+                    # a terminal's Ctrl-C is for the beginner, who then tells it to stop, once
+                    start_new_session=True,
                 )
 
     def stop(self) -> None:

@@ -1,0 +1,1 @@
+"""Past one process: a prediction in blocks, and Ray, which hands them to machines."""
