@@ -323,6 +323,7 @@ def test_an_error_of_a_worker_is_the_line_that_one_process_says(
     [
         (("--engine", "ray", "--format", "mask,rle"), "--format rle: one file of all images"),
         (("--engine", "ray", "--profile"), "--profile measures one process"),
+        (("-", "--engine", "ray"), "standard input is read by one process"),
         (("--address", "auto"), "give --engine ray too"),
         (("--engine", "dask"), "--engine"),
     ],

@@ -130,7 +130,7 @@ def predict(
     if input.frame_step < 1:
         raise ConfigError(f"--frame-step is {input.frame_step}; 1 or more is wanted")
     _refuse_no_batch(machine)
-    _refuse_beside_engine(engine, profile=profile)
+    _refuse_beside_engine(engine, inputs, profile=profile)
     found = find_inputs(inputs)
     if model is None:
         _say_what_the_default_model_knows()
@@ -162,11 +162,13 @@ def predict(
     _raise_failures(table)
 
 
-def _refuse_beside_engine(engine: EngineFlags, *, profile: bool) -> None:
+def _refuse_beside_engine(engine: EngineFlags, inputs: Sequence[Path], *, profile: bool) -> None:
     if engine.engine == "local" and engine.address is not None:
         raise ConfigError(f"--address {engine.address}: of a Ray; give --engine ray too")
     if engine.engine == "ray" and profile:
         raise ConfigError("--profile measures one process; leave it or --engine ray out")
+    if engine.engine == "ray" and Path("-") in inputs:
+        raise ConfigError("standard input is read by one process; leave - or --engine ray out")
 
 
 def _predict_here(
