@@ -357,6 +357,7 @@ def test_overwriting_leaves_no_earlier_fold(run: Run, tmp_path: Path) -> None:
 def test_on_several_devices_folds_train_side_by_side_to_the_same_model(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the others too: more of them round otherwise
     flags = {**TINY, "model.name": "unet", "data.path": images, "data.fold": "1/2"}
     run = load_run(flags=flags)
     alone = train_folds(run, tmp_path / "alone")
