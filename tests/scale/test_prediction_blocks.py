@@ -6,13 +6,14 @@ import dataclasses
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from image_files import photo, saved
-from notan.errors import ConfigError
+from notan.errors import ConfigError, NotanError
 from notan.modelfile.preprocess import Preprocessor
 from notan.prediction.formats import Writers
 from notan.prediction.inputs import find_inputs, items_of
@@ -20,6 +21,7 @@ from notan.prediction.pipeline import Pipeline
 from notan.prediction.predictor import Predictor
 from notan.prediction.table import PredictionTable, output_settings
 from notan.scale import blocks as blocks_module
+from notan.scale import ray_engine
 from notan.scale.blocks import (
     Block,
     BlockJob,
@@ -356,3 +358,23 @@ def test_images_of_two_blocks_that_turn_out_to_have_one_name_are_both_named(
     told = {(Path(each.image).name, each.name) for each in table.failures}
     assert told == {("scan.jpg", "scan-p0001"), ("scan-p0001.png", "scan-p0001")}
     assert all("alone, with an --out of its own" in each.reason for each in table.failures)
+
+
+def test_workers_that_all_end_before_they_have_the_model_end_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class DiedError(Exception):
+        pass
+
+    def dies(_: object) -> None:
+        raise DiedError("gone")
+
+    ray = MagicMock()
+    for name in ("RayActorError", "NodeDiedError", "OutOfMemoryError", "RayTaskError"):
+        setattr(ray.exceptions, name, DiedError)
+    ray.get = dies
+    ray.wait = lambda running, **_: (running[:1], running[1:])
+    crew = ray_engine._Crew(ray, (MagicMock, 2), None)
+    monkeypatch.setattr(crew._head, "look", lambda: None)
+    with pytest.raises(NotanError, match="end one after the other: gone"):
+        crew.first_settings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import tracemalloc
@@ -20,6 +21,7 @@ from notan.studio.raster import encode_mask
 from notan.studio.store import Correction
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from notan.types import Mask
@@ -146,10 +148,22 @@ def test_a_large_archive_is_never_in_memory(tmp_path: Path) -> None:
     assert most < 20_000_000
 
 
-def test_a_reader_who_leaves_ends_the_writing(images: list[Corrected]) -> None:
-    pieces = zipped(DATASETS["folder"].members(images))
+def test_a_reader_who_leaves_ends_the_writing() -> None:
+    ended = []
+
+    def content() -> Iterator[bytes]:
+        try:
+            for _ in range(100):
+                yield bytes(100_000)
+        finally:
+            ended.append(True)
+
+    pieces = zipped([ArchiveFile("large", content(), 10_000_000)])
+    next(pieces)
     next(pieces)
     pieces.close()
+    gc.collect()
+    assert ended == [True]
 
 
 def test_classes_of_the_archives_have_one_name(tmp_path: Path, images: list[Corrected]) -> None:

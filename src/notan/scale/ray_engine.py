@@ -205,9 +205,8 @@ class RayPrediction:
                     self.progress(what, len(block.files))
         except BaseException:
             crew.dismiss()
-            for (
-                block
-            ) in crew.blocks:  # it may be published already, and its worker's word on the way
+            # one may be published already, and its worker's word on the way
+            for block in crew.blocks:
                 if there := read_manifest(job.manifest_of(block)):
                     merged.note(block, there)
             with contextlib.suppress(StorageError):  # the disk may be what ended it
@@ -240,6 +239,7 @@ class _Crew:
         self._workers: list[Ray] = []
         self._running: dict[Ray, tuple[Ray, Block | None]] = {}
         self._settings: dict[str, str] | None = None
+        self._deaths_in_turn = 0
         self._alive_at = time.monotonic()
         self._head = _Head(ray.get_runtime_context().gcs_address)
         for _ in range(self.size):

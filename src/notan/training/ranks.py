@@ -238,12 +238,13 @@ class Ranks:
         """
         first, *others = self.gather(dict(facts))
         for number, found in enumerate(others, start=1):
-            for name, value in first.items():
-                if found[name] != value:
+            for name in dict.fromkeys((*first, *found)):  # of a table one may lack some
+                its, of_first = found.get(name), first.get(name)
+                if its != of_first:
                     raise ConfigError(
                         f"the ranks of one training must be alike: rank {number} has {name} "
-                        f"{_short(found[name])}, and rank 0 {_short(value)}; start all of them "
-                        "with the same command, versions and files"
+                        f"{_short(its)}, and rank 0 {_short(of_first)}; start all of them with the "
+                        "same command, versions and files"
                     )
 
 

@@ -221,7 +221,8 @@ class Trainer(Loop):
                     if self._on_epoch:
                         self._on_epoch(self.progress.epoch - 1, self.settings.epochs)
                 best, dice = self._finish()
-                log.card(read_card(self.folder / BEST).model_dump_json(indent=2))
+                if self.ranks.is_first:  # others may see no more of the folder by then
+                    log.card(read_card(self.folder / BEST).model_dump_json(indent=2))
         finally:
             setup.training_batches.close()
             setup.validation_batches.close()
