@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import shutil
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,8 +48,9 @@ PLACES: tuple[Cache, ...] = ("memory", "disk")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of kept samples, of this test alone."""
+    """The folder of kept samples, of this test alone; no memory is promised to other tests yet."""
     monkeypatch.setenv("NOTAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "_LIVING", weakref.WeakSet())
     return tmp_path / "cache" / "decoded"
 
 
@@ -319,7 +321,6 @@ def test_the_place_is_chosen_by_size(
 def test_memory_is_promised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = write(tmp_path / "one"), write(tmp_path / "two")
     length = PIXELS + sum(4 * height * width for height, width in one.sizes())
-    store._LIVING.clear()
     monkeypatch.setattr(store, "free_memory", lambda: 2 * length)
     first = kept(one, "memory")
     assert first is not one

@@ -51,6 +51,9 @@ OWN_SITES = ("same-origin", "none")
 ONE_TIME = "t"
 """The query's name of a one-time token."""
 
+LINGER_SECONDS, LINGER_PAUSE_SECONDS = 5.0, 1.0
+"""How long the rest of a refused body is passed by, in all and without a single byte."""
+
 
 @dataclass(frozen=True)
 class BodyLimits:
@@ -124,7 +127,7 @@ class Guard:
             await body.read()
             await self.app(scope, body.replay, answer.send)
         except NotanError as error:
-            await answer.refuse(error)
+            await answer.refuse(error, body)
         except asyncio.CancelledError:  # the server ends, and nothing waits for this task but that
             await answer.refuse(RefusedError(503, "the server was stopped before this was done"))
         except Exception:
@@ -227,7 +230,9 @@ class _Body:
         self._most = guard.limit_of(scope["path"])
         self._request = scope
         self._content: bytes | None = b""
+        self._pieces: list[bytes] = []
         self._held = 0
+        self.is_at_end = False
 
     async def read(self) -> None:
         """Read it to its end.
@@ -236,7 +241,7 @@ class _Body:
             RefusedError: It is too large, too slow, or there is no room for it now.
         """
         self._refuse_claim()
-        limits, pieces = self._guard.limits, []
+        limits = self._guard.limits
         loop = asyncio.get_running_loop()
         until = loop.time() + limits.seconds
         while True:
@@ -248,11 +253,13 @@ class _Body:
             if message["type"] == "http.disconnect":
                 raise RefusedError(400, "the client went away before its body was there")
             piece = message.get("body", b"")
+            self.is_at_end = not message.get("more_body", False)
             self._hold(len(piece))
-            pieces.append(piece)
-            if not message.get("more_body", False):
+            self._pieces.append(piece)
+            if self.is_at_end:
                 break
-        self._content = b"".join(pieces)
+        self._content = b"".join(self._pieces)
+        self._pieces.clear()
 
     def _refuse_claim(self) -> None:
         """Refuse by its header alone what would be too large."""
@@ -275,10 +282,27 @@ class _Body:
                 429, "the server holds all the bodies that it has room for", {"retry-after": "1"}
             )
 
+    async def pass_by(self) -> None:
+        """Throw away what else of it comes, for a while.
+
+        A connection that is closed while its client still sends is reset, and the client loses the
+        answer that says why.
+        """
+        self.release()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LINGER_SECONDS
+        while not self.is_at_end and (left := until - loop.time()) > 0:
+            try:
+                message = await asyncio.wait_for(self._receive(), min(LINGER_PAUSE_SECONDS, left))
+            except TimeoutError:
+                return
+            self.is_at_end = not message.get("more_body", False)
+
     def release(self) -> None:
         """Give the room back."""
         self._guard.held_bytes -= self._held
         self._held, self._content = 0, None
+        self._pieces.clear()
 
     async def replay(self) -> Message:
         """Give the body to the application, and after it what else comes: the client's leaving."""
@@ -306,24 +330,31 @@ class _Answer:
             message = {**message, "headers": given + self._headers}
         await self._send(message)
 
-    async def refuse(self, error: NotanError) -> None:
-        """Answer with an error, unless an answer has begun."""
+    async def refuse(self, error: NotanError, body: _Body | None = None) -> None:
+        """Answer with an error, unless an answer has begun; then pass by the body it came with."""
         if self._has_begun:
             return
         more = error.headers if isinstance(error, RefusedError) else {}
-        body = error_body(str(error))
         headers = {"content-type": "application/json", **more}
         # what is left of a refused body would be taken for the next request
-        await self._whole(status_of(error), {**headers, "connection": "close"}, body)
+        headers["connection"] = "close"
+        await self._whole(status_of(error), headers, error_body(str(error)), body)
 
     async def redirect(self, location: str, cookie: str) -> None:
         """Send a browser to an address of ours, with a cookie."""
         headers = {"location": location, "set-cookie": cookie}
         await self._whole(HTTPStatus.SEE_OTHER, headers, b"")
 
-    async def _whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        given: list[tuple[bytes, bytes]] = [(b"content-length", str(len(body)).encode())]
+    async def _whole(
+        self, status: int, headers: Mapping[str, str], content: bytes, body: _Body | None = None
+    ) -> None:
+        given: list[tuple[bytes, bytes]] = [(b"content-length", str(len(content)).encode())]
         given += [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": given}
         await self.send(start)
-        await self.send({"type": "http.response.body", "body": body})
+        rest = None if body is None or body.is_at_end else body
+        more = rest is not None
+        await self.send({"type": "http.response.body", "body": content, "more_body": more})
+        if rest is not None:
+            await rest.pass_by()
+            await self.send({"type": "http.response.body", "body": b""})
