@@ -3,9 +3,9 @@
 Starts ``notan serve`` in a process of its own, has clients ask it without a pause (one that is told
 to come again waits as long as it is told), and compares the rate with that of the Predictor in this
 process, on the same images, measured before and after. Both share the cores that this program may
-use, the clients too, so on few cores the server's share is the lower for it.
+use; --client-core gives the clients, which are usually other machines, one that is theirs alone.
 
-    taskset -c 0 python benchmarks/serve_load.py --threads 1
+    python benchmarks/serve_load.py --threads 1 --core 0 --client-core 1
 """
 
 from __future__ import annotations
@@ -205,15 +205,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of the network, there and here")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--model", help="the default model where it is left out")
+    parser.add_argument("--core", type=int, help="the only one of the server and the Predictor")
+    parser.add_argument("--client-core", type=int, help="one for the clients alone")
     arguments = parser.parse_args()
+    if arguments.core is not None:
+        os.sched_setaffinity(0, {arguments.core})
+    cores = os.sched_getaffinity(0)
     images = make_images(32)
     predictor = load(arguments.model, threads=arguments.threads, backend=arguments.backend)
     before = own_rates(predictor, images, arguments.seconds / 6)
     server, port = start(arguments)
     try:
+        if arguments.client_core is not None:
+            os.sched_setaffinity(0, {arguments.client_core})
         load_, health, memory = asyncio.run(
             run_load(port, images, arguments.seconds, arguments.clients)
         )
+        os.sched_setaffinity(0, cores)
         statuses = asyncio.run(send_damaged(port))
         server.send_signal(signal.SIGTERM)
         code = server.wait(30)
@@ -224,6 +232,7 @@ def main() -> None:
     rate = load_.statuses[200] / arguments.seconds
     begun = next(size for done, size in memory if done >= WARM)
     shares = quantiles(load_.seconds, n=100)
+    where = "the same" if arguments.client_core is None else "another"
     rows = [
         {"what": "images a second, server", "value": rate},
         {"what": "images a second, Predictor, pixels to masks", "value": masks},
@@ -245,8 +254,8 @@ def main() -> None:
         f"{arguments.clients} clients of notan serve for {arguments.seconds:g} seconds",
         rows,
         [
-            f"images of {SIZE[0]}x{SIZE[1]} (height x width) as JPEG; the clients, the server and "
-            f"all else share {len(os.sched_getaffinity(0))} core(s)",
+            f"images of {SIZE[0]}x{SIZE[1]} (height x width) as JPEG; the server has {len(cores)} "
+            f"core(s), the clients {where}",
             "the Predictor's rates are means of one measurement before and one after",
         ],
     )

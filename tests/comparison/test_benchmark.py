@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from notan.comparison import benchmark
 from notan.comparison.benchmark import make_plan, run_benchmark
 from notan.config import load_run
 from notan.data.synthetic import DrawnSource, write_folder
@@ -85,6 +86,36 @@ def test_a_stopped_benchmark_goes_on_with_the_run_that_was_stopped(
     gone_on = run_benchmark(plan, tmp_path / "stopped")
     assert [each.dice for each in gone_on.models] == [each.dice for each in whole.models]
     assert len(lines_of(tmp_path / "stopped" / "unet-seed0" / "history.jsonl")) == 2
+
+
+def test_on_several_devices_runs_train_side_by_side_to_the_same_scores(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the others too: more of them round otherwise
+    plan = make_plan(run, MODELS, seeds=1)
+    alone = run_benchmark(plan, tmp_path / "alone")
+    monkeypatch.setattr(benchmark, "devices_at_hand", lambda _: ("5", "7"))
+    beside = run_benchmark(plan, tmp_path / "beside")
+    assert [each.dice for each in beside.models] == [each.dice for each in alone.models]
+    for name in ("unet-seed0", "attention_unet-seed0"):
+        assert settings_of(tmp_path / "beside" / name) == settings_of(tmp_path / "alone" / name)
+        assert "done; best epoch 1" in (tmp_path / "beside" / f"{name}.log").read_text()
+    monkeypatch.setattr("notan.comparison.side_by_side.TrainingProcess", None)
+    again = run_benchmark(plan, tmp_path / "beside")
+    assert [each.dice for each in again.models] == [each.dice for each in alone.models]
+
+
+@pytest.mark.parametrize("fault", [StoppedBySignal("", 15), KeyboardInterrupt()])
+def test_a_signal_that_comes_beside_others_says_how_to_go_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(benchmark, "devices_at_hand", lambda _: ("5", "7"))
+    monkeypatch.setattr(benchmark, "train_side_by_side", stopped)
+    with pytest.raises(StoppedBySignal, match="give the same command again to go on"):
+        run_benchmark(make_plan(run, MODELS, seeds=1), tmp_path)
 
 
 def test_a_run_whose_model_was_removed_is_trained_again(

@@ -7,13 +7,16 @@ earlier one was stopped.
 from __future__ import annotations
 
 import logging
+import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from notan.comparison import Comparison, compare
-from notan.config import UNLIMITED_EPOCHS, Run, changed_settings
+from notan.comparison.side_by_side import devices_at_hand, train_side_by_side
+from notan.config import UNLIMITED_EPOCHS, Run, changed_settings, run_to_toml
 from notan.data.folders import has_test
 from notan.errors import ConfigError, DivergedError, StoppedBySignal
 from notan.io.write import holds_something, write_bytes
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("notan")
 
-PLAN = "benchmark.json"
+PLAN, SHARED_SETTINGS = "benchmark.json", "benchmark.toml"
 
 
 class BenchmarkPlan(BaseModel):
@@ -134,15 +137,41 @@ def run_benchmark(plan: BenchmarkPlan, folder: Path) -> Comparison:
     """
     split = "test" if has_test(plan.run.data) else "val"  # before hours of training, not after
     ended = _claim(plan, folder)
-    for number, (name, run) in enumerate(plan.runs().items(), start=1):
-        where = f"run {number} of {len(plan.runs())}: {name}"
-        if is_over(ended, folder / name):
-            logger.info("%s has ended before", where)
-            continue
-        logger.info("%s%s", where, _remaining(plan, ended, folder))
-        ended[name] = _train(run, folder / name, anew=name in ended)
-        _write(plan, ended, folder)
+    try:
+        _train_missing(plan, ended, folder)
+    except KeyboardInterrupt as stop:
+        raise StoppedBySignal(
+            f"stopped and saved ({folder}); give the same command again to go on",
+            stop.number if isinstance(stop, StoppedBySignal) else signal.SIGINT,
+        ) from stop
     return _compare(plan, ended, folder, split)
+
+
+def _train_missing(plan: BenchmarkPlan, ended: dict[str, Any], folder: Path) -> None:
+    """Train the runs that are not trained yet, and note in ``ended`` how they ended."""
+    runs, missing = plan.runs(), dict[str, Run]()
+    for number, (name, run) in enumerate(runs.items(), start=1):
+        if is_over(ended, folder / name):
+            logger.info("run %d of %d: %s has ended before", number, len(runs), name)
+        else:
+            missing[name] = run
+
+    def note(name: str, end: dict[str, Any]) -> None:
+        ended[name] = end
+        _write(plan, ended, folder)
+
+    devices = devices_at_hand(plan.run.device)
+    if len(devices) > 1 and len(missing) > 1:
+        write_bytes(folder / SHARED_SETTINGS, run_to_toml(plan.run).encode())
+        settings = {name: partial(missing.__getitem__, name) for name in missing}
+        lost = {name for name in missing if name in ended}
+        train_side_by_side(settings, folder / SHARED_SETTINGS, devices, note, anew=lost)
+        return
+    for name, run in missing.items():
+        number = list(runs).index(name) + 1
+        left = _remaining(plan, ended, folder)
+        logger.info("run %d of %d: %s%s", number, len(runs), name, left)
+        note(name, _train(run, folder / name, anew=name in ended))
 
 
 def _compare(plan: BenchmarkPlan, ended: dict[str, Any], folder: Path, split: str) -> Comparison:
@@ -167,10 +196,6 @@ def _train(run: Run, folder: Path, *, anew: bool) -> dict[str, Any]:
     except DivergedError as error:
         logger.warning("%s", error)
         return {"diverged": str(error)}
-    except StoppedBySignal as stop:
-        raise StoppedBySignal(
-            f"stopped and saved ({folder}); give the same command again to go on", stop.number
-        ) from stop
     seconds = time.perf_counter() - began
     return {"dice": result.dice, "epoch": result.epoch, "seconds": seconds}
 

@@ -227,7 +227,7 @@ def _train_missing(
             _write(out, {"folds": ended})
 
         shares = {name: partial(_with_share, runs[name], ended, len(devices)) for name in missing}
-        train_side_by_side(shares, out, devices, note, anew=lost)
+        train_side_by_side(shares, out / FOLD_SETTINGS, devices, note, anew=lost)
         return
     for name in missing:
         share = _with_share(runs[name], ended)

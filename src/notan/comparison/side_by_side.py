@@ -1,4 +1,4 @@
-"""Folds side by side: where there are several GPUs, each trains one in a process of its own."""
+"""Trainings side by side: where there are several GPUs, each takes one in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from notan.config import changed_settings, load_run
 from notan.errors import DivergedError, NotanError
 from notan.modelfile.card import read_card
-from notan.run_folder import BEST, FOLD_SETTINGS, SETTINGS
+from notan.run_folder import BEST, SETTINGS
 from notan.run_process import TrainingProcess
 
 if TYPE_CHECKING:
@@ -43,19 +43,20 @@ def devices_at_hand(device: str) -> Sequence[str]:
 
 def train_side_by_side(
     runs: Mapping[str, Callable[[], Run]],
-    out: Path,
+    recipe: Path,
     devices: Sequence[str],
     note: Callable[[str, dict[str, Any]], None],
     *,
     anew: Collection[str],
 ) -> None:
-    """Train folds, one on each device at a time; each writes its report.
+    """Train several runs, one on each device at a time; each writes its report.
 
     Args:
-        runs: Gives the settings of each fold when it begins, by its folder's name.
-        out: Holds their folders, their settings and, as ``fold-1.log``, what they say.
+        runs: Gives the settings of each run when it begins, by its folder's name.
+        recipe: The file of the settings that they share. Beside it lie their folders and, as
+            ``fold-1.log``, what they say.
         devices: As ``devices_at_hand`` names them.
-        note: Called with a fold's name, and how it ended.
+        note: Called with a run's name, and how it ended.
         anew: Those to be begun again, whatever their folders hold.
 
     Raises:
@@ -72,13 +73,15 @@ def train_side_by_side(
         while waiting or running:
             while waiting and free:
                 name, device = waiting.pop(0), free.pop(0)
-                process = _begin(runs[name](), out / name, device, anew=name in anew)
+                folder = recipe.parent / name
+                process = _begin(runs[name](), folder, recipe, device, anew=name in anew)
                 running[name] = device, process, time.monotonic()
                 threading.Thread(target=wait_for, args=(name, process), daemon=True).start()
             name, code = over.get()
             device, process, began = running.pop(name)
             free.append(device)
-            note(name, _end_of(out / name, code, process) | {"seconds": time.monotonic() - began})
+            end = _end_of(recipe.parent / name, code, process)
+            note(name, end | {"seconds": time.monotonic() - began})
     except BaseException:
         _stop([process for _, process, _ in running.values()])
         raise
@@ -91,13 +94,12 @@ def _stop(processes: Sequence[TrainingProcess]) -> None:
         process.end()
 
 
-def _begin(run: Run, folder: Path, device: str, *, anew: bool) -> TrainingProcess:
-    """Begin a fold, or go on with it, in a process that sees one device."""
+def _begin(run: Run, folder: Path, recipe: Path, device: str, *, anew: bool) -> TrainingProcess:
+    """Begin a run, or go on with it, in a process that sees one device."""
     stored = folder / SETTINGS
     if stored.is_file() and not anew:
         words = ["train", "--resume", str(folder), *_changes(load_run(stored), run)]
     else:
-        recipe = folder.parent / FOLD_SETTINGS
         words = ["train", "--recipe", str(recipe), "--out", str(folder)]
         words += [*(["--overwrite"] if anew else []), *_changes(load_run(recipe), run)]
     log = folder.with_suffix(".log")
@@ -106,7 +108,7 @@ def _begin(run: Run, folder: Path, device: str, *, anew: bool) -> TrainingProces
 
 
 def _changes(stored: Run, run: Run) -> Iterator[str]:
-    """Say as overrides in what a fold's settings differ from stored ones."""
+    """Say as overrides in what a run's settings differ from stored ones."""
     for name, (_, value) in changed_settings(stored, run).items():
         is_switch = isinstance(value, bool)
         yield f"{name}={str(value).lower() if is_switch or value is None else value}"
