@@ -24,7 +24,8 @@ from notan.io.images import read_image
 from notan.prediction.batches import Batches
 from notan.prediction.flow import choose_threads
 from notan.prediction.formats import Writers
-from notan.prediction.inputs import find_inputs, items_of
+from notan.prediction.inputs import find_inputs
+from notan.prediction.items import items_of
 from notan.prediction.pipeline import Pipeline
 from notan.prediction.predictor import Predictor
 from notan.prediction.table import PredictionTable

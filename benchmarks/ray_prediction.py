@@ -27,7 +27,8 @@ import ray
 import notan
 from notan.io.digest import hash_file
 from notan.prediction.formats import Writers
-from notan.prediction.inputs import find_inputs, items_of
+from notan.prediction.inputs import find_inputs
+from notan.prediction.items import items_of
 from notan.prediction.pipeline import Pipeline
 from notan.prediction.table import PredictionTable, output_settings
 from notan.runtime import count_cores

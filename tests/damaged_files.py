@@ -190,7 +190,8 @@ def _limit_memory() -> None:
 def read_all(folder: Path) -> dict[str, list[str]]:
     """Read every file; per file, a line for each image: read, refused and why, or broken."""
     from notan.errors import DataError
-    from notan.prediction.inputs import Found, items_of
+    from notan.prediction.inputs import Found
+    from notan.prediction.items import items_of
 
     said: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):

@@ -153,6 +153,7 @@ EXTRAS = {
     "wandb": "wandb",
     "pillow_heif": "heic",
     "fsspec": "remote",
+    "pyarrow": "tables",
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

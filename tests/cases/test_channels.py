@@ -25,7 +25,8 @@ from notan.models.encoder_weights import read_weights, save_encoder
 from notan.models.encoders import build_encoder
 from notan.models.unet import UNet
 from notan.prediction.backends import TorchBackend
-from notan.prediction.inputs import Found, items_of
+from notan.prediction.inputs import Found
+from notan.prediction.items import items_of
 from notan.prediction.predictor import Predictor
 from notan.prediction.tiles import PixelsInMemory, Tiling
 from notan.pretraining.masked_images import find_images

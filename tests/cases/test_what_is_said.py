@@ -22,7 +22,8 @@ from notan.errors import DataError
 from notan.io.images import read_image
 from notan.io.tiff import TiffPages, TiffParts
 from notan.modelfile.card import read_card
-from notan.prediction.inputs import Found, items_of
+from notan.prediction.inputs import Found
+from notan.prediction.items import items_of
 from notan.prediction.predictor import Predictor
 
 if TYPE_CHECKING:

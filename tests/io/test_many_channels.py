@@ -24,7 +24,8 @@ from notan.io.images import (
 )
 from notan.io.masks import read_mask
 from notan.io.tiff import TiffPages, TiffParts
-from notan.prediction.inputs import Found, items_of
+from notan.prediction.inputs import Found
+from notan.prediction.items import items_of
 
 if TYPE_CHECKING:
     from pathlib import Path

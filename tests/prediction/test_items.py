@@ -18,8 +18,9 @@ from image_files import photo, saved
 from notan.errors import DataError
 from notan.io import headers as pages_module
 from notan.io.video import Video
-from notan.prediction import inputs
-from notan.prediction.inputs import Found, Item, items_of
+from notan.prediction import items as items_module
+from notan.prediction.inputs import Found
+from notan.prediction.items import Item, items_of
 from video_files import FRAMES, write_video
 
 if TYPE_CHECKING:
@@ -319,7 +320,7 @@ def test_a_file_is_opened_once_and_closed_when_it_was_read_or_left_out(
             files.append(file)
             yield file
 
-    monkeypatch.setattr(inputs, "opened", counted)
+    monkeypatch.setattr(items_module, "opened", counted)
     still = saved(tmp_path / "a.png", Image.fromarray(photo()))
     one_page, pages = pages_tiff(tmp_path / "b.tif", 1), pages_tiff(tmp_path / "c.tif", 3)
     for path in (still, one_page, pages):

@@ -16,7 +16,8 @@ from notan.errors import DataError, DivergedError, ShapeError, StorageError
 from notan.modelfile.preprocess import Preprocessor
 from notan.prediction.flow import LEAST_AHEAD, bytes_ahead
 from notan.prediction.formats import Writers
-from notan.prediction.inputs import Found, Item, items_of
+from notan.prediction.inputs import Found
+from notan.prediction.items import Item, items_of
 from notan.prediction.pipeline import Pipeline
 from notan.prediction.predictor import Predictor
 from notan.prediction.table import PredictionTable

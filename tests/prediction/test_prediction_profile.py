@@ -17,7 +17,8 @@ from notan.errors import DataError
 from notan.modelfile.preprocess import Preprocessor
 from notan.prediction import profile as module
 from notan.prediction.formats import Writers
-from notan.prediction.inputs import Found, Item, items_of
+from notan.prediction.inputs import Found
+from notan.prediction.items import Item, items_of_all
 from notan.prediction.predictor import Predictor
 from notan.prediction.profile import (
     FILES,
@@ -86,11 +87,11 @@ def test_a_larger_batch_that_helps_nothing_is_not_recommended(found: list[Found]
 
 def test_a_slow_decoder_is_named(found: list[Found], monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*given: Any, **named: Any) -> Iterator[Item]:
-        for item in items_of(*given, **named):
+        for item in items_of_all(*given, **named):
             time.sleep(0.03)
             yield item
 
-    monkeypatch.setattr(module, "items_of", slow)
+    monkeypatch.setattr(module, "items_of_all", slow)
     page = profile_prediction(predictor(), found, ["mask"])
     assert page.bottleneck.startswith(f"Bottleneck: {READING}, ")
     assert page.timings[READING].seconds >= 0.03

@@ -16,7 +16,8 @@ from image_files import photo, saved
 from notan.errors import ConfigError, NotanError
 from notan.modelfile.preprocess import Preprocessor
 from notan.prediction.formats import Writers
-from notan.prediction.inputs import find_inputs, items_of
+from notan.prediction.inputs import find_inputs
+from notan.prediction.items import items_of
 from notan.prediction.pipeline import Pipeline
 from notan.prediction.predictor import Predictor
 from notan.prediction.table import PredictionTable, output_settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import signal
 import time
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from notan.prediction.formats import Writers
-    from notan.prediction.inputs import Found, Item
+    from notan.prediction.inputs import Found
+    from notan.prediction.items import Item
     from notan.prediction.pipeline import Pipeline
     from notan.prediction.predictor import Predictor
     from notan.prediction.table import PredictionTable
@@ -109,7 +109,9 @@ def predict(
 
     Args:
         inputs: Image files, videos, folders of them, patterns such as 'plates/**/*.tif' (in
-            quotes, or your shell expands them), or - for an image on standard input.
+            quotes, or your shell expands them), or - for an image on standard input; addresses
+            of the same, such as s3://bucket/folder (pip install 'notan[remote]' s3fs); lists of
+            such files: a .txt with one a line, a .csv or .parquet with a column image or url.
         model: A best.safetensors that train wrote, or an .onnx file that export made of one.
         out: Where everything goes.
         format: What to write, separated by commas: mask, overlay, cutout (RGBA), probability,
@@ -121,10 +123,12 @@ def predict(
         profile: Measure first, on a sample of the files, what the time goes to and what to do about
             it; kept as profile.md.
     """
-    from notan.data.layouts import SUFFIXES, passed_over
-    from notan.io.video import VIDEO_SUFFIXES
     from notan.prediction.formats import Writers
-    from notan.prediction.inputs import find_inputs, refuse_outputs_over_inputs
+    from notan.prediction.inputs import (
+        find_inputs,
+        refuse_outputs_over_inputs,
+        what_is_no_input,
+    )
     from notan.prediction.tiles import make_tiling
 
     if input.frame_step < 1:
@@ -157,7 +161,7 @@ def predict(
         )
     _say_what_is_done(table, out)
     for folder in (each for each in inputs if each.is_dir()):
-        if others := passed_over(folder, SUFFIXES | VIDEO_SUFFIXES):
+        if others := what_is_no_input(folder):
             print(f"passed over in {folder}: {others}")
     _raise_failures(table)
 
@@ -182,7 +186,7 @@ def _predict_here(
     profile: bool,
 ) -> PredictionTable:
     """Predict in this process."""
-    from notan.prediction.inputs import items_of
+    from notan.prediction.items import items_of_all
     from notan.prediction.pipeline import Pipeline
     from notan.prediction.table import PredictionTable, output_settings
 
@@ -198,9 +202,7 @@ def _predict_here(
         print(page.in_words())
     pipeline = Pipeline(predictor, writers, table, batch_size=batch_size, images=len(found))
     reading = predictor.preprocessor.reading
-    items = itertools.chain.from_iterable(
-        items_of(file, frame_step=frame_step, reading=reading) for file in found
-    )
+    items = items_of_all(found, frame_step=frame_step, reading=reading)
     try:
         with _Progress(len(found)) as progress, _saying_how_to_go_on(pipeline):
             pipeline.progress = progress.image

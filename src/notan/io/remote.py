@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from notan.errors import (
@@ -23,10 +24,10 @@ from notan.errors import (
     StorageError,
     explaining_extras,
 )
+from notan.io.write import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 Answer = TypeVar("Answer")
 
@@ -37,6 +38,9 @@ CONNECT_SECONDS, READ_SECONDS = 10, 20
 """That S3 is waited for at a time."""
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+_INNER = re.compile(r"(?:(?<=::)|^)([A-Za-z][A-Za-z0-9+.-]+):/+")
+"""Also of an address in an address, such as ``zip://a.jpg::s3://bucket/photos.zip``."""
+
 _SECRETS = re.compile(r"(?<!abfs://)(?<!abfss://)(?<=//)[^/\s@]+@|(?<=//)[^/\s@]*:[^/\s@]*@|\?\S+")
 """Users, passwords and queries; in addresses of Azure a container stands before the sign."""
 
@@ -48,8 +52,16 @@ def is_remote(path: Path) -> bool:
 
 def shown(path: Path) -> str:
     """Return a path as people write it, an address without what is nobody's business."""
-    found = _ADDRESS.fullmatch(path.as_posix())
-    return _without_secrets(f"{found[1]}://{found[2]}") if found else str(path)
+    return _without_secrets(_address_of(path)) if is_remote(path) else str(path)
+
+
+def _address_of(path: Path) -> str:
+    """Return an address with the slashes that a path has dropped."""
+
+    def whole(found: re.Match[str]) -> str:
+        return f"{found[1]}:/{'//' if found[1] in ('file', 'local') else '/'}"
+
+    return _INNER.sub(whole, path.as_posix())
 
 
 def require_plain(path: Path) -> None:
@@ -58,8 +70,7 @@ def require_plain(path: Path) -> None:
     Raises:
         DataError: It has; they are not repeated.
     """
-    found = _ADDRESS.fullmatch(path.as_posix())
-    if found and shown(path) != f"{found[1]}://{found[2]}":
+    if is_remote(path) and shown(path) != _address_of(path):
         raise DataError(
             f"{shown(path)}: holds a user, a password or a query, which is left out here; give the "
             "bare address, and credentials where its library looks for them, such as AWS_PROFILE"
@@ -81,6 +92,67 @@ def read_range(path: Path, start: int, count: int) -> bytes:
 def read_whole(path: Path) -> bytes:
     """Read a file; for the errors see ``read_range``."""
     return bytes(_asked(path, lambda store, name: store.cat_file(name)))
+
+
+def read_start(path: Path, most: int) -> bytes:
+    """Read the beginning of a file, by one question; for the errors see ``read_range``."""
+
+    def start(store: Any, name: str) -> bytes:  # noqa: ANN401 - fsspec has no types
+        try:
+            return bytes(store.cat_file(name, start=0, end=most))
+        except FileNotFoundError:
+            raise
+        except Exception:
+            if store.info(name)["size"] == 0:  # of which S3 has no range
+                return b""
+            raise
+
+    return _asked(path, start)
+
+
+def copy_file(path: Path, local: Path) -> None:
+    """Copy a file out of a store, and see that all of it came; for the errors see ``read_range``.
+
+    Raises:
+        StorageError: The disk is full, or cannot be written.
+    """
+
+    def get(store: Any, name: str) -> None:  # noqa: ANN401 - fsspec has no types
+        size = store.info(name)["size"]
+        with storage_errors(local, chosen_by="TMPDIR"):
+            local.write_bytes(b"")
+        store.get_file(name, str(local))
+        if size not in (None, local.stat().st_size):
+            raise OSError(f"{local.stat().st_size} bytes arrived, not {size}")
+
+    _asked(path, get)
+
+
+def find_files(path: Path) -> list[Path]:
+    """Return the files that an address means: itself, what is in it, or what matches its ``*``.
+
+    Raises:
+        DataError: As for ``read_range``.
+        FileNotFoundError: There is neither such a file nor such a folder.
+    """
+    inner, chain, outer = _address_of(path).partition("::")
+    root = inner
+    if "*" in inner:
+        root = inner.partition("*")[0].rpartition("/")[0]
+
+    def names(store: Any, name: str) -> list[str]:  # noqa: ANN401 - fsspec has no types
+        store.invalidate_cache()
+        if "*" in inner:
+            found = store.glob(name, detail=True).values()
+        elif store.info(name)["type"] == "file":
+            return [""]
+        else:
+            found = store.ls(name, detail=True)
+        start = name.removesuffix(inner[len(root) :].lstrip("/")).rstrip("/")
+        files = [each["name"] for each in found if each["type"] == "file"]
+        return sorted(each.removeprefix(start).lstrip("/") for each in files)
+
+    return [Path(f"{root}/{name}{chain}{outer}") if name else path for name in _asked(path, names)]
 
 
 def read_size(path: Path) -> int:
@@ -166,12 +238,12 @@ def _asked(
             return work(*_store_of(shown(path)))
         except (NotanError, FileNotFoundError):
             raise
-        except PermissionError as error:
-            raise raises(
-                f"{shown(path)}: the store lets nobody in ({_reason(error)}); check the "
-                "credentials, which its library finds itself, such as AWS_PROFILE"
-            ) from error
-        except Exception as error:  # noqa: BLE001 - each library has its own, of no common class
+        except Exception as error:
+            if _is_refusal(error):
+                raise raises(
+                    f"{shown(path)}: the store lets nobody in ({_reason(error)}); check the "
+                    "credentials, which its library finds itself, such as AWS_PROFILE"
+                ) from error
             last = error
         if time.monotonic() - began > PATIENCE_SECONDS:
             break
@@ -180,6 +252,13 @@ def _asked(
         f"{time.monotonic() - began:.0f} seconds ({_reason(last)}); check the address and the "
         "network, and give the same command again"
     ) from last
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Say whether a store wants other credentials, or some at all; the libraries' names differ."""
+    status = getattr(error, "status", None)
+    name = type(error).__name__
+    return isinstance(error, PermissionError) or status in (401, 403) or "Credential" in name
 
 
 def _store_of(address: str) -> tuple[Any, str]:

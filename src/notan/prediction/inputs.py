@@ -1,17 +1,12 @@
 """What can be predicted: anything that holds one image, and the files that a command names.
 
-``as_image`` is for Python: one thing, one image. ``find_inputs`` and ``items_of`` are for many
-files: which of them the words on a command line mean, what their outputs are called, and which
-images are in them: itself, the frames of a video, the pages of a TIFF.
+``as_image`` is for Python: one thing, one image. ``find_inputs`` is for many files: which of them
+the words on a command line mean, and what their outputs are called.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
 import glob
-import io
 import os
 import re
 import sys
@@ -23,32 +18,28 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, runtime_ch
 import numpy as np
 from PIL import Image
 
-from notan.data.folders import SUFFIXES
+from notan.data.layouts import SUFFIXES, passed_over
 from notan.errors import ConfigError, DataError, ShapeError
-from notan.io.digest import hash_content, sha256
-from notan.io.headers import decode_contents, opened
 from notan.io.images import (
     PLAIN,
     RGB_CHANNELS,
     convert_image,
     decode_image,
-    other_channels,
     read_image,
 )
 from notan.io.packed import find_pack
 from notan.io.pipes import MAX_BYTES, read_pipe
-from notan.io.remote import is_remote
-from notan.io.tiff import TIFF_SIGNATURES, TiffPages, TiffParts, is_large_tiff
-from notan.io.video import VIDEO_SUFFIXES, Video, is_video
+from notan.io.remote import find_files, is_remote, require_plain, shown
+from notan.io.video import VIDEO_SUFFIXES
+from notan.prediction.lists import is_list, read_list
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
-    from notan.io.headers import Contents
     from notan.io.images import ImageReading
-    from notan.types import Image8, Size
+    from notan.types import Image8
 
 STANDARD_INPUT = Path("-")
 PIECE = 2**24
@@ -226,12 +217,14 @@ class Found:
     Attributes:
         name: Of its outputs, without a suffix; ``/`` where a folder tells it from another.
         path: The file; ``-`` for standard input.
-        content: The file's bytes, of standard input and other pipes only.
+        content: The file's bytes, of standard input, other pipes and what was fetched.
+        fault: Why it could not be fetched.
     """
 
     name: str
     path: Path
     content: bytes | None = None
+    fault: DataError | None = None
 
 
 def find_inputs(words: Iterable[Path], *, standard_input: BinaryIO | None = None) -> list[Found]:
@@ -244,7 +237,7 @@ def find_inputs(words: Iterable[Path], *, standard_input: BinaryIO | None = None
 
     Args:
         words: Files, whatever they are called; folders, of which every image and video is taken;
-            packed data likewise, in a store too;
+            packed data likewise; addresses of the same in stores; lists (``lists.read_list``);
             patterns with ``*``, ``?`` or ``[a-z]``, and ``**`` for folders in folders; ``-`` for
             the bytes of one image on standard input. A named pipe, ``/dev/stdin`` and a shell's
             ``<(command)`` are read likewise.
@@ -301,7 +294,9 @@ def refuse_outputs_over_inputs(
 def _files(word: Path) -> list[Path]:
     if word == STANDARD_INPUT:
         return [word]
-    if (word.is_dir() or is_remote(word)) and (pack := find_pack(word)):
+    if is_remote(word):
+        return _files_in_store(word)
+    if word.is_dir() and (pack := find_pack(word)):
         return [pack.path_of(sample, sample.images[0]) for sample in pack.samples]
     if word.is_dir():
         files = _in_folder(word)
@@ -309,20 +304,45 @@ def _files(word: Path) -> list[Path]:
             raise DataError(f"{word}: there are no images in this folder")
         return files
     if word.exists():
-        return [word]
+        return read_list(word) if is_list(word) else [word]
     if glob.has_magic(str(word)):
         return _matching(word)
     raise DataError(f"{word}: there is no such image or folder")
 
 
+def _files_in_store(word: Path) -> list[Path]:
+    """Return the files that an address means."""
+    require_plain(word)
+    if is_list(word):
+        return read_list(word)
+    is_plain = not _is_image(word) and not {"*", "::"} & {*re.findall(r"\*|::", str(word))}
+    if is_plain and (pack := find_pack(word)):
+        return [pack.path_of(sample, sample.images[0]) for sample in pack.samples]
+    try:
+        files = find_files(word)
+    except FileNotFoundError as error:
+        raise DataError(f"{shown(word)}: there is no such image or folder") from error
+    if files != [word] and "*" not in str(word):
+        files = [path for path in files if _is_image(path)]
+    if not files:
+        raise DataError(f"{shown(word)}: there are no images in this folder")
+    return files
+
+
+def _is_image(path: Path) -> bool:
+    """Say by its name whether a file is an image or a video; hidden ones (``._x.jpg``) are none."""
+    place = _whole(path)
+    return place.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES and not place.name.startswith(".")
+
+
 def _in_folder(folder: Path) -> list[Path]:
-    """Return a folder's images and videos; hidden files (``._x.jpg``) are none."""
-    wanted = SUFFIXES | VIDEO_SUFFIXES
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in wanted and not path.name.startswith(".") and path.is_file()
-    )
+    """Return a folder's images and videos."""
+    return sorted(path for path in folder.iterdir() if _is_image(path) and path.is_file())
+
+
+def what_is_no_input(folder: Path) -> str:
+    """Say what lies in a folder beside images and videos; may be empty."""
+    return passed_over(folder, SUFFIXES | VIDEO_SUFFIXES)
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -353,9 +373,9 @@ def _read_standard_input(stream: BinaryIO | None) -> bytes:
 
 def _name(paths: Sequence[Path]) -> Mapping[Path, str]:
     """Give every file the shortest of its names that no other has."""
-    whole = {path: Path(os.path.abspath(path)) for path in paths}  # noqa: PTH100
+    whole = {path: _whole(path) for path in paths}
     shared = Path(os.path.commonpath([path.parent for path in whole.values()]))
-    choices = {path: _choices(path, whole[path].relative_to(shared)) for path in paths}
+    choices = {path: _choices(path, each, each.relative_to(shared)) for path, each in whole.items()}
     level = dict.fromkeys(paths, 0)
     while True:
         names = {path: choices[path][level[path]] for path in paths}
@@ -372,10 +392,17 @@ def _name(paths: Sequence[Path]) -> Mapping[Path, str]:
     return names
 
 
-def _choices(path: Path, relative: Path) -> list[str]:
+def _whole(path: Path) -> Path:
+    """Return where a file lies; of an address in another, such as zip://, the inner one counts."""
+    if is_remote(path):
+        return Path("/", str(path).partition("::")[0])
+    return Path(os.path.abspath(path))  # noqa: PTH100 - links are kept as they are
+
+
+def _choices(path: Path, whole: Path, relative: Path) -> list[str]:
     if path == STANDARD_INPUT:
         return ["stdin", "standard input"]
-    return [path.stem, path.name, relative.with_suffix("").as_posix(), relative.as_posix()]
+    return [whole.stem, whole.name, relative.with_suffix("").as_posix(), relative.as_posix()]
 
 
 def _alike(names: Mapping[Path, str]) -> list[Path]:
@@ -396,171 +423,3 @@ def _alike(names: Mapping[Path, str]) -> list[Path]:
         if parent != name.casefold() and parent in sequences:
             alike.append(path)
     return alike
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image to predict.
-
-    Attributes:
-        name: Of its outputs.
-        path: The file that it is in.
-        size: (height, width); None where it is not decoded at once, or where even its size cannot
-            be read, and then ``read`` says why.
-        read: Decodes it, as uint8 (height, width, channels), or raises DataError.
-        open_parts: Of an image that is too large for that, opens it to be read part by part.
-        in_order: Whether it must be read, or left out, before the next item is asked for.
-        siblings: How many images the file holds as far as is known.
-        close: Closes its file, which ``read`` does too; to be called where it is left out.
-        digest: Of the file's content, whatever its name; empty where it could not be read.
-        choices: What reading it chooses among several readings, in words.
-    """
-
-    name: str
-    path: Path
-    size: Size | None
-    read: Callable[[], Image8]
-    open_parts: Callable[[], TiffParts] | None = None
-    in_order: bool = False
-    siblings: int = 1
-    close: Callable[[], None] = lambda: None
-    digest: str = ""
-    choices: tuple[str, ...] = ()
-
-
-def items_of(found: Found, *, frame_step: int = 1, reading: ImageReading = PLAIN) -> Iterator[Item]:
-    """Yield the images of a file; a damaged one yields an item whose ``read`` says so.
-
-    What it holds is decided here, by its first bytes and its header.
-
-    Args:
-        found: The file.
-        frame_step: Of a video, take the first frame and every so-many-th after it.
-        reading: How image files are read.
-    """
-    digest = ""
-    with contextlib.suppress(DataError):  # which is said where it is opened
-        content = found.content
-        digest = hash_content(found.path) if content is None else sha256(content)[:16]
-    for item in _items_of(found, frame_step, reading):
-        yield dataclasses.replace(item, digest=digest)
-
-
-def _items_of(found: Found, frame_step: int, reading: ImageReading) -> Iterator[Item]:
-    """Yield the images of a file, which is opened once."""
-    path, name = found.path, str(found.path)
-    try:
-        with contextlib.ExitStack() as stack:
-            file: BinaryIO = (
-                stack.enter_context(opened(path))
-                if found.content is None
-                else io.BytesIO(found.content)
-            )
-            start = file.read(16)
-            if is_video(start):
-                stack.close()  # FFmpeg opens the file itself
-                if reading.channels != RGB_CHANNELS:
-                    raise other_channels(name, RGB_CHANNELS, reading.channels)
-                yield from _frames(found, frame_step)
-                return
-            _refuse_no_video(path, start)
-            if start[:4] in TIFF_SIGNATURES:
-                if found.content is None and is_large_tiff(file, name):
-                    # it is opened anew when its turn comes, which may be hours away
-                    read = functools.partial(read_image, path, reading)
-                    parts = functools.partial(TiffParts, path, reading)
-                    yield Item(found.name, path, None, read, parts)
-                    return
-                pages = TiffPages(file, name, reading)
-                if pages.numbers != [0]:
-                    yield from _pages(found, pages)
-                    return
-            contents = decode_contents(file, name)
-            handle = stack.pop_all()  # open until the image is decoded, in whichever thread
-            decoded = _decode(file, name, handle, reading)
-            yield Item(
-                found.name,
-                path,
-                contents.size,
-                decoded,
-                close=handle.close,
-                choices=_choices_of(contents, reading),
-            )
-    except DataError as error:
-        yield _failed(found.name, path, error)
-
-
-def _choices_of(contents: Contents, reading: ImageReading) -> tuple[str, ...]:
-    """Say what is chosen for an image, as training says it of its data set."""
-    choices = [*contents.choices_for(reading.channels)]
-    if contents.orientation > 1:
-        choices.append("turned upright by their EXIF orientation")
-    if contents.deep and reading.ranges:
-        ranges = dict.fromkeys(f"{low:g}..{high:g}" for low, high in reading.ranges)
-        choices.append(f"values of more than 8 bits, on the model's scale ({', '.join(ranges)})")
-    elif contents.deep:
-        choices.append(
-            f"more than 8 bits: integers within 0..{reading.white}, floats within 0..1 or 0..255"
-        )
-    return tuple(choices)
-
-
-def _decode(
-    file: BinaryIO, name: str, handle: contextlib.ExitStack, reading: ImageReading
-) -> Callable[[], Image8]:
-    def read() -> Image8:
-        with handle:
-            return decode_image(file, name, reading)
-
-    return read
-
-
-def _refuse_no_video(path: Path, start: bytes) -> None:
-    """Refuse what is called a video and is none; an image may be called so all the same."""
-    is_still = (
-        start.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF")) or start[4:8] == b"ftyp"
-    )
-    if path.suffix.lower() in VIDEO_SUFFIXES and not is_still:
-        what = f"begins with {start!r}" if start else "is empty (0 bytes)"
-        raise DataError(
-            f"{path}: {what}; wanted a video as MP4, MOV, AVI, MKV, WebM, WMV or MPEG; copy it "
-            "again from its source, or leave it out"
-        )
-
-
-def _frames(found: Found, frame_step: int) -> Iterator[Item]:
-    if found.content is not None:
-        where = "on standard input" if found.path == STANDARD_INPUT else "through a pipe"
-        raise DataError(f"{found.path}: a video {where}; name the file instead")
-    with Video(found.path) as video:
-        count = -(-video.claimed // frame_step)
-        while video.advance():
-            if (video.number - 1) % frame_step == 0:
-                name = f"{found.name}-{video.number:06d}"
-                yield Item(name, found.path, video.size, video.read, in_order=True, siblings=count)
-
-
-EACH_PAGE = "pages of a TIFF, each an image of its own"
-
-
-def _pages(found: Found, pages: TiffPages) -> Iterator[Item]:
-    count = len(pages.numbers)
-    for number in pages.numbers:
-        name = found.name if count == 1 else f"{found.name}-p{number + 1:04d}"
-        try:
-            size = pages.size(number)
-        except DataError as error:
-            yield _failed(name, found.path, error)
-            continue
-        read = functools.partial(pages.read, number)
-        choices = (EACH_PAGE,) if count > 1 else ()
-        yield Item(name, found.path, size, read, in_order=True, siblings=count, choices=choices)
-    if pages.fault is not None:
-        raise pages.fault
-
-
-def _failed(name: str, path: Path, error: DataError) -> Item:
-    def read() -> Image8:
-        raise error
-
-    return Item(name, path, None, read)

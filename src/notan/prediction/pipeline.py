@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from notan.errors import DataError, StorageError
+from notan.io.remote import shown
 from notan.prediction.flow import BUDGET, LEAST_AHEAD, Flow, Job, bytes_ahead
 from notan.prediction.formats.writers import LARGE_DTYPES
 from notan.prediction.large import predict_large
@@ -20,11 +21,12 @@ from notan.prediction.table import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from notan.io.tiff import TiffParts
     from notan.prediction.flow import Timing
     from notan.prediction.formats import Writers
-    from notan.prediction.inputs import Item
+    from notan.prediction.items import Item
     from notan.prediction.predictor import Prediction, Predictor
     from notan.prediction.table import PredictionTable
     from notan.types import Image8
@@ -122,8 +124,8 @@ class Pipeline:
             result = "done"
         elif name in self._taken:
             result = DataError(
-                f"{item.path}: its outputs would replace those of another image, {item.name}; "
-                "predict it alone with another --out"
+                f"{shown(item.path)}: its outputs would replace those of another image, "
+                f"{item.name}; predict it alone with another --out"
             )
         else:
             self._taken.add(name)
@@ -153,7 +155,9 @@ class Pipeline:
             self.table.save()
             self._saved_at = time.monotonic()
 
-    def _predict_large(self, item: Item, open_parts: Callable[[], TiffParts]) -> Row:
+    def _predict_large(
+        self, item: Item, open_parts: Callable[[], AbstractContextManager[TiffParts]]
+    ) -> Row:
         """Predict and write an image part by part, in this thread, when all before it is written.
 
         Its rows are the only ones that wait then, and the memory is its own.
@@ -162,9 +166,9 @@ class Pipeline:
         left_out = [name for name in self._writers.names if name not in names]
         possible = f"an image this large is written as {', '.join(LARGE_DTYPES)} only"
         if not names:
-            raise DataError(f"{item.path}: {possible}; add --format mask")
+            raise DataError(f"{shown(item.path)}: {possible}; add --format mask")
         if left_out:
-            logger.info("%s: no %s, %s", item.path, ", ".join(left_out), possible)
+            logger.info("%s: no %s, %s", shown(item.path), ", ".join(left_out), possible)
         with (
             open_parts() as parts,
             predict_large(

@@ -21,7 +21,7 @@ import numpy as np
 from notan.errors import DataError
 from notan.io.write import write_bytes
 from notan.prediction.formats import Writers
-from notan.prediction.inputs import items_of
+from notan.prediction.items import items_of_all
 from notan.prediction.pipeline import Pipeline
 from notan.prediction.predictor import Prediction, Predictor
 from notan.prediction.table import PredictionTable
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from notan.prediction.backends import Array, Backend
-    from notan.prediction.inputs import Found, Item
+    from notan.prediction.inputs import Found
+    from notan.prediction.items import Item
     from notan.types import Image8
 
 CHUNKS = 5
@@ -226,9 +227,7 @@ def profile_prediction(
     few = found[:: -(-len(found) // SAMPLE)]
 
     def items() -> Iterator[Item]:
-        each = itertools.chain.from_iterable(
-            items_of(file, frame_step=frame_step, reading=reading) for file in few
-        )
+        each = items_of_all(few, frame_step=frame_step, reading=reading)
         return itertools.islice((item for item in each if item.open_parts is None), SAMPLE)
 
     with tempfile.TemporaryDirectory() as folder:

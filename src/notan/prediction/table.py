@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from notan.config.sections import Section
 from notan.errors import ConfigError, DataError
+from notan.io.remote import shown
 from notan.io.write import as_written, encoded, storage_errors, write_bytes
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 SETTINGS, TABLE, FAILED = "predict.json", "predictions.csv", "failed.csv"
 MOST_NAMED = 5
+
+
+def image_of(path: Path) -> str:
+    """Return what the tables call the file of an image: its path, or its address."""
+    return as_written(shown(path))
 
 
 class Row(Section):
@@ -58,7 +64,7 @@ class Row(Section):
         review: dict[bool | None, Literal["yes", "no", ""]] = {True: "yes", False: "no", None: ""}
         return cls(
             name=as_written(name),
-            image=as_written(str(image)),
+            image=image_of(image),
             height=height,
             width=width,
             foreground_fraction=round(prediction.foreground_fraction, 6),
@@ -166,7 +172,7 @@ class PredictionTable:
 
         The rows of a file that has changed are dropped, those of its other pages with them.
         """
-        path = as_written(str(image))
+        path = image_of(image)
         if path not in self._digests:
             self._digests[path] = digest
             self.changed += self._earlier.get(path, digest) != digest
@@ -189,7 +195,7 @@ class PredictionTable:
 
     def fail(self, name: str, image: Path, error: DataError) -> None:
         """Note that an image could not be read."""
-        told = map(as_written, (name, str(image), str(error)))
+        told = map(as_written, (name, image_of(image), str(error)))
         self.failures.append(Failure(**dict(zip(Failure.model_fields, told, strict=True))))
 
     def save(self) -> None:

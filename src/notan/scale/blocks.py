@@ -30,15 +30,16 @@ from notan.io.digest import hash_file, sha256
 from notan.io.write import as_named, as_written, storage_errors, write_bytes
 from notan.prediction.flow import choose_threads
 from notan.prediction.formats import FORMATS, Writers
-from notan.prediction.inputs import items_of
+from notan.prediction.items import items_of_all
 from notan.prediction.pipeline import SAVE_SECONDS, Pipeline
-from notan.prediction.table import Failure, PredictionTable, Row, output_settings
+from notan.prediction.table import Failure, PredictionTable, Row, image_of, output_settings
 from notan.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from notan.prediction.inputs import Found, Item
+    from notan.prediction.inputs import Found
+    from notan.prediction.items import Item
     from notan.prediction.predictor import Predictor
 
 IMAGES_IN_BLOCK = 256
@@ -188,13 +189,13 @@ def cut(found: Sequence[Found], known: Iterable[Row], size: int) -> list[Block]:
     blocks = []
     for start in range(0, len(found), size):
         files = tuple(found[start : start + size])
-        there = [row for file in files for row in rows.get(as_written(str(file.path)), ())]
+        there = [row for file in files for row in rows.get(image_of(file.path), ())]
         blocks.append(Block(start, files, tuple(there)))
     return blocks
 
 
 def _rows_of(files: Iterable[Found], rows: Iterable[Row]) -> tuple[Row, ...]:
-    images = {as_written(str(file.path)) for file in files}
+    images = {image_of(file.path) for file in files}
     return tuple(row for row in rows if row.image in images)
 
 
@@ -326,7 +327,7 @@ def _predict(
 
     def note(item: Item) -> None:
         names.add(as_written(item.name))
-        digests[as_written(str(item.path))] = item.digest
+        digests[image_of(item.path)] = item.digest
         choices.update(item.choices)
 
     table = PredictionTable(private / "tables", block.known)
@@ -341,11 +342,7 @@ def _predict(
         progress=note,
     )
     reading = predictor.preprocessor.reading
-    pipeline.run(
-        item
-        for file in block.files
-        for item in items_of(file, frame_step=job.frame_step, reading=reading)
-    )
+    pipeline.run(items_of_all(block.files, frame_step=job.frame_step, reading=reading))
     known = {id(row) for row in block.known}
     rows = [row for row in table.rows if row.name in names]
     files = [path for path in sorted(private.rglob("*")) if path.is_file()]
@@ -366,7 +363,7 @@ def _predict(
 def given_up(block: Block) -> Manifest:
     """Return the manifest of a block of one file that no process survives."""
     [file] = block.files
-    path = as_written(str(file.path))
+    path = image_of(file.path)
     reason = (
         f"{path}: the process that predicted it ended without a word, {MOST_DEATHS} times; try it "
         "alone on one machine, or leave it out"
