@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import errno
+import functools
 import io
+import os
 import re
 import shutil
 import tempfile
+import threading
 import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +24,7 @@ from PIL import Image
 
 from image_files import photo, saved
 from needs import needs
-from notan.errors import DataError, MissingExtraError
+from notan.errors import DataError, MissingExtraError, StorageError
 from notan.io import remote
 from notan.io.remote import shown
 from notan.prediction import fetching
@@ -380,3 +385,53 @@ def test_an_archive_that_is_damaged_or_absent_is_one_line(tmp_path: Path) -> Non
         archive.writestr("notes.md", "nothing")
     with pytest.raises(DataError, match=r"z.zip: there are no images in this folder"):
         find_inputs([Path(f"zip://::{tmp_path}/z.zip")])
+
+
+class _Web(SimpleHTTPRequestHandler):
+    """Serves files whole, whatever part is asked for, and some of them to nobody."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        if "forbidden" in self.path:
+            self.send_error(403)
+        else:
+            super().do_GET()
+
+
+def test_files_come_from_a_web_server(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    handler = functools.partial(_Web, directory=str(photos))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        thread = threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{web.server_address[1]}"
+        entries = [f"{address}/{path.name}" for path in find_paths(photos)]
+        found = find_inputs([written(tmp_path / "list.csv", entries)])
+        assert images_of(found) == images_of(find_inputs([photos]))
+        assert len(find_inputs([Path(f"{address}/p1.png")])) == 1
+        for name, reason in (("absent", "there is no such"), ("forbidden", "lets nobody in")):
+            with pytest.raises(DataError, match=rf"^{address}/{name}.png: there is no such image"):
+                find_inputs([Path(f"{address}/{name}.png")])
+            [item] = items_of(Found(name, Path(f"{address}/{name}.png")))
+            with pytest.raises(DataError, match=rf"^{address}/{name}.png: .*{reason}"):
+                item.read()
+        web.shutdown()
+        thread.join(10)
+
+
+def find_paths(folder: Path) -> list[Path]:
+    return [file.path for file in find_inputs([folder])]
+
+
+def test_a_full_disk_is_said_as_such(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = sent(photos, Path("memory://bucket/photos"))
+    monkeypatch.setattr(fetching, "WHOLE", 10)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", full)
+    with pytest.raises(StorageError, match=r"No space left.*TMPDIR"):
+        list(items_of_all(find_inputs([place])))

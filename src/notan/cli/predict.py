@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from notan.prediction.predictor import Predictor
     from notan.prediction.table import PredictionTable
     from notan.scale.blocks import Manifest
-    from notan.scale.ray_engine import RayPrediction
+    from notan.scale.ray_engine import OneProcessPrediction, RayPrediction
 
 logger = logging.getLogger("notan")
 
@@ -86,7 +86,7 @@ def predict(
     ],
     *,
     model: Annotated[Path | None, flag("FILE", "the default model, for cats and dogs")] = None,
-    out: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions"),
+    out: Annotated[Path, arg(metavar="FOLDER|ADDRESS")] = Path("predictions"),
     format: Annotated[str, arg(metavar="NAME,...")] = "mask,overlay",  # noqa: A002 - the flag's name
     resume: Switch = False,
     profile: Switch = False,
@@ -113,7 +113,8 @@ def predict(
             of the same, such as s3://bucket/folder (pip install 'notan[remote]' s3fs); lists of
             such files: a .txt with one a line, a .csv or .parquet with a column image or url.
         model: A best.safetensors that train wrote, or an .onnx file that export made of one.
-        out: Where everything goes.
+        out: Where everything goes; in a store too, s3://bucket/folder, which is given a block of
+            up to 256 images at a time.
         format: What to write, separated by commas: mask, overlay, cutout (RGBA), probability,
             probability16, probability-float (TIFF), rle (one rle.csv for all images),
             coco-rle (one coco-rle.json), polygons (one COCO polygons.json), geojson, contours
@@ -126,6 +127,7 @@ def predict(
     from notan.prediction.formats import Writers
     from notan.prediction.inputs import (
         find_inputs,
+        is_in_store,
         refuse_outputs_over_inputs,
         what_is_no_input,
     )
@@ -135,6 +137,9 @@ def predict(
         raise ConfigError(f"--frame-step is {input.frame_step}; 1 or more is wanted")
     _refuse_no_batch(machine)
     _refuse_beside_engine(engine, inputs, profile=profile)
+    is_far = is_in_store(out)
+    if is_far and profile:
+        raise ConfigError("--profile is kept in a folder; leave it out, or give --out a folder")
     found = find_inputs(inputs)
     if model is None:
         _say_what_the_default_model_knows()
@@ -143,13 +148,13 @@ def predict(
     names = [name.strip() for name in format.split(",")]
     writers = Writers(names, out, resume=resume)
     refuse_outputs_over_inputs(found, writers.paths)
-    if engine.engine == "ray":
-        table = _predict_on_ray(
+    if engine.engine == "ray" or is_far:
+        table = _predict_in_blocks(
             *(load, found, writers),
             resume=resume,
             frame_step=input.frame_step,
             machine=machine,
-            address=engine.address,
+            engine=engine,
         )
     else:
         table = _predict_here(
@@ -159,7 +164,7 @@ def predict(
             batch_size=machine.batch_size,
             profile=profile,
         )
-    _say_what_is_done(table, out)
+    _say_what_is_done(table)
     for folder in (each for each in inputs if each.is_dir()):
         if others := what_is_no_input(folder):
             print(f"passed over in {folder}: {others}")
@@ -214,7 +219,7 @@ def _predict_here(
     return table
 
 
-def _predict_on_ray(
+def _predict_in_blocks(
     load: Callable[[], Predictor],
     found: Sequence[Found],
     writers: Writers,
@@ -222,12 +227,13 @@ def _predict_on_ray(
     resume: bool,
     frame_step: int,
     machine: MachineFlags,
-    address: str | None,
+    engine: EngineFlags,
 ) -> PredictionTable:
-    """Predict on the workers of a Ray."""
-    from notan.scale.ray_engine import RayPrediction
+    """Predict on the workers of a Ray, or in this process what goes into a store."""
+    from notan.scale.ray_engine import OneProcessPrediction, RayPrediction
 
-    prediction = RayPrediction(
+    is_ray = engine.engine == "ray"
+    prediction = (RayPrediction if is_ray else OneProcessPrediction)(
         *(load, writers.out, writers.names),
         frame_step=frame_step,
         batch_size=machine.batch_size,
@@ -236,23 +242,27 @@ def _predict_on_ray(
     begun = time.monotonic()
     with _Progress(len(found)) as progress, _saying_how_to_go_on(prediction):
         prediction.progress = progress.block
-        table = prediction.run(found, address=address, device=machine.device, cores=machine.threads)
+        if isinstance(prediction, RayPrediction):
+            table = prediction.run(
+                found, address=engine.address, device=machine.device, cores=machine.threads
+            )
+        else:
+            table = prediction.run(found)
     if (seconds := time.monotonic() - begun) >= LONG_SECONDS and table.predicted:
+        by = f"{prediction.workers} workers and the start of Ray" if is_ray else "one process"
         logger.info(
-            "%.1f images a second from files to files, by %d workers and the start of Ray",
-            table.predicted / seconds,
-            prediction.workers,
+            "%.1f images a second from files to files, by %s", table.predicted / seconds, by
         )
     return table
 
 
-def _say_what_is_done(table: PredictionTable, out: Path) -> None:
+def _say_what_is_done(table: PredictionTable) -> None:
     if unsure := table.summary():
         print(unsure)
     notes = [f"{table.kept} were there already"] if table.kept else []
     notes += [f"{table.changed} changed since: predicted anew"] if table.changed else []
     kept = f" ({'; '.join(notes)})" if notes else ""
-    print(f"{table.predicted + table.kept} of {table.total} images: {out}{kept}")
+    print(f"{table.predicted + table.kept} of {table.total} images: {table.place}{kept}")
 
 
 def _say_what_the_default_model_knows() -> None:
@@ -262,7 +272,7 @@ def _say_what_the_default_model_knows() -> None:
 
 
 @contextlib.contextmanager
-def _saying_how_to_go_on(work: Pipeline | RayPrediction) -> Iterator[None]:
+def _saying_how_to_go_on(work: Pipeline | OneProcessPrediction | RayPrediction) -> Iterator[None]:
     """Add to Ctrl-C and SIGTERM how much is done by then."""
     try:
         yield

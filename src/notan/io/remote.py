@@ -10,6 +10,7 @@ A store may fail for a moment: what was asked is asked again, a few times and no
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from contextlib import suppress
@@ -103,8 +104,9 @@ def read_start(path: Path, most: int) -> bytes:
         except FileNotFoundError:
             raise
         except Exception:
-            if store.info(name)["size"] == 0:  # of which S3 has no range
-                return b""
+            with suppress(Exception):  # what was asked first says more
+                if store.info(name)["size"] == 0:  # of which S3 has no range
+                    return b""
             raise
 
     return _asked(path, start)
@@ -119,9 +121,13 @@ def copy_file(path: Path, local: Path) -> None:
 
     def get(store: Any, name: str) -> None:  # noqa: ANN401 - fsspec has no types
         size = store.info(name)["size"]
-        with storage_errors(local, chosen_by="TMPDIR"):
-            local.write_bytes(b"")
-        store.get_file(name, str(local))
+        try:
+            store.get_file(name, str(local))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            with storage_errors(local, chosen_by="TMPDIR"):
+                raise
         if size not in (None, local.stat().st_size):
             raise OSError(f"{local.stat().st_size} bytes arrived, not {size}")
 
@@ -158,6 +164,19 @@ def find_files(path: Path) -> list[Path]:
 def read_size(path: Path) -> int:
     """Return the bytes that a file has; for the errors see ``read_range``."""
     return int(_asked(path, lambda store, name: store.info(name)["size"]))
+
+
+def exists(path: Path) -> bool:
+    """Say whether a store has a file; for the errors see ``read_range``."""
+
+    def is_there(store: Any, name: str) -> bool:  # noqa: ANN401 - fsspec has no types
+        store.invalidate_cache()
+        return bool(store.info(name)["type"] == "file")
+
+    try:
+        return _asked(path, is_there)
+    except FileNotFoundError:
+        return False
 
 
 def list_sizes(folder: Path) -> Mapping[str, int | None]:
@@ -200,17 +219,44 @@ def write_file(local: Path, path: Path) -> None:
     _written(path, put)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file into a store; for the errors see ``write_file``."""
-    _written(path, lambda store, name: store.pipe_file(name, content))
+def write_whole(path: Path, content: bytes, *, replaces: bool = True) -> None:
+    """Write a small file into a store; for the errors see ``write_file``.
+
+    Args:
+        path: Where it goes.
+        content: What it holds.
+        replaces: Whether one that is there gives way; where it should not and the store cannot
+            tell, it does all the same.
+    """
+
+    def put(store: Any, name: str) -> None:  # noqa: ANN401 - fsspec has no types
+        if not replaces:
+            try:
+                store.pipe_file(name, content, mode="create")
+            except FileExistsError:
+                return  # another's, or ours, of which the answer was lost
+            except (NotImplementedError, TypeError):
+                pass
+            except OSError as error:
+                if error.errno != errno.ENOSYS:
+                    raise
+            else:
+                return
+        store.pipe_file(name, content)
+
+    _written(path, put)
 
 
-def remove(path: Path) -> None:
-    """Remove a file from a store, if it is there; for the errors see ``write_file``."""
+def remove(path: Path, *, recursive: bool = False) -> None:
+    """Remove a file or a folder from a store, if it is there; for the errors see ``write_file``."""
 
     def gone(store: Any, name: str) -> None:  # noqa: ANN401 - fsspec has no types
+        store.invalidate_cache()
         with suppress(FileNotFoundError):
-            store.rm_file(name)
+            if recursive:
+                store.rm(name, recursive=True)
+            else:
+                store.rm_file(name)
 
     _written(path, gone)
 
@@ -238,6 +284,11 @@ def _asked(
             return work(*_store_of(shown(path)))
         except (NotanError, FileNotFoundError):
             raise
+        except NotImplementedError as error:
+            raise raises(
+                f"{shown(path)}: fsspec cannot do that in such a place ({_reason(error)}); choose "
+                "one such as s3://bucket/folder"
+            ) from error
         except Exception as error:
             if _is_refusal(error):
                 raise raises(

@@ -263,6 +263,16 @@ def find_inputs(words: Iterable[Path], *, standard_input: BinaryIO | None = None
     return [Found(names[path], path, content(path)) for path in files]
 
 
+def is_in_store(out: Path) -> bool:
+    """Say whether a place of outputs is an address; one with secrets in it is refused.
+
+    Raises:
+        DataError: It is such a one.
+    """
+    require_plain(out)
+    return is_remote(out)
+
+
 def refuse_outputs_over_inputs(
     found: Iterable[Found], outputs: Callable[[str], Iterable[Path]]
 ) -> None:
@@ -275,20 +285,24 @@ def refuse_outputs_over_inputs(
     Raises:
         ConfigError: An output would take the place of an input.
     """
-    inputs = {file.path.resolve() for file in found if file.content is None}
+    inputs = {_resolved(file.path) for file in found if file.content is None}
     # whose frames or pages: clip for clip-000001.png
     parts = {path.parent / _PART.sub("", path.stem): path for path in sorted(inputs)}
     for file in found:
         is_sequence = file.path.suffix.lower() in _SEQUENCES
         for path in outputs(file.name):
             # the folder only: an output that is a link is itself replaced, not what it leads to
-            place = path.parent.resolve() / path.name
+            place = _resolved(path.parent) / path.name
             taken = parts.get(place.with_suffix("")) if is_sequence else None
-            if place in inputs or taken not in (None, file.path.resolve()):
+            if place in inputs or taken not in (None, _resolved(file.path)):
                 raise ConfigError(
-                    f"{taken or place}: is an input, and outputs of {file.path} could replace it; "
-                    "choose another --out"
+                    f"{shown(taken or place)}: is an input, and outputs of {shown(file.path)} "
+                    "could replace it; choose another --out"
                 )
+
+
+def _resolved(path: Path) -> Path:
+    return path if is_remote(path) else path.resolve()
 
 
 def _files(word: Path) -> list[Path]:

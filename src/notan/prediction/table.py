@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 from notan.config.sections import Section
 from notan.errors import ConfigError, DataError
+from notan.io.destinations import destination_of
 from notan.io.remote import shown
-from notan.io.write import as_written, encoded, storage_errors, write_bytes
+from notan.io.write import as_written, encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -122,15 +123,14 @@ class PredictionTable:
             DataError: What an earlier run left cannot be read.
             StorageError: The folder cannot be written.
         """
-        path = folder / SETTINGS
-        if resume and path.exists():
+        place, path = destination_of(folder), folder / SETTINGS
+        if resume and place.existing([path]):
             _refuse_others(path, settings)
             return cls.read(folder)
         # before the settings change, lest rows of other settings pass for these
         for name in (TABLE, FAILED):
-            with storage_errors(folder / name):
-                (folder / name).unlink(missing_ok=True)
-        write_bytes(path, (json.dumps(dict(settings), indent=2) + "\n").encode())
+            place.remove(folder / name)
+        place.write(path, (json.dumps(dict(settings), indent=2) + "\n").encode())
         return cls(folder)
 
     @classmethod
@@ -141,18 +141,18 @@ class PredictionTable:
             DataError: It is not as it was written.
         """
         path = folder / TABLE
-        if not path.exists():
-            return cls(folder)
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                columns = list(Row.model_fields)
-                if reader.fieldnames not in (columns, columns[:-1]):  # earlier ones had no digest
-                    raise ValueError(f"its columns are {reader.fieldnames}")
-                return cls(folder, [Row.model_validate(cells) for cells in reader])
+            content = destination_of(folder).read(path)
+            if content is None:
+                return cls(folder)
+            reader = csv.DictReader(io.StringIO(content.decode(), newline=""))
+            columns = list(Row.model_fields)
+            if reader.fieldnames not in (columns, columns[:-1]):  # earlier ones had no digest
+                raise ValueError(f"its columns are {reader.fieldnames}")
+            return cls(folder, [Row.model_validate(cells) for cells in reader])
         except (OSError, ValueError, csv.Error) as error:
             raise DataError(
-                f"{path}: cannot be read as the table that an earlier run wrote "
+                f"{shown(path)}: cannot be read as the table that an earlier run wrote "
                 f"({type(error).__name__}: {error}); remove it, or leave out --resume"
             ) from error
 
@@ -161,6 +161,11 @@ class PredictionTable:
         """All rows, in order, but for those of files that are no longer what they were."""
         digests = self._digests
         return [row for row in self._rows.values() if digests.get(row.image) in (None, row.digest)]
+
+    @property
+    def place(self) -> str:
+        """The folder in words."""
+        return shown(self.folder)
 
     @property
     def total(self) -> int:
@@ -205,12 +210,11 @@ class PredictionTable:
             StorageError: A file could not be written.
         """
         for name, rows in ((TABLE, self.rows), (FAILED, self.failures)):
-            path = self.folder / name
+            place, path = destination_of(self.folder), self.folder / name
             if rows:
-                write_bytes(path, _csv_of(rows))
+                place.write(path, _csv_of(rows))
             else:
-                with storage_errors(path):
-                    path.unlink(missing_ok=True)
+                place.remove(path)
 
     def summary(self) -> str:
         """Name the images that a person should check, the least sure first; may be empty."""
@@ -238,11 +242,11 @@ def output_settings(predictor: Predictor) -> dict[str, str]:
 def _refuse_others(path: Path, settings: Mapping[str, str]) -> None:
     """Refuse a folder that was begun with other settings."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json.loads(destination_of(path).read(path) or b"")
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: cannot be read ({error}), so nobody knows how this folder was made; choose "
-            "another --out, or leave out --resume"
+            f"{shown(path)}: cannot be read ({error}), so nobody knows how this folder was made; "
+            "choose another --out, or leave out --resume"
         ) from error
     if before == dict(settings):
         return
@@ -253,8 +257,8 @@ def _refuse_others(path: Path, settings: Mapping[str, str]) -> None:
         if there.get(name) != settings.get(name)
     ]
     raise ConfigError(
-        f"{path}: this folder was begun otherwise: {'; '.join(other)}; give the same settings, "
-        "choose another --out, or leave out --resume to begin anew"
+        f"{shown(path)}: this folder was begun otherwise: {'; '.join(other)}; give the same "
+        "settings, choose another --out, or leave out --resume to begin anew"
     )
 
 

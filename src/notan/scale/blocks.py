@@ -14,8 +14,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -26,8 +24,9 @@ from pydantic import Field
 
 from notan.config.sections import Section
 from notan.errors import ConfigError, DataError
+from notan.io.destinations import destination_of
 from notan.io.digest import hash_file, sha256
-from notan.io.write import as_named, as_written, storage_errors, write_bytes
+from notan.io.write import as_named, as_written
 from notan.prediction.flow import choose_threads
 from notan.prediction.formats import FORMATS, Writers
 from notan.prediction.items import items_of_all
@@ -63,7 +62,7 @@ class BlockJob:
     """What is the same for all blocks of a job.
 
     Attributes:
-        out: The folder of outputs, which every worker sees under this name.
+        out: The folder of outputs, or an address, which every worker sees under this name.
         formats: What is written of each image; those of one file for all images have no place here.
         frame_step: Of a video, the first frame and every so-many-th after it.
         settings: What ``predict.json`` says.
@@ -162,11 +161,12 @@ class Manifest(Section):
 
     def is_published(self, out: Path) -> bool:
         """Say whether its outputs are there and as they were written."""
+        place = destination_of(out)
         try:
             return all(
-                hash_file(out / as_named(name)) == digest for name, digest in self.outputs.items()
+                place.hash(out / as_named(name)) == digest for name, digest in self.outputs.items()
             )
-        except DataError:
+        except (DataError, FileNotFoundError):
             return False
 
 
@@ -209,7 +209,8 @@ def refuse_shared_files(formats: Iterable[str]) -> None:
     if wrong := [name for name in formats if name in shared]:
         raise ConfigError(
             f"--format {','.join(wrong)}: one file of all images, which blocks do not write; with "
-            f"--engine ray choose among {', '.join(sorted(FORMATS.keys() - shared))}"
+            "--engine ray, and where --out is in a store, choose among "
+            f"{', '.join(sorted(FORMATS.keys() - shared))}"
         )
 
 
@@ -219,7 +220,7 @@ def read_manifest(path: Path) -> Manifest | None:
     A damaged one is as good as none: its block is done again, which replaces it.
     """
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(destination_of(path).read(path) or b"")
     except (OSError, ValueError):
         return None
 
@@ -240,7 +241,9 @@ def begin_job(job: BlockJob, *, resume: bool) -> PredictionTable:
         StorageError: The folder cannot be written.
     """
     table = PredictionTable.begin(job.out, job.settings, resume=resume)
-    manifests = [read_manifest(path) for path in sorted(job.place.glob("*.json"))]
+    place = destination_of(job.out)
+    names = [name for name in place.names(job.place) if name.endswith(".json")]
+    manifests = place.each(read_manifest, [job.place / name for name in names])
     rows = [row for manifest in manifests if manifest is not None for row in manifest.rows]
     if resume and rows:
         table = PredictionTable(job.out, [*table.rows, *rows])
@@ -251,7 +254,7 @@ def begin_job(job: BlockJob, *, resume: bool) -> PredictionTable:
 
 def remove_blocks(out: Path) -> None:
     """Remove manifests and what was not published; a worker that still ends may be at it too."""
-    shutil.rmtree(out / FOLDER, ignore_errors=True)
+    destination_of(out).remove_folder(out / FOLDER)
 
 
 def predict_block(
@@ -271,50 +274,48 @@ def predict_block(
         StorageError: Something could not be written.
         DivergedError: The network returned NaN or infinity.
     """
-    place = job.manifest_of(block)
-    done = read_manifest(place)
-    if done is not None and done.is_published(job.out):
-        return done
-    with storage_errors(job.place):
-        job.place.mkdir(parents=True, exist_ok=True)
-        private = tempfile.TemporaryDirectory(dir=job.place, ignore_cleanup_errors=True)
-    with private as folder:
+    path, place = job.manifest_of(block), destination_of(job.out)
+    if place.existing([path]):
+        done = read_manifest(path)
+        if done is not None and done.is_published(job.out):
+            return done
+        place.remove(path)  # what it says is not so, and a store would keep it
+    with place.private(job.place) as folder:
         manifest = _predict(job, block, predictor, Path(folder), (batch_size, threads))
-        publish(Path(folder), job.out, manifest, place)
+        publish(Path(folder), job.out, manifest, path)
     return manifest
 
 
-def publish(private: Path, out: Path, manifest: Manifest, place: Path) -> None:
-    """Move the outputs of a block to where they belong, and then say that they are there.
+def publish(private: Path, out: Path, manifest: Manifest, path: Path) -> None:
+    """Put the outputs of a block where they belong, and then say that they are there.
 
-    In a store of objects an output would be put under its name, and the manifest put only if there
-    is none: the order is what counts.
+    The order is what counts. Of two workers at one block both put equal bytes.
 
     Args:
-        private: The folder that holds them so far, on the same disk.
-        out: The folder that they belong into.
+        private: The folder that holds them so far.
+        out: The folder that they belong into, or an address.
         manifest: What they are.
-        place: The manifest's file.
+        path: The manifest's file.
 
     Raises:
         StorageError: Something could not be written.
     """
-    for name in map(as_named, manifest.outputs):
-        with storage_errors(out / name):
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (private / name).replace(out / name)
-    write_bytes(place, manifest.model_dump_json().encode())
+    place = destination_of(out)
+    place.take({private / name: out / name for name in map(as_named, manifest.outputs)})
+    place.write_unless_there(path, manifest.model_dump_json().encode())
 
 
 class _PrivateWriters(Writers):
-    """Writes into a private folder; what is published counts as done."""
+    """Writes into a private folder; what is published of known rows counts as done."""
 
-    def __init__(self, job: BlockJob, private: Path) -> None:
+    def __init__(self, job: BlockJob, private: Path, known: Iterable[Row]) -> None:
         super().__init__(job.formats, private)
         self._published = Writers(job.formats, job.out)
+        paths = [path for row in known for path in self._published.paths(as_named(row.name))]
+        self._there = destination_of(job.out).existing(paths)
 
     def has(self, name: str, *, is_large: bool = False) -> bool:
-        return self._published.has(name, is_large=is_large)
+        return self._there.issuperset(self._published.paths(name, is_large=is_large))
 
 
 def _predict(
@@ -334,7 +335,7 @@ def _predict(
     batch_size, threads = pace
     pipeline = Pipeline(
         predictor,
-        _PrivateWriters(job, private),
+        _PrivateWriters(job, private, block.known),
         table,
         batch_size=batch_size,
         images=len(block.files),

@@ -2,7 +2,7 @@
 
 Ray's own part is what it does well: one actor a GPU or set of cores, on whichever machines there
 are, and word of those that are lost. No pixels go through it, only which files are to be done and
-what became of them. Which block goes to whom is decided here, in one loop.
+what became of them.
 """
 
 from __future__ import annotations
@@ -15,23 +15,13 @@ import signal
 import socket
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notan.errors import ConfigError, NotanError, StorageError, explaining_extras
-from notan.scale.blocks import (
-    BlockJob,
-    BlockWorker,
-    Merged,
-    begin_job,
-    block_size,
-    cut,
-    given_up,
-    read_manifest,
-    refuse_shared_files,
-    remove_blocks,
-)
+from notan.errors import ConfigError, NotanError, explaining_extras
+from notan.scale.blocks import BlockWorker
+from notan.scale.driver import BlockPrediction
+from notan.scale.driver import OneProcessPrediction as OneProcessPrediction
 from notan.version import __version__
 
 if TYPE_CHECKING:
@@ -39,14 +29,13 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from notan.prediction.inputs import Found
-    from notan.prediction.predictor import Predictor
     from notan.prediction.table import PredictionTable
-    from notan.scale.blocks import Block, Manifest
+    from notan.scale.blocks import Block, BlockJob
+    from notan.scale.driver import Ended
 
     Ray: TypeAlias = Any
     """The module, which need not be installed; its actors and references have no types of use."""
     Room: TypeAlias = tuple[Callable[[], Ray], int]
-    Ended: TypeAlias = tuple[Block, Manifest | None]
 
 CORES = 4
 """A worker's where there is no GPU; one network hardly gains by more, several do."""
@@ -79,53 +68,8 @@ OBJECT_STORE_BYTES = 100 * 2**20
 """Nearly nothing goes through it, and Ray would take a third of the memory."""
 
 
-class RayPrediction:
-    """Predicts files on the workers of a Ray, as ``Pipeline`` does in one process.
-
-    Attributes:
-        table: What is done and what failed; None before the first worker has loaded the model.
-        workers: How many there are.
-        progress: Called as a block is done with what became of it, and of how many files.
-    """
-
-    def __init__(
-        self,
-        load: Callable[[], Predictor],
-        out: Path,
-        formats: Sequence[str],
-        *,
-        frame_step: int = 1,
-        batch_size: int | None = None,
-        resume: bool = False,
-        images_in_block: int | None = None,
-        progress: Callable[[Manifest, int], None] = lambda *_: None,
-    ) -> None:
-        """Put the settings together; nothing is started yet.
-
-        Args:
-            load: Opens the model, on whichever machine it is called.
-            out: The folder of outputs; all machines see it, the inputs and the model.
-            formats: Names of what is written of each image.
-            frame_step: Of a video, take the first frame and every so-many-th after it.
-            batch_size: Images predicted at once; None: each worker chooses.
-            resume: Keep what an earlier run has done.
-            images_in_block: Files that one worker does in one go; None: chosen.
-            progress: Called as a block is done with what became of it, and of how many files.
-
-        Raises:
-            ConfigError: A format has one file for all images.
-        """
-        refuse_shared_files(formats)
-        self.table: PredictionTable | None = None
-        self.workers = 0
-        self.progress = progress
-        self._load = load
-        self._out = out
-        self._formats = tuple(formats)
-        self._frame_step = frame_step
-        self._batch_size = batch_size
-        self._resume = resume
-        self._images_in_block = images_in_block
+class RayPrediction(BlockPrediction):
+    """Predicts files on the workers of a Ray."""
 
     def run(
         self,
@@ -183,42 +127,6 @@ class RayPrediction:
             version=__version__,
         )
         return start, gpus or max(1, sets)
-
-    def _predict(self, crew: _Crew, found: Sequence[Found]) -> PredictionTable:
-        """Hand out all blocks until every one is done."""
-        job = BlockJob(self._out, self._formats, self._frame_step, crew.first_settings())
-        self.table = begin_job(job, resume=self._resume)
-        merged = Merged(self.table)
-        size = self._images_in_block or block_size(len(found), crew.size)
-        waiting = deque(cut(found, self.table.rows, size))
-        try:
-            while waiting or crew.blocks:
-                while waiting and crew.idle:
-                    crew.give(job, waiting.popleft())
-                for block, manifest in crew.wait():
-                    parts = block.after_death() if manifest is None else []
-                    if parts:
-                        waiting.extendleft(reversed(parts))
-                        continue
-                    what = given_up(block) if manifest is None else manifest
-                    merged.note(block, what)
-                    self.progress(what, len(block.files))
-        except BaseException:
-            crew.dismiss()
-            # one may be published already, and its worker's word on the way
-            for block in crew.blocks:
-                if there := read_manifest(job.manifest_of(block)):
-                    merged.note(block, there)
-            with contextlib.suppress(StorageError):  # the disk may be what ended it
-                self._finish(merged)
-            raise
-        return self._finish(merged)
-
-    def _finish(self, merged: Merged) -> PredictionTable:
-        """Write the tables of what is done; then nobody needs the manifests."""
-        self.table = merged.save()
-        remove_blocks(self._out)
-        return self.table
 
 
 class _Crew:

@@ -222,8 +222,10 @@ class Writers:
         """The formats in which a huge image is written."""
         return tuple(name for name in self.names if name in LARGE_DTYPES)
 
-    def paths(self, name: str) -> list[Path]:
-        """Return every file that may be written for this name, huge or not."""
+    def paths(self, name: str, *, is_large: bool | None = None) -> list[Path]:
+        """Return every file that may be written for this name, huge, not huge, or either."""
+        if is_large is not None:
+            return self._paths(name, is_large=is_large)
         tables = [path for _, table in self._tables for path in (table.rows, table.path)]
         return [*self._paths(name), *self._paths(name, is_large=True), *tables]
 
