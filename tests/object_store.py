@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import importlib.util
 import threading
@@ -135,6 +136,7 @@ def s3_server() -> Iterator[Proxy]:
             client.close()
             yield proxy
             s3fs.S3FileSystem.clear_instance_cache()
+            gc.collect()  # its sockets are closed here, not in somebody else's test
     finally:
         proxy.closed.set()
         proxy.shutdown()

@@ -375,6 +375,13 @@ def test_an_image_that_is_called_as_a_list_is_an_image(tmp_path: Path) -> None:
     assert [file.path for file in find_inputs([path])] == [path]
 
 
+def test_a_pipe_is_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notan.io.pipes.UNFED", 0.01)
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(DataError, match=r"list.txt: nothing came through this pipe"):
+        find_inputs([tmp_path / "list.txt"])
+
+
 def test_an_archive_that_is_damaged_or_absent_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"PK no archive")
     with pytest.raises(DataError, match=r"zip://::.*x.zip: the store does not answer.*BadZipFile"):

@@ -43,7 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-IMAGES = 24
+IMAGES, FEW = 24, "p0[0-5].png"
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,17 @@ def predict(words: Callable[..., list[str]]) -> Callable[..., int]:
     return command
 
 
+@pytest.fixture(scope="module")
+def few_alone(
+    photos: Path, portable: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """What one process writes of a few images into a folder."""
+    out = tmp_path_factory.mktemp("alone")
+    words = [str(photos / FEW), "--model", str(portable), "--threads", "1", "--batch-size", "1"]
+    main(["predict", *words, "--out", str(out)])
+    return files_in(out)
+
+
 def files_in(place: Path) -> dict[str, bytes]:
     """Return every file below a folder or an address."""
     store, name = fsspec.core.url_to_fs(shown(place))
@@ -147,7 +158,7 @@ def test_a_store_holds_what_one_process_writes_into_a_folder(
 def test_a_store_that_fails_for_a_moment_gets_the_same(
     s3: tuple[Proxy, Path],
     photos: Path,
-    tmp_path: Path,
+    few_alone: dict[str, bytes],
     predict: Callable[..., int],
     fault: Fault,
     monkeypatch: pytest.MonkeyPatch,
@@ -155,22 +166,20 @@ def test_a_store_that_fails_for_a_moment_gets_the_same(
     monkeypatch.setattr(remote, "READ_SECONDS", 0.5)
     proxy, out = s3
     chosen = ("masks/p02", ".blocks", "predictions.csv", "predict.json")
-    few = photos / "p0[0-5].png"
+    few = photos / FEW
     proxy.fault = lambda method, path, before: (
         fault if method == "PUT" and not before and any(part in path for part in chosen) else None
     )
     assert predict(few, out=out) == 0
     assert max(proxy.counts.values()) > 1
-    proxy.fault = lambda *_: None
-    assert predict(few, out=tmp_path / "alone") == 0
-    assert files_in(out) == files_in(tmp_path / "alone")
+    assert files_in(out) == few_alone
 
 
 @pytest.mark.parametrize("part", ["masks/p05", "predict.json", ".blocks", "predictions.csv"])
 def test_a_store_that_goes_on_failing_is_one_line_and_the_job_goes_on_later(
     s3: tuple[Proxy, Path],
     photos: Path,
-    tmp_path: Path,
+    few_alone: dict[str, bytes],
     words: Callable[..., list[str]],
     predict: Callable[..., int],
     part: str,
@@ -179,7 +188,7 @@ def test_a_store_that_goes_on_failing_is_one_line_and_the_job_goes_on_later(
 ) -> None:
     monkeypatch.setattr(remote, "ATTEMPTS", 2)
     proxy, out = s3
-    few = photos / "p0[0-9].png"
+    few = photos / FEW
     proxy.fault = lambda method, path, _: "broken" if method == "PUT" and part in path else None
     code, line = refused(words(few, out=out), capsys)
     assert code == StorageError.exit_code
@@ -187,8 +196,7 @@ def test_a_store_that_goes_on_failing_is_one_line_and_the_job_goes_on_later(
     assert "the store does not answer, asked 2 times within" in line
     proxy.fault = lambda *_: None
     assert predict(few, "--resume", out=out) == 0
-    assert predict(few, out=tmp_path / "alone") == 0
-    assert files_in(out) == files_in(tmp_path / "alone")
+    assert files_in(out) == few_alone
 
 
 @pytest.mark.parametrize(

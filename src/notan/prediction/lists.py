@@ -31,11 +31,13 @@ def is_list(path: Path) -> bool:
         return False
     if is_remote(path):
         return True
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with opened(path) as file:
             find_format(file, str(path))
     except DataError:
-        return path.is_file()
+        return True
     return False
 
 
