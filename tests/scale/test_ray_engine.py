@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 pytestmark = needs("ray")
 
 IMAGES = 200
-DEADLY = "p099.png"
+DEADLY, DEADLY_FILM = "p099.png", "p099.avi"
 KILLER = f"""
 import os, sys
 def look(event, about):
-    if event == "open" and str(about[0]).endswith("{DEADLY}"):
+    if event == "open" and str(about[0]).endswith(("{DEADLY}", "{DEADLY_FILM}")):
         os._exit(11)
 sys.addaudithook(look)
 """
-"""Makes every process of Ray's workers end as soon as it opens a certain file."""
+"""Makes every process of Ray's workers end as soon as it opens certain files."""
 
 
 @pytest.fixture(scope="module")

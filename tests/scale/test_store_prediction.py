@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import re
@@ -16,8 +17,8 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
+from test_ray_engine import DEADLY_FILM, worker_processes
 from test_ray_engine import ray_here as ray_here
-from test_ray_engine import worker_processes
 
 from image_files import photo, saved
 from needs import needs
@@ -56,6 +57,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def server() -> Iterator[Proxy]:
     with s3_server() as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="module")
+def ray_with_keys(server: Proxy, request: pytest.FixtureRequest) -> object:
+    """A Ray whose workers find the server and its keys, as they take our variables with them."""
+    del server
+    return request.getfixturevalue("ray_here")
 
 
 @pytest.fixture
@@ -354,8 +362,8 @@ def test_what_was_killed_in_the_middle_goes_on(
 
 
 @needs("ray")
-@pytest.mark.usefixtures("ray_here")
-def test_a_job_goes_from_one_process_to_ray_and_back_whatever_dies(
+@pytest.mark.usefixtures("ray_with_keys")
+def test_a_job_goes_from_one_process_to_ray_and_back(
     s3: tuple[Proxy, Path],
     photos: Path,
     tmp_path: Path,
@@ -363,37 +371,84 @@ def test_a_job_goes_from_one_process_to_ray_and_back_whatever_dies(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Inputs lie in the store too, and two workers are killed."""
-    proxy, out = s3
-    place = out.with_name("photos")
-    for path in photos.iterdir():
-        remote.write_whole(place / path.name, path.read_bytes())
+    """Inputs lie in the store too."""
+    _, out = s3
+    place = stored(photos, out.with_name("photos"))
     assert predict(shown(place), out=tmp_path / "alone") == 3
     wanted = files_in(tmp_path / "alone")
     done: list[Manifest] = []
+    block = predict_module._Progress.block
+
+    def note(progress: Any, manifest: Manifest, files: int) -> None:
+        block(progress, manifest, files)
+        done.append(manifest)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict_module._Progress, "block", note)
+    assert predict(shown(place), out=out) == 130
+    assert "8 images are done and whole: give the same command" in capsys.readouterr().err
+    assert predict(shown(place), "--resume", "--engine", "ray", out=out) == 3
+    assert files_in(out) == wanted
+    remote.remove(out / "overlays" / "p07.png")
+    assert predict(shown(place), "--resume", out=out) == 3
+    assert "(22 were there already)" in capsys.readouterr().out
+    assert files_in(out) == wanted
+
+
+@needs("ray")
+@pytest.mark.usefixtures("ray_with_keys")
+def test_whatever_dies_and_fails_every_image_is_there_once(
+    s3: tuple[Proxy, Path],
+    tmp_path: Path,
+    predict: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """200 images in the store, one that no worker survives, five kills, and a store that fails."""
+    proxy, out = s3
+    monkeypatch.setattr(blocks, "IMAGES_IN_BLOCK", 8)
+    (tmp_path / "photos").mkdir()
+    for number in range(200):
+        image = np.roll(photo(), number, axis=0)
+        saved(tmp_path / "photos" / f"p{number:03d}.png", Image.fromarray(image))
+    (tmp_path / "photos" / "p033.png").write_bytes(b"no image")
+    (tmp_path / "photos" / "p099.png").unlink()
+    assert predict(tmp_path / "photos", "--format", "mask", out=tmp_path / "alone") == 3
+    (tmp_path / "photos" / DEADLY_FILM).write_bytes(b"RIFF\0\0\0\0AVI LIST")
+    place = stored(tmp_path / "photos", out.with_name("photos"))
     killed: list[int] = []
     chance = random.Random(0)
     block = predict_module._Progress.block
 
     def note(progress: Any, manifest: Manifest, files: int) -> None:
         block(progress, manifest, files)
-        done.append(manifest)
-        if len(killed) < 2 and (there := worker_processes()):
+        if len(killed) < 5 and (there := worker_processes()):
             killed.append(chance.choice(there))
             os.kill(killed[-1], signal.SIGKILL)
-        if len(done) == 2:
-            raise KeyboardInterrupt
+
+    def fault(method: str, path: str, before: int) -> Fault | None:
+        faults: dict[str, Fault] = {"GET": "busy", "PUT": "lost"}
+        if before == 0 and path.endswith(("0.png", "0.json")):
+            return "broken" if path.endswith("0.json") else faults.get(method)
+        return None
 
     monkeypatch.setattr(predict_module._Progress, "block", note)
-    proxy.fault = lambda method, path, before: (
-        "broken" if method == "PUT" and not before and "overlays/p1" in path else None
-    )
-    assert predict(shown(place), out=out) == 130
-    assert "8 images are done and whole: give the same command" in capsys.readouterr().err
-    assert predict(shown(place), "--resume", "--engine", "ray", out=out) == 3
-    assert len(killed) == 2
-    assert files_in(out) == wanted
-    remote.remove(out / "overlays" / "p07.png")
-    assert predict(shown(place), "--resume", out=out) == 3
-    assert "(22 were there already)" in capsys.readouterr().out
-    assert files_in(out) == wanted
+    proxy.fault = fault
+    assert predict(shown(place), "--format", "mask", "--engine", "ray", out=out) == 3
+    proxy.fault = lambda *_: None
+    assert len(set(killed)) == 5
+    wanted, got = files_in(tmp_path / "alone"), files_in(out)
+    masks = {name: content for name, content in wanted.items() if name.startswith("masks/")}
+    assert {name: content for name, content in got.items() if name.startswith("masks/")} == masks
+    assert len(masks) == 198
+    failed = list(csv.DictReader(got["failed.csv"].decode().splitlines()))
+    assert [row["name"] for row in failed] == ["p033", "p099"]
+    assert "ended without a word, 3 times" in failed[1]["reason"]
+    rows = list(csv.DictReader(got["predictions.csv"].decode().splitlines()))
+    assert [f"masks/{row['name']}.png" for row in rows] == sorted(masks)
+
+
+def stored(folder: Path, place: Path) -> Path:
+    """Put the files of a folder into a store."""
+    destination_of(place).take({path: place / path.name for path in folder.iterdir()})
+    return place
