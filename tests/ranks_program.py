@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Job = dict[str, Any]
 """``words``: of the command line, or for each rank its own; ``ranks``, ``restarts``; ``exact``:
 compute in float64; ``kill``: the rank, and seconds after which it is killed, the first time;
-``log``: where all of them write to."""
+``version``: of the second rank's notan; ``log``: where all of them write to."""
 
 
 def exactly(network: torch.nn.Module, precision: object) -> None:
@@ -62,6 +62,8 @@ def rank(job: Job) -> None:
     notan.cli.train._report = no_report
     if job.get("exact"):
         notan.training.build.lay_out = exactly
+    if number == 1 and "version" in job:
+        notan.training.build.__version__ = job["version"]
     killed, seconds = job.get("kill") or (None, 0)
     if number == killed and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))

@@ -260,6 +260,14 @@ def test_ranks_with_other_settings_refuse_to_train(
     assert "rank 1 has seed 4, and rank 0 0" in said
 
 
+def test_ranks_of_another_version_refuse_to_train(
+    starter: Starter, images: Path, tmp_path: Path
+) -> None:
+    said = starter.run(words_of(images, tmp_path / "run"), version="0.0.9").said
+    assert "rank 1 has notan 0.0.9, and rank 0 0." in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_ranks_with_other_images_refuse_to_train(
     starter: Starter, images: Path, tmp_path: Path
 ) -> None:
