@@ -335,7 +335,9 @@ def _files_in_store(word: Path) -> list[Path]:
     try:
         files = find_files(word)
     except FileNotFoundError as error:
-        raise DataError(f"{shown(word)}: there is no such image or folder") from error
+        is_web = shown(word).startswith(("http://", "https://"))  # fsspec keeps its answer back
+        more = ", or its server shows it to nobody; try it in a browser" if is_web else ""
+        raise DataError(f"{shown(word)}: there is no such image or folder{more}") from error
     if files != [word] and "*" not in str(word):
         files = [path for path in files if _is_image(path)]
     if not files:
