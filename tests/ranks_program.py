@@ -63,7 +63,7 @@ def rank(job: Job) -> None:
     if job.get("exact"):
         notan.training.build.lay_out = exactly
     if number == 1 and "version" in job:
-        notan.training.build.__version__ = job["version"]
+        vars(notan.training.build)["__version__"] = job["version"]
     killed, seconds = job.get("kill") or (None, 0)
     if number == killed and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
