@@ -406,7 +406,6 @@ def test_whatever_dies_and_fails_every_image_is_there_once(
 ) -> None:
     """200 images in the store, one that no worker survives, five kills, and a store that fails."""
     proxy, out = s3
-    monkeypatch.setattr(blocks, "IMAGES_IN_BLOCK", 8)
     (tmp_path / "photos").mkdir()
     for number in range(200):
         image = np.roll(photo(), number, axis=0)
@@ -428,7 +427,7 @@ def test_whatever_dies_and_fails_every_image_is_there_once(
 
     def fault(method: str, path: str, before: int) -> Fault | None:
         faults: dict[str, Fault] = {"GET": "busy", "PUT": "lost"}
-        if before == 0 and path.endswith(("0.png", "0.json")):
+        if before == 0 and path.endswith(("50.png", "00.png", "0.json")):
             return "broken" if path.endswith("0.json") else faults.get(method)
         return None
 
