@@ -81,10 +81,10 @@ def local_copy(path: Path, content: bytes | None = None) -> Iterator[Path]:
         with storage_errors(Path(tempfile.gettempdir()), chosen_by="TMPDIR"):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="notan-"))
         local = Path(folder, portable_name(path.name))
-        with _missing_said(path):
-            if content is None:
+        if content is None:
+            with _missing_said(path):
                 remote.copy_file(path, local)
-        if content is not None:
+        else:
             with storage_errors(local, chosen_by="TMPDIR"):
                 local.write_bytes(content)
         with naming(path, local):
