@@ -281,6 +281,20 @@ def test_images_without_a_top_are_turned_all_the_way_round() -> None:
     assert decide()["augment.rotate_degrees"] == 15
 
 
+def test_thin_lines_are_turned_by_right_angles_only_and_not_resampled() -> None:
+    moves = ("rotate_degrees", "scale_probability", "affine_scale", "translate", "crop_probability")
+    for upright in (False, True):
+        augment = load_run(flags=decide(thin=2.0, width=3.0, upright=upright)).augment
+        assert [getattr(augment, move) for move in moves] == [0.0] * 5
+        assert augment.flip_probability > 0
+        assert (augment.quarter_turn_probability > 0) == (not upright)
+    for thin in (4.0, None):
+        augment = load_run(flags=decide(thin=thin, upright=False)).augment
+        assert augment.rotate_degrees == 180
+        assert augment.crop_probability > 0
+        assert augment.quarter_turn_probability == 0
+
+
 def test_more_pixels_and_images_without_masks_take_longer() -> None:
     width: dict[str, Any] = {"model.width": 8, "model.encoder": "efficientnet_lite0"}
     base = seconds_for(Case(IMAGES, MACHINE, width), (256, 256))

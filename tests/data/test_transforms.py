@@ -195,6 +195,22 @@ def test_a_flip_alone_mirrors_left_and_right() -> None:
     np.testing.assert_array_equal(result.mask, sample.mask[:, ::-1])
 
 
+@pytest.mark.parametrize(("size", "quarters"), [((40, 40), {1, 2, 3}), ((40, 30), {2})])
+def test_quarter_turns_change_no_pixel(size: Size, quarters: set[int]) -> None:
+    sample, rng = random_sample(size, ignore=True), np.random.default_rng(0)
+    assert sample.ignore is not None
+    geometry, seen = Geometry(still(quarter_turn_probability=1), to(size)), set()
+    for _ in range(20):
+        result = geometry.apply(sample, geometry.draw(rng, size))
+        ways = [
+            each for each in (1, 2, 3) if np.array_equal(np.rot90(sample.image, each), result.image)
+        ]
+        seen.update(ways)
+        np.testing.assert_array_equal(np.rot90(sample.mask, ways[0]), result.mask)
+        np.testing.assert_array_equal(np.rot90(sample.ignore, ways[0]), result.ignore)
+    assert seen == quarters
+
+
 def matrices(augment: Augment, size: Size, count: int = 400) -> npt.NDArray[np.float64]:
     """Draw matrices of a geometry that ends at the image's own size."""
     rng, geometry = np.random.default_rng(0), Geometry(augment, to(size))

@@ -106,32 +106,62 @@ def _area(size: Size) -> int:
 
 UPRIGHT_DEGREES, ANY_DEGREES = 15.0, 180.0
 CROP_AREA = 0.5
+EACH_DIRECTION = 0.75
+"""Probability of a turn by 90, 180 or 270 degrees, so that all four directions are as frequent."""
 
 
 def turning(case: Case) -> Iterator[ChosenSetting]:
-    """Turn images all the way round only where they have no top."""
-    if case.images.upright:
+    """Turn images all the way round only where they have no top, and lines by right angles only."""
+    upright = "the images have a top and a bottom, or are too few to say"
+    free = "neither foregrounds nor light lie higher or lower than chance would put them"
+    if _has_lines(case):
+        yield ChosenSetting("augment.rotate_degrees", 0.0, f"turning {_BREAKS_LINES}")
+        if not case.images.upright:
+            yield ChosenSetting(
+                "augment.quarter_turn_probability",
+                EACH_DIRECTION,
+                f"{free}, and a right angle breaks no line",
+            )
+    elif case.images.upright:
         yield ChosenSetting(
-            "augment.rotate_degrees",
-            UPRIGHT_DEGREES,
-            "the images have a top and a bottom, or are too few to say: turned a little only",
+            "augment.rotate_degrees", UPRIGHT_DEGREES, f"{upright}: turned a little only"
         )
     else:
         yield ChosenSetting(
             "augment.rotate_degrees",
             ANY_DEGREES,
-            "neither foregrounds nor light lie higher or lower than chance would put them, so "
-            "images are turned all the way round; if yours have a top, 15 is better",
+            f"{free}, so images are turned all the way round; if yours have a top, 15 is better",
         )
 
 
 def parts(case: Case) -> Iterator[ChosenSetting]:
     """Show parts of images too, down to half; leave out what takes hundreds of epochs."""
-    del case
-    yield ChosenSetting("augment.crop_area", CROP_AREA, "a part of an image is one more image")
+    if _has_lines(case):
+        for setting, what in _RESAMPLING.items():
+            yield ChosenSetting(f"augment.{setting}", 0.0, f"{what} {_BREAKS_LINES}")
+    else:
+        yield ChosenSetting("augment.crop_area", CROP_AREA, "a part of an image is one more image")
     yield ChosenSetting(
         "augment.grid_dropout_probability", 0.0, "holes help over hundreds of epochs only"
     )
+
+
+_RESAMPLING = {
+    "scale_probability": "zooming",
+    "affine_scale": "zooming",
+    "translate": "shifting",
+    "crop_probability": "cropping and zooming in",
+}
+_BREAKS_LINES = "puts pixels between others, which tears lines as thin as these"
+
+
+def _has_lines(case: Case) -> bool:
+    """Say whether foregrounds are too thin to be resampled, which blurs them and breaks masks.
+
+    On drawn cracks of 1 to 4 pixels five minutes without came to Dice 0.729 and clDice 0.775 in
+    place of 0.704 and 0.756 (one training each, images without cracks left out, 2026-11-29).
+    """
+    return case.images.thin is not None and case.images.thin < THINNEST
 
 
 STRIDE = 32

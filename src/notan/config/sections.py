@@ -198,6 +198,8 @@ class Augment(Section):
     scale_probability: Fraction = 0.5
     flip_probability: Fraction = 0.5
     """Mirror left to right."""
+    quarter_turn_probability: Fraction = 0.0
+    """Turn by 90, 180 or 270 degrees, which changes no pixel; by 180 what is not square."""
     affine_scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Zoom of the affine transform, which every image goes through."""
     translate: Fraction = 0.1

@@ -90,6 +90,9 @@ class Geometry(Transform[Matrix]):
             steps = _scale(zoom, zoom) @ steps
         if rng.random() < settings.flip_probability:
             steps = _scale(-1, 1) @ steps
+        if 0 < settings.quarter_turn_probability > rng.random():
+            quarters = int(rng.integers(1, 4)) if height == width else 2
+            steps = np.linalg.matrix_power(_QUARTER_TURN, quarters) @ steps
         steps = self._draw_affine(rng, size) @ steps
         return self._draw_crop(rng, size) @ centre @ steps @ np.linalg.inv(centre)
 
@@ -267,6 +270,9 @@ def _rotation(angle: float) -> Matrix:
     return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
+_QUARTER_TURN: Matrix = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+
+
 def shrink_first(matrix: Matrix, size: Size) -> tuple[Size, Matrix]:
     """Split a warp that shrinks into area averaging and a warp at scale 1, against aliasing.
 
@@ -305,6 +311,7 @@ WIDEST_BLUR, BLUR_PROBABILITY = 0.02, 0.5
 STILL = {
     "scale_probability": 0.0,
     "flip_probability": 0.0,
+    "quarter_turn_probability": 0.0,
     "affine_scale": 0.0,
     "translate": 0.0,
     "rotate_degrees": 0.0,

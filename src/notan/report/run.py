@@ -494,6 +494,7 @@ def _augmentation(run: Run) -> str:
     augment = run.augment
     parts = {
         "flip": augment.flip_probability,
+        "quarter turns": augment.quarter_turn_probability,
         f"turn ± {augment.rotate_degrees:g}°": augment.rotate_degrees,
         f"shift ± {augment.translate:.0%}": augment.translate,
         "zoom": augment.affine_scale or (augment.scale and augment.scale_probability),
