@@ -43,6 +43,15 @@ YARDSTICK, CHOSEN = "yardstick", "as chosen"
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     YARDSTICK: (),
     CHOSEN: (),
+    "resampled": (
+        "augment.quarter_turn_probability=0",
+        "augment.rotate_degrees=180",
+        "augment.scale_probability=0.5",
+        "augment.affine_scale=0.2",
+        "augment.translate=0.1",
+        "augment.crop_probability=0.5",
+        "augment.crop_area=0.5",
+    ),
     "cldice 0.5": ("loss.cldice=0.5",),
     "boundary 0.01": ("loss.boundary=0.01",),
 }

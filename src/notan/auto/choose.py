@@ -158,8 +158,8 @@ _BREAKS_LINES = "puts pixels between others, which tears lines as thin as these"
 def _has_lines(case: Case) -> bool:
     """Say whether foregrounds are too thin to be resampled, which blurs them and breaks masks.
 
-    On drawn cracks of 1 to 4 pixels five minutes without came to Dice 0.729 and clDice 0.775 in
-    place of 0.704 and 0.756 (one training each, images without cracks left out, 2026-11-29).
+    On drawn cracks of 1 to 4 pixels five minutes came to Dice 0.697 without and 0.682 with, clDice
+    0.748 and 0.738 (benchmarks/cracks.py, means of three seeds, 2026-11-29).
     """
     return case.images.thin is not None and case.images.thin < THINNEST
 
