@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from notan.prediction.pixels import encode_png
-from notan.serve.jobs import Jobs, MaskJob, Reply, choose_workers
+from notan.serve.jobs import Jobs, MaskJob, Reply
 from notan.serve.metrics import resident_bytes
 from notan.web.answers import RefusedError
 from web_server import PATIENCE
@@ -68,14 +68,6 @@ class Asked:
 def count(server: Running, name: str) -> float:
     lines = server.client.get("/metrics").text.splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
-
-
-@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (16, 2)])
-def test_a_single_core_has_one_thread(
-    gate: Gate, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
-) -> None:
-    monkeypatch.setattr("notan.serve.jobs.count_cores", lambda: cores)
-    assert choose_workers(gate.predictor()) == workers
 
 
 def test_a_full_queue_says_when_to_come_again_and_serves_all_that_wait(

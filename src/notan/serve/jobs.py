@@ -24,7 +24,6 @@ import numpy as np
 from notan.errors import NotanError, explaining_memory
 from notan.prediction.predictor import Prediction
 from notan.prediction.tiles import PixelsInMemory
-from notan.runtime import count_cores
 from notan.web.answers import RefusedError
 from notan.web.uploads import MOST_PIXELS, read_upload
 
@@ -38,8 +37,7 @@ logger = logging.getLogger("notan")
 
 MOST_WAITING = 16
 WORKERS = 2
-"""One decodes and encodes while the other's image is in the network. On a single core that they and
-the network share, two push each other's pixels out of its cache: one is quicker by a tenth."""
+"""One decodes and encodes while the other's image is in the network."""
 
 STEPS_BACK = 5
 """Of niceness. The event loop computes for 2 ms at most and then waits, but where a core is shared
@@ -90,11 +88,6 @@ class MaskJob:
             self.reply.set_exception(error)
 
 
-def choose_workers(predictor: Predictor) -> int:
-    """Return how many threads answer soonest with the cores that the process may use."""
-    return WORKERS if predictor.leaves_processor_free or count_cores() > 1 else 1
-
-
 class Jobs:
     """A queue with threads that work it off.
 
@@ -112,7 +105,7 @@ class Jobs:
         batch_size: int | None = None,
         most_waiting: int = MOST_WAITING,
         most_pixels: int = MOST_PIXELS,
-        workers: int | None = None,
+        workers: int = WORKERS,
     ) -> None:
         """Make a queue that nothing works off yet.
 
@@ -122,7 +115,7 @@ class Jobs:
                 of one size; None: as the predictor chooses, one by one on a processor.
             most_waiting: Images that may wait.
             most_pixels: Of one image, and of all that are in work together.
-            workers: Threads; None: as many as are quickest here.
+            workers: Threads.
 
         Raises:
             ConfigError: The batch size is less than 1.
@@ -137,7 +130,7 @@ class Jobs:
         self._is_stopped = False
         self._threads = [
             threading.Thread(target=self._work, name=f"predict-{number}", daemon=True)
-            for number in range(workers or choose_workers(predictor))
+            for number in range(workers)
         ]
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from anyio import CapacityLimiter, to_thread
 from fastapi.responses import Response
 
-from notan.serve.jobs import MOST_WAITING, Jobs, MaskJob, Reply
+from notan.serve.jobs import MOST_WAITING, WORKERS, Jobs, MaskJob, Reply
 from notan.serve.outputs import JSON, PNG
 from notan.version import __version__
 from notan.web.answers import RefusedError
@@ -44,7 +44,7 @@ class ServeSettings:
         most_waiting: Images that wait; one more is told to come again.
         seconds: From a whole body to its answer.
         batch_size: As ``Jobs`` has it.
-        workers: As ``Jobs`` has it.
+        workers: Threads that predict.
     """
 
     limits: BodyLimits = field(default_factory=BodyLimits)
@@ -52,7 +52,7 @@ class ServeSettings:
     most_waiting: int = MOST_WAITING
     seconds: float = SECONDS
     batch_size: int | None = None
-    workers: int | None = None
+    workers: int = WORKERS
 
 
 class Service:
