@@ -53,11 +53,10 @@ if TYPE_CHECKING:
 
 START = 10
 STEPS = 300
-"""Of each training; with a third of them two seeds of ten masks differ by up to 0.2 Dice."""
+"""Of each training. After a third of them a network on ten masks has not settled."""
 
 ENOUGH = 0.01
-"""As good as all masks is a mean Dice of at most this much less, about what another training
-changes; chosen before the first of these trainings."""
+"""As good as all masks is a mean Dice of at most so much less; chosen before the first training."""
 
 BATCH = 8
 VALIDATION = 3

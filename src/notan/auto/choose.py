@@ -107,7 +107,7 @@ def _area(size: Size) -> int:
 UPRIGHT_DEGREES, ANY_DEGREES = 15.0, 180.0
 CROP_AREA = 0.5
 EACH_DIRECTION = 0.75
-"""Probability of a turn by 90, 180 or 270 degrees, so that all four directions are as frequent."""
+"""Probability of a turn by 90, 180 or 270 degrees: a square has all four directions alike."""
 
 
 def turning(case: Case) -> Iterator[ChosenSetting]:

@@ -69,7 +69,7 @@ def build_transforms(settings: Augment, fit: Fit) -> tuple[Transform[Any], ...]:
 
 
 class Geometry(Transform[Matrix]):
-    """Zoom, flip, affine and resized crop as one warp of image and mask alike.
+    """Zoom, flip, quarter turn, affine and resized crop as one warp of image and mask alike.
 
     What comes from outside the image is its mirror image, and so is the mask: black would shift
     the statistics of batch norm away from those of whole images.
