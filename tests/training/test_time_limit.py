@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from notan.config import Run
+    from notan.data.batches import Batch
     from notan.training import TrainResult
     from notan.training.build import TrainingSetup
 
@@ -252,6 +253,25 @@ def test_a_machine_that_slows_down_keeps_the_encoder_frozen_for_no_longer(
     run_it(limited(40, train__freeze_fraction=0.25), tmp_path / "run", model=fresh_unet())
     assert len(clock.frozen) == 16
     assert 6 <= thawed_after(clock) <= 7  # after 10 s: 4 steps of one and 2 of three
+
+
+def test_images_have_half_their_size_for_a_share_of_the_time(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heights: list[int] = []
+    answered = Trainer.answered
+
+    def looking(trainer: Trainer, batch: Batch, step: int) -> Batch:
+        batch = answered(trainer, batch, step)
+        heights.append(batch.images.shape[-2])
+        return batch
+
+    monkeypatch.setattr(Trainer, "answered", looking)
+    clock.slow_from = 11
+    run_it(limited(40, train__half_size_fraction=0.25), tmp_path / "run")
+    assert heights[:10] == [8] * 10
+    assert heights[10:] == [16] * (len(heights) - 10)
+    assert len(heights) == 20
 
 
 @pytest.mark.parametrize("stop_at", [2, 7, 8, 9])

@@ -348,6 +348,10 @@ class Train(Section):
     weights: SystemPath | None = None
     """A checkpoint of notan's with the same network, whose weights all of it starts from; None: of
     the encoder at most."""
+    half_size_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the training, from its start, in which images have half their size: such a step
+    takes about a quarter of the time. A share of the time for steps where there is a time limit,
+    in the middle of an epoch too; else of all steps."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the start in which the encoder is frozen and only the decoder learns."""
     freeze_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -468,6 +472,7 @@ class PretrainTrain(Train):
         for name in (
             *("patience", "time_limit_seconds", "ema_decay", "freeze_epochs", "freeze_fraction"),
             *(
+                "half_size_fraction",
                 "frozen_stages",
                 "freeze_encoder_batchnorm",
                 "weights",

@@ -167,6 +167,39 @@ class Batch(NamedTuple):
     soft: Probabilities | None = None
     unlabelled: Unlabelled | None = None
 
+    def halved(self, stride: int) -> Batch:
+        """Return the batch as it is read, without answers, at half its size.
+
+        A pixel is the mean of those that it stands for; it is foreground where most of them are,
+        and valid where all of them are.
+
+        Args:
+            stride: Of the network; height and width become multiples of it.
+        """
+        height, width = self.images.shape[-2:]
+        shrink = partial(functional.interpolate, size=half_of((height, width), stride), mode="area")
+        unlabelled = self.unlabelled and self.unlabelled._replace(
+            plain=shrink(self.unlabelled.plain),
+            varied=shrink(self.unlabelled.varied),
+            inside=(shrink(self.unlabelled.inside) > ALL).float(),
+        )
+        return self._replace(
+            images=shrink(self.images),
+            targets=(shrink(self.targets) >= MOST).float(),
+            valid=(shrink(self.valid) > ALL).float(),
+            unlabelled=unlabelled,
+        )
+
+
+ALL, MOST = 0.999, 0.5
+"""Shares of the pixels that one of half the size stands for."""
+
+
+def half_of(size: Size, stride: int) -> Size:
+    """Return the multiples of a stride that are nearest to half of a size, and not 0."""
+    height, width = (max(1, round(side / 2 / stride)) * stride for side in size)
+    return height, width
+
 
 def find_unlabelled(folder: Path, reading: ImageReading = PLAIN) -> list[UnlabelledFile]:
     """Read every image of a folder once, in the order of their names.

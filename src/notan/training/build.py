@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from notan.config import run_to_toml, settings_by_name
-from notan.data.batches import Share, fingerprint_unlabelled
+from notan.data.batches import Share, fingerprint_unlabelled, half_of
 from notan.data.folders import makes_validation
 from notan.data.loading import load_batches
 from notan.data.opening import OWN, foreground_fraction, measure_statistics, open_sources
@@ -181,13 +181,14 @@ class TrainingSetup(Setup):
 
     def describe(self) -> str:
         """Say in a line what will be trained on what, where."""
-        more = self.data_card.unlabelled_images
+        more, halved = self.data_card.unlabelled_images, self.run.train.half_size_fraction
         return (
             f"{type(self.model).__name__}, {self.parameters:,} parameters; "
             f"{len(self.training)} images to train on, {len(self.validation)} to validate on"
             f"{f', {more} without masks' if more else ''}; "
             f"{self.device}, {self.optimization.precision}"
             f"{f'; {self.shared}' if self.shared else ''}"
+            f"{f'; images of half the size for {halved:g} of the training' if halved else ''}"
             f"{f'; {frozen}' if (frozen := str(self.optimization.freezing)) else ''}"
             f"{f'; taught by {self.run.train.teacher}' if self.teacher else ''}"
         )
@@ -448,6 +449,14 @@ def _require_statistics(
     """Refuse batches that leave a rank without an image, or batch norm with a single value."""
     sizes = training.sizes() if preprocessor.keep_aspect_ratio else [run.preprocess.image_size]
     padded = min((preprocessor.place(size).padded for size in sizes), key=max)
+    if run.train.half_size_fraction:
+        whole, padded = padded, half_of(padded, preprocessor.stride)
+        if padded == whole:
+            raise ConfigError(
+                f"train.half_size_fraction: images of {whole[0]}x{whole[1]} cannot be halved, as "
+                f"the network takes multiples of {preprocessor.stride}; raise --image-size, or "
+                "leave it out"
+            )
     smallest = len(training) // -(-len(training) // run.train.batch_size)
     if smallest < ranks.count:
         raise ConfigError(

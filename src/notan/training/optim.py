@@ -208,6 +208,15 @@ class Schedule:
         """Whether what starts late does not learn at the next step."""
         return self.steps / self.steps_per_epoch < self.starts
 
+    @property
+    def halves(self) -> bool:
+        """Whether the next step sees images at half their size.
+
+        Source: Howard 2018, "Training Imagenet in 3 hours for 25 minutes" (fast.ai), and Tan and Le
+        2021, arXiv:2104.00298, who enlarge them in more stages and vary them more as they grow.
+        """
+        return self.share < self.settings.half_size_fraction
+
     def _warm_up(self, epochs_done: float) -> float:
         """Return the share of its rate that something has after so many epochs of learning.
 

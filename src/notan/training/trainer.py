@@ -172,6 +172,7 @@ class Trainer(Loop):
         self._on_epoch = on_epoch
         self._scoring = open_scoring(setup.device, setup.validation_batches, setup.preprocessor)
         self._profiles = profile
+        self._halved = False
         seconds, schedule = self.settings.time_limit_seconds, setup.optimization.schedule
         if seconds:
             overhead = self.ranks.of_first(overhead or Overhead())
@@ -277,8 +278,13 @@ class Trainer(Loop):
         return done >= self.settings.epochs
 
     def answered(self, batch: Batch, step: int) -> Batch:
-        """Add to a batch what a teacher, or the EMA of the weights, answers."""
+        """Give a batch its size, and add what a teacher, or the EMA of the weights, answers."""
         setup = self.setup
+        was_halved, self._halved = self._halved, setup.optimization.schedule.halves
+        if self._halved:
+            batch = batch.halved(setup.preprocessor.stride)
+        elif was_halved:
+            logger.info("epoch %d: from here on images have their whole size", self.progress.epoch)
         if setup.teacher:
             batch = setup.teacher.mark(batch)
         if setup.consistency:
