@@ -256,7 +256,10 @@ def test_a_machine_that_slows_down_keeps_the_encoder_frozen_for_no_longer(
 
 
 def test_images_have_half_their_size_for_a_share_of_the_time(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     heights: list[int] = []
     answered = Trainer.answered
@@ -268,7 +271,9 @@ def test_images_have_half_their_size_for_a_share_of_the_time(
 
     monkeypatch.setattr(Trainer, "answered", looking)
     clock.slow_from = 11
-    run_it(limited(40, train__half_size_fraction=0.25), tmp_path / "run")
+    with caplog.at_level(logging.INFO, logger="notan"):
+        run_it(limited(40, train__half_size_fraction=0.25), tmp_path / "run")
+    assert caplog.text.count("at most, as images of the whole size take longer") == 1
     assert heights[:10] == [8] * 10
     assert heights[10:] == [16] * (len(heights) - 10)
     assert len(heights) == 20
