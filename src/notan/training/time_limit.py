@@ -351,10 +351,9 @@ class TimeLimit:
         pace = self.schedule.pace
         if pace is None:
             return start
+        fits = f"about {pace.steps:.0f} steps fit between them, {self.epochs:.1f} epochs"
         most = ", at most, as images of the whole size take longer" if self.schedule.halves else ""
-        return (
-            f"{start}; about {pace.steps:.0f} steps fit between them, {self.epochs:.1f} epochs{most}"
-        )
+        return f"{start}; {fits}{most}"
 
     def validations_in_words(self) -> str:
         """Say how often there is a validation, once the speed is known."""
