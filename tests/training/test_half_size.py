@@ -13,6 +13,7 @@ from notan.config import Pretraining, load_run, load_settings
 from notan.data.batches import Batch, Unlabelled, half_of
 from notan.data.synthetic import DrawnSource, write_folder
 from notan.errors import ConfigError
+from notan.training import train
 from notan.training.trainer import Trainer
 from runs import Crash, before_step, crash, fate, resume_own, tiny, train_own
 
@@ -138,6 +139,23 @@ def test_images_that_cannot_be_halved_are_refused(tmp_path: Path) -> None:
     run = halved(model__name="unet", preprocess__image_size=16)
     with pytest.raises(ConfigError, match=r"16x16 cannot be halved.*multiples of 16"):
         train_own(run, tmp_path / "run")
+
+
+def test_one_small_image_among_larger_ones_is_no_reason(
+    tmp_path: Path, sizes: list[tuple[int, ...]]
+) -> None:
+    for number, side in enumerate((32, 32, 16, 32)):
+        write_folder(DrawnSource(1, size=(side, side), first=number), tmp_path / "data")
+    run = halved(
+        data__path=tmp_path / "data",
+        data__validation_fraction=0.25,
+        preprocess__image_size=32,
+        preprocess__keep_aspect_ratio=True,
+        model__name="unet",
+    )
+    train(run, out=tmp_path / "run")
+    assert sizes[0][-2:] == (16, 16)
+    assert sizes[-1][-2:] == (32, 32)
 
 
 def test_a_pretraining_refuses_it() -> None:

@@ -448,13 +448,14 @@ def _require_statistics(
 ) -> None:
     """Refuse batches that leave a rank without an image, or batch norm with a single value."""
     sizes = training.sizes() if preprocessor.keep_aspect_ratio else [run.preprocess.image_size]
-    padded = min((preprocessor.place(size).padded for size in sizes), key=max)
+    inputs = [preprocessor.place(size).padded for size in sizes]
+    padded = min(inputs, key=max)
     if run.train.half_size_fraction:
-        whole, padded = padded, half_of(padded, preprocessor.stride)
-        if padded == whole:
+        largest, padded = max(inputs, key=max), half_of(padded, preprocessor.stride)
+        if half_of(largest, preprocessor.stride) == largest:
             raise ConfigError(
-                f"train.half_size_fraction: images of {whole[0]}x{whole[1]} cannot be halved, as "
-                f"the network takes multiples of {preprocessor.stride}; raise --image-size, or "
+                f"train.half_size_fraction: images of {largest[0]}x{largest[1]} cannot be halved, "
+                f"as the network takes multiples of {preprocessor.stride}; raise --image-size, or "
                 "leave it out"
             )
     smallest = len(training) // -(-len(training) // run.train.batch_size)

@@ -212,8 +212,8 @@ class Schedule:
     def halves(self) -> bool:
         """Whether the next step sees images at half their size.
 
-        Source: Howard 2018, "Training Imagenet in 3 hours for 25 minutes" (fast.ai), and Tan and Le
-        2021, arXiv:2104.00298, who enlarge them in more stages and vary them more as they grow.
+        Source: Tan and Le 2021, EfficientNetV2, arXiv:2104.00298, who enlarge them in more stages
+        and vary them more as they grow.
         """
         return self.share < self.settings.half_size_fraction
 
