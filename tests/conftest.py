@@ -21,7 +21,7 @@ from notan.data.synthetic import DrawnSource, write_folder
 from notan.exporting import export
 from notan.modelfile.default import DEFAULT_MODEL
 from notan.training import train
-from runs import Drawn, Server, add_little, no_report
+from runs import Drawn, Server, add_little, compute_in_float32, no_report
 from test_house import House
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ SMALL = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Use one core and no GPU, and in CI the same examples each time.
+    """Use one core, float32 and no GPU, and in CI the same examples each time.
 
     On a busy machine, threads that wait for each other cost seconds a step. GPUs round otherwise
     than the CPU, so they are hidden, from subprocesses too, unless their tests were asked for.
     """
+    compute_in_float32()
     if "gpu" not in config.getoption("markexpr", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)

@@ -65,12 +65,14 @@ def rank(job: Job) -> None:
     if number == 1 and "version" in job:
         vars(notan.training.build)["__version__"] = job["version"]
     killed, seconds = job.get("kill") or (None, 0)
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
     if number == killed and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
-        timer.daemon = True
         timer.start()
     words = job["words"]
     main(words if isinstance(words[0], str) else words[number])
+    # what follows is the agent's: multiprocessing waits for ever for a process killed in there
+    timer.cancel()
 
 
 def launch(job: Job) -> None:

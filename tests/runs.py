@@ -32,7 +32,7 @@ from notan.models import unet
 from notan.models.base import encoder_of
 from notan.models.build import MODELS
 from notan.models.unet import UNet
-from notan.training import TrainResult, resume, train
+from notan.training import TrainResult, computing, resume, train
 from notan.training.state import StateFolder
 from notan.training.trainer import Trainer
 
@@ -98,6 +98,11 @@ def little(settings: Model, channels: int = 3) -> SegmentationModel:
 def add_little() -> None:
     """Let the settings of this process name it."""
     MODELS["little"] = little  # type: ignore[index]
+
+
+def compute_in_float32() -> None:
+    """Have this process choose no bf16: which is quicker is measured, and it rounds otherwise."""
+    computing.has_quick_bf16 = lambda: False  # type: ignore[attr-defined]
 
 
 class Crash(Exception):  # noqa: N818 - it stands for a power cut
@@ -377,6 +382,7 @@ def _be_the_child(question: dict[str, Any]) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     add_little()
+    compute_in_float32()
     notan.cli.train._report = no_report
     cv2.setNumThreads(1)  # a fork loses threads, and then waits for them
     with tempfile.TemporaryDirectory() as folder:

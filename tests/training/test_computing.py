@@ -110,6 +110,12 @@ def test_a_measurement_leaves_network_and_random_numbers_as_they_were() -> None:
         assert torch.equal(each, before[name])
 
 
+@pytest.mark.parametrize("images", [1, 2, 8])
+def test_a_measurement_gives_batch_norm_as_many_values_as_the_training(images: int) -> None:
+    side = 16 if images > 1 else 32  # at 16x16 the network's coarsest layer sees a single pixel
+    assert measure_gain(UNet(width=2), (images, 3, side, side)) > 0
+
+
 def test_small_numbers_are_nothing_while_a_network_is_trained_and_numbers_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(__file__).resolve().parents[1] / "ranks_program.py"
 IMAGES, CHECKS = 22, 5
+LONGEST = 150
+"""Seconds until an answer; the longest tests take twenty on two busy cores."""
+
 SETTINGS = (
     *("--epochs", "5", "--batch-size", "7", "--image-size", "16", "--learning-rate", "0.02"),
     *("model.name=little", "model.width=2", "train.tensorboard=false", "train.precision=fp32"),
@@ -69,12 +73,22 @@ class Starter:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
         self.process = subprocess.Popen(
-            [sys.executable, PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def _answer(self) -> int:
+        """Return the next number; what hangs is ended, so that no test waits for it again."""
         assert self.process.stdout
-        return int(self.process.stdout.readline())
+        ending = threading.Timer(LONGEST, os.killpg, (self.process.pid, signal.SIGKILL))
+        ending.start()
+        line = self.process.stdout.readline()
+        ending.cancel()
+        assert line, f"no answer in {LONGEST} seconds: {self.log.read_text(errors='replace')}"
+        return int(line)
 
     def start(self, words: Sequence[Any], ranks: int = 2, **job: Any) -> int:
         """Have torchrun's agent start the ranks of a training; return its process."""

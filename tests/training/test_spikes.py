@@ -209,7 +209,7 @@ def test_an_optimizer_that_cannot_skip_by_itself_is_not_asked_to_step() -> None:
     assert not values.read()[0]
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     train_step(model, batch_of(1), Loss({"bce": 1.0}), stepping, detector)
-    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_a_host_and_a_device_that_disagree_are_no_quiet_matter(

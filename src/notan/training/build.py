@@ -239,13 +239,13 @@ def prepare(
         network.expect(foreground_fraction(training))
     network = network.to(device)
     avoid_faults(network, device)
+    _require_statistics(run, preprocessor, training, ranks)
     if run.train.precision == "auto" and device.type == "cpu":
         images = min(run.train.batch_size, len(training))
         shape = (images, preprocessor.channels, *trial_sizes(preprocessor)[0])
         precision = ranks.of_first(confirm_precision(precision, network, shape, state))
     shared = share_batch_norm(network, ranks, run.train.batch_size)
     lay_out(network, precision)
-    _require_statistics(run, preprocessor, training, ranks)
     unlabelled = open_unlabelled(
         run, preprocessor, validation, own_source=layout == OWN, workers=workers
     )

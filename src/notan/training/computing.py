@@ -150,8 +150,9 @@ def measure_gain(network: nn.Module, shape: tuple[int, int, int, int]) -> float:
             return time.perf_counter() - began
 
         seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-        one = sum(step(1, dtype) for dtype in seconds)
-        images = max(1, min(shape[0], int(MOST_SECONDS / ((2 + TURNS) * one))))
+        few = min(2, shape[0])  # one alone may leave batch norm a single value
+        one = sum(step(few, dtype) for dtype in seconds) / few
+        images = max(few, min(shape[0], int(MOST_SECONDS / ((2 + TURNS) * one))))
         for turn in range(1 + TURNS):
             for dtype, found in seconds.items():
                 took = step(images, dtype)
