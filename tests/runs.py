@@ -102,7 +102,7 @@ def add_little() -> None:
 
 def compute_in_float32() -> None:
     """Have this process choose no bf16: which is quicker is measured, and it rounds otherwise."""
-    computing.has_quick_bf16 = lambda: False  # type: ignore[assignment, misc]
+    vars(computing)["has_quick_bf16"] = lambda: False
 
 
 class Crash(Exception):  # noqa: N818 - it stands for a power cut
