@@ -359,7 +359,7 @@ def test_on_several_devices_folds_train_side_by_side_to_the_same_model(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the others too: more of them round otherwise
     flags = {**TINY, "model.name": "unet", "data.path": images, "data.fold": "1/2"}
-    run = load_run(flags=flags)
+    run = load_run(flags={**flags, "train.precision": "fp32"})  # the others would measure bf16
     alone = train_folds(run, tmp_path / "alone")
     monkeypatch.setattr(folds, "devices_at_hand", lambda _: ("5", "7"))
     beside = train_folds(run, tmp_path / "beside")

@@ -62,6 +62,25 @@ def test_what_is_asked_for_is_not_measured(asked: str) -> None:
     assert arithmetic(train__precision=asked)[1] == "as asked for"
 
 
+@pytest.mark.parametrize(
+    ("limit", "most"),
+    [(None, computing.MOST_SECONDS), (60.0, 0.6), (3600.0, computing.MOST_SECONDS)],
+)
+def test_measuring_takes_a_hundredth_of_a_time_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, most: float
+) -> None:
+    given: list[float] = []
+
+    def measure(*words: Any) -> float:
+        given.append(words[-1])
+        return LIKELY
+
+    monkeypatch.setattr(computing, "has_quick_bf16", lambda: True)
+    monkeypatch.setattr(computing, "measure_gain", measure)
+    arithmetic(train__time_limit_seconds=limit)
+    assert given == [pytest.approx(most)]
+
+
 def test_a_processor_without_bf16_is_not_asked(
     gains: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

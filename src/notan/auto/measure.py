@@ -141,8 +141,9 @@ class StepTimer:
         network.to(device)
         avoid_faults(network, device)
         if run.train.precision == "auto" and device.type == "cpu":
-            shape = (1, channels, USUAL_SIDE, USUAL_SIDE)
-            precision = confirm_precision(precision, network, shape, None)
+            shape = (IMAGES_ON_CPU, channels, USUAL_SIDE, USUAL_SIDE)
+            limit = run.train.time_limit_seconds
+            precision = confirm_precision(precision, network, shape, None, limit)
         lay_out(network, precision)
         # what is trained and how fast changes nothing in how long it takes
         optimization = build_optimization(type(run.train)(), network, precision, 1, Freezing())

@@ -241,9 +241,9 @@ def prepare(
     avoid_faults(network, device)
     _require_statistics(run, preprocessor, training, ranks)
     if run.train.precision == "auto" and device.type == "cpu":
-        images = min(run.train.batch_size, len(training))
+        images, limit = min(run.train.batch_size, len(training)), run.train.time_limit_seconds
         shape = (images, preprocessor.channels, *trial_sizes(preprocessor)[0])
-        precision = ranks.of_first(confirm_precision(precision, network, shape, state))
+        precision = ranks.of_first(confirm_precision(precision, network, shape, state, limit))
     shared = share_batch_norm(network, ranks, run.train.batch_size)
     lay_out(network, precision)
     unlabelled = open_unlabelled(

@@ -33,8 +33,9 @@ logger = logging.getLogger("notan")
 WORTH_IT = 1.2
 """How many times as fast bf16 must be to be taken: it costs some precision."""
 
-MOST_SECONDS = 2.0
-"""Of the processor that the measurement of it takes, where two images are not slower already."""
+MOST_SECONDS, OF_THE_LIMIT = 6.0, 0.01
+"""Of the processor that measuring takes, and the share of a time limit that this may be, where two
+images are not slower already. Few images at once show less of a gain than a batch does."""
 
 TURNS = 2
 """Steps in each arithmetic that are timed, after one that is not; the quicker one counts."""
@@ -109,6 +110,7 @@ def confirm_precision(
     network: nn.Module,
     shape: tuple[int, int, int, int],
     state: Mapping[str, Any] | None,
+    limit: float | None,
 ) -> Precision:
     """Return the arithmetic of a training on a processor to which the choice was left.
 
@@ -120,6 +122,7 @@ def confirm_precision(
         network: What will be trained, on the processor; it stays as it is.
         shape: Of a batch: (images, channels, height, width).
         state: What the training goes on from; None: it begins.
+        limit: Of the training, in seconds; None: there is none.
     """
     if state is not None:
         kept = state.get("precision")
@@ -128,14 +131,17 @@ def confirm_precision(
         return Precision(precision.device, getattr(torch, kept["dtype"]), kept["why"])
     if not has_quick_bf16():
         return precision
-    gain = measure_gain(network, shape)
+    most = MOST_SECONDS if limit is None else min(MOST_SECONDS, OF_THE_LIMIT * limit)
+    gain = measure_gain(network, shape, most)
     why = f"measured {gain:.1f} times as fast as float32"
     if gain >= WORTH_IT:
         return Precision(precision.device, torch.bfloat16, why)
     return Precision(precision.device, torch.float32, f"bfloat16 {why}")
 
 
-def measure_gain(network: nn.Module, shape: tuple[int, int, int, int]) -> float:
+def measure_gain(
+    network: nn.Module, shape: tuple[int, int, int, int], seconds: float = MOST_SECONDS
+) -> float:
     """Return how many times as fast in bf16 as in float32 a network goes forward and backward."""
     twin = copy.deepcopy(network).train()
     with torch.random.fork_rng(devices=[]):
@@ -149,12 +155,11 @@ def measure_gain(network: nn.Module, shape: tuple[int, int, int, int]) -> float:
             answer.float().mean().backward()
             return time.process_time() - began
 
-        seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+        took: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
         few = min(2, shape[0])  # one alone may leave batch norm a single value
-        one = sum(step(few, dtype) for dtype in seconds) / few
-        images = max(few, min(shape[0], int(MOST_SECONDS / ((2 + TURNS) * one))))
-        for turn in range(1 + TURNS):
-            for dtype, found in seconds.items():
-                took = step(images, dtype)
-                found += [took] if turn else []  # the first of a kind takes longer
-        return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
+        one = sum(step(few, dtype) for dtype in took) / few
+        images = max(few, min(shape[0], int(seconds / ((2 + TURNS) * one))))
+        for _ in range(1 + TURNS):  # the first of a kind takes longer
+            for dtype, found in took.items():
+                found.append(step(images, dtype))
+        return min(took[torch.float32][1:]) / min(took[torch.bfloat16][1:])
