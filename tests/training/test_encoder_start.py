@@ -289,8 +289,11 @@ def test_another_file_of_weights_makes_it_another_run(weights: Path, tmp_path: P
 def test_masks_are_judged_by_networks_that_no_file_has_taught(
     weights: Path, tmp_path: Path
 ) -> None:
-    result = train_own(on_lite0(train__encoder_weights=weights), tmp_path / "run")
-    assert plan_search(result.checkpoint).run.train.encoder_weights is None
+    run = on_lite0(train__encoder_weights=weights, train__freeze_epochs=1, train__epochs=2)
+    result = train_own(run, tmp_path / "run")
+    train = plan_search(result.checkpoint).run.train
+    assert train.encoder_weights is None
+    assert train.freeze_epochs == 0
 
 
 def test_an_ensemble_says_which_members_were_pretrained(
@@ -317,6 +320,13 @@ def test_all_of_a_model_is_gone_on_from(trained: Path) -> None:
     assert str(card.pretrained).startswith("UNet, all of it, trained with masks (best.safe")
     with pytest.raises(DataError, match=r"the model that is begun with .* was trained on 6 of"):
         prepare(on_lite0(train__weights=trained), training=VALIDATION, validation=TRAINING)
+
+
+def test_the_encoder_of_a_model_that_is_gone_on_from_may_be_frozen(trained: Path) -> None:
+    other = DrawnSource(4, size=(16, 16), first=80)
+    run = on_lite0(train__weights=trained, train__frozen_stages=2, train__freeze_epochs=1)
+    parts = prepare(run, training=other, validation=VALIDATION)
+    assert parts.optimization.freezing.stages == 2
 
 
 def test_the_model_of_another_network_is_refused_with_what_to_give(trained: Path) -> None:

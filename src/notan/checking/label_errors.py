@@ -37,7 +37,7 @@ from notan.prediction.predictor import Predictor
 from notan.run_folder import SETTINGS
 from notan.runtime import find_device
 from notan.training import OwnParts, resume, train
-from notan.training.build import prepare
+from notan.training.build import FREEZING, prepare
 from notan.training.steps import train_step
 
 if TYPE_CHECKING:
@@ -369,12 +369,11 @@ def plan_search(
         "epochs": epochs,
         "trackers": (),
         "log_images": 0,
-        "teacher": None,
-        "encoder_weights": None,
-        "weights": None,
-        "unlabelled": None,
         "time_limit_seconds": None,
+        **dict.fromkeys(("teacher", "encoder_weights", "weights", "unlabelled")),
     }
+    if not train.pretrained:  # frozen, an encoder would stay as random as it begins
+        settings |= {name: type(train).model_fields[name].default for name in FREEZING}
     changed = {"train": train.model_copy(update=settings), "device": "auto"}
     run = card.run.model_copy(update=changed)
     return LabelPlan(model, card.sha256, run, folds, network)

@@ -29,6 +29,7 @@ from notan.training.computing import avoid_faults as avoid_faults
 from notan.training.computing import begin_computing as begin_computing
 from notan.training.computing import confirm_precision, precision_of_state
 from notan.training.computing import lay_out as lay_out
+from notan.training.fine_tuning import FREEZING as FREEZING
 from notan.training.fine_tuning import (
     HASHES,
     Start,

@@ -403,12 +403,12 @@ def build_freezing(settings: Train, network: nn.Module, *, own_model: bool) -> F
             "a notan.models.base.Encoder, or leave the setting out"
         )
     kept = _changed(settings, FREEZING)
-    learned = settings.pretrained or settings.encoder_weights is not None
+    learned = settings.pretrained or settings.encoder_weights or settings.weights
     if kept and not (learned or own_model):
         raise ConfigError(
             f"{', '.join(kept)}: the encoder starts from random weights, and frozen it would stay "
-            "so; start it from published ones (--encoder efficientnet_lite0 --pretrained) or a "
-            "file's (train.encoder_weights), or leave the setting out"
+            "so; start from published ones (--encoder efficientnet_lite0 --pretrained), a file's "
+            "(train.encoder_weights) or a model's (--weights), or leave the setting out"
         )
     if (settings.freeze_epochs or settings.freeze_fraction) and _is_all(encoder, network):
         raise ConfigError(
