@@ -13,6 +13,7 @@ the agreement of several teachers instead of one's confidence.
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,11 +48,22 @@ def vote(predictors: Sequence[Predictor], image: Image8) -> tuple[Mask, float]:
 
 
 def label(
-    predictors: Sequence[Predictor], images: Path, folder: Path, agreement: float
+    predictors: Sequence[Predictor],
+    images: Path,
+    folder: Path,
+    agreement: float,
+    most: int | None = None,
 ) -> tuple[int, int]:
-    """Write what the models agree on into a folder; return how many images stayed, of how many."""
+    """Write what the models agree on into a folder; return how many images stayed, of how many.
+
+    Where only some are wanted, the order is drawn at random, always the same.
+    """
     files, kept = image_files(images), 0
-    for path in tqdm(files, desc="labelling", unit="image"):
+    if most is not None:
+        random.Random(0).shuffle(files)
+    for asked, path in enumerate(tqdm(files, desc="labelling", unit="image")):
+        if kept == most:
+            return kept, asked
         mask, agreed = vote(predictors, read_image(path))
         if agreed >= agreement and mask.any():
             write(folder, path.stem, path, TIDY.postprocess(mask))
@@ -75,7 +87,10 @@ def main() -> None:
     parser.add_argument("--trimap-border", default="background")
     parser.add_argument("--agreement", type=float, default=0.9, help="Dice, 0..1")
     parser.add_argument("--repeat", type=int, default=3, help="of the labelled training images")
+    parser.add_argument("--most", type=int, help="images without masks that stay; default: all")
     words = parser.parse_args()
+    if words.most is not None and words.most < 1:
+        sys.exit(f"--most {words.most}: at least 1 is wanted")
     if words.out.exists():
         sys.exit(f"{words.out}: something is here already")
     run = load_run(flags={"data.path": words.data, "data.trimap_border": words.trimap_border})
@@ -91,7 +106,7 @@ def main() -> None:
         for sample in parts["validation"]
     ]
     print(f"together the models have Dice {np.mean(dice):.4f} on the validation images")
-    kept, of = label(predictors, words.images, words.out / "train", words.agreement)
+    kept, of = label(predictors, words.images, words.out / "train", words.agreement, words.most)
     print(f"{kept} of {of} images stayed, beside {len(parts['train'])} x {words.repeat}")
 
 

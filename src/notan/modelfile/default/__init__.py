@@ -11,6 +11,6 @@ DEFAULT_MODEL = Path(__file__).with_name("pets.onnx")
 """An ONNX model."""
 
 WHAT_IT_KNOWS = (
-    "the default model, which has seen 300 photographs of cats and dogs of three breeds: for "
-    "anything else, train your own and give it with --model"
+    "the default model, which has learned cats and dogs, most of them from masks that other models "
+    "drew: for anything else, train your own and give it with --model"
 )
