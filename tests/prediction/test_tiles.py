@@ -20,6 +20,7 @@ from notan.modelfile.postprocess import Postprocessing
 from notan.modelfile.preprocess import Preprocessor
 from notan.models.unet import UNet
 from notan.prediction.backends import Array, TorchBackend
+from notan.prediction.large import predict_large
 from notan.prediction.predictor import Predictor
 from notan.prediction.tiles import MARGIN, PixelsInMemory, Tiling, make_tiling
 
@@ -179,6 +180,49 @@ def test_a_tile_is_as_large_as_a_training_image() -> None:
     assert Tiling().grid((1000, 2000), shrinking).tile == (64, 64)
     assert Tiling(scale=0.1).grid((1000, 2000), shrinking, (128, 256)).tile == (640, 640)
     assert Tiling().grid((50, 2000), shrinking, (128, 256)).tile == (50, 256)
+
+
+def test_a_grid_knows_how_much_of_an_image_a_training_image_would_show() -> None:
+    shrinking, own = Preprocessor(image_size=(64, 64)), Preprocessor(image_size=None)
+    assert Tiling().grid((1000, 2000), shrinking, (128, 256)).part == 128 * 256 / 2e6
+    assert Tiling().grid((1000, 2000), shrinking).part == 64 * 64 / 2e6
+    # at a tenth of a pixel for each, a training image shows 640x640
+    assert Tiling(scale=0.1).grid((1000, 2000), shrinking, (128, 256)).part == 640 * 640 / 2e6
+    assert Tiling().grid((50, 2000), shrinking, (128, 256)).part == 256 / 2000
+    assert Tiling().grid((100, 200), shrinking, (128, 256)).part == 1
+    # a tile of 512x512 shows less than it
+    assert Tiling().grid((4000, 4000), own, (2000, 1000)).part == 1 / 8
+    assert Tiling().grid((4000, 4000), own).part == 512 * 512 / 16e6
+
+
+@pytest.mark.parametrize("shrinks", [True, False])
+def test_sizes_are_judged_in_a_mosaic_as_in_the_images_that_taught_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, shrinks: bool
+) -> None:
+    """A hundredth of a training image is filled or removed, and not a hundredth of the mosaic."""
+    caplog.set_level("INFO")
+    red = np.zeros((640, 640, 3), np.uint8)
+    red[100:300, 100:300, 0] = red[400:460, 400:460, 0] = 255  # two things in one mosaic
+    red[150:158, 150:158] = 0  # a hole of a 64th of a training image: it stays
+    expected = red[..., 0] > 127
+    red[200:203, 200:203] = 0  # and one of 1/455, which is filled
+    red[20:23, 20:23, 0] = 255  # a speck that is as small
+    red[300:308, 500:508, 0] = 255  # no speck
+    expected[300:308, 500:508] = True
+    learned = Postprocessing(
+        min_component_fraction=0.01, fill_holes_fraction=0.01, keep_largest=True
+    )
+    preprocessor = Preprocessor(image_size=(64, 64) if shrinks else None, **PLAIN)
+    tiling = Tiling(always=True, scale=1.0, input_size=(64, 64))
+    predictor = Predictor(RedIsForeground(), preprocessor, postprocessing=learned, tiling=tiling)
+    found = predictor(red)
+    np.testing.assert_array_equal(found.mask, expected)
+    assert "a training image, 0.01 of this one; other components than the largest" in caplog.text
+    with predict_large(predictor, PixelsInMemory(red), tmp_path) as large:
+        np.testing.assert_array_equal(np.concatenate(list(large.mask)), expected)
+    # of an image that is no larger than a training image nothing changes
+    small = predictor.predict_in_tiles(red[100:164, 100:164])
+    assert small.postprocessing == learned
 
 
 def test_a_tile_of_a_training_images_size_is_that_image() -> None:

@@ -40,8 +40,8 @@ class Postprocessing(Section):
         threshold_rule: ``threshold``: the one above; ``dice``: for each image the threshold whose
             mask has the highest expected Dice under its own probabilities.
         min_component_fraction: Foreground components below this share of the image become
-            background.
-        fill_holes_fraction: Holes in the foreground below this share of the image are filled.
+            background; of an image in tiles, of the part that a training image would show.
+        fill_holes_fraction: Holes in the foreground below this share, likewise, are filled.
         keep_largest: Keep the largest foreground component alone.
         expectation_scale: What the logit of the Dice that the probabilities foretell is multiplied
             by; above 1 where masks that a network is less sure of are worse than it foretells.
@@ -127,6 +127,25 @@ class Postprocessing(Section):
             small = (areas > 0) & (areas < self.fill_holes_fraction * mask.size)
             mask = mask | (small & ~np.any(edges, axis=0))[labels]
         return mask
+
+    def in_parts(self, share: float) -> Postprocessing:
+        """Return the rule for an image of which a training image would show a part.
+
+        Sizes were learned from such parts: in a mosaic of a hundred of them, a hundredth of the
+        whole is as large as a training image was. And each part may hold a foreground of its own,
+        so that the largest is not the only one to keep.
+
+        Args:
+            share: Of the image that a training image would show; from 1 on nothing changes.
+        """
+        if share >= 1 or not self.changes_components:
+            return self
+        smaller = {
+            "min_component_fraction": self.min_component_fraction * share,
+            "fill_holes_fraction": self.fill_holes_fraction * share,
+            "keep_largest": False,
+        }
+        return self.model_copy(update=smaller)
 
     def with_threshold(self, threshold: float) -> Postprocessing:
         """Return one with another threshold, without the rules for components of the old one.

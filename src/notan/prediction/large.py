@@ -132,7 +132,8 @@ def predict_large(
         StorageError: The disk is full.
         DivergedError: The network returned NaN or infinity.
     """
-    rule, size, sums = predictor.postprocessing, pixels.size, MaskSums()
+    size, sums = pixels.size, MaskSums()
+    rule = predictor.postprocessing_in_tiles(size)
     with contextlib.ExitStack() as files:
 
         def keep(bands: Iterable[npt.NDArray[Any]], dtype: npt.DTypeLike = np.bool_) -> BandFile:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from notan.models.own import Network
     from notan.prediction.backends import Backend, Precision
     from notan.prediction.inputs import ImageLike
-    from notan.prediction.tiles import Pixels
+    from notan.prediction.tiles import Pixels, TileGrid
     from notan.types import Image8, Mask, ModelInput, Probability, ProgressCallback, RGBImage, Size
 
 logger = logging.getLogger("notan")
@@ -433,7 +433,8 @@ class Predictor:
     def predict_in_tiles(self, image: Image8, *, batch_size: int = 1) -> Prediction:
         """Segment an image in tiles, whatever its size; see ``predict_bands`` for the errors."""
         bands = self.predict_bands(PixelsInMemory(image), batch_size=batch_size)
-        return Prediction(np.concatenate(list(bands)), self.postprocessing, image)
+        rule = self.postprocessing_in_tiles((image.shape[0], image.shape[1]))
+        return Prediction(np.concatenate(list(bands)), rule, image)
 
     def predict_bands(self, pixels: Pixels, *, batch_size: int = 1) -> Iterator[Probability]:
         """Segment an image of any size in tiles, holding no more than a row of them.
@@ -450,9 +451,15 @@ class Predictor:
             DataError: A part of the image cannot be read.
             DivergedError: The network returned NaN or infinity.
         """
-        trained = self.card.data.median_size if self.card else None
-        grid = self.tiling.grid(pixels.size, self.preprocessor, trained)
+        grid = self._grid(pixels.size)
         logger.info("%s", grid.in_words())
+        if self.postprocessing_in_tiles(pixels.size) != self.postprocessing:
+            largest = self.postprocessing.keep_largest
+            logger.info(
+                "what is a speck or a small hole goes by the size of a training image, %.2g of "
+                "this one%s",
+                *(grid.part, "; other components than the largest are kept too" * largest),
+            )
         as_it_is = self.preprocessor.model_copy(update={"image_size": None})
         plain = Predictor(self.backend, as_it_is)
 
@@ -461,6 +468,14 @@ class Predictor:
 
         for band in grid.bands(predict, pixels):
             yield self.postprocessing.calibrate(band)
+
+    def postprocessing_in_tiles(self, size: Size) -> Postprocessing:
+        """Return how an image of a (height, width) becomes a mask when it goes through in tiles."""
+        return self.postprocessing.in_parts(self._grid(size).part)
+
+    def _grid(self, size: Size) -> TileGrid:
+        trained = self.card.data.median_size if self.card else None
+        return self.tiling.grid(size, self.preprocessor, trained)
 
     def predict_samples(
         self, samples: Iterable[Sample], *, batch_size: int = 1

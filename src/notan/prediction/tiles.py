@@ -80,6 +80,9 @@ class Tiling(Section):
         stride = preprocessor.stride
         inputs = [math.ceil(side / stride) * stride for side in wanted]
         scales = self._scales(preprocessor, trained)
+        shown = preprocessor.fit(trained) if trained else inputs
+        sides = zip(shown, scales, size, strict=True)
+        part = math.prod(min(1.0, side / scale / length) for side, scale, length in sides)
         axes, tile = [], []
         for length, side, scale in zip(size, inputs, scales, strict=True):
             own = max(1, round(side / scale))
@@ -90,7 +93,7 @@ class Tiling(Section):
                 f"at a scale of {scales[0]:g} one tile would cover {tile[0]}x{tile[1]} pixels of "
                 f"the image, more than {MAX_PIXELS:,}; give a larger --scale"
             )
-        return TileGrid(size, axes[0], axes[1], (tile[0], tile[1]), scales)
+        return TileGrid(size, axes[0], axes[1], (tile[0], tile[1]), scales, part)
 
     def _scales(self, preprocessor: Preprocessor, trained: Size | None) -> tuple[float, float]:
         """Return input pixels for each pixel of the image, downwards and across."""
@@ -168,6 +171,7 @@ class TileGrid:
         columns: Places of the columns of tiles, from the left.
         tile: (height, width) of the largest tile in pixels of the image.
         scales: Input pixels for each pixel of the image, downwards and across.
+        part: Share of the image that a training image would show, at most 1.
     """
 
     size: Size
@@ -175,6 +179,7 @@ class TileGrid:
     columns: tuple[Span, ...]
     tile: Size
     scales: tuple[float, float]
+    part: float
 
     def bands(self, predict: Predict, pixels: Pixels) -> Iterator[Probability]:
         """Predict tile by tile; give the image's map out from the top, as it gets finished.

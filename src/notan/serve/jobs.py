@@ -286,7 +286,8 @@ class Jobs:
                 yield None
                 return
             bands.append(band)
-        yield Prediction(np.concatenate(bands), predictor.postprocessing, images[0])
+        rule = predictor.postprocessing_in_tiles(jobs[0].size)
+        yield Prediction(np.concatenate(bands), rule, images[0])
 
 
 def _step_back() -> None:
