@@ -14,13 +14,29 @@ from torch import nn
 from notan.config import LossTerms, Train, load_run
 from notan.data.folders import open_split
 from notan.data.samples import Sample, Source
+from notan.data.synthetic import DrawnSource
 from notan.errors import ConfigError, DataError, DivergedError, ShapeError, StorageError
 from notan.evaluation.evaluate import evaluate
+from notan.metrics import Counts
 from notan.modelfile.card import load_checkpoint, read_card
 from notan.prediction.predictor import Predictor
 from notan.training import train
 from notan.training.optim import rate_factor
-from runs import TINY, TRAINING, VALIDATION, Own, history, names_in, tiny, train_own, weights
+from notan.training.trainer import Trainer
+from notan.training.validation import Validation, steady_dice
+from photographs import Kept
+from runs import (
+    TINY,
+    TRAINING,
+    VALIDATION,
+    Own,
+    history,
+    last_state,
+    names_in,
+    tiny,
+    train_own,
+    weights,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,6 +77,65 @@ def test_the_kept_checkpoint_is_of_the_epoch_with_the_highest_dice(tmp_path: Pat
     assert result.epoch == dice.index(max(dice)) + 1
     card = read_card(result.checkpoint)
     assert (card.epoch, card.scores["dice"]) == (result.epoch, result.dice)
+
+
+def counted(right: int, wrong: int, missed: int, pixels: int = 1000) -> Counts:
+    return Counts(right, wrong, missed, pixels - right - wrong - missed)
+
+
+def test_an_image_without_foreground_counts_by_how_much_it_was_given() -> None:
+    found = [counted(100, 0, 0), counted(100, 0, 100)]
+    assert steady_dice(found) is None
+    assert steady_dice([counted(0, 5, 0), counted(0, 0, 0)]) is None
+    # the others' mean foreground is 150 of 1000 pixels: 15 false ones cost half
+    for false, worth in ((0, 1), (5, 15 / 20), (15, 1 / 2), (1000, 15 / 1015)):
+        expected = (1 + 2 / 3 + worth) / 3
+        assert steady_dice([*found, counted(0, false, 0)]) == pytest.approx(expected)
+    smaller = counted(0, 15, 0, pixels=4000)  # as many pixels, of an image four times as large
+    assert steady_dice([*found, smaller]) == pytest.approx((1 + 2 / 3 + 4 / 5) / 3)
+    unknown = counted(0, 0, 0, pixels=0)
+    assert steady_dice([*found, unknown]) == pytest.approx((1 + 2 / 3 + 1) / 3)
+
+
+@pytest.mark.parametrize("average", [None, 0.5])
+def test_no_epoch_is_the_best_by_luck_with_an_empty_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float | None
+) -> None:
+    """Its few false pixels are missing in the second epoch alone, which is worse otherwise."""
+    epochs = iter([0.3, 0.75, 0.6, 0.65])
+    steady = {0.3: 0.3, 0.75: 0.55, 0.6: 0.69, 0.65: 0.68}
+
+    def scores(trainer: Trainer) -> list[Validation]:
+        del trainer
+        dice = next(epochs)
+        own = Validation({"loss": 0.5}, dice, steady[dice], dice, 0.1)
+        worse = Validation({"loss": 0.5}, 0.99, 0.2, dice, 0.1)  # by luck the average is best
+        return [own, worse] if average else [own]
+
+    monkeypatch.setattr(Trainer, "_validations", scores)
+    result = train_own(tiny(train__epochs=4, train__ema_decay=average), tmp_path / "run")
+    assert result.epoch == 3
+    assert read_card(result.checkpoint).epoch == 3
+    assert last_state(tmp_path / "run")["progress"]["best"] == {
+        "score": 0.6,
+        "epoch": 3,
+        "baseline": 0.1,
+        "averaged": False,
+        "steady_dice": 0.69,
+    }
+
+
+def test_a_training_with_empty_validation_images_says_what_it_chose_by(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    *full, other = DrawnSource(4, size=(64, 64))
+    empty = Sample("empty", other.image, np.zeros_like(other.mask))
+    run = tiny(train__epochs=3, train__learning_rate=0.05)
+    result = train_own(run, tmp_path / "run", validation=Kept([*full, empty]))
+    steady = [line["validation/steady_dice"] for line in history(result)]
+    assert steady[result.epoch - 1] == max(steady)
+    assert f"steady Dice {max(steady):.4f}" in caplog.text
 
 
 def test_the_dice_on_the_card_is_what_evaluate_finds(

@@ -161,7 +161,9 @@ TRAINING: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
         {
             "validation/dice": ("Dice", RED, "-"),
             "validation/iou": ("IoU", ORANGE, "-"),
+            "validation/steady_dice": ("steady Dice, which chooses", BLUE, "-"),
             "validation/ema_dice": ("Dice, EMA of the weights", RED, ":"),
+            "validation/ema_steady_dice": ("steady Dice, EMA", BLUE, ":"),
             "validation/ema_iou": ("IoU, EMA of the weights", ORANGE, ":"),
         },
     ),

@@ -337,15 +337,19 @@ class Trainer(Loop):
     def _keep_if_better(self, validations: list[Validation], log: RunLog) -> None:
         """Save the model, or its EMA, if it is better than all before."""
         progress, setup = self.progress, self.setup
-        scored = max(validations, key=lambda validation: validation.dice, default=None)
-        if scored is None or (progress.best and scored.dice <= progress.best.score):
+        scored = max(validations, key=lambda validation: validation.compared, default=None)
+        if scored is None or (progress.best and scored.compared <= progress.best.compared):
             return
         averaged = setup.average if scored is not validations[0] else None
         model = averaged.module if averaged else setup.model
         self._save_best(model, {"dice": scored.dice, "iou": scored.iou})
         log.overlays(progress.epoch, self._overlays(model))  # drawn for trackers alone
         progress.best = Best(
-            scored.dice, progress.epoch, scored.all_foreground_dice, averaged is not None
+            scored.dice,
+            progress.epoch,
+            scored.all_foreground_dice,
+            averaged is not None,
+            scored.steady_dice,
         )
 
     def _save_best(self, model: nn.Module, scores: dict[str, float]) -> None:
@@ -384,13 +388,17 @@ class Trainer(Loop):
         for validation, name in zip(validations, ("", "ema_"), strict=False):
             values |= {} if name else _named("validation", validation.losses)
             values[f"validation/{name}dice"] = validation.dice
+            if validation.steady_dice is not None:
+                values[f"validation/{name}steady_dice"] = validation.steady_dice
             values[f"validation/{name}iou"] = validation.iou
         log.epoch(progress.epoch, values | (time_limit.history() if time_limit else {}))
         words = f"epoch {progress.epoch}{of}  loss {losses.get('loss', 0):.4f}"
         best = progress.best
         if validations and best:
-            scored = max(validations, key=lambda validation: validation.dice)
+            scored = max(validations, key=lambda validation: validation.compared)
             words += f"  validation loss {scored.losses['loss']:.4f}  Dice {scored.dice:.4f}"
+            if scored.steady_dice is not None:
+                words += f"  steady Dice {scored.steady_dice:.4f}"
             words += f"  best {best.score:.4f} (epoch {best.epoch})"
         elif validated:
             words += "  validation gave NaN"
