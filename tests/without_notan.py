@@ -36,6 +36,7 @@ ANY = {
     "keep_largest": False,
     "min_component_fraction": 0.0,
     "fill_holes_fraction": 0.0,
+    "min_foreground_fraction": 0.0,
     "threshold_rule": "threshold",
 }
 """A rule for masks that has a place in a graph."""

@@ -274,6 +274,62 @@ def test_holes_that_no_true_mask_has_are_filled_where_it_costs_nothing(
     assert not filled or said[0].endswith(" no validation mask has any; mean Dice +0.0001")
 
 
+def found_or_not(*, empty: int, missed: int) -> Drawn:
+    """Eight images: squares of 20 to 27 pixels, and specks where there is nothing.
+
+    Args:
+        empty: Images without foreground, in which the network sees five pixels.
+        missed: Images of whose square it sees five pixels.
+    """
+    logits, masks = [], []
+    for number in range(8):
+        mask = np.zeros((SIDE, SIDE), np.bool_)
+        mask[10:30, 10 : 30 + number] = True
+        seen = mask.copy()
+        if number >= 8 - empty - missed:
+            seen[:] = False
+            seen[12, 12:17] = True
+        mask &= number < 8 - empty
+        logits.append(np.where(seen, 6.0, -6.0).astype(np.float32))
+        masks.append(mask)
+    return Drawn(logits, masks)
+
+
+def test_specks_are_no_foreground_where_training_has_masks_without_any() -> None:
+    source = found_or_not(empty=2, missed=1)
+    choice = choose_postprocessing(PLAIN, source)
+    least = 0.1 * 20 * 20 / SIDE**2
+    assert choice.postprocessing.min_foreground_fraction == pytest.approx(least)
+    assert choice.plain_dice < 0.65
+    # two are right, the missed one loses the little that it had
+    missed = 2 * 5 / (5 + 20 * 25)
+    assert choice.dice - choice.plain_dice == pytest.approx((2 - missed) / 8)
+    assert choice.held_out_dice == pytest.approx(choice.dice)
+    assert any(reason.startswith("masks of less than 0.017") for reason in choice.reasons)
+    assert mean_dice(source, choice.postprocessing) == pytest.approx(choice.dice)
+
+
+@pytest.mark.parametrize(
+    ("empty", "missed", "said"), [(0, 0, False), (0, 2, False), (8, 0, False), (1, 0, True)]
+)
+def test_training_masks_say_whether_and_what_is_too_little(
+    empty: int, missed: int, *, said: bool
+) -> None:
+    training = found_or_not(empty=empty, missed=missed)
+    choice = choose_postprocessing(PLAIN, found_or_not(empty=2, missed=0), training=training)
+    assert (choice.postprocessing.min_foreground_fraction > 0) is said
+    assert any("left empty" in reason for reason in choice.reasons) is said
+
+
+def test_no_mask_is_left_empty_where_that_makes_them_worse() -> None:
+    training = found_or_not(empty=2, missed=0)
+    choice = choose_postprocessing(PLAIN, found_or_not(empty=0, missed=2), training=training)
+    assert choice.postprocessing.min_foreground_fraction == 0
+    (reason,) = (reason for reason in choice.reasons if "left empty" in reason)
+    assert "not left empty" in reason
+    assert "mean Dice -0.00" in reason
+
+
 def test_few_images_choose_nothing_and_it_is_said() -> None:
     choice = choose_postprocessing(PLAIN, calibrated_images(4, shift=-2.0))
     assert choice.postprocessing == Postprocessing(review_below=choice.postprocessing.review_below)

@@ -58,8 +58,9 @@ def compare(model: Path, paths: list[Path]) -> float:
         {**PLAIN, "image_size": None},
         COMPONENTS,
         {**COMPONENTS, "keep_largest": True, "keep_aspect_ratio": True},
+        {**COMPONENTS, "min_foreground_fraction": 0.4},
     ],
-    ids=["squashed", "calibrated", "in proportion", "own size", "components", "largest"],
+    ids=["squashed", "calibrated", "in proportion", "own size", "components", "largest", "least"],
 )
 def test_the_lines_in_the_docs_give_the_bytes_of_predict(
     changes: dict[str, Any], portable: Path, tmp_path: Path

@@ -41,8 +41,9 @@ CALIBRATED = {**ANY, "temperature": 1.386, "bias": -0.536}
         {**CALIBRATED, "image_size": (48, 32), "stride": 32},
         {**CALIBRATED, "keep_aspect_ratio": True},
         {**CALIBRATED, "image_size": None},
+        {**CALIBRATED, "min_foreground_fraction": 0.45},
     ],
-    ids=["squashed", "calibrated", "in proportion", "own size"],
+    ids=["squashed", "calibrated", "in proportion", "own size", "least"],
 )
 def test_it_gives_what_predict_gives_within_the_stated_rounding(
     changes: dict[str, Any], runtime: str, portable: Path, tmp_path: Path

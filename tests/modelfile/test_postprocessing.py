@@ -191,14 +191,47 @@ def test_the_largest_component_is_what_scipy_finds(seed: int, density: float) ->
 @given(seed=st.integers(0, 999), smallest=st.floats(0, 0.3), hole=st.floats(0, 0.3))
 def test_postprocessing_twice_changes_nothing_more(seed: int, smallest: float, hole: float) -> None:
     mask = random_map(seed, (21, 18), sharp=5) > 0.5
-    rule = Postprocessing(min_component_fraction=smallest, fill_holes_fraction=hole)
+    rule = Postprocessing(
+        min_component_fraction=smallest, fill_holes_fraction=hole, min_foreground_fraction=0.2
+    )
     changed = rule.postprocess(mask)
     np.testing.assert_array_equal(rule.postprocess(changed), changed)
 
 
+def test_a_mask_that_covers_too_little_is_left_empty() -> None:
+    mask = np.zeros((20, 10), np.bool_)
+    mask[0, :4] = mask[10, :4] = True  # 8 of 200 pixels
+    assert Postprocessing(min_foreground_fraction=0.04).postprocess(mask).sum() == 8
+    assert not Postprocessing(min_foreground_fraction=0.041).postprocess(mask).any()
+    # what other rules leave is what counts
+    rule = Postprocessing(keep_largest=True, min_foreground_fraction=0.021)
+    assert not rule.postprocess(mask).any()
+
+
+def test_rules_for_a_part_of_an_image_are_for_its_pixels() -> None:
+    whole = Postprocessing(
+        threshold=0.3,
+        min_component_fraction=0.2,
+        fill_holes_fraction=0.1,
+        min_foreground_fraction=0.04,
+        keep_largest=True,
+    )
+    assert whole.in_parts(1.0) is whole
+    assert Postprocessing(threshold=0.3).in_parts(0.1) == Postprocessing(threshold=0.3)
+    assert whole.in_parts(0.25) == Postprocessing(
+        threshold=0.3,
+        min_component_fraction=0.05,
+        fill_holes_fraction=0.025,
+        min_foreground_fraction=0.01,
+    )
+
+
 def test_an_empty_and_a_full_mask_are_no_trouble() -> None:
     everything = Postprocessing(
-        keep_largest=True, min_component_fraction=0.1, fill_holes_fraction=0.1
+        keep_largest=True,
+        min_component_fraction=0.1,
+        fill_holes_fraction=0.1,
+        min_foreground_fraction=0.1,
     )
     for mask in (np.zeros((3, 4), np.bool_), np.ones((3, 4), np.bool_), np.ones((1, 1), np.bool_)):
         np.testing.assert_array_equal(everything.postprocess(mask), mask)
@@ -212,10 +245,12 @@ def test_a_postprocessing_says_itself() -> None:
         keep_largest=True,
         min_component_fraction=0.01,
         fill_holes_fraction=0.001,
+        min_foreground_fraction=0.02,
     ).in_words()
     assert words == (
         "the Dice-optimal threshold of each image, temperature 1.3, largest component only, "
-        "components under 1.00% of the image removed, holes under 0.10% of the image filled"
+        "components under 1.00% of the image removed, holes under 0.10% of the image filled, "
+        "no foreground where it is under 2.00% of the image"
     )
 
 

@@ -34,6 +34,8 @@ RULES: list[dict[str, Any]] = [
     {"keep_largest": True},
     {"keep_largest": True, "fill_holes_fraction": 0.01},
     {"keep_largest": True, "min_component_fraction": 0.9},
+    {"min_foreground_fraction": 0.5},
+    {"min_component_fraction": 0.01, "min_foreground_fraction": 0.4},
 ]
 
 

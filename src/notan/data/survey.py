@@ -444,9 +444,10 @@ def several_objects_fraction(source: Source) -> float:
     Raises:
         DataError: A file cannot be read.
     """
-    return _mean_of_masks(
+    several = _of_masks(
         source, lambda mask: mask.has_several, lambda sample: holds_several(sample.mask)
     )
+    return sum(several) / len(several)
 
 
 def foreground_fraction(source: Source) -> float:
@@ -454,7 +455,21 @@ def foreground_fraction(source: Source) -> float:
 
     Which masks count is as in ``several_objects_fraction``, and so is what is raised.
     """
-    return _mean_of_masks(source, lambda mask: mask.foreground, _foreground)
+    shares = _of_masks(source, lambda mask: mask.foreground, _foreground)
+    return sum(shares) / len(shares)
+
+
+def least_foreground(source: Source) -> float | None:
+    """Return the foreground's share of the mask that has least of it, those without left aside.
+
+    Which masks count is as in ``several_objects_fraction``, and so is what is raised.
+
+    Returns:
+        Above 0, up to 1; None where all masks have foreground, or none has.
+    """
+    shares = _of_masks(source, lambda mask: mask.foreground, _foreground)
+    some = [share for share in shares if share]
+    return min(some) if 0 < len(some) < len(shares) else None
 
 
 def _foreground(labels: Labels | Sample) -> float:
@@ -462,16 +477,14 @@ def _foreground(labels: Labels | Sample) -> float:
     return float(counted.mean()) if counted.size else 0.0
 
 
-def _mean_of_masks(
+def _of_masks(
     source: Source, surveyed: Callable[[MaskSurvey], float], measured: Callable[[Sample], float]
-) -> float:
-    """Return the mean of what a survey knows of a mask, or of what is measured without one."""
+) -> list[float]:
+    """Return what a survey knows of each mask, or what is measured of some without one."""
     if isinstance(source, FileSource):
-        found = [surveyed(survey_mask(pair.mask, source.read_labels)) for pair in source.pairs]
-    else:
-        step = -(-len(source) // MOST_LOOKED_AT)
-        found = [measured(source[place]) for place in range(0, len(source), step)]
-    return sum(found) / len(found)
+        return [surveyed(survey_mask(pair.mask, source.read_labels)) for pair in source.pairs]
+    step = -(-len(source) // MOST_LOOKED_AT)
+    return [measured(source[place]) for place in range(0, len(source), step)]
 
 
 @lru_cache(MOST_REMEMBERED)

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from notan.data.samples import Joined
-from notan.data.survey import several_objects_fraction
+from notan.data.survey import least_foreground, several_objects_fraction
 from notan.metrics.counts import Counts
 from notan.metrics.statistics import CONFIDENCE
 from notan.modelfile.postprocess import Postprocessing, foretold_dice_of_each, logit, sigmoid
@@ -80,6 +80,9 @@ COMPONENT_RULES: tuple[dict[str, float | bool], ...] = (
     {"keep_largest": True, "fill_holes_fraction": 0.01},
 )
 
+
+EMPTY_BELOW = 0.1
+"""Of the least foreground that a training mask has, what is taken for none."""
 
 FILLING = Postprocessing(fill_holes_fraction=0.01)
 """Fills the holes that are filled also for no gain, where no true mask has any such."""
@@ -167,7 +170,8 @@ def choose_on(
     for sample, probability in _counted(predictions(), len(source)):
         pixels.see(sample, probability)
         kept.add(sample, probability)
-    postprocessing, reasons, gained = pixels.choose()
+    least = least_foreground(training or source)
+    postprocessing, reasons, gained = pixels.choose(EMPTY_BELOW * (least or 0.0))
     few = len(source) < FEWEST_TO_TRY
     several = 0.0 if few else several_objects_fraction(training or source)
     rules = _Rules(postprocessing, several_objects=several)
@@ -298,8 +302,13 @@ class _Pixels:
         both = np.bincount(bins, minlength=2 * len(LOGITS))
         self.counts.append(both.reshape(2, len(LOGITS)))
 
-    def choose(self) -> tuple[Postprocessing, list[str], float]:
-        """Return the calibration and the threshold, what they do, and the mean Dice they gain."""
+    def choose(self, empty_below: float) -> tuple[Postprocessing, list[str], float]:
+        """Return the calibration and the threshold, what they do, and the mean Dice they gain.
+
+        Args:
+            empty_below: Share of an image below which foreground is taken for none, where that
+                makes no mask worse on average; 0: never.
+        """
         number = len(self.counts)
         if number < FEWEST:
             few = f"{number} validation images are too few to choose on"
@@ -323,7 +332,31 @@ class _Pixels:
         # calibration moves no pixel to the other class: what is cut at moves with it
         at = chosen.calibrate(own if cut.taken else _probability(UNCUT))
         chosen = chosen.model_copy(update={"threshold": float(at[0])})
-        return chosen, reasons, cut.gain if cut.taken else 0.0
+        gained = cut.gain if cut.taken else 0.0
+        if empty_below:
+            worth = self.gain_of_emptying(cut.setting if cut.taken else UNCUT, empty_below)
+            how = "left empty" if worth >= 0 else "not left empty"
+            reasons.append(
+                f"masks of less than {empty_below:.2g} of the image: {how}, a tenth of the least "
+                f"foreground that training masks have beside empty ones; mean Dice {worth:+.4f}"
+            )
+            if worth >= 0:  # learned from training masks, so that this is no flattery
+                chosen = chosen.model_copy(update={"min_foreground_fraction": empty_below})
+                gained += worth
+        return chosen, reasons, gained
+
+    def gain_of_emptying(self, cut: int, below: float) -> float:
+        """Return the mean Dice gained where masks of less than a share of the image are emptied.
+
+        Args:
+            cut: One of ``THRESHOLDS``.
+            below: The share.
+        """
+        counts = np.stack(self.counts)
+        called = counts[:, :, THRESHOLDS.start + cut :].sum(axis=(1, 2))
+        pixels, foreground = counts.sum(axis=(1, 2)), counts[:, 1].sum(axis=1)
+        emptied = (called < below * pixels) & (called > 0)
+        return float(np.mean(np.where(emptied, (foreground == 0) - self.dice()[:, cut], 0.0)))
 
     @property
     def hold_both_classes(self) -> bool:
@@ -463,7 +496,10 @@ class _Rules:
 
     def see(self, sample: Sample, probability: Probability) -> None:
         plain = {
-            each.threshold_rule: each.mask(probability) for each in (self.chosen, self.optimal)
+            each.threshold_rule: each.model_copy(update={"min_foreground_fraction": 0.0}).mask(
+                probability
+            )
+            for each in (self.chosen, self.optimal)
         }
         masks = {rule: rule.postprocess(plain[rule.threshold_rule]) for rule in self.counts}
         different = {mask.tobytes(): mask for mask in masks.values()}  # most rules change nothing

@@ -22,7 +22,7 @@ import onnx
 import onnx.inliner
 import onnx.shape_inference
 from onnx import helper, numpy_helper
-from onnxscript import FLOAT, INT64, UINT8, script
+from onnxscript import BOOL, DOUBLE, FLOAT, INT64, UINT8, script
 from onnxscript import opset18 as op
 from onnxscript.values import Opset
 
@@ -166,9 +166,16 @@ def calibrate(
     return sigmoid(op.Log(inside / (1.0 - inside)) / temperature + bias)
 
 
+@script(own, default_opset=op)
+def emptied(mask: BOOL, least: DOUBLE) -> BOOL:
+    """Return a mask, or none of it where it covers less than a share of the image."""
+    covered = op.Cast(op.ReduceSum(op.Cast(mask, to=7), keepdims=0), to=11)
+    return op.And(mask, covered >= least * op.Cast(op.Size(mask), to=11))
+
+
 FUNCTIONS = (
     *(area_weights, neighbours, shrink, shrink_image, grow_image, grow_map, unpack, fit),
-    *(normalize, sigmoid, without_padding, restore, calibrate),
+    *(normalize, sigmoid, without_padding, restore, calibrate, emptied),
 )
 
 
@@ -287,7 +294,11 @@ def _decide(graph: _Graph, rule: Postprocessing, size: str, resized: str) -> Non
         probability = graph.call(calibrate, "notan/calibrated", probability, *constants)
     graph.nodes.append(helper.make_node("Identity", [probability], [PROBABILITY]))
     threshold = graph.constant("threshold", rule.threshold)
-    graph.nodes.append(helper.make_node("GreaterOrEqual", [PROBABILITY, threshold], [MASK]))
+    least = rule.min_foreground_fraction
+    mask = "notan/mask" if least else MASK
+    graph.nodes.append(helper.make_node("GreaterOrEqual", [PROBABILITY, threshold], [mask]))
+    if least:
+        graph.call(emptied, MASK, mask, graph.constant("least_covered", least, np.float64))
 
 
 def refuse_what_is_no_graph(rule: Postprocessing) -> None:

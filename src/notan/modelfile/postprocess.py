@@ -43,6 +43,7 @@ class Postprocessing(Section):
             background; of an image in tiles, of the part that a training image would show.
         fill_holes_fraction: Holes in the foreground below this share, likewise, are filled.
         keep_largest: Keep the largest foreground component alone.
+        min_foreground_fraction: A mask that covers less than this share, likewise, is left empty.
         expectation_scale: What the logit of the Dice that the probabilities foretell is multiplied
             by; above 1 where masks that a network is less sure of are worse than it foretells.
         expectation_bias: What is added to it then; below 0 where all are.
@@ -56,6 +57,7 @@ class Postprocessing(Section):
     min_component_fraction: Fraction = 0.0
     fill_holes_fraction: Fraction = 0.0
     keep_largest: bool = False
+    min_foreground_fraction: Fraction = 0.0
     expectation_scale: Annotated[float, Field(gt=0.0)] = 1.0
     expectation_bias: float = 0.0
     review_below: Fraction | None = None
@@ -106,12 +108,13 @@ class Postprocessing(Section):
         return self.temperature != 1.0 or self.bias != 0.0
 
     @property
-    def changes_components(self) -> bool:
-        """Whether a pixel's class depends on the components that it belongs to."""
-        return bool(self.keep_largest or self.min_component_fraction or self.fill_holes_fraction)
+    def looks_at_other_pixels(self) -> bool:
+        """Whether a pixel's class depends on the mask around it."""
+        of_components = self.min_component_fraction or self.fill_holes_fraction
+        return bool(self.keep_largest or of_components or self.min_foreground_fraction)
 
     def postprocess(self, mask: Mask) -> Mask:
-        """Remove small components and fill holes as asked for.
+        """Remove small components, fill holes and leave a mask empty as asked for.
 
         Components of the foreground are 8-connected, holes 4-connected. A part of the background
         that touches the image's edge is no hole.
@@ -126,6 +129,8 @@ class Postprocessing(Section):
             labels, areas, *edges = label_components(~mask, 4)
             small = (areas > 0) & (areas < self.fill_holes_fraction * mask.size)
             mask = mask | (small & ~np.any(edges, axis=0))[labels]
+        if np.count_nonzero(mask) < self.min_foreground_fraction * mask.size:
+            return np.zeros_like(mask)
         return mask
 
     def in_parts(self, share: float) -> Postprocessing:
@@ -138,11 +143,12 @@ class Postprocessing(Section):
         Args:
             share: Of the image that a training image would show; from 1 on nothing changes.
         """
-        if share >= 1 or not self.changes_components:
+        if share >= 1 or not self.looks_at_other_pixels:
             return self
         smaller = {
             "min_component_fraction": self.min_component_fraction * share,
             "fill_holes_fraction": self.fill_holes_fraction * share,
+            "min_foreground_fraction": self.min_foreground_fraction * share,
             "keep_largest": False,
         }
         return self.model_copy(update=smaller)
@@ -181,6 +187,9 @@ class Postprocessing(Section):
             words.append(f"components under {self.min_component_fraction:.2%} of the image removed")
         if self.fill_holes_fraction:
             words.append(f"holes under {self.fill_holes_fraction:.2%} of the image filled")
+        if self.min_foreground_fraction:
+            least = f"{self.min_foreground_fraction:.2%}"
+            words.append(f"no foreground where it is under {least} of the image")
         return ", ".join(words)
 
 

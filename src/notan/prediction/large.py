@@ -141,7 +141,7 @@ def predict_large(
             return files.enter_context(BandFile(folder, size[1], dtype)).extend(bands)
 
         maps: Iterable[Probability] = predictor.predict_bands(pixels, batch_size=batch_size)
-        whole_image = rule.threshold_rule == "dice" or rule.changes_components
+        whole_image = rule.threshold_rule == "dice" or rule.looks_at_other_pixels
         if whole_image or with_probability:
             maps = keep(maps, np.float32)
             threshold = _dice_threshold(maps) if rule.threshold_rule == "dice" else rule.threshold
@@ -192,9 +192,18 @@ def postprocess_bands(
         )
         if postprocessing.fill_holes_fraction:
             bands = keep(bands)
-    if not postprocessing.fill_holes_fraction:
+    if postprocessing.fill_holes_fraction:
+        bands = _without_holes(bands, postprocessing.fill_holes_fraction * pixels)
+    if not postprocessing.min_foreground_fraction:
         return bands
-    most = postprocessing.fill_holes_fraction * pixels
+    bands = keep(bands)
+    covered = sum(int(np.count_nonzero(band)) for band in bands)
+    is_enough = covered >= postprocessing.min_foreground_fraction * pixels
+    return (band & is_enough for band in bands)
+
+
+def _without_holes(bands: Iterable[Mask], most: float) -> Iterable[Mask]:
+    """Fill holes of less than so many pixels in bands that can be gone through several times."""
     holes = Components((~band for band in bands), 4).select(
         (~band for band in bands), lambda areas, at_edge: (areas < most) & ~at_edge
     )
