@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
     parser.add_argument("--minutes", type=float, default=5, help="the limit of each training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--images", nargs=2, type=int, default=[60, 40], help="train, test")
+    parser.add_argument("--images", nargs=2, type=int, default=[60, 200], help="train, test")
     parser.add_argument("--side", type=int, default=256, help="of an image, in pixels")
     parser.add_argument("--name", default="cracks", help="of the files of results")
     words = parser.parse_args(arguments)

@@ -32,7 +32,7 @@ from runs import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-LIKELY, UNLIKELY = 1.7, 1.1
+LIKELY, UNLIKELY = 1.1, 1.0
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def arithmetic(**flags: Any) -> tuple[torch.dtype, str]:
 
 def test_bf16_is_taken_where_it_is_measured_to_be_worth_it(gains: list[float]) -> None:
     gains += [LIKELY, UNLIKELY]
-    assert arithmetic() == (torch.bfloat16, "measured 1.7 times as fast as float32")
-    assert arithmetic() == (torch.float32, "bfloat16 measured 1.1 times as fast as float32")
+    assert arithmetic() == (torch.bfloat16, "measured 1.1 times as fast as float32")
+    assert arithmetic() == (torch.float32, "bfloat16 measured 1.0 times as fast as float32")
 
 
 @pytest.mark.usefixtures("gains")  # that are none: to measure would fail

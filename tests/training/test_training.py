@@ -87,11 +87,11 @@ def test_an_image_without_foreground_counts_by_how_much_it_was_given() -> None:
     found = [counted(100, 0, 0), counted(100, 0, 100)]
     assert steady_dice(found) is None
     assert steady_dice([counted(0, 5, 0), counted(0, 0, 0)]) is None
-    # the others' mean foreground is 150 of 1000 pixels: 15 false ones cost half
-    for false, worth in ((0, 1), (5, 15 / 20), (15, 1 / 2), (1000, 15 / 1015)):
+    # the others' mean foreground is 150 of 1000 pixels
+    for false, worth in ((0, 1), (15, 150 / 165), (150, 1 / 2), (1000, 150 / 1150)):
         expected = (1 + 2 / 3 + worth) / 3
         assert steady_dice([*found, counted(0, false, 0)]) == pytest.approx(expected)
-    smaller = counted(0, 15, 0, pixels=4000)  # as many pixels, of an image four times as large
+    smaller = counted(0, 150, 0, pixels=4000)  # as many pixels, of an image four times as large
     assert steady_dice([*found, smaller]) == pytest.approx((1 + 2 / 3 + 4 / 5) / 3)
     unknown = counted(0, 0, 0, pixels=0)
     assert steady_dice([*found, unknown]) == pytest.approx((1 + 2 / 3 + 1) / 3)
