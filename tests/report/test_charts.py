@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,23 @@ def test_no_two_charts_share_an_id_and_each_reference_is_answered(
     assert asked
     assert asked <= set(ids)
     assert "http" not in text
+
+
+def test_a_line_goes_on_over_epochs_without_validation() -> None:
+    """And breaks where a loss was no number. A time limit leaves many epochs unvalidated."""
+    history = [{"epoch": float(epoch), "train/loss": 0.5} for epoch in range(1, 7)]
+    history[1]["train/loss"] = float("nan")
+    for place in (0, 3, 5):
+        history[place]["validation/dice"] = 0.7
+    charts = dict(training_charts(history, 4))
+    lines = {
+        line.get_label(): np.asarray(line.get_xydata())
+        for chart in charts.values()
+        for line in chart.axes[0].lines
+    }
+    assert lines["Dice"].tolist() == [[1, 0.7], [4, 0.7], [6, 0.7]]
+    assert lines["training"].shape == (6, 2)
+    assert np.isnan(lines["training"][1, 1])
 
 
 @pytest.mark.parametrize("epochs", [1, 2])

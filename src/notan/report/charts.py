@@ -188,10 +188,13 @@ def training_charts(
     for chart, (what, styles) in TRAINING.items() if epochs else ():
         figure, axes = new_chart("epoch", what)
         for name, (label, colour, line) in styles.items():
-            values = [epoch.get(name, np.nan) for epoch in history]
-            if np.isfinite(values).any():
-                marker = "o" if len(epochs) == 1 else None
-                axes.plot(epochs, values, line, color=colour, label=label, marker=marker)
+            # an epoch without validation breaks no line, NaN does
+            known = {epoch["epoch"]: epoch[name] for epoch in history if name in epoch}
+            if np.isfinite([*known.values()]).any():
+                marker = "o" if len(known) == 1 else None
+                axes.plot(
+                    [*known], [*known.values()], line, color=colour, label=label, marker=marker
+                )
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if best_epoch is not None:
             axes.axvline(best_epoch, color=QUIET, linewidth=1, linestyle="--", zorder=0.9)
