@@ -34,7 +34,7 @@ from notan.runtime import has_quick_bf16
 from results import write_results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from notan.data.samples import Sample
     from notan.types import Mask
@@ -186,11 +186,14 @@ def means(found: Mapping[str, Mapping[str, float]]) -> str:
     return ", ".join(f"{name} {fmean(one[name] for one in found.values()):.4f}" for name in names)
 
 
-def rows(found: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> list[dict[str, str]]:
+def rows(
+    found: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]], empty: Collection[str] = ()
+) -> list[dict[str, str]]:
     """Return a row for each variant: means over seeds, and what they are above the yardstick.
 
     Args:
         found: Variant -> for each seed what ``Bench.scores`` returned.
+        empty: Images without a crack, of which each decides 1 or 0, by a single pixel.
     """
     table = []
     for variant, seeds in found.items():
@@ -206,6 +209,12 @@ def rows(found: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> li
                 row[f"{name} minus {YARDSTICK}"] = (
                     f"{gain.mean:+.4f} ({gain.low:+.4f} .. {gain.high:+.4f})"
                 )
+            if empty:
+                left = [seed[image][name] for seed in seeds for image in seed.keys() - {*empty}]
+                row[f"{name} of images with cracks"] = f"{fmean(left):.4f}"
+        if empty:
+            right = fmean(seed[image]["Dice"] for seed in seeds for image in empty)
+            row[f"right of {len(empty)} without"] = f"{right:.0%}"
         table.append(row)
     return table
 
@@ -246,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_results(
         words.name,
         f"Drawn cracks: Dice and clDice after {words.minutes:g} minutes on one core",
-        rows(found),
+        rows(found, [sample.name for sample in bench.test if not sample.mask.any()]),
         [
             f"{words.images[0]} training and {words.images[1]} test images of {words.side} pixels; "
             f"seeds {', '.join(map(str, words.seeds))}",

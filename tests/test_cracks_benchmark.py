@@ -53,6 +53,15 @@ def test_a_row_holds_the_paired_difference_to_the_yardstick() -> None:
     assert "Dice minus yardstick" not in cracks.rows({"as chosen": [seed(0.6)]})[0]
 
 
+def test_a_row_says_what_images_without_cracks_decide() -> None:
+    one = {"a": {"Dice": 0.6, "clDice": 0.8}, "b": {"Dice": 0.4, "clDice": 0.2}}
+    luck = {name: {"Dice": right, "clDice": right} for name, right in (("c", 1.0), ("d", 0.0))}
+    (row,) = cracks.rows({"as chosen": [one | luck]}, ["c", "d"])
+    assert row["Dice"] == row["clDice"] == "0.5000"
+    assert row["clDice of images with cracks"] == "0.5000"
+    assert row["right of 2 without"] == "50%"
+
+
 def test_what_was_scored_is_not_trained_again(tmp_path: Path) -> None:
     test = list(DrawnSource(2, size=(32, 32), kind="cracks"))
     bench = cracks.Bench(tmp_path, 90, "no-such-python", test)
