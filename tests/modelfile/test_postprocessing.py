@@ -208,6 +208,23 @@ def test_a_mask_that_covers_too_little_is_left_empty() -> None:
     assert not rule.postprocess(mask).any()
 
 
+def test_an_empty_mask_is_expected_to_be_right_where_little_foreground_is_left() -> None:
+    """An image with any has 0.2 of it: by Markov's inequality so many can be there at most."""
+    nothing = np.zeros((100, 80), np.bool_)
+    rule = Postprocessing(min_foreground_fraction=0.02, review_below=0.5)
+    for chance, expected in ((0.001, 0.995), (0.01, 0.95), (0.15, 0.25), (0.3, 0.0)):
+        probability = np.full(nothing.shape, chance, np.float32)
+        assert rule.expected_dice(probability, nothing) == pytest.approx(expected, abs=1e-6)
+        # independent pixels would never leave so large an image empty
+        assert Postprocessing().expected_dice(probability, nothing) < 0.001
+    assert not rule.needs_review(0.95)
+    some = np.zeros_like(nothing)
+    some[:50] = True
+    probability = np.where(some, np.float32(0.9), np.float32(0.1))
+    alone = Postprocessing().expected_dice(probability, some)
+    assert rule.expected_dice(probability, some) == alone
+
+
 def test_rules_for_a_part_of_an_image_are_for_its_pixels() -> None:
     whole = Postprocessing(
         threshold=0.3,

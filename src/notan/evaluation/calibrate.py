@@ -20,7 +20,13 @@ from notan.data.samples import Joined
 from notan.data.survey import least_foreground, several_objects_fraction
 from notan.metrics.counts import Counts
 from notan.metrics.statistics import CONFIDENCE
-from notan.modelfile.postprocess import Postprocessing, foretold_dice_of_each, logit, sigmoid
+from notan.modelfile.postprocess import (
+    EMPTY_BELOW,
+    Postprocessing,
+    foretold_dice_of_each,
+    logit,
+    sigmoid,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -80,9 +86,6 @@ COMPONENT_RULES: tuple[dict[str, float | bool], ...] = (
     {"keep_largest": True, "fill_holes_fraction": 0.01},
 )
 
-
-EMPTY_BELOW = 0.1
-"""Of the least foreground that a training mask has, what is taken for none."""
 
 FILLING = Postprocessing(fill_holes_fraction=0.01)
 """Fills the holes that are filled also for no gain, where no true mask has any such."""
@@ -504,7 +507,13 @@ class _Rules:
         masks = {rule: rule.postprocess(plain[rule.threshold_rule]) for rule in self.counts}
         different = {mask.tobytes(): mask for mask in masks.values()}  # most rules change nothing
         foretold = dict(
-            zip(different, foretold_dice_of_each(probability, different.values()), strict=True)
+            zip(
+                different,
+                foretold_dice_of_each(
+                    probability, different.values(), self.chosen.min_foreground_fraction
+                ),
+                strict=True,
+            )
         )
         self.holes += not np.array_equal(FILLING.postprocess(sample.mask), sample.mask)
         counts = {

@@ -26,6 +26,9 @@ FLOAT32_EPSILON = float(np.finfo(np.float32).eps)
 LEVELS = 2**16
 """Bins that ``dice_threshold`` sorts probabilities into; a power of two, so edges are exact."""
 
+EMPTY_BELOW = 0.1
+"""Of the least foreground that a training mask with any has, what is taken for none."""
+
 NO_FOREGROUND = 2.0
 """A threshold that no probability reaches."""
 
@@ -89,7 +92,7 @@ class Postprocessing(Section):
             probability: Calibrated, (height, width), 0..1.
             mask: bool, (height, width), True = foreground.
         """
-        return self.temper(foretold_dice(probability, mask))
+        return self.temper(foretold_dice(probability, mask, self.min_foreground_fraction))
 
     def temper(self, foretold: float) -> float:
         """Return what validation taught to expect where the probabilities foretell a Dice."""
@@ -208,28 +211,34 @@ def logit(probability: Probability) -> npt.NDArray[np.float32]:
     return np.log(odds, out=odds)
 
 
-def foretold_dice(probability: Probability, mask: Mask) -> float:
+def foretold_dice(probability: Probability, mask: Mask, empty_below: float = 0.0) -> float:
     """Return the Dice that the probabilities foretell of a mask: what to expect if they are right.
 
     Args:
         probability: Calibrated, (height, width), 0..1.
         mask: bool, (height, width), True = foreground.
+        empty_below: The rule's ``min_foreground_fraction``.
 
     Returns:
-        0..1. Of an empty mask, the chance that the image is empty.
+        0..1. Of an empty mask, the chance that the image is empty: as if pixels were independent,
+        or, where it is known how little foreground an image with any has, at least what Markov's
+        inequality leaves: of images with so much, no more than (expected foreground) / (so much)
+        can be there.
 
     Source: Dai and Li 2023 (RankSEG), arXiv:2206.13086: the expectation of 2 |Y and M| /
         (|Y| + |M|) over truths Y whose pixels are independent. It is developed to second order
         around the mean here, instead of summed over the number of foreground pixels; the rest falls
         with the square of that number.
     """
-    (foretold,) = foretold_dice_of_each(probability, [mask])
+    (foretold,) = foretold_dice_of_each(probability, [mask], empty_below)
     return foretold
 
 
-def foretold_dice_of_each(probability: Probability, masks: Iterable[Mask]) -> Iterator[float]:
+def foretold_dice_of_each(
+    probability: Probability, masks: Iterable[Mask], empty_below: float = 0.0
+) -> Iterator[float]:
     """Yield what ``foretold_dice`` says of each of several masks of one map, in less time."""
-    sums = MaskSums()
+    sums = MaskSums(empty_below)
     sums.add(probability, np.zeros(probability.shape, np.bool_))
     chance = probability.astype(np.float64)
     spread = chance * (1 - chance)
@@ -260,7 +269,8 @@ def dice_threshold(probability: Probability) -> float:
 class MaskSums:
     """What the foretold Dice of a mask needs, summed over the parts of an image."""
 
-    def __init__(self) -> None:
+    def __init__(self, empty_below: float = 0.0) -> None:
+        self.least = empty_below / EMPTY_BELOW  # that an image with foreground has of it
         self.size, self.pixels = 0, 0
         self.inside, self.whole, self.inside_spread, self.whole_spread = 0.0, 0.0, 0.0, 0.0
         self.log_empty = 0.0
@@ -281,6 +291,8 @@ class MaskSums:
 
     def foretold_dice(self) -> float:
         """Return what ``foretold_dice`` says of the whole image, 0..1."""
+        if not self.size and self.least:
+            return float(max(0.0, 1 - self.whole / (self.least * self.pixels)))
         if not self.size:
             return float(np.exp(self.log_empty))
         outside, outside_spread = self.whole - self.inside, self.whole_spread - self.inside_spread

@@ -132,8 +132,9 @@ def predict_large(
         StorageError: The disk is full.
         DivergedError: The network returned NaN or infinity.
     """
-    size, sums = pixels.size, MaskSums()
+    size = pixels.size
     rule = predictor.postprocessing_in_tiles(size)
+    sums = MaskSums(rule.min_foreground_fraction)
     with contextlib.ExitStack() as files:
 
         def keep(bands: Iterable[npt.NDArray[Any]], dtype: npt.DTypeLike = np.bool_) -> BandFile:
