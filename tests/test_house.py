@@ -32,7 +32,7 @@ MOST_IMPORTS_FROM_OTHER_ROOMS = 14
 LEANING_STILL = {"src/notan/api.py": 22, "src/notan/pretraining/pretrainer.py": 23}
 """Modules above that, which may only come down."""
 
-MOST_LINES, MOST_FILES = 56_414, 235
+MOST_LINES, MOST_FILES = 56_416, 235
 """The aim was 21,000 lines in 125 files, and 27,100 were reached; reading files as people have
 them took 2,600 more. A new feature may raise this by what it needs, nothing else may."""
 

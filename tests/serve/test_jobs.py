@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from notan.modelfile.postprocess import Postprocessing
 from notan.prediction.pixels import encode_png
+from notan.prediction.predictor import Predictor
+from notan.prediction.tiles import Tiling
 from notan.serve.jobs import Jobs, MaskJob, Reply
 from notan.serve.metrics import resident_bytes
 from notan.web.answers import RefusedError
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from notan.prediction.predictor import Prediction, Predictor
+    from notan.prediction.predictor import Prediction
     from serving import Gate
     from web_server import Running
 
@@ -245,6 +248,30 @@ def test_an_image_in_tiles_is_given_up_between_two_rows_of_them(
     jobs.put(whole)
     assert whole.reply.result(PATIENCE).content == b"(200, 60)"
     jobs.stop()
+
+
+def test_a_mosaic_gets_the_rules_that_predict_gives_it(predictor: Predictor) -> None:
+    learned = Postprocessing(threshold=0.0, keep_largest=True, fill_holes_fraction=0.01)
+    tiled = Predictor(
+        predictor.backend,
+        predictor.preprocessor,
+        postprocessing=learned,
+        tiling=Tiling(always=True, scale=1.0),
+    )
+    jobs, found = Jobs(tiled, workers=1), list[Postprocessing]()
+
+    def note(prediction: Prediction) -> Reply:
+        found.append(prediction.postprocessing)
+        return reply(prediction)
+
+    jobs.start()
+    mosaic = MaskJob(image(200, 160), (200, 160), note)
+    jobs.put(mosaic)
+    mosaic.reply.result(PATIENCE)
+    jobs.stop()
+    assert found == [tiled(np.full((200, 160, 3), 200, np.uint8)).postprocessing]
+    assert found[0].fill_holes_fraction < 0.01
+    assert not found[0].keep_largest
 
 
 def test_memory_does_not_grow_with_the_number_of_shapes(served: Running) -> None:

@@ -22,6 +22,7 @@ from notan.modelfile.card import load_checkpoint, read_card
 from notan.prediction.predictor import Predictor
 from notan.training import train
 from notan.training.optim import rate_factor
+from notan.training.state import Best
 from notan.training.trainer import Trainer
 from notan.training.validation import Validation, steady_dice
 from photographs import Kept
@@ -123,6 +124,13 @@ def test_no_epoch_is_the_best_by_luck_with_an_empty_image(
         "averaged": False,
         "steady_dice": 0.69,
     }
+
+
+def test_what_an_earlier_version_kept_is_beaten_by_dice() -> None:
+    worse = Validation({}, 0.62, 0.75, 0.5, 0.1)
+    assert not worse.is_better_than(Best(0.7, 3, 0.1))
+    assert worse.is_better_than(Best(0.6, 3, 0.1))
+    assert worse.is_better_than(Best(0.7, 3, 0.1, steady_dice=0.74))
 
 
 def test_a_training_with_empty_validation_images_says_what_it_chose_by(

@@ -453,7 +453,7 @@ class Predictor:
         """
         grid = self._grid(pixels.size)
         logger.info("%s", grid.in_words())
-        if self.postprocessing_in_tiles(pixels.size) != self.postprocessing:
+        if self.postprocessing.in_parts(grid.part) != self.postprocessing:
             largest = self.postprocessing.keep_largest
             logger.info(
                 "what is a speck or a small hole goes by the size of a training image, %.2g of "

@@ -32,12 +32,12 @@ logger = logging.getLogger("notan")
 
 WORTH_IT = 1.05
 """How many times as fast bf16 must be measured to be taken. Few images show less of it than a batch
-does: ``measure_gain`` finds 1.1 to 1.4 with two and 1.6 with eight (a U-Net on EfficientNet-Lite0,
-256x256, a core of an AMD EPYC beside another program), where float32 costs a third of the steps."""
+does: of a U-Net on EfficientNet-Lite0, 256x256, ``measure_gain`` finds 1.2 to 1.6 with two and 1.6
+to 1.8 with eight (AMD EPYC, one core). A training that found 1.1 lost a third of its steps."""
 
 MOST_SECONDS, OF_THE_LIMIT = 6.0, 0.01
 """Of the processor that measuring takes, and the share of a time limit that this may be, where two
-images are not slower already. Few images at once show less of a gain than a batch does."""
+images are not slower already."""
 
 TURNS = 2
 """Steps in each arithmetic that are timed, after one that is not; the quicker one counts."""

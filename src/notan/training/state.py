@@ -210,7 +210,7 @@ class Best:
         baseline: What the same answer for every image would score: all foreground; of a
             pretraining the mean colour in every gap.
         averaged: Whether the EMA of the weights scored it.
-        steady_dice: What it is compared by in place of its score, as ``Validation`` says.
+        steady_dice: See ``Validation``; None too in states of earlier versions.
     """
 
     score: float
@@ -218,11 +218,6 @@ class Best:
     baseline: float
     averaged: bool = False
     steady_dice: float | None = None
-
-    @property
-    def compared(self) -> float:
-        """What the better epoch has more of."""
-        return self.score if self.steady_dice is None else self.steady_dice
 
 
 @dataclass

@@ -338,7 +338,7 @@ class Trainer(Loop):
         """Save the model, or its EMA, if it is better than all before."""
         progress, setup = self.progress, self.setup
         scored = max(validations, key=lambda validation: validation.compared, default=None)
-        if scored is None or (progress.best and scored.compared <= progress.best.compared):
+        if scored is None or (progress.best and not scored.is_better_than(progress.best)):
             return
         averaged = setup.average if scored is not validations[0] else None
         model = averaged.module if averaged else setup.model

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from notan.modelfile.preprocess import Preprocessor
     from notan.prediction.backends import Array, Backend
     from notan.training.ranks import Ranks
+    from notan.training.state import Best
     from notan.training.steps import Criterion
     from notan.types import Size
 
@@ -65,6 +66,12 @@ class Validation:
     def compared(self) -> float:
         """What the better epoch has more of."""
         return self.dice if self.steady_dice is None else self.steady_dice
+
+    def is_better_than(self, best: Best) -> bool:
+        """Compare like with like: what an earlier version kept knows its Dice alone."""
+        if best.steady_dice is None:
+            return self.dice > best.score
+        return self.compared > best.steady_dice
 
 
 class Scored(NamedTuple):
